@@ -1,0 +1,165 @@
+"""The vocabulary that every package shares: samples, knobs with their masks, budgets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+NUM_BLOCKS_TOTAL = 16
+"""Decoder blocks of the model that the knobs are made for."""
+
+FULL_TOP_K = 8
+"""Experts a token visits in the blocks that run before stage 2 has decided."""
+
+
+class Tier(IntEnum):
+    """Image tier: how many high-resolution crops the preprocessor may cut."""
+
+    LOW = 0
+    MEDIUM = 1
+    HIGH = 2
+
+    @property
+    def max_crops(self) -> int:
+        """Largest number of crops of this tier, the global one not counted."""
+        return (3, 6, 12)[self]
+
+    @classmethod
+    def parse(cls, value: Tier | int | str) -> Tier:
+        """Returns the tier of a name ("low") or index; raises ValueError for anything else."""
+        try:
+            return cls[value.upper()] if isinstance(value, str) else cls(value)
+        except (KeyError, ValueError):
+            names = ", ".join(tier.name.lower() for tier in cls)
+            raise ValueError(f"unknown tier {value!r}: use one of {names}, or 0, 1, 2") from None
+
+
+TIERS = tuple(Tier)
+POSITIONS = (1, 2, 3, 4, 5)
+TOP_KS = (4, 5, 6, 7, 8)
+NUM_BLOCKS = (12, 13, 14, 15, 16)
+STAGE1_SIZES = (len(TIERS), len(POSITIONS))
+STAGE2_SIZES = (len(TOP_KS), len(NUM_BLOCKS))
+MIN_BLOCKS_AFTER_POSITION = 11
+
+
+def num_blocks_mask(position: int) -> np.ndarray:
+    """Which of NUM_BLOCKS are allowed after stage 2 ran at `position`: bool[5].
+
+    At least 11 blocks stay after the insertion position, so p=1 allows 12..16 and p=5 only 16.
+    """
+    if position not in POSITIONS:
+        raise ValueError(f"unknown insertion position {position!r}: use one of {POSITIONS}")
+    return np.array([n - position >= MIN_BLOCKS_AFTER_POSITION for n in NUM_BLOCKS])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Knobs:
+    """One whole configuration; construction raises ValueError for an invalid one."""
+
+    tier: Tier
+    position: int
+    top_k: int
+    num_blocks: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tier", Tier.parse(self.tier))
+        mask = num_blocks_mask(self.position)
+        if self.top_k not in TOP_KS:
+            raise ValueError(f"unknown top_k {self.top_k!r}: use one of {TOP_KS}")
+        if self.num_blocks not in NUM_BLOCKS or not mask[NUM_BLOCKS.index(self.num_blocks)]:
+            allowed = [n for n, ok in zip(NUM_BLOCKS, mask, strict=True) if ok]
+            raise ValueError(
+                f"num_blocks {self.num_blocks!r} is masked at position {self.position}: "
+                f"use one of {allowed}"
+            )
+
+    @classmethod
+    def from_indices(cls, indices: Any) -> Knobs:
+        """Builds a configuration from four choice indices (tier, position, top_k, num_blocks)."""
+        tier, position, top_k, num_blocks = (int(i) for i in indices)
+        return cls(
+            tier=TIERS[tier],
+            position=POSITIONS[position],
+            top_k=TOP_KS[top_k],
+            num_blocks=NUM_BLOCKS[num_blocks],
+        )
+
+    def indices(self) -> tuple[int, int, int, int]:
+        """The four choice indices, in the order of the heads."""
+        return (
+            int(self.tier),
+            POSITIONS.index(self.position),
+            TOP_KS.index(self.top_k),
+            NUM_BLOCKS.index(self.num_blocks),
+        )
+
+    def __str__(self) -> str:
+        tier = self.tier.name.lower()
+        return f"{tier}-p{self.position}-k{self.top_k}-b{self.num_blocks}"
+
+
+FULL_KNOBS = Knobs(tier=Tier.HIGH, position=1, top_k=8, num_blocks=16)
+CHEAPEST_KNOBS = Knobs(tier=Tier.LOW, position=1, top_k=4, num_blocks=12)
+
+
+def all_knobs() -> Iterator[Knobs]:
+    """The 225 valid configurations, tiers outermost."""
+    for tier in TIERS:
+        for position in POSITIONS:
+            for top_k in TOP_KS:
+                for num_blocks, ok in zip(NUM_BLOCKS, num_blocks_mask(position), strict=True):
+                    if ok:
+                        yield Knobs(
+                            tier=tier, position=position, top_k=top_k, num_blocks=num_blocks
+                        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One question about one image (or about none).
+
+    `prompt` is the user's text with the task's style in front, without the role format, which
+    the preprocessor adds.
+    """
+
+    id: str
+    task: str
+    image: Image.Image | None
+    prompt: str
+    answers: tuple[str, ...]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+def check_budget_ms(budget_ms: float) -> float:
+    """Returns the budget as a float; raises ValueError unless it is a positive finite number."""
+    budget_ms = float(budget_ms)
+    if not math.isfinite(budget_ms) or budget_ms <= 0:
+        raise ValueError(
+            f"latency budget {budget_ms} ms: give a positive, finite number of milliseconds"
+        )
+    return budget_ms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetRange:
+    """The run's budgets in ms; kept with the controller, which sees them normalised to [0, 1]."""
+
+    low_ms: float
+    high_ms: float
+
+    def __post_init__(self) -> None:
+        check_budget_ms(self.low_ms)
+        check_budget_ms(self.high_ms)
+        if self.high_ms <= self.low_ms:
+            raise ValueError(f"budget range {self.low_ms}..{self.high_ms} ms is empty: raise high")
+
+    def normalise(self, budget_ms: float) -> float:
+        """Maps the range to [0, 1]; budgets outside it are not clipped."""
+        return (check_budget_ms(budget_ms) - self.low_ms) / (self.high_ms - self.low_ms)

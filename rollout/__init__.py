@@ -1,0 +1,1 @@
+"""The frozen model, its executor, its clock and group rollouts."""
