@@ -277,4 +277,4 @@ def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
         is_deep = image.mode != "I" or values.max() > 255
         grey = (values // 257 if is_deep else values).clip(0, 255).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
-    return np.asarray(image.convert("RGB"))
+    return np.array(image.convert("RGB"))

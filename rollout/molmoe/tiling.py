@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
 CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
 
+MAX_COVER_RATIO = 16
+"""Covering may enlarge an image to at most this multiple of the canvas' pixels."""
+
 Pixels = NDArray[np.float32]
 
 
@@ -79,7 +82,7 @@ def _is_prime_above_two(number: int) -> bool:
 
 def resize(image_HW3: NDArray[np.uint8], height: int, width: int) -> Pixels:
     """Antialiased bilinear resize in float32, clipped to [0, 1]."""
-    x = torch.from_numpy(np.ascontiguousarray(image_HW3)).permute(2, 0, 1)[None].float() / 255
+    x = torch.tensor(image_HW3).permute(2, 0, 1)[None].float() / 255
     x = F.interpolate(x, size=(height, width), mode="bilinear", antialias=True)
     return x[0].clamp(0, 1).permute(1, 2, 0).numpy()
 
@@ -99,10 +102,20 @@ def letterbox(image_HW3: NDArray[np.uint8], height: int, width: int) -> tuple[Pi
 
 
 def fill(image_HW3: NDArray[np.uint8], height: int, width: int) -> tuple[Pixels, Pixels]:
-    """Scales to cover and cuts the middle out: normalised pixels [H, W, 3] and valid mask [H, W]."""
+    """Scales to cover and cuts the middle out: normalised pixels [H, W, 3] and valid mask [H, W].
+
+    A source so narrow that covering would blow it up beyond any use is cut to the canvas' aspect
+    ratio first, so that memory stays bounded.
+    """
     source_h, source_w = image_HW3.shape[:2]
     scale = max(height / source_h, width / source_w)
-    outer_h, outer_w = max(int(source_h * scale), height), max(int(source_w * scale), width)
+    if source_h * source_w * scale**2 > MAX_COVER_RATIO * height * width:
+        keep_h = min(source_h, math.ceil(height / scale))
+        keep_w = min(source_w, math.ceil(width / scale))
+        top, left = (source_h - keep_h) // 2, (source_w - keep_w) // 2
+        image_HW3 = image_HW3[top : top + keep_h, left : left + keep_w]
+        source_h, source_w = keep_h, keep_w
+    outer_h, outer_w = max(round(source_h * scale), height), max(round(source_w * scale), width)
     top, left = (outer_h - height) // 2, (outer_w - width) // 2
     pixels = resize(image_HW3, outer_h, outer_w)[top : top + height, left : left + width]
     return (pixels - CLIP_MEAN) / CLIP_STD, np.ones((height, width), dtype=np.float32)
