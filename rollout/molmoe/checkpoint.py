@@ -74,9 +74,7 @@ def tensor_slots(model: MolmoE) -> dict[str, Tensor]:
     slots: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         parameter = parameter.detach()
-        if name.startswith("blocks."):
-            name = f"model.transformer.{name}"
-        elif name.startswith(("wte.", "ln_f.")):
+        if name.startswith("blocks.") or name.startswith(("wte.", "ln_f.")):
             name = f"model.transformer.{name}"
         elif name.startswith("vision."):
             name = "model.vision_backbone." + _published_vision_name(name)

@@ -94,7 +94,7 @@ class MolmoEConfig:
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any], *, eos_token_id: int = 50279) -> MolmoEConfig:
-        """Reads the published layout; raises ValueError naming each unsupported or missing field."""
+        """Reads the published layout; raises ValueError naming unsupported or missing fields."""
         problems = [
             f"{key} = {raw[key]!r} (supported: {', '.join(map(repr, ok))})"
             for key, ok in SUPPORTED.items()

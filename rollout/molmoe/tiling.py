@@ -115,7 +115,10 @@ def fill(image_HW3: NDArray[np.uint8], height: int, width: int) -> tuple[Pixels,
         top, left = (source_h - keep_h) // 2, (source_w - keep_w) // 2
         image_HW3 = image_HW3[top : top + keep_h, left : left + keep_w]
         source_h, source_w = keep_h, keep_w
-    outer_h, outer_w = max(round(source_h * scale), height), max(round(source_w * scale), width)
+    if height / source_h >= width / source_w:
+        outer_h, outer_w = height, math.ceil(source_w * scale)
+    else:
+        outer_h, outer_w = math.ceil(source_h * scale), width
     top, left = (outer_h - height) // 2, (outer_w - width) // 2
     pixels = resize(image_HW3, outer_h, outer_w)[top : top + height, left : left + width]
     return (pixels - CLIP_MEAN) / CLIP_STD, np.ones((height, width), dtype=np.float32)
