@@ -30,12 +30,22 @@ class ControllerConfig:
     """Sizes of the controller and the run's budget range.
 
     The defaults keep the two stages under 250K weights at d_model 2048.
+
+    Attributes:
+        d_model: width of the frozen model.
+        budget_low_ms: low end of the run's budgets.
+        budget_high_ms: high end.
+        sinusoid_scale: the normalised budget is multiplied by it before the sinusoids. At 1 the
+            fastest one turns by one radian over the whole range, and policies that must change
+            within a few milliseconds are learnt slowly.
+        projection_dim: width that each wide input is projected down to.
+        hidden_dim: width of each stage's hidden layer.
     """
 
     d_model: int
     budget_low_ms: float
     budget_high_ms: float
-    sinusoid_scale: float = 1.0
+    sinusoid_scale: float = 100.0
     projection_dim: int = 32
     hidden_dim: int = 64
 
@@ -206,17 +216,21 @@ def choose(
             not depend on the members beside it. A single row of logits serves any number of
             generators (stage 1's logits are the same for a whole group).
     """
+    widest = max(head.shape[-1] for head in logits)
+    logits_B2K = torch.stack(
+        [
+            nn.functional.pad(head, (0, widest - head.shape[-1]), value=-torch.inf)
+            for head in logits
+        ],
+        dim=1,
+    )
     if generators is None:
-        indices = [head.argmax(-1) for head in logits]
+        indices_B2 = logits_B2K.argmax(-1)
     else:
         generators = [generators] if isinstance(generators, torch.Generator) else generators
-        logits = type(logits)(*(head.expand(len(generators), -1) for head in logits))
-        indices = [sample(head, generators) for head in logits]
-    log_probs = [
-        log_probs_of(head.log_softmax(-1), index)
-        for head, index in zip(logits, indices, strict=True)
-    ]
-    return Choice(torch.stack(indices, -1), torch.stack(log_probs, -1))
+        logits_B2K = logits_B2K.expand(len(generators), -1, -1)
+        indices_B2 = sample(logits_B2K, generators)
+    return Choice(indices_B2, log_probs_of(logits_B2K.log_softmax(-1), indices_B2))
 
 
 def evaluate_actions(log_distributions: Sequence[Tensor], actions_B4: Tensor) -> Evaluation:

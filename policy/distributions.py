@@ -3,7 +3,7 @@
 A masked choice has the logit -inf: its probability is exactly zero, and neither values nor
 gradients of the functions below become NaN because of it.
 
-Shapes: B rows, K choices of one head.
+Shapes: B rows, H heads, K choices of a head.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ def kl_divergence(log_distribution_BK: Tensor, log_reference_BK: Tensor) -> Tens
     return (log_distribution_BK.exp() * log_ratio_BK).sum(-1)
 
 
-def sample(logits_BK: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """Samples one choice [B] a row, row b from generators[b] alone (Gumbel-max).
+def sample(logits_BHK: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """Samples H choices [B, H] a row, row b from generators[b] alone (Gumbel-max).
 
-    A row's choice depends on its logits and its own generator only, so it does not change with
+    A row's choices depend on its logits and its own generator only, so they do not change with
     the rows beside it. The noise is drawn on the generators' device.
     """
-    noise_BK = torch.stack(
+    noise_BHK = torch.stack(
         [
-            torch.empty(logits_BK.shape[-1], device=generator.device).exponential_(
+            torch.empty(logits_BHK.shape[1:], device=generator.device).exponential_(
                 generator=generator
             )
             for generator in generators
         ]
     )
-    return (logits_BK - noise_BK.to(logits_BK.device).log()).argmax(-1)
+    return (logits_BHK - noise_BHK.log().to(logits_BHK.device)).argmax(-1)
