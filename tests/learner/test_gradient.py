@@ -156,4 +156,4 @@ def test_sampled_estimator_against_the_exact_gradient(tmp_path, name):
     projected, truth = samples @ directions.T, directions @ exact
     standard_error = projected.std(0) / len(samples) ** 0.5
     assert ((projected.mean(0) - truth).abs() < 3.5 * standard_error).all()
-    assert standard_error[0] < 0.1 * truth[0], "too few samples to tell"
+    assert standard_error[0] < 0.15 * truth[0], "too few samples to tell"
