@@ -5,11 +5,14 @@ Shapes: N episodes; every argument may be a number or an array [N].
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from envs.spec import Knobs
 
 Array = NDArray[np.float64]
 
@@ -42,9 +45,9 @@ def budget_reward(
     The last term orders configurations where nothing fits. `violation_cost` is lambda.
     """
     score = np.asarray(score, dtype=np.float64)
-    overshoot = np.asarray(latency_ms, dtype=np.float64) / np.asarray(budget_ms) - 1
-    violation = -violation_cost * (overshoot > 0)
-    excess = -0.5 * np.clip(overshoot, 0, 1)
+    overshoot: Array = np.asarray(latency_ms, np.float64) / np.asarray(budget_ms, np.float64) - 1
+    violation: Array = -violation_cost * (overshoot > 0).astype(np.float64)
+    excess: Array = -0.5 * np.clip(overshoot, 0, 1)
     return Reward(
         score=score,
         constraint=violation + excess,
@@ -155,3 +158,59 @@ class PIDLambda:
 
     def __repr__(self) -> str:
         return f"PIDLambda({asdict(self.config)}, value={self.value:.3f})"
+
+
+class RewardFunction(Protocol):
+    """What the environment and the training loop need of a reward."""
+
+    def __call__(
+        self,
+        score: ArrayLike,
+        latency_ms: ArrayLike,
+        budget_ms: ArrayLike,
+        knobs: Sequence[Knobs],
+    ) -> Reward:
+        """The reward of N episodes."""
+        ...
+
+
+@dataclass(slots=True, kw_only=True)
+class BudgetReward:
+    """`budget_reward` with the lambda in force; the training loop sets it at each step."""
+
+    violation_cost: float = 0.5
+
+    def __call__(
+        self,
+        score: ArrayLike,
+        latency_ms: ArrayLike,
+        budget_ms: ArrayLike,
+        knobs: Sequence[Knobs],
+    ) -> Reward:
+        """The default reward of N episodes; it does not depend on the knobs."""
+        return budget_reward(score, latency_ms, budget_ms, violation_cost=self.violation_cost)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferenceReward:
+    """`reference_reward` with its weights."""
+
+    weights: ReferenceWeights = field(default_factory=ReferenceWeights)
+
+    def __call__(
+        self,
+        score: ArrayLike,
+        latency_ms: ArrayLike,
+        budget_ms: ArrayLike,
+        knobs: Sequence[Knobs],
+    ) -> Reward:
+        """The earlier implementation's reward of N episodes."""
+        return reference_reward(
+            score,
+            latency_ms,
+            budget_ms,
+            max_crops=np.array([k.tier.max_crops for k in knobs]),
+            top_k=np.array([k.top_k for k in knobs]),
+            num_blocks=np.array([k.num_blocks for k in knobs]),
+            weights=self.weights,
+        )

@@ -216,8 +216,11 @@ class Executor(Protocol):
         """Mean word embedding of the prompt, float32 [D]."""
         ...
 
-    def open(self, sample: Sample) -> GroupSession:
-        """Starts a group of episodes on one sample; raises ValueError naming an unusable one."""
+    def open(self, sample: Sample, budget_ms: float) -> GroupSession:
+        """Starts a group of episodes on one (sample, budget).
+
+        Raises ValueError naming the sample if it is unusable.
+        """
         ...
 
 
