@@ -48,17 +48,7 @@ def make_batch(
     Raises:
         ValueError: no groups, groups of different sizes, or rewards of another shape.
     """
-    sizes = {group.group_size for group in groups}
-    if len(sizes) != 1:
-        raise ValueError(
-            f"a batch has groups of sizes {sorted(sizes)}: give at least one group, all of one size"
-        )
-    size = sizes.pop()
-    if np.shape(score_rewards_NG) != (len(groups), size):
-        raise ValueError(
-            f"score rewards have shape {np.shape(score_rewards_NG)} for {len(groups)} groups of "
-            f"{size}: give one for each episode"
-        )
+    size = _common_size(groups, score_rewards_NG)
     score_NG = np.asarray(score_rewards_NG, np.float64)
     constraint_NG = np.asarray(constraint_rewards_NG, np.float64)
     advantages_NG = combine(form, score_NG, constraint_NG)
@@ -79,6 +69,21 @@ def make_batch(
         active_N=torch.from_numpy(active_N).to(like.device),
         group_size=size,
     )
+
+
+def _common_size(groups: Sequence[GroupRollout], score_rewards_NG: np.ndarray) -> int:
+    sizes = {group.group_size for group in groups}
+    if len(sizes) != 1:
+        raise ValueError(
+            f"a batch has groups of sizes {sorted(sizes)}: give at least one group, all of one size"
+        )
+    size = sizes.pop()
+    if np.shape(score_rewards_NG) != (len(groups), size):
+        raise ValueError(
+            f"score rewards have shape {np.shape(score_rewards_NG)} for {len(groups)} groups of "
+            f"{size}: give one for each episode"
+        )
+    return size
 
 
 def save_for_inspection(

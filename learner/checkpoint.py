@@ -123,16 +123,11 @@ class CheckpointStore:
                 nothing is written then.
             CheckpointError: writing failed (a full disk, for one); older checkpoints are intact.
         """
-        metric = metric if metric is not None and math.isfinite(metric) else None
-        files = serialization.to_files(controller.config, controller.to_numpy())
-        files[LEARNER_NAME] = _learner_bytes(learner_state)
-        files[STATE_NAME] = _state_bytes(state)
-        hashes = {name: _sha256(content) for name, content in files.items()}
-        files[MANIFEST_NAME] = Manifest(step=step, metric=metric, files=hashes).to_bytes()
+        files = _to_files(step, controller, learner_state, state, metric)
         folder = self.root / f"step_{step:08d}"
         temporary = self.root / f"{TEMPORARY_PREFIX}{folder.name}"
-        self._drop_remains()
         try:
+            self._clear_remains()
             _write_folder(temporary, files)
             self._move_in(temporary, folder)
             self._point_latest_at(folder.name)
@@ -229,11 +224,16 @@ class CheckpointStore:
             raise
         shutil.rmtree(replaced, ignore_errors=True)
 
-    def _drop_remains(self) -> None:
-        """Removes what a killed process left half written."""
-        for prefix in (TEMPORARY_PREFIX, REPLACED_PREFIX):
-            for path in self.root.glob(f"{prefix}step_*"):
+    def _clear_remains(self) -> None:
+        """Removes what a killed process left half written, and puts back what it had set aside."""
+        for path in self.root.glob(f"{TEMPORARY_PREFIX}step_*"):
+            shutil.rmtree(path, ignore_errors=True)
+        for path in self.root.glob(f"{REPLACED_PREFIX}step_*"):
+            folder = self.root / path.name.removeprefix(REPLACED_PREFIX)
+            if folder.exists():
                 shutil.rmtree(path, ignore_errors=True)
+            else:
+                os.rename(path, folder)
 
     def _drop_old(self) -> None:
         best = self.best()
@@ -241,6 +241,23 @@ class CheckpointStore:
             folder = self.root / f"step_{step:08d}"
             if folder != best:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _to_files(
+    step: int,
+    controller: Controller,
+    learner_state: Mapping[str, Any],
+    state: Mapping[str, Any],
+    metric: float | None,
+) -> dict[str, bytes]:
+    """All files of a checkpoint, by name; raises TypeError for what could not be read back."""
+    files = serialization.to_files(controller.config, controller.to_numpy())
+    files[LEARNER_NAME] = _learner_bytes(learner_state)
+    files[STATE_NAME] = _state_bytes(state)
+    metric = metric if metric is not None and math.isfinite(metric) else None
+    hashes = {name: _sha256(content) for name, content in files.items()}
+    files[MANIFEST_NAME] = Manifest(step=step, metric=metric, files=hashes).to_bytes()
+    return files
 
 
 def _state_bytes(state: Mapping[str, Any]) -> bytes:

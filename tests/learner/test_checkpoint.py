@@ -151,6 +151,13 @@ def test_a_killed_writers_remains_are_ignored_and_removed(tmp_path):
     assert store.steps() == [1, 2]
 
 
+def test_a_checkpoint_set_aside_by_a_killed_writer_is_put_back(tmp_path):
+    store = save_steps(tmp_path, [1])
+    os.rename(tmp_path / "step_00000001", tmp_path / ".replaced_step_00000001")
+    store.save(2, make_controller(), {}, {})
+    assert store.load(tmp_path / "step_00000001").state == {"position": 1}
+
+
 def test_the_same_step_is_replaced(tmp_path):
     store = save_steps(tmp_path, [1])
     store.save(1, make_controller(seed=4), {}, {"again": True})
