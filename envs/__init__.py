@@ -1,1 +1,1 @@
-"""The vocabulary, the environment, the reward and the tasks; imports nothing of the other packages."""
+"""Vocabulary, environment, reward and tasks; imports nothing of the other packages."""

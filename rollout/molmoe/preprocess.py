@@ -1,0 +1,280 @@
+"""Image and prompt to model inputs, bit-identical to the published preprocessing.
+
+Shapes: T tokens, C crops (the global one first), P patches of a crop, X values of a patch,
+V vision tokens of a crop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from rollout.molmoe.checkpoint import resolve_folder
+from rollout.molmoe.config import MolmoEConfig
+from rollout.molmoe.tiling import (
+    FILL_TIERS,
+    Pixels,
+    fill,
+    letterbox,
+    patch_means,
+    select_fill_tiling,
+    select_tiling,
+    to_patches,
+)
+
+MAX_PIXELS = 2**25
+"""Larger images are first reduced by a whole factor, so that memory stays bounded."""
+
+FillName = Literal["low", "medium", "high"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInputs:
+    """One prompt, ready for the model.
+
+    Attributes:
+        token_ids: int64 [T]: BOS, image tokens, text.
+        images: float32 [C, P, X], or None for text alone.
+        image_masks: float32 [C, P]: valid fraction of each patch; -1 in the last row.
+        image_input_idx: int64 [C, V]: where each vision token is added; negative: nowhere.
+        num_vision_tokens: vision tokens that reach the decoder.
+        num_text_tokens: tokens of the prompt's text, role format included.
+        tiling: rows and columns of high-resolution crops; (0, 0) for text alone.
+    """
+
+    token_ids: Tensor
+    images: Tensor | None
+    image_masks: Tensor | None
+    image_input_idx: Tensor | None
+    num_vision_tokens: int
+    num_text_tokens: int
+    tiling: tuple[int, int]
+
+    @property
+    def text_ids(self) -> Tensor:
+        """Ids of the prompt's text: int64 [num_text_tokens]."""
+        return self.token_ids[len(self.token_ids) - self.num_text_tokens :]
+
+    def to(self, device: torch.device | str) -> ModelInputs:
+        """The same record with its tensors on another device."""
+        if self.images is None or self.image_masks is None or self.image_input_idx is None:
+            return replace(self, token_ids=self.token_ids.to(device))
+        return replace(
+            self,
+            token_ids=self.token_ids.to(device),
+            images=self.images.to(device),
+            image_masks=self.image_masks.to(device),
+            image_input_idx=self.image_input_idx.to(device),
+        )
+
+
+class Preprocessor:
+    """Turns (image, prompt) into ModelInputs for a model's sizes and tokenizer."""
+
+    def __init__(self, config: MolmoEConfig, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self.bos = config.eos_token_id
+        specials = ("<im_start>", "<im_end>", "<im_patch>", "<im_col>")
+        ids = [tokenizer.get_vocab().get(token) for token in specials]
+        missing = [token for token, index in zip(specials, ids, strict=True) if index is None]
+        if missing:
+            raise ValueError(f"the tokenizer lacks {', '.join(missing)}: is it a MolmoE tokenizer?")
+        self.im_start, self.im_end, self.im_patch, self.im_col = (int(index or 0) for index in ids)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> Preprocessor:
+        """Reads tokenizer.json and config.json; raises ValueError if they are unusable."""
+        folder = resolve_folder(source)
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise ValueError(f"{path} is missing: is this a MolmoE folder?")
+        try:
+            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path))
+        except Exception as error:  # the tokenizers library raises bare Exception
+            raise ValueError(f"{path} is no tokenizer file ({error}): download it again") from None
+        return cls(MolmoEConfig.from_folder(folder), tokenizer)
+
+    def __call__(
+        self, image: Image.Image | None, prompt: str, max_crops: int | None = None
+    ) -> ModelInputs:
+        """Letterbox tiling with at most `max_crops` crops.
+
+        Args:
+            image: any PIL image, or None for text alone.
+            prompt: the user's text; the role format is added here.
+            max_crops: most high-resolution crops; the model's own maximum by default.
+
+        Raises:
+            ValueError: for an empty prompt, an unreadable image or a max_crops below 1.
+        """
+        text_ids = self.encode_prompt(prompt)
+        if image is None:
+            return self._assemble(text_ids, None, (0, 0))
+        max_crops = self.config.max_crops if max_crops is None else max_crops
+        if max_crops < 1:
+            raise ValueError(f"max_crops is {max_crops}: allow at least one crop")
+        pixels = to_rgb(image)
+        margin = self._margin * self.config.vision.patch_size
+        height, width = pixels.shape[0] - margin, pixels.shape[1] - margin
+        tiling = select_tiling(height, width, self._window, max_crops)
+        high = letterbox(pixels, *self._canvas(tiling))
+        size = self.config.vision.image_size
+        return self._assemble(text_ids, (letterbox(pixels, size, size)[0], *high), tiling)
+
+    def with_fill(self, image: Image.Image, prompt: str, tier: FillName) -> ModelInputs:
+        """The core experiment's tiling, which covers and cuts instead of letterboxing.
+
+        Raises:
+            ValueError: for an empty prompt, an unreadable image or an unknown tier.
+        """
+        if tier not in FILL_TIERS:
+            raise ValueError(f"unknown tier {tier!r}: use one of {', '.join(FILL_TIERS)}")
+        text_ids = self.encode_prompt(prompt)
+        pixels = to_rgb(image)
+        tiling = select_fill_tiling(pixels.shape[0], pixels.shape[1], FILL_TIERS[tier])
+        high = fill(pixels, *self._canvas(tiling))
+        size = self.config.vision.image_size
+        return self._assemble(text_ids, (fill(pixels, size, size)[0], *high), tiling)
+
+    def encode_prompt(self, prompt: str) -> NDArray[np.int64]:
+        """Token ids of " User: {prompt} Assistant:"; raises ValueError for an empty prompt."""
+        if not prompt.strip():
+            raise ValueError("the prompt is empty: ask a question")
+        ids = self.tokenizer.encode(f" User: {prompt} Assistant:", add_special_tokens=False)
+        return np.array(ids, dtype=np.int64)
+
+    def decode(self, token_ids: list[int]) -> str:
+        """The answer's text, without special tokens and surrounding space."""
+        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True)).strip()
+
+    @property
+    def _margin(self) -> int:
+        return sum(self.config.overlap_margins)
+
+    @property
+    def _window(self) -> int:
+        """Stride of the crops in pixels."""
+        vision = self.config.vision
+        return (vision.grid - self._margin) * vision.patch_size
+
+    def _canvas(self, tiling: tuple[int, int]) -> tuple[int, int]:
+        margin = self._margin * self.config.vision.patch_size
+        return self._window * tiling[0] + margin, self._window * tiling[1] + margin
+
+    def _assemble(
+        self,
+        text_ids: NDArray[np.int64],
+        pixels: tuple[Pixels, Pixels, Pixels] | None,
+        tiling: tuple[int, int],
+    ) -> ModelInputs:
+        if pixels is None:
+            return ModelInputs(
+                token_ids=torch.from_numpy(np.append(np.int64(self.bos), text_ids)),
+                images=None,
+                image_masks=None,
+                image_input_idx=None,
+                num_vision_tokens=0,
+                num_text_tokens=len(text_ids),
+                tiling=tiling,
+            )
+        overview, high, high_mask = pixels
+        images, masks = self._crops(overview, high, high_mask, tiling)
+        image_ids, idx = self._image_tokens(tiling)
+        ids = np.concatenate([[self.bos], image_ids, text_ids])
+        return ModelInputs(
+            token_ids=torch.from_numpy(ids),
+            images=torch.from_numpy(images),
+            image_masks=torch.from_numpy(masks),
+            image_input_idx=torch.from_numpy(idx),
+            num_vision_tokens=int((idx >= 0).sum()),
+            num_text_tokens=len(text_ids),
+            tiling=tiling,
+        )
+
+    def _crops(
+        self, overview: Pixels, high: Pixels, high_mask: Pixels, tiling: tuple[int, int]
+    ) -> tuple[Pixels, Pixels]:
+        """Patches [C, P, X], overview first; valid fractions [C, P], overview's -1 row LAST.
+
+        That the two orders differ is the published behaviour, on which the weights were trained.
+        """
+        size, patch = self.config.vision.image_size, self.config.vision.patch_size
+        images, masks = [to_patches(overview, patch)], []
+        for row in range(tiling[0]):
+            for col in range(tiling[1]):
+                top, left = row * self._window, col * self._window
+                area = (slice(top, top + size), slice(left, left + size))
+                images.append(to_patches(high[area], patch))
+                masks.append(patch_means(high_mask[area], patch))
+        masks.append(np.full_like(masks[0], -1))
+        return np.stack(images), np.stack(masks)
+
+    def _image_tokens(self, tiling: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Ids of the image tokens, and where in the sequence each vision token is added [C, V]."""
+        side = self.config.pooled_grid
+        left_drop, right_drop = (margin // 2 for margin in self.config.overlap_margins)
+        stride = side - left_drop - right_drop
+        rows = stride * tiling[0] + left_drop + right_drop
+        cols = stride * tiling[1] + left_drop + right_drop
+        ids, idx = [], []
+        for height, width in ((side, side), (rows, cols)):
+            # Behind BOS, the parts before this one and im_start.
+            start = 2 + sum(map(len, ids))
+            grid = np.arange(height)[:, None] * (width + 1) + np.arange(width) + start
+            line = [self.im_patch] * width + [self.im_col]
+            ids.append(np.array([self.im_start, *(line * height), self.im_end], dtype=np.int64))
+            idx.append(grid)
+        all_idx = [idx[0].ravel()]
+        for row in range(tiling[0]):
+            for col in range(tiling[1]):
+                top, left = row * stride, col * stride
+                crop = np.full((side, side), -100, dtype=np.int64)
+                keep_y = _kept(row, tiling[0], side, left_drop, right_drop)
+                keep_x = _kept(col, tiling[1], side, left_drop, right_drop)
+                full = idx[1][top : top + side, left : left + side]
+                crop[keep_y, keep_x] = full[keep_y, keep_x]
+                all_idx.append(crop.ravel())
+        return np.concatenate(ids), np.stack(all_idx)
+
+
+def _kept(index: int, count: int, side: int, first_drop: int, last_drop: int) -> slice:
+    """Pooled rows (or columns) that crop `index` of `count` keeps: all at the image's edges."""
+    return slice(0 if index == 0 else first_drop, side if index == count - 1 else side - last_drop)
+
+
+def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """Any PIL image as RGB uint8 [H, W, 3], upright and of bounded size.
+
+    Raises:
+        ValueError: if the image cannot be decoded or has no pixels.
+    """
+    try:
+        image.load()
+        image = ImageOps.exif_transpose(image)
+    except (OSError, SyntaxError, ValueError) as error:
+        name = getattr(image, "filename", "") or "the image"
+        raise ValueError(f"{name} cannot be decoded ({error}): replace or drop it") from None
+    if 0 in image.size:
+        raise ValueError(f"the image has no pixels ({image.size[0]} x {image.size[1]})")
+    factor = 1
+    while image.size[0] * image.size[1] // factor**2 > MAX_PIXELS:
+        factor += 1
+    if factor > 1 and image.mode != "P":
+        image = image.reduce(factor)
+    elif factor > 1:
+        image = image.convert("RGB").reduce(factor)
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        is_deep = image.mode != "I" or values.max() > 255
+        grey = (values // 257 if is_deep else values).clip(0, 255).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    return np.array(image.convert("RGB"))
