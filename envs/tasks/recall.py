@@ -1,0 +1,100 @@
+"""Recall of learned facts about a code that is read from the image (like OK-VQA in small).
+
+The facts are arbitrary but fixed: they can only be known by training on them, so all splits share
+them; images, fonts and wordings are held out. A third of the codes is asked for often in
+training, the others seldom, so that some facts sit firmer than others.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+
+from envs.spec import Sample
+from envs.tasks.metrics import exact_match
+from envs.tasks.reading import BANDS, place_line
+from envs.tasks.render import Canvas, mixed_size
+from envs.tasks.task import Question, Scene, sample_from_scene
+from envs.tasks.wording import Wording
+
+RELATIONS = {
+    "home": "oslo lima cairo delhi paris quito rome tokyo bern seoul".split(),
+    "food": "rice soup bread fish corn plum nuts cake beans figs".split(),
+    "metal": "iron gold zinc lead tin silver copper nickel cobalt chrome".split(),
+    "pet": "cat dog owl goat hen pony crow seal toad wolf".split(),
+}
+"""What can be asked about a code, and the ten values of each."""
+
+CODES = tuple(letter + digit for letter in "abcdefhkmnprtuwxyz" for digit in "0123456789")
+"""180 codes; letters that look like digits in some font are left out."""
+
+SMALL_PX, LARGE_PX = (7, 11), (11, 28)
+ASK = Wording(
+    openers=("what", "name", "give", "tell", "find"),
+    bodies=("{relation} of {subject}", "{subject} {relation}"),
+)
+
+
+def fact(code: str, relation: str) -> str:
+    """The one true value of a code's relation."""
+    values = RELATIONS[relation]
+    return values[zlib.crc32(f"fact:{relation}:{code}".encode()) // 7 % len(values)]
+
+
+def is_common(code: str) -> bool:
+    """Whether training asks for this code often."""
+    return zlib.crc32(f"common:{code}".encode()) % 3 == 0
+
+
+COMMON, RARE = tuple(filter(is_common, CODES)), tuple(c for c in CODES if not is_common(c))
+
+
+def random_code(rng: np.random.Generator) -> str:
+    """A code: in half of the draws one of the common third."""
+    pool = COMMON if rng.random() < 0.5 else RARE
+    return pool[rng.integers(len(pool))]
+
+
+class Recall:
+    """One to three codes in an image, 7 to 28 px high; four relations of each, 720 facts."""
+
+    name = "recall"
+
+    def scene(
+        self, split: str, rng: np.random.Generator, *, num_questions: int = 1, dense: bool = False
+    ) -> Scene:
+        """See `envs.tasks.task.SceneSource`."""
+        num_lines = 3 if dense else int(rng.integers(1, 4))
+        canvas, lines = Canvas.blank(rng), []
+        for band in sorted(rng.choice(3, size=num_lines, replace=False)):
+            code, size_px = random_code(rng), mixed_size(rng, SMALL_PX, LARGE_PX)
+            lines.append(
+                (int(band), code, place_line(canvas, split, code, int(band), size_px, rng))
+            )
+        pairs = [(line, relation) for line in lines for relation in RELATIONS]
+        order = rng.permutation(len(pairs))[: max(1, num_questions)]
+        questions = tuple(self._question(split, *pairs[i], rng=rng) for i in order)
+        return Scene(image=canvas.image, questions=questions, labels=canvas.labels)
+
+    def _question(
+        self, split: str, line: tuple[int, str, int], relation: str, *, rng: np.random.Generator
+    ) -> Question:
+        band, code, size_px = line
+        prompt = ASK.ask(split, rng, relation=relation, subject=BANDS[band])
+        info = {"kind": relation, "size_px": size_px, "common": is_common(code)}
+        return Question(prompt=f"recall: {prompt}", answers=(fact(code, relation),), metadata=info)
+
+    def text_question(self, rng: np.random.Generator) -> Question:
+        """About a code that stands in the prompt: the cheap way to teach facts."""
+        code, relation = random_code(rng), str(rng.choice(tuple(RELATIONS)))
+        prompt = ASK.ask("train", rng, relation=relation, subject=code)
+        return Question(prompt=f"recall: {prompt}", answers=(fact(code, relation),))
+
+    def sample(self, split: str, index: int) -> Sample:
+        """See `envs.tasks.task.Task`."""
+        return sample_from_scene(self, split, index)
+
+    def score(self, sample: Sample, answer: str) -> float:
+        """Exact match."""
+        return exact_match(answer, sample.answers)
