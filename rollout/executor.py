@@ -22,6 +22,7 @@ from rollout.episodes import EpisodeGroup
 from rollout.importance import BlockImportance
 from rollout.latency.clock import DeviceFacts, clock_for
 from rollout.latency.hooks import Stages, Timeline, block_modules, module_hooks, prefill_modules
+from rollout.latency.simulated import SimulatedLatency
 from rollout.molmoe import ModelInputs, MolmoE, Preprocessor
 from rollout.molmoe.cache import KVCache
 from rollout.molmoe.generation import greedy_tokens
@@ -92,7 +93,10 @@ class ExecutorConfig:
 
 
 class MolmoEExecutor:
-    """The frozen model with its preprocessor, block importance and clock."""
+    """The frozen model with its preprocessor, block importance and clock.
+
+    With `simulated` the model runs all the same, but latencies come from that table.
+    """
 
     def __init__(
         self,
@@ -100,6 +104,7 @@ class MolmoEExecutor:
         preprocessor: Preprocessor,
         importance: BlockImportance,
         config: ExecutorConfig | None = None,
+        simulated: SimulatedLatency | None = None,
     ) -> None:
         if len(importance.scores) != model.config.n_layers:
             raise ValueError(
@@ -110,6 +115,7 @@ class MolmoEExecutor:
         self.preprocessor = preprocessor
         self.importance = importance
         self.config = config or ExecutorConfig()
+        self.simulated = simulated
         self.timeline = Timeline(clock_for(model.device))
 
     @property
@@ -232,6 +238,8 @@ class MolmoEExecutor:
             first_id = model.logits(x_1TD[:, -1]).argmax(-1)
         token_ids = self._decode(first_id, cache, top_k, skipped)
         stages = {**prefix.stages_until(position), **timeline.take()}
+        if self.simulated is not None:
+            stages = {"simulated": self.simulated.latency_ms(knobs)}
         is_finished = token_ids[-1] == model.config.eos_token_id
         return Execution(
             knobs=knobs,

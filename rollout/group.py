@@ -87,12 +87,12 @@ class GroupRunner:
         env.reset(options=options)
         episodes = env.session
         assert isinstance(episodes, EpisodeGroup)
-        env.charge(times)
+        self._charge(env, times)
         actions1 = torch.cat([choice.indices_B2 for choice in stage1])
         observations, *_ = env.step(actions1.numpy())
         tokens_GD = observations[:, : self.executor.d_model]
         stage2, times = self._decide_stage2(tokens_GD, actions1[:, 1], members)
-        env.charge(times)
+        self._charge(env, times)
         actions2 = torch.cat([choice.indices_B2 for choice in stage2])
         info = env.step(actions2.numpy())[-1]
         log_probs = [torch.cat([c.log_probs_B2 for c in stage]) for stage in (stage1, stage2)]
@@ -104,6 +104,10 @@ class GroupRunner:
             outcomes=tuple(info["outcome"]),
             episodes=episodes,
         )
+
+    def _charge(self, env: LatencyBudgetVectorEnv, times: list[Stages]) -> None:
+        if self.executor.simulated is None:
+            env.charge(times)
 
     def _encode_budget(self, budget_ms: float) -> np.ndarray:
         return self.controller.budget_tokens(torch.tensor([budget_ms]))[0].cpu().numpy()
