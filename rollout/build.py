@@ -39,7 +39,6 @@ class WorkerConfig:
         importance: JSON file of block scores; the model folder's importance_scores.json by
             default.
         executor: answer length, budget scope, repeats.
-        simulated: a latency table instead of the clock, for tests and dry runs only.
     """
 
     model: str = "embedded"
@@ -49,7 +48,6 @@ class WorkerConfig:
     tasks: tuple[str, ...] = tuple(WEIGHTS)
     importance: Path | None = None
     executor: ExecutorConfig = field(default_factory=lambda: ExecutorConfig(max_new_tokens=16))
-    simulated: SimulatedLatency | None = None
 
 
 def torch_device(name: str) -> torch.device:
@@ -63,7 +61,9 @@ def torch_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def build_executor(config: WorkerConfig) -> MolmoEExecutor:
+def build_executor(
+    config: WorkerConfig, simulated: SimulatedLatency | None = None
+) -> MolmoEExecutor:
     """Loads the frozen model; raises ValueError that names what is missing or wrong."""
     if config.dtype not in DTYPES:
         raise ValueError(f"unknown dtype {config.dtype!r}: use one of {', '.join(DTYPES)}")
@@ -78,7 +78,7 @@ def build_executor(config: WorkerConfig) -> MolmoEExecutor:
         Preprocessor.from_pretrained(folder),
         BlockImportance.from_file(path, model.config.n_layers),
         config.executor,
-        config.simulated,
+        simulated,
     )
 
 
@@ -87,11 +87,14 @@ def build_tasks(names: tuple[str, ...]) -> TaskSource:
     return Mixture(load_tasks(names))
 
 
-def build_worker(config: WorkerConfig, name: str = "local", incarnation: int = 0) -> RolloutWorker:
-    """A worker that is loaded but not warmed up."""
-    worker = RolloutWorker(build_executor(config), build_tasks(config.tasks), name)
-    worker.incarnation = incarnation
-    return worker
+def build_worker(
+    config: WorkerConfig, name: str = "local", simulated: SimulatedLatency | None = None
+) -> RolloutWorker:
+    """A worker that is loaded but not warmed up.
+
+    `simulated` replaces the clock by a table, for tests and dry runs only.
+    """
+    return RolloutWorker(build_executor(config, simulated), build_tasks(config.tasks), name)
 
 
 def measure_budgets(worker: RolloutWorker, num_samples: int = 24) -> BudgetSampler:

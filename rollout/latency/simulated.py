@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
 
-from envs.spec import Knobs
+from envs.spec import Knobs, all_knobs
+from rollout.molmoe.config import read_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +25,15 @@ class SimulatedLatency:
 
     table_ms: Mapping[str, float]
     label: str
+
+    @classmethod
+    def from_file(cls, path: Path) -> Self:
+        """Reads {"low-p1-k4-b12": ms, ...}; raises ValueError naming what is missing."""
+        table = read_json(path)
+        missing = [str(knobs) for knobs in all_knobs() if str(knobs) not in table]
+        if missing:
+            raise ValueError(f"{path} lacks {len(missing)} configurations, such as {missing[0]}")
+        return cls(table_ms=table, label=str(path))
 
     def latency_ms(self, knobs: Knobs) -> float:
         """The table's latency; raises ValueError for a configuration that it lacks."""
