@@ -19,8 +19,8 @@ def train(run: Run) -> None:
     """The loop: draw, roll out, advantages, gradients through the model, update, broadcast."""
     config, watch = run.config, run.watch
     in_flight: deque[int] = deque()
-    drawn = run.first_step
-    for step in range(run.first_step, config.steps):
+    drawn = run.next_step
+    for step in range(run.next_step, config.steps):
         while drawn <= min(step + config.max_staleness, config.steps - 1):
             in_flight.append(run.fleet.submit(run.draw(drawn), run.setup, run.learner.weights()))
             drawn += 1
@@ -33,17 +33,17 @@ def train(run: Run) -> None:
             gradients = run.fleet.budget_gradients(groups, pending.latency_token_grads)
         with watch.part("learn"):
             update = run.learner.apply(pending, gradients)
-        run.steer(groups)
+        run.finish_step(groups)
         run.report(step, groups, reward, update)
-        is_last = step + 1 == config.steps
-        if is_last or (step + 1) % config.evaluation.every == 0:
+        is_last = run.next_step == config.steps
+        if is_last or run.next_step % config.evaluation.every == 0:
             with watch.part("evaluate"):
                 run.evaluate(step)
-        if is_last or (step + 1) % config.checkpoint_every == 0 or run.is_stopping():
+        if is_last or run.next_step % config.checkpoint_every == 0:
             with watch.part("checkpoint"):
-                run.save(step + 1)
-        if run.is_stopping() and not is_last:
-            raise Stopped(f"stopped after step {step + 1}, checkpoint written")
+                run.save()
+        if run.is_stopping():
+            raise Stopped
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ PACKAGES = ("torch", "transformers", "ray", "numpy", "gymnasium", "safetensors")
 
 
 class Stopped(Exception):
-    """The run was asked to stop (SIGTERM); a checkpoint has been or will be written."""
+    """The run was asked to stop; whoever called the loop writes a checkpoint."""
 
 
 class Pending(Protocol):
@@ -105,8 +105,8 @@ class Run:
         reporter: shows numbers.
         store: keeps checkpoints.
         steering: lambda and its rule.
-        first_step: the step to go on with.
-        is_stopping: asked between and within steps; True ends the run with a checkpoint.
+        next_step: the first step that is not done yet.
+        is_stopping: asked between steps; True ends the loop.
     """
 
     config: JointGRPOConfig
@@ -116,7 +116,7 @@ class Run:
     reporter: Reporter
     store: CheckpointStore
     steering: PIDLambda
-    first_step: int = 0
+    next_step: int = 0
     is_stopping: Callable[[], bool] = lambda: False
     watch: Stopwatch = field(default_factory=Stopwatch)
     last_metric: float | None = None
@@ -144,11 +144,12 @@ class Run:
             reward.violation_cost = self.steering.value
         return reward
 
-    def steer(self, groups: Sequence[GroupRollout]) -> None:
-        """Lets lambda follow the violation rate of the feasible budgets."""
+    def finish_step(self, groups: Sequence[GroupRollout]) -> None:
+        """Lets lambda follow the violation rate of the feasible budgets; the step is done."""
         rate = feasible_violation_rate(groups, self.setup.budgets)
         if rate is not None:
             self.steering.update(rate)
+        self.next_step += 1
 
     def report(
         self, step: int, groups: Sequence[GroupRollout], reward: Reward, update: UpdateRecord
@@ -196,12 +197,12 @@ class Run:
             f"{scalars['evaluation/violation']:.1%}"
         )
 
-    def save(self, next_step: int) -> Path:
-        """Commits the run's whole state before step `next_step`."""
+    def save(self) -> Path:
+        """Commits the run's whole state, as it is before `next_step`."""
         controller, learner_state = self.learner.snapshot()
         sampler = self.setup.budgets
         state = {
-            "next_step": next_step,
+            "next_step": self.next_step,
             "seed": self.config.seed,
             "steering": self.steering.state_dict(),
             "budgets": {
@@ -216,7 +217,7 @@ class Run:
             "packages": {name: version(name) for name in PACKAGES},
             "python": platform.python_version(),
         }
-        return self.store.save(next_step, controller, learner_state, state, self.last_metric)
+        return self.store.save(self.next_step, controller, learner_state, state, self.last_metric)
 
 
 def budgets_from_state(state: dict[str, Any]) -> BudgetSampler:

