@@ -245,7 +245,9 @@ class LatencyEstimatorTrainer:
         """Moves the model to the device; `wrap` may distribute its network (DDP)."""
         self.model = model.to(device)
         self.network = wrap(model.network) if wrap else model.network
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=lr, weight_decay=weight_decay)
+        self.optimizer = torch.optim.Adam(
+            model.parameters(), lr=lr, weight_decay=weight_decay, fused=True
+        )
 
     def train_step(self, batch: Mapping[str, Tensor]) -> dict[str, float]:
         """One optimizer step.

@@ -60,9 +60,11 @@ class LatencyMetrics:
 def predict_table(estimator: LatencyEstimator, table: LatencyTable) -> np.ndarray:
     """Predictions in ms, float64 [N, 2]."""
     device = estimator.target_mean.device
-    inputs_N5 = torch.from_numpy(table.inputs_N5).to(device)
-    return torch.cat([estimator.predict(part) for part in inputs_N5.split(8192)]).double().numpy(
-        force=True
+    inputs_N5 = torch.tensor(table.inputs_N5, device=device)
+    return (
+        torch.cat([estimator.predict(part) for part in inputs_N5.split(8192)])
+        .double()
+        .numpy(force=True)
     )
 
 
