@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,7 @@ from launch.recipes import RECIPES, JointGRPOConfig
 from launch.remote_learner import LearnerLostError, RemoteLearner
 from launch.reporting import Reporter
 from launch.training import Run, Stopped, budgets_from_state, check_resumable, controller_config
-from learner.checkpoint import Checkpoint, CheckpointError, CheckpointStore
-from learner.learner import NonFiniteUpdateError
+from learner.checkpoint import Checkpoint, CheckpointStore
 from rollout.build import EMBEDDED, build_worker, resolve_folder
 from rollout.latency.simulated import SimulatedLatency
 from rollout.molmoe import MolmoEConfig
@@ -48,18 +48,23 @@ def main(arguments: list[str] | None = None) -> int:
     if not arguments or arguments[0] not in (*RECIPES, "-h", "--help"):
         arguments = ["embedded", *arguments]
     recipes = {name: ((recipe.__doc__ or "").strip(), recipe()) for name, recipe in RECIPES.items()}
-    logging.basicConfig(
-        level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_path=False)]
+    config = tyro.extras.overridable_config_cli(
+        recipes, args=arguments, prog="joint_grpo.py", description=__doc__
     )
+    if config.print_config:
+        Console().print_json(json.dumps(dataclasses.asdict(config), default=str))
+        return 0
+    return Session(config).run()
+
+
+def one_clear_error(command: Callable[[], int]) -> int:
+    """Runs a command; a user's mistake becomes one line and exit code 1."""
+    handler = RichHandler(show_path=False)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        config = tyro.extras.overridable_config_cli(
-            recipes, args=arguments, prog="joint_grpo.py", description=__doc__
-        )
-        if config.print_config:
-            Console().print_json(json.dumps(dataclasses.asdict(config), default=str))
-            return 0
-        return Session(config).run()
-    except (ValueError, RuntimeError, TimeoutError, CheckpointError, NonFiniteUpdateError) as error:
+        return command()
+    except (ValueError, RuntimeError, TimeoutError, OSError) as error:
         Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False)
         return 1
 

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ from launch.training import Stopped
 from rollout.actor import ActorFacts, PublishedWeights, RolloutActor, Timed
 from rollout.batch import GroupRollout
 from rollout.fleet import FleetStats, replacement
+from rollout.latency.clock import DeviceFacts
 from rollout.worker import FailedGroup, GroupRequest, PolicySetup, RolloutWorker
 
 log = logging.getLogger(__name__)
@@ -108,7 +109,8 @@ class RayFleet:
         self.stats = FleetStats()
         resources = {"num_gpus": 1} if wants_gpu else {"num_cpus": 1}
         self.options = {**resources, **(actor_options or {})}
-        self.actor_class = ray.remote(concurrency_groups={"health": 1})(RolloutActor)
+        remote: Any = ray.remote
+        self.actor_class = remote(concurrency_groups={"health": 1})(RolloutActor)
         count = config.num_actors or int(
             ray.cluster_resources().get("GPU" if wants_gpu else "CPU", 0)
         )
@@ -192,6 +194,19 @@ class RayFleet:
         return BudgetSampler.from_latencies(
             latencies[CHEAPEST_KNOBS], latencies[FULL_KNOBS], infeasible_share=infeasible_share
         )
+
+    def run_each(self, calls: Sequence[Callable[[Any], Any]], what: str) -> Iterator[Any]:
+        """Runs one call for each on whichever actor is free, and yields the values in order."""
+        jobs = [Job(call=call) for call in calls]
+        self._queue.extend(jobs)
+        for job in jobs:
+            self._run([job], what, self.config.step_timeout_s)
+            assert job.result is not None
+            yield job.result.value
+
+    def device_facts(self) -> DeviceFacts:
+        """Of the first warm actor."""
+        return next(slot.facts.facts for slot in self.slots if slot.facts is not None)
 
     def shutdown(self) -> None:
         """Ends every actor."""
@@ -290,9 +305,12 @@ class RayFleet:
         return None
 
     def _take(self, ref: Any) -> None:
-        slot = next(s for s in self.slots if ref in s.jobs or ref is s.start_ref)
+        owners = [s for s in self.slots if ref in s.jobs or ref is s.start_ref]
+        if not owners:
+            return  # its actor was lost a moment ago, and its groups are queued again
+        slot = owners[0]
         try:
-            value = ray.get(ref, timeout=self.config.group_timeout_s)
+            value: Any = ray.get(ref, timeout=self.config.group_timeout_s)
         except RayTaskError as error:
             if not isinstance(error, LOST):
                 raise
@@ -433,4 +451,4 @@ def last_line(reason: object) -> str:
     """The line of a long error message that says what happened."""
     lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
     errors = [line for line in lines if "Error:" in line and not line.startswith("File")]
-    return (errors or lines or ["no reason given"])[-1]
+    return (errors or lines or ["no reason given"])[-1].split(" Some common causes")[0][:300]

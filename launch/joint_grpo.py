@@ -6,8 +6,9 @@ python launch/joint_grpo.py [embedded | molmoe-h100 | earlier | doctor] [--optio
 import sys
 from pathlib import Path
 
-# Run as a script, this folder would come first, and its profile.py shadow the standard library's.
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+if __name__ == "__main__":
+    # This folder would come first, and its profile.py shadow the standard library's.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from collections import deque
 
@@ -47,6 +48,6 @@ def train(run: Run) -> None:
 
 
 if __name__ == "__main__":
-    from launch.cli import main
+    from launch.cli import main, one_clear_error
 
-    sys.exit(main())
+    sys.exit(one_clear_error(main))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +103,10 @@ class RolloutActor:
                 for index in range(num_samples)
             ]
         )
+
+    def profile(self, configurations: Sequence[Knobs], split: str, index: int) -> Timed:
+        """Records of many configurations on one sample."""
+        return self._timed(lambda: self.worker.profile(configurations, split, index))
 
     def rollout(
         self, request: GroupRequest, setup: PolicySetup, weights: PublishedWeights

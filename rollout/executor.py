@@ -268,7 +268,9 @@ class MolmoEExecutor:
         start = self.timeline.clock.mark()
         for token_id in steps:
             end = self.timeline.clock.mark()
-            self.timeline.add(f"decode_{len(token_ids):02}", start, end)
+            # The first token comes with the prefill; only reading it takes time here.
+            name = f"decode_{len(token_ids):02}" if token_ids else "head"
+            self.timeline.add(name, start, end)
             token_ids.append(token_id)
             start = end
         return token_ids

@@ -32,6 +32,7 @@ from rollout.episodes import EpisodeGroup
 from rollout.executor import MolmoEExecutor
 from rollout.group import GroupRunner
 from rollout.latency.clock import DeviceFacts
+from rollout.latency.records import ProfileRecord
 
 KEPT_GROUPS = 64
 """Groups whose prefixes stay in memory for the vector-Jacobian product."""
@@ -177,6 +178,21 @@ class RolloutWorker:
         (execution,) = group.finish([(knobs.top_k, knobs.num_blocks)])
         assert execution is not None
         return execution, self.tasks.score(sample, execution.answer)
+
+    def profile(
+        self, configurations: Sequence[Knobs], split: str, index: int
+    ) -> list[ProfileRecord]:
+        """Runs many configurations on one sample; work that they share runs once."""
+        sample = self.tasks.sample(split, index)
+        group = EpisodeGroup(self.executor, sample, budget_ms=1e9)
+        token_D = np.zeros(self.executor.d_model, np.float32)
+        group.begin([(k.tier, k.position) for k in configurations], token_D)
+        executions = group.finish([(k.top_k, k.num_blocks) for k in configurations])
+        return [
+            ProfileRecord.of(sample, execution, self.tasks.score(sample, execution.answer))
+            for execution in executions
+            if execution is not None
+        ]
 
     def warm_up(self, rounds: int = 2) -> None:
         """Runs every tier deep and shallow, and throws the times away."""

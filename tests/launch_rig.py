@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from envs.reward import PIDLambda
-from envs.spec import all_knobs
+from envs.spec import FULL_KNOBS, all_knobs
 from launch.recipes import EvaluationConfig, JointGRPOConfig
 from launch.reporting import Reporter
 from launch.training import Run, controller_config
@@ -19,6 +19,8 @@ from rollout.fleet import LocalFleet
 from rollout.latency.simulated import SimulatedLatency
 from rollout.worker import PolicySetup, RolloutWorker
 from tests.rollout import rig
+
+__all__ = ["FULL_KNOBS"]
 
 
 def simulated() -> SimulatedLatency:

@@ -362,10 +362,14 @@ def write_profile(path: Path, records: Iterable[ProfileRecord], device: DeviceFa
     Raises:
         ValueError: there is no record, or a value is not finite.
     """
-    items = [record.to_json() for record in records]
+    write_items(path, [record.to_json() for record in records], asdict(device))
+
+
+def write_items(path: Path, items: Sequence[Mapping[str, Any]], device: Mapping[str, Any]) -> None:
+    """`write_profile` for records that are JSON already."""
     if not items:
         raise ValueError(f"no records for {path}: measure at least one sample")
-    content = {RECORDS_KEY: items, "device": asdict(device)}
+    content = {RECORDS_KEY: items, "device": device}
     text = json.dumps(content, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

@@ -1,0 +1,144 @@
+"""Block importance: how much accuracy falls when one block is skipped.
+
+Writes JSON scores by block (full minus skipped accuracy, on samples of a split), and, with
+`--check`, compares depth by importance with depth by prefix and at random.
+"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # This folder would come first, and its profile.py shadow the standard library's.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from envs.spec import Sample, Tier
+from launch.cli import one_clear_error
+from rollout.build import DTYPES, EMBEDDED, WorkerConfig, build_tasks, resolve_folder, torch_device
+from rollout.importance import BlockImportance
+from rollout.molmoe import ModelInputs, MolmoE, Preprocessor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportanceConfig:
+    """One measurement.
+
+    Attributes:
+        output: JSON file of scores by block.
+        split: of the tasks.
+        num_samples: samples, each run with every block skipped once.
+        first_index: of the first sample.
+        check: also measures 12 and 14 blocks by importance, by prefix and at random, on as many
+            other samples.
+        worker: the frozen model and its tasks.
+    """
+
+    output: Annotated[Path, tyro.conf.Positional]
+    split: str = "validation"
+    num_samples: int = 200
+    first_index: int = 10_000
+    check: bool = False
+    worker: WorkerConfig = field(default_factory=WorkerConfig)
+
+
+class Scorer:
+    """The frozen model answering samples with some blocks left out, at the highest tier."""
+
+    def __init__(self, config: ImportanceConfig) -> None:
+        folder = resolve_folder(
+            EMBEDDED if config.worker.model == "embedded" else config.worker.model
+        )
+        device = torch_device(config.worker.device)
+        self.model = MolmoE.from_pretrained(
+            folder, dtype=DTYPES[config.worker.dtype], device=device
+        )
+        self.preprocessor = Preprocessor.from_pretrained(folder)
+        self.tasks = build_tasks(config.worker.tasks)
+        self.config = config
+
+    def samples(self, first_index: int) -> list[tuple[Sample, ModelInputs]]:
+        """Samples with their inputs."""
+        found = []
+        for index in range(first_index, first_index + self.config.num_samples):
+            sample = self.tasks.sample(self.config.split, index)
+            inputs = self.preprocessor(sample.image, sample.prompt, Tier.HIGH.max_crops)
+            found.append((sample, inputs.to(self.model.device)))
+        return found
+
+    def score(self, sample: Sample, inputs: ModelInputs, skipped: Collection[int]) -> float:
+        """Score of the answer without these blocks."""
+        limit = self.config.worker.executor.max_new_tokens
+        generation = self.model.generate(inputs, max_new_tokens=limit, skipped=skipped)
+        return self.tasks.score(sample, self.preprocessor.decode(generation.token_ids))
+
+
+def measure(scorer: Scorer, first_index: int) -> tuple[float, dict[str, float]]:
+    """Accuracy of the whole model, and its fall by block."""
+    num_blocks = scorer.model.config.n_layers
+    scores = np.zeros((num_blocks + 1, scorer.config.num_samples))
+    for column, (sample, inputs) in enumerate(
+        track(scorer.samples(first_index), "skipping blocks one by one")
+    ):
+        for block in range(num_blocks):
+            scores[block, column] = scorer.score(sample, inputs, (block,))
+        scores[-1, column] = scorer.score(sample, inputs, ())
+    full = scores[-1].mean()
+    return float(full), {
+        str(b): round(float(full - scores[b].mean()), 4) for b in range(num_blocks)
+    }
+
+
+def check(scorer: Scorer, importance: BlockImportance, first_index: int) -> Table:
+    """Accuracy at 12 and 14 blocks by three rules, with 95 % intervals."""
+    rng = np.random.default_rng(0)
+    num_blocks = scorer.model.config.n_layers
+    table = Table("blocks", "by importance", "by prefix", "at random")
+    samples = scorer.samples(first_index)
+    for count in (12, 14):
+        others = np.arange(1, num_blocks)
+        draws = [rng.choice(others, num_blocks - count, replace=False) for _ in samples]
+        rules = {
+            "importance": [importance.skipped(1, count)] * len(samples),
+            "prefix": [frozenset(range(count, num_blocks))] * len(samples),
+            "random": [frozenset(draw.tolist()) for draw in draws],
+        }
+        cells = []
+        for name, skips in rules.items():
+            pairs = track(list(zip(samples, skips, strict=True)), f"{count} blocks by {name}")
+            scores = np.array([scorer.score(*sample, skipped) for sample, skipped in pairs])
+            error = 1.96 * scores.std() / len(scores) ** 0.5
+            cells.append(f"{scores.mean():.3f} ± {error:.3f}")
+        table.add_row(str(count), *cells)
+    return table
+
+
+def main() -> int:
+    """Measures, prints and writes."""
+    config = tyro.cli(ImportanceConfig, prog="importance.py", description=__doc__)
+    scorer, console = Scorer(config), Console()
+    full, scores = measure(scorer, config.first_index)
+    table = Table("block", "accuracy lost without it")
+    for block, lost in scores.items():
+        table.add_row(block, f"{lost:+.4f}")
+    console.print(table)
+    console.print(f"all blocks: {full:.3f} on {config.num_samples} samples of {config.split}")
+    config.output.parent.mkdir(parents=True, exist_ok=True)
+    config.output.write_text(json.dumps(scores, indent=1) + "\n")
+    if config.check:
+        importance = BlockImportance.from_mapping(scores, len(scores))
+        console.print(check(scorer, importance, config.first_index + config.num_samples))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(one_clear_error(main))

@@ -1,0 +1,115 @@
+"""Pictures, with matplotlib's object interface (no global state, no display)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from envs.spec import TIERS, Tier
+
+
+def pareto_figure(summary: Mapping[str, Any]) -> Figure:
+    """Accuracy against median latency of every profiled configuration, and their front."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    rows = summary["configurations"]
+    for tier in TIERS:
+        name = tier.name.lower()
+        points = [r for key, r in rows.items() if key.startswith(name)]
+        if points:
+            axes.scatter(
+                [r["median_ms"] for r in points],
+                [r["accuracy"] for r in points],
+                s=14,
+                alpha=0.6,
+                label=f"tier {name}",
+            )
+    ordered = sorted(rows.values(), key=lambda r: r["median_ms"])
+    front = np.maximum.accumulate([r["accuracy"] for r in ordered])
+    axes.step(
+        [r["median_ms"] for r in ordered], front, where="post", color="black", lw=1, label="front"
+    )
+    axes.set_xlabel("median latency (ms)")
+    axes.set_ylabel("accuracy")
+    axes.set_title(f"{len(rows)} configurations, {summary['num_samples']} samples each")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def sweep_figure(
+    budgets_ms: Sequence[float], rows: Mapping[str, Mapping[str, Any]], floor: float | None = None
+) -> Figure:
+    """Accuracy within budget and violation rate against budget, one line for each policy."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name, row in rows.items():
+        is_ours = name == "controller"
+        style = {"lw": 2.4 if is_ours else 1.2, "zorder": 3 if is_ours else 2}
+        marker = "o" if is_ours else "."
+        left.errorbar(
+            budgets_ms,
+            row["in_budget_accuracy"],
+            yerr=row.get("ci"),
+            marker=marker,
+            label=name,
+            capsize=2 if is_ours else 0,
+            **style,
+        )
+        right.plot(budgets_ms, row["violation"], marker=marker, label=name, **style)
+    left.set_ylabel("accuracy within budget")
+    right.set_ylabel("violation rate")
+    right.axhline(0.06, color="grey", ls=":", lw=1)
+    if floor is not None:
+        right.axhline(floor, color="grey", ls="--", lw=1, label="clock's own floor")
+    for axes in (left, right):
+        axes.set_xlabel("latency budget (ms)")
+        axes.grid(alpha=0.3)
+    left.legend(fontsize=7)
+    return figure
+
+
+def latency_figure(budgets_ms: np.ndarray, latencies_ms_SK: np.ndarray) -> Figure:
+    """Latency percentiles of a policy against its budget."""
+    figure = Figure(figsize=(6, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(budgets_ms, budgets_ms, color="grey", ls=":", label="budget")
+    for quantile in (50, 95, 99):
+        axes.plot(
+            budgets_ms,
+            np.percentile(latencies_ms_SK, quantile, axis=0),
+            marker=".",
+            label=f"p{quantile}",
+        )
+    axes.set_xlabel("latency budget (ms)")
+    axes.set_ylabel("measured latency (ms)")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def choices_figure(budgets_ms: np.ndarray, actions_SK4: np.ndarray) -> Figure:
+    """Mean choice of each head against budget."""
+    figure = Figure(figsize=(11, 3), layout="constrained")
+    crops = np.array([Tier(t).max_crops for t in TIERS])
+    columns = {
+        "max crops": crops[actions_SK4[..., 0]],
+        "insertion position": actions_SK4[..., 1] + 1,
+        "top-k": actions_SK4[..., 2] + 4,
+        "blocks": actions_SK4[..., 3] + 12,
+    }
+    for axes, (name, values_SK) in zip(figure.subplots(1, 4), columns.items(), strict=True):
+        axes.plot(budgets_ms, values_SK.mean(0), marker=".")
+        axes.fill_between(
+            budgets_ms,
+            np.percentile(values_SK, 10, axis=0),
+            np.percentile(values_SK, 90, axis=0),
+            alpha=0.2,
+        )
+        axes.set_title(name, fontsize=9)
+        axes.set_xlabel("budget (ms)")
+        axes.grid(alpha=0.3)
+    return figure

@@ -1,0 +1,171 @@
+"""The fleet over real Ray actors: exactness, SIGKILL, hangs, constructors that raise."""
+
+import contextlib
+import dataclasses
+import functools
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+import ray
+
+from launch.cluster import RayFleet
+from launch.joint_grpo import train
+from launch.recipes import ClusterConfig
+from launch.remote_learner import LearnerLostError, RemoteLearner
+from policy.weights import weights_sha256
+from tests import launch_rig
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+SETTINGS = ClusterConfig(
+    num_actors=2,
+    start_timeout_s=60,
+    group_timeout_s=20,
+    step_timeout_s=120,
+    learner_timeout_s=60,
+    max_restarts=10,
+)
+
+
+def fleet(build=launch_rig.worker, **changes):
+    config = dataclasses.replace(SETTINGS, **changes)
+    return RayFleet(build, config, actor_options={"num_cpus": 0})
+
+
+def remote_run(path, settings, ray_fleet):
+    run = launch_rig.local_run(path, settings, ray_fleet)
+    state = run.learner.state_dict()
+    run.learner = RemoteLearner(launch_rig.setup().controller, settings, path, state)
+    return run
+
+
+def final_sha256(run):
+    controller, _ = run.learner.snapshot()
+    return weights_sha256(controller.to_numpy())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    run = launch_rig.local_run(tmp_path_factory.mktemp("local"), launch_rig.config())
+    train(run)
+    return final_sha256(run)
+
+
+@pytest.fixture
+def two_actors():
+    ray_fleet = fleet()
+    yield ray_fleet
+    ray_fleet.shutdown()
+
+
+def test_actors_give_the_weights_of_the_plain_loop_to_the_bit(two_actors, tmp_path, undisturbed):
+    run = remote_run(tmp_path, launch_rig.config(), two_actors)
+    train(run)
+    assert final_sha256(run) == undisturbed
+    assert set(two_actors.stats.busy_share) == {"rollout-0", "rollout-1"}
+    assert two_actors.stats.reruns == two_actors.stats.rejected == 0
+
+
+def test_sigkill_of_rollout_actors_changes_nothing(two_actors, tmp_path, undisturbed):
+    run = remote_run(tmp_path, launch_rig.config(), two_actors)
+    kills, done = [], threading.Event()
+
+    def killer():
+        rng = np.random.default_rng(0)
+        while not done.is_set() and len(kills) < 3:
+            time.sleep(float(rng.uniform(0.2, 1.5)))
+            slot = two_actors.slots[int(rng.integers(2))]
+            if slot.facts is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(slot.facts.pid, signal.SIGKILL)
+                    kills.append(slot.name)
+
+    thread = threading.Thread(target=killer)
+    thread.start()
+    try:
+        train(run)
+    finally:
+        done.set()
+        thread.join()
+    assert kills
+    assert two_actors.stats.restarts >= 1
+    assert final_sha256(run) == undisturbed
+
+
+def test_health_answers_while_a_group_runs(two_actors):
+    slot = two_actors.slots[0]
+    busy = slot.handle.latencies.remote(launch_rig.FULL_KNOBS, "train", 60)
+    time.sleep(0.1)
+    started = time.monotonic()
+    status = ray.get(slot.handle.status.remote(), timeout=10)
+    assert time.monotonic() - started < 1.0
+    assert status["name"] == "rollout-0"
+    ray.get(busy, timeout=60)
+
+
+def hang(request, original):
+    if request.group_id == 1 and not os.path.exists(f"{os.environ['TMPDIR_HANG']}/hung"):
+        open(f"{os.environ['TMPDIR_HANG']}/hung", "w").close()
+        time.sleep(1000)
+    return original(request)
+
+
+def hanging_worker(folder):
+    os.environ["TMPDIR_HANG"] = folder
+    worker = launch_rig.worker()
+    worker.rollout = functools.partial(hang, original=worker.rollout)
+    return worker
+
+
+def test_an_actor_that_hangs_is_replaced(tmp_path, undisturbed):
+    ray_fleet = fleet(functools.partial(hanging_worker, str(tmp_path)), group_timeout_s=4)
+    run = remote_run(tmp_path / "run", launch_rig.config(), ray_fleet)
+    train(run)
+    assert (tmp_path / "hung").exists()
+    assert ray_fleet.stats.restarts == 1
+    assert final_sha256(run) == undisturbed
+    ray_fleet.shutdown()
+
+
+def broken_worker():
+    raise ValueError("the weights are not where they should be")
+
+
+def test_a_constructor_that_raises_is_one_clear_error():
+    with pytest.raises(RuntimeError, match=r"rollout-0.*weights are not where they should be"):
+        fleet(broken_worker, num_actors=1)
+
+
+def test_too_few_resources_are_named():
+    with pytest.raises(RuntimeError, match=r"each actor asks for .*'gpus': 1.*has .*CPU"):
+        RayFleet(
+            launch_rig.worker,
+            ClusterConfig(num_actors=1, start_timeout_s=2, max_restarts=0),
+            wants_gpu=True,
+        )
+
+
+def test_a_killed_learner_is_noticed(two_actors, tmp_path):
+    run = remote_run(tmp_path, launch_rig.config(), two_actors)
+    kill_at = iter(range(100))
+    original = run.learner.prepare
+
+    def prepare(*arguments):
+        if next(kill_at) == 2:
+            ray.kill(run.learner.actor)
+        return original(*arguments)
+
+    run.learner.prepare = prepare
+    with pytest.raises(LearnerLostError, match="prepare"):
+        train(run)
+    assert run.store.load_latest().state["next_step"] == 2
+
+
+def test_a_wait_that_takes_too_long_says_what_for(two_actors, tmp_path):
+    two_actors.config = ClusterConfig(step_timeout_s=0.0)
+    run = remote_run(tmp_path, launch_rig.config(steps=1), two_actors)
+    with pytest.raises(TimeoutError, match=r"3 of 3 groups of rollouts .* the cluster has"):
+        train(run)
