@@ -22,7 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 
 from envs.reward import BudgetReward
-from envs.spec import BudgetRange, BudgetSampler, Knobs, Sample, check_budget_ms
+from envs.spec import BudgetRange, BudgetSampler, Knobs, Sample, Tier, check_budget_ms
 from launch.cli import one_clear_error
 from policy.controller import Controller
 from rollout.build import WorkerConfig, build_executor
@@ -30,7 +30,7 @@ from rollout.episodes import EpisodeGroup
 from rollout.executor import MolmoEExecutor
 from rollout.group import GroupRunner
 
-DEFAULT_KNOBS = Knobs(tier=1, position=1, top_k=6, num_blocks=14)
+DEFAULT_KNOBS = Knobs(tier=Tier.MEDIUM, position=1, top_k=6, num_blocks=14)
 """What runs without a trained controller, whatever the budget."""
 
 

@@ -1,0 +1,174 @@
+"""What a controller has to beat: policies read off a profile.
+
+A baseline maps each budget to configurations of a profile table; its accuracy within budget and
+its violation rate follow from a table of measured scores and latencies.
+
+Shapes: S samples, C configurations, K budgets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, Knobs
+from rollout.latency.profile_table import ProfileTable
+
+TARGET_VIOLATION = 0.05
+QUANTILES = (0.5, 0.75, 0.9, 0.95, 0.98, 1.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """One policy's results at every budget.
+
+    Attributes:
+        in_budget_accuracy: mean score, counted only within budget, [K].
+        ci: half width of its 95 % interval over samples, [K].
+        violation: share of episodes over budget, [K].
+        names: what it chose at each budget, for tables.
+    """
+
+    in_budget_accuracy: np.ndarray
+    ci: np.ndarray
+    violation: np.ndarray
+    names: tuple[str, ...]
+
+
+def outcome(scores_SK: np.ndarray, latencies_SK: np.ndarray, budgets_ms: np.ndarray, names=()):
+    """The outcome of measured episodes, one for each sample and budget."""
+    over = latencies_SK > budgets_ms
+    inside = scores_SK * ~over
+    error = 1.96 * inside.std(0) / max(len(inside), 1) ** 0.5
+    return Outcome(
+        in_budget_accuracy=inside.mean(0), ci=error, violation=over.mean(0), names=tuple(names)
+    )
+
+
+def of_columns(table: ProfileTable, columns: Sequence[int], budgets_ms: np.ndarray) -> Outcome:
+    """The outcome of one configuration a budget, on a table."""
+    names = [str(table.configurations[c]) for c in columns]
+    pick = list(columns)
+    return outcome(table.scores[:, pick], table.latencies_ms[:, pick], budgets_ms, names)
+
+
+def lookup(
+    table: ProfileTable, budgets_ms: np.ndarray, *, quantile: float, allowed: np.ndarray
+) -> list[int]:
+    """The most accurate configuration whose latency quantile fits each budget.
+
+    Where nothing fits the fastest one is taken. `allowed` is bool [C].
+    """
+    latency_C = np.quantile(table.latencies_ms, quantile, axis=0)
+    accuracy_C = table.scores.mean(0)
+    columns = []
+    for budget_ms in budgets_ms:
+        fits = allowed & (latency_C <= budget_ms)
+        if fits.any():
+            columns.append(int(np.where(fits, accuracy_C, -1).argmax()))
+        else:
+            columns.append(int(np.where(allowed, latency_C, np.inf).argmin()))
+    return columns
+
+
+def margin_quantile(table: ProfileTable, budgets_ms: np.ndarray, allowed: np.ndarray) -> float:
+    """The latency quantile that earns most on a validation table at 5 % violations at most."""
+    best, best_accuracy = QUANTILES[-1], -1.0
+    for quantile in QUANTILES:
+        columns = lookup(table, budgets_ms, quantile=quantile, allowed=allowed)
+        result = of_columns(table, columns, budgets_ms)
+        accuracy = float(result.in_budget_accuracy.mean())
+        if result.violation.mean() <= TARGET_VIOLATION and accuracy > best_accuracy:
+            best, best_accuracy = quantile, accuracy
+    return best
+
+
+def single_knob_masks(configurations: Sequence[Knobs]) -> dict[str, np.ndarray]:
+    """Which configurations differ from the full one in a single knob."""
+    full = FULL_KNOBS
+    rules = {
+        "tier only": lambda k: (k.top_k, k.num_blocks) == (full.top_k, full.num_blocks),
+        "top-k only": lambda k: (k.tier, k.num_blocks) == (full.tier, full.num_blocks),
+        "blocks only": lambda k: (k.tier, k.top_k) == (full.tier, full.top_k),
+    }
+    return {
+        name: np.array([k.position == 1 and rule(k) for k in configurations])
+        for name, rule in rules.items()
+    }
+
+
+def lookup_columns(
+    validation: ProfileTable, budgets_ms: np.ndarray
+) -> dict[str, tuple[list[int], float]]:
+    """Columns and quantile of every lookup table, all chosen on validation alone."""
+    every = np.ones(len(validation.configurations), dtype=bool)
+    margin = margin_quantile(validation, budgets_ms, every)
+    found = {
+        "lookup": (lookup(validation, budgets_ms, quantile=0.5, allowed=every), 0.5),
+        "lookup with margin": (
+            lookup(validation, budgets_ms, quantile=margin, allowed=every),
+            margin,
+        ),
+    }
+    for name, allowed in single_knob_masks(validation.configurations).items():
+        if allowed.any():
+            quantile = margin_quantile(validation, budgets_ms, allowed)
+            found[name] = (
+                lookup(validation, budgets_ms, quantile=quantile, allowed=allowed),
+                quantile,
+            )
+    return found
+
+
+def statics(table: ProfileTable, budgets_ms: np.ndarray) -> dict[str, Outcome]:
+    """Every configuration, whatever the budget."""
+    return {
+        str(knobs): of_columns(table, [c] * len(budgets_ms), budgets_ms)
+        for c, knobs in enumerate(table.configurations)
+    }
+
+
+def named_statics(table: ProfileTable, budgets_ms: np.ndarray) -> dict[str, Outcome]:
+    """The cheapest, the full, and the configuration that is best over all budgets."""
+    every = statics(table, budgets_ms)
+    best = max(every, key=lambda name: float(every[name].in_budget_accuracy.mean()))
+    chosen = {"cheapest": str(CHEAPEST_KNOBS), "full": str(FULL_KNOBS), "best": best}
+    return {
+        f"static {kind} ({name})": every[name] for kind, name in chosen.items() if name in every
+    }
+
+
+def random_policy(table: ProfileTable, budgets_ms: np.ndarray) -> Outcome:
+    """The expectation of choosing among all configurations with equal probability."""
+    over = table.latencies_ms[:, :, None] > budgets_ms
+    inside_SK = (table.scores[:, :, None] * ~over).mean(1)
+    return Outcome(
+        in_budget_accuracy=inside_SK.mean(0),
+        ci=1.96 * inside_SK.std(0) / len(inside_SK) ** 0.5,
+        violation=over.mean((0, 1)),
+        names=("uniform",) * len(budgets_ms),
+    )
+
+
+def oracle_per_budget(table: ProfileTable, budgets_ms: np.ndarray) -> Outcome:
+    """The best single configuration of each budget, in hindsight on the same table."""
+    columns = []
+    for budget_ms in budgets_ms:
+        inside_C = (table.scores * (table.latencies_ms <= budget_ms)).mean(0)
+        columns.append(int(inside_C.argmax()))
+    return of_columns(table, columns, budgets_ms)
+
+
+def oracle_per_sample(table: ProfileTable, budgets_ms: np.ndarray) -> Outcome:
+    """The best configuration of each sample and budget, in hindsight: an upper bound."""
+    inside = table.scores[:, :, None] * (table.latencies_ms[:, :, None] <= budgets_ms)
+    best_SK = inside.max(1)
+    fits = (table.latencies_ms[:, :, None] <= budgets_ms).any(1)
+    return Outcome(
+        in_budget_accuracy=best_SK.mean(0),
+        ci=1.96 * best_SK.std(0) / len(best_SK) ** 0.5,
+        violation=1 - fits.mean(0),
+        names=("by sample",) * len(budgets_ms),
+    )

@@ -1,0 +1,256 @@
+"""A greedy sweep over budgets on held-out samples, against baselines read off a profile.
+
+Needs profiles of the same machine, made by launch/profile.py: one of the validation split, which
+the lookup tables are read off, and one of the test split, which scores every baseline. The
+controller and the lookup table with margin also run live, sample by sample in turn.
+
+python launch/evaluate.py RUN_DIR --validation V/table.npz --test T/table.npz
+"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # This folder would come first, and its profile.py shadow the standard library's.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import functools
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from envs.spec import FULL_KNOBS, Knobs
+from launch import baselines
+from launch.baselines import Outcome
+from launch.cli import connect, one_clear_error
+from launch.cluster import RayFleet
+from launch.evaluation import Evaluation, evaluate, feasible_budgets
+from launch.plots import choices_figure, latency_figure, sweep_figure
+from launch.recipes import ClusterConfig
+from launch.training import budgets_from_state
+from learner.checkpoint import Checkpoint, CheckpointStore
+from policy.weights import weights_sha256
+from rollout.actor import PublishedWeights
+from rollout.build import WorkerConfig, build_worker
+from rollout.latency.profile_table import ProfileTable
+from rollout.worker import PolicySetup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateConfig:
+    """One evaluation.
+
+    Attributes:
+        run_dir: folder of a training run; its best checkpoint is taken, else its newest.
+        validation: profile table of the validation split, measured on this machine.
+        test: profile table of the test split, measured on this machine.
+        output_dir: where the table, JSON and plots go; RUN_DIR/evaluation by default.
+        num_budgets: evenly spread over the feasible range.
+        num_samples: samples of the test split; all of the test table by default.
+        worker: the frozen model and its tasks.
+        cluster: actors and limits.
+    """
+
+    run_dir: Annotated[Path, tyro.conf.Positional]
+    validation: Path
+    test: Path
+    output_dir: Path | None = None
+    num_budgets: int = 8
+    num_samples: int = 0
+    worker: WorkerConfig = field(default_factory=WorkerConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+
+def load_checkpoint(run_dir: Path) -> Checkpoint:
+    """The best checkpoint of a run, else the newest; raises ValueError if there is none."""
+    if not (run_dir / "checkpoints").is_dir():
+        raise ValueError(f"{run_dir} holds no checkpoints: give the run-dir of a training run")
+    store = CheckpointStore(run_dir / "checkpoints")
+    best = store.best()
+    checkpoint = store.load_latest() if best is None else store.load(best)
+    if checkpoint is None:
+        raise ValueError(f"{run_dir} holds no checkpoint yet: train first")
+    return checkpoint
+
+
+def _profile_call(handle: Any, *, configurations: tuple[Knobs, ...], split: str, index: int) -> Any:
+    return handle.profile.remote(configurations, split, index)
+
+
+def run_live(
+    fleet: RayFleet, columns: dict[str, list[int]], table: ProfileTable, num_samples: int
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Scores and latencies [S, K] of lookup choices, run again on the test samples."""
+    distinct = sorted({c for chosen in columns.values() for c in chosen})
+    configurations = tuple(table.configurations[c] for c in distinct)
+    calls = [
+        functools.partial(_profile_call, configurations=configurations, split="test", index=index)
+        for index in range(num_samples)
+    ]
+    records = list(fleet.run_each(calls, "live lookups"))
+    scores = np.array([[r.score for r in row] for row in records])
+    latencies = np.array([[r.execution.latency_ms for r in row] for row in records])
+    place = {column: position for position, column in enumerate(distinct)}
+    return {
+        name: (scores[:, [place[c] for c in chosen]], latencies[:, [place[c] for c in chosen]])
+        for name, chosen in columns.items()
+    }
+
+
+def clock_floor(fleet: RayFleet, repeats: int = 60) -> dict[str, float]:
+    """How often one fixed configuration on one sample exceeds its own 95th percentile, live.
+
+    The percentile is of one half of the runs, the rate of the other half: a perfect policy could
+    do no better than this rate at a budget set to that percentile.
+    """
+    calls = [
+        functools.partial(_profile_call, configurations=(FULL_KNOBS,), split="test", index=0)
+        for _ in range(repeats)
+    ]
+    runs = np.array(
+        [records[0].execution.latency_ms for records in fleet.run_each(calls, "repeats")]
+    )
+    first, second = runs[::2], runs[1::2]
+    return {
+        "coefficient_of_variation": float(runs.std() / runs.mean()),
+        "p95_over_p50": float(np.quantile(runs, 0.95) / np.median(runs)),
+        "exceeds_own_p95": float((second > np.quantile(first, 0.95)).mean()),
+    }
+
+
+def collect_outcomes(
+    result: Evaluation,
+    live: dict[str, tuple[np.ndarray, np.ndarray]],
+    validation: ProfileTable,
+    test: ProfileTable,
+) -> dict[str, Outcome]:
+    """Every policy at every budget, the controller first."""
+    budgets = result.budgets_ms
+    found = {"controller": baselines.outcome(result.scores, result.latencies_ms, budgets)}
+    for name, (scores, latencies) in live.items():
+        found[f"{name} (live)"] = baselines.outcome(scores, latencies, budgets)
+    for name, (columns, _) in baselines.lookup_columns(validation, budgets).items():
+        found[name] = baselines.of_columns(test, columns, budgets)
+    found |= baselines.named_statics(test, budgets)
+    found["random"] = baselines.random_policy(test, budgets)
+    found["oracle by budget"] = baselines.oracle_per_budget(test, budgets)
+    found["oracle by sample"] = baselines.oracle_per_sample(test, budgets)
+    return found
+
+
+def verdict(found: dict[str, Outcome], test: ProfileTable, budgets_ms: np.ndarray) -> str:
+    """Whether the controller beats what it must, in words; never silent about a miss."""
+    ours = float(found["controller"].in_budget_accuracy.mean())
+    rivals = {
+        "every static configuration": max(
+            float(o.in_budget_accuracy.mean()) for o in baselines.statics(test, budgets_ms).values()
+        ),
+        "random": float(found["random"].in_budget_accuracy.mean()),
+        "the lookup table with margin": float(
+            found["lookup with margin (live)"].in_budget_accuracy.mean()
+        ),
+    }
+    parts = [
+        f"{'beats' if ours > value else 'DOES NOT BEAT'} {name} ({ours:.3f} against {value:.3f})"
+        for name, value in rivals.items()
+    ]
+    return "the controller " + ", ".join(parts)
+
+
+def print_table(found: dict[str, Outcome], budgets_ms: np.ndarray, console: Console) -> None:
+    """One row a policy: accuracy within budget / violation rate at every budget."""
+    table = Table("policy", *(f"{b:.0f} ms" for b in budgets_ms), "mean")
+    for name, row in found.items():
+        cells = [
+            f"{a:.2f} / {v:.0%}" for a, v in zip(row.in_budget_accuracy, row.violation, strict=True)
+        ]
+        table.add_row(
+            name, *cells, f"{row.in_budget_accuracy.mean():.3f} / {row.violation.mean():.1%}"
+        )
+    console.print(table)
+
+
+def main() -> int:
+    """Runs the sweep, prints the table and the verdict, writes JSON and plots."""
+    config = tyro.cli(EvaluateConfig, prog="evaluate.py", description=__doc__)
+    checkpoint = load_checkpoint(config.run_dir)
+    validation, test = ProfileTable.load(config.validation), ProfileTable.load(config.test)
+    num_samples = min(config.num_samples or len(test.sample_ids), len(test.sample_ids))
+    test = test.rows(np.arange(num_samples))
+    budgets = budgets_from_state(checkpoint.state)
+    budgets_ms = feasible_budgets(budgets, config.num_budgets)
+    connect(config.cluster.address)
+    fleet = RayFleet(
+        functools.partial(build_worker, config.worker),
+        config.cluster,
+        num_threads=config.worker.num_threads,
+    )
+    import ray
+
+    arrays = checkpoint.controller.to_numpy()
+    weights = PublishedWeights(version=0, sha256=weights_sha256(arrays), refs=(ray.put(arrays),))
+    setup = PolicySetup(controller=checkpoint.controller.config, budgets=budgets)
+    result = evaluate(
+        fleet,
+        setup,
+        weights,
+        split="test",
+        num_samples=num_samples,
+        budgets_ms=budgets_ms.tolist(),
+    )
+    chosen = baselines.lookup_columns(validation, budgets_ms)
+    columns = {name: chosen[name][0] for name in ("lookup", "lookup with margin")}
+    live = run_live(fleet, columns, validation, num_samples)
+    floor = clock_floor(fleet)
+    fleet.shutdown()
+    found = collect_outcomes(result, live, validation, test)
+    console = Console()
+    print_table(found, budgets_ms, console)
+    console.print(verdict(found, test, budgets_ms))
+    console.print(f"the clock itself: {floor}")
+    folder = config.output_dir or config.run_dir / "evaluation"
+    write(folder, checkpoint, result, found, floor)
+    console.print(f"written to {folder}", markup=False)
+    return 0
+
+
+def write(
+    folder: Path,
+    checkpoint: Checkpoint,
+    result: Evaluation,
+    found: dict[str, Outcome],
+    floor: dict[str, float],
+) -> None:
+    """JSON of everything and the three plots."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = {
+        name: {
+            key: list(value) if isinstance(value, tuple) else np.asarray(value).tolist()
+            for key, value in asdict(row).items()
+        }
+        for name, row in found.items()
+    }
+    content = {
+        "checkpoint": checkpoint.path.name,
+        "budgets_ms": result.budgets_ms.tolist(),
+        "num_samples": len(result.scores),
+        "policies": rows,
+        "clock": floor,
+        "controller_episodes": result.to_json(),
+    }
+    (folder / "evaluation.json").write_text(json.dumps(content) + "\n")
+    shown = {n: r for n, r in rows.items() if n not in ("tier only", "top-k only", "blocks only")}
+    sweep_figure(result.budgets_ms.tolist(), shown, floor["exceeds_own_p95"]).savefig(
+        folder / "sweep.png", dpi=120
+    )
+    latency_figure(result.budgets_ms, result.latencies_ms).savefig(folder / "latency.png", dpi=120)
+    choices_figure(result.budgets_ms, result.actions).savefig(folder / "choices.png", dpi=120)
+
+
+if __name__ == "__main__":
+    sys.exit(one_clear_error(main))
