@@ -308,6 +308,6 @@ def main(options: Options) -> dict[str, Any]:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Options, config=(tyro.conf.OmitArgPrefixes,), use_underscores=True))
+        main(tyro.cli(Options, config=(tyro.conf.EnumChoicesFromValues,), use_underscores=True))
     except ValueError as error:
         sys.exit(f"error: {error}")

@@ -1,5 +1,7 @@
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -122,12 +124,13 @@ def test_the_program_takes_the_options_by_their_names(profiles, tmp_path):
     result = run_script(
         *("--results_dir", profiles, "--dataset_names", "text_vqa", "okvqa"),
         *("--output_dir", tmp_path, "--batch_size", 32, "--num_epochs", 2, "--lr", 2e-3),
-        *("--device", "cpu", "--seed", 7, "--num_workers", 0, "--decode_reading", "COMPUTED"),
+        *("--device", "cpu", "--seed", 7, "--num_workers", 0, "--decode_reading", "computed"),
     )
     assert result.returncode == 0, result.stderr
     assert "epoch 2: loss" in result.stdout
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["num_parameters"] == 135_170
+    assert metrics["decode_reading"] == "computed"
     assert (metrics["options"]["batch_size"], metrics["options"]["seed"]) == (32, 7)
 
 
@@ -155,6 +158,30 @@ def test_ray_workers_train_as_one_process_does(profiles, tmp_path, num_workers):
     for name in ("mae_prefill_ms", "mae_decode_per_token_ms"):  # sums are ordered differently
         assert there["val"][name] == pytest.approx(here["val"][name], rel=0.02)
     assert not list((tmp_path / "ray").glob(".ray_train_*"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_killed_worker_changes_nothing(profiles, tmp_path):
+    arguments = ["--results_dir", profiles, "--num_epochs", 100, "--hidden_dim", 32]
+    result = run_script(*arguments, "--output_dir", tmp_path / "here", "--num_workers", 0)
+    assert result.returncode == 0, result.stderr
+    command = [sys.executable, SCRIPT, *arguments, "--output_dir", tmp_path / "ray"]
+    with subprocess.Popen(
+        [*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        workers = set()
+        assert process.stdout is not None
+        for line in process.stdout:
+            match = re.search(r"RayTrainWorker pid=(\d+).*epoch (\d+):", line)
+            if match and not workers and int(match[2]) >= 30:
+                os.kill(int(match[1]), signal.SIGKILL)
+            if match and int(match[2]) >= 30:
+                workers.add(match[1])
+    assert process.returncode == 0
+    assert len(workers) == 2
+    here, there = ((tmp_path / name / "metrics.json").read_bytes() for name in ("here", "ray"))
+    assert here == there
 
 
 @pytest.mark.slow
