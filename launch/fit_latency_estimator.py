@@ -182,12 +182,17 @@ def start_local_ray() -> None:
     if not os.environ.keys() & {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     paths = os.pathsep.join(filter(None, (REPO_ROOT, os.environ.get("PYTHONPATH"))))
-    environment = {"env_vars": {"PYTHONPATH": paths}, "worker_process_setup_hook": quiet_cleaner}
+    environment = {"env_vars": {"PYTHONPATH": paths}, "worker_process_setup_hook": set_up_worker}
     ray.init(include_dashboard=False, runtime_env=environment)
 
 
-def quiet_cleaner() -> None:
-    """Silences an actor of Ray Train that warns every second where there is no dashboard."""
+def set_up_worker() -> None:
+    """Runs first in every process of a local Ray.
+
+    An actor of Ray Train asks for its controller's state: without RAY_ADDRESS it would ask any Ray
+    of this machine, and where there is no dashboard it warns every second that nobody answers.
+    """
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     name = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
     logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -303,6 +308,6 @@ def main(options: Options) -> dict[str, Any]:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Options, config=(tyro.conf.OmitArgPrefixes,), use_underscores=True))
+        main(tyro.cli(Options, config=(tyro.conf.EnumChoicesFromValues,), use_underscores=True))
     except ValueError as error:
         sys.exit(f"error: {error}")

@@ -49,8 +49,8 @@ def recalibrate_fine_tuned(
     points: LatencyTable,
     held_out: LatencyTable,
     *,
-    steps: int = 200,
-    lr: float = 1e-4,
+    steps: int = 100,
+    lr: float = 3e-5,
 ) -> Recalibration:
     """The affine map, then `steps` optimizer steps on all points at once.
 
