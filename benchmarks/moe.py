@@ -1,0 +1,177 @@
+"""Times our MoE layer, mid-size and full-size, against two others.
+
+(a) a plain loop over all experts, as in the published code; (b) transformers' OLMoE block with
+each of its expert implementations. One process, interleaved, medians with quartiles.
+
+python -m benchmarks.moe [--quick]
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from transformers import OlmoeConfig
+from transformers.models.olmoe.modeling_olmoe import OlmoeSparseMoeBlock
+
+from rollout.molmoe import MolmoEConfig
+from rollout.molmoe.moe import SparseMoE, grouped_experts, looped_experts
+
+SIZES = {
+    "mid": MolmoEConfig(d_model=512, n_heads=8, num_experts=64, expert_hidden=256),
+    "full": MolmoEConfig(),
+}
+TOKENS = (1, 64, 400, 1200)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class PlainLoop(torch.nn.Module):
+    """One pass over all experts with masks, weights apart by expert: the published way."""
+
+    def __init__(self, ours: SparseMoE) -> None:
+        super().__init__()
+        half = ours.gate_up.shape[1] // 2
+        self.gate = ours.gate
+        self.experts = [
+            (fused[:half].contiguous(), fused[half:].contiguous(), down.contiguous())
+            for fused, down in zip(ours.gate_up, ours.down, strict=True)
+        ]
+
+    def forward(self, x_TD: torch.Tensor, top_k: int) -> torch.Tensor:
+        probs = F.softmax(self.gate(x_TD), dim=1, dtype=torch.float)
+        weights, selected = torch.topk(probs, top_k, dim=-1)
+        weights = weights.to(x_TD.dtype)
+        mask = F.one_hot(selected, num_classes=len(self.experts)).permute(2, 1, 0)
+        out = torch.zeros_like(x_TD)
+        for index, (gate, up, down) in enumerate(self.experts):
+            slot, token = torch.where(mask[index])
+            rows = x_TD[token]
+            hidden = F.silu(F.linear(rows, gate)) * F.linear(rows, up)
+            out.index_add_(0, token, F.linear(hidden, down) * weights[token, slot, None])
+        return out
+
+
+def olmoe(ours: SparseMoE, config: MolmoEConfig, top_k: int, implementation: str):
+    """Transformers' block on the same weights, without a copy of them."""
+    settings = OlmoeConfig(
+        hidden_size=config.d_model,
+        intermediate_size=config.expert_hidden,
+        num_experts=config.num_experts,
+        num_experts_per_tok=top_k,
+        norm_topk_prob=False,
+    )
+    settings._experts_implementation = implementation
+    with torch.device("meta"):
+        block = OlmoeSparseMoeBlock(settings)
+    block.gate.weight = torch.nn.Parameter(ours.gate.weight, requires_grad=False)
+    block.experts.gate_up_proj = torch.nn.Parameter(ours.gate_up, requires_grad=False)
+    block.experts.down_proj = torch.nn.Parameter(ours.down, requires_grad=False)
+    return lambda x: block(x[None])[0]
+
+
+def copy_bandwidth(num_bytes: int = 2**28) -> float:
+    """Bytes read and written a second by a plain copy."""
+    source = torch.ones(num_bytes // 4)
+    target = torch.empty_like(source)
+    times = []
+    for _ in range(15):
+        started = time.perf_counter()
+        target.copy_(source)
+        times.append(time.perf_counter() - started)
+    return 2 * num_bytes / statistics.median(times)
+
+
+def interleaved(ways: dict[str, Callable[[], object]], seconds: float) -> dict[str, list[float]]:
+    """Milliseconds of each way, run in turn until the time is used up."""
+    for call in ways.values():
+        call()
+        call()
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(next(iter(times.values()))) < 5:
+        for name, call in ways.items():
+            started = time.perf_counter()
+            call()
+            times[name].append((time.perf_counter() - started) * 1e3)
+    return times
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="less time a row")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    seconds = 0.5 if options.quick else 2.0
+    names = ["ours", "ours grouped", "plain loop", "eager", "batched_mm", "grouped_mm"]
+    table = Table("size", "dtype", "tokens", "k", *names, "ours / best other", "floor share")
+    bandwidth = copy_bandwidth()
+    for size in options.sizes:
+        config = SIZES[size]
+        for dtype_name, dtype in DTYPES.items():
+            layer = SparseMoE(config).requires_grad_(False)
+            for weight in layer.parameters():
+                torch.nn.init.normal_(weight, std=0.02)
+            layer = layer.to(dtype)
+            loop = PlainLoop(layer)
+            for tokens in TOKENS:
+                for top_k in (4, 8):
+                    x = torch.randn(tokens, config.d_model, dtype=dtype)
+                    cells = row(layer, loop, config, x, top_k, seconds, bandwidth)
+                    table.add_row(size, dtype_name, str(tokens), str(top_k), *cells)
+            del layer, loop
+    Console(width=220).print(table)
+    print(f"a plain copy moves {bandwidth / 1e9:.1f} GB/s; medians in ms with quartiles;")
+    print("floor share: time that reading the k experts' weights at that rate takes / ours")
+
+
+def row(layer, loop, config, x, top_k, seconds, bandwidth) -> list[str]:
+    """Cells of one line of the table; an implementation that fails or crawls shows a dash."""
+
+    def ours(function):
+        def call():
+            probs = F.softmax(layer.gate(x), dim=-1, dtype=torch.float32)
+            weights, experts = probs.topk(top_k, dim=-1)
+            return function(x, weights.to(x.dtype), experts, layer.gate_up, layer.down)
+
+        return call
+
+    ways = {
+        "ours": ours(looped_experts),
+        "ours grouped": ours(grouped_experts),
+        "plain loop": lambda: loop(x, top_k),
+    }
+    for name in ("eager", "batched_mm", "grouped_mm"):
+        if name == "batched_mm" and len(x) > 64:
+            continue  # gathers a copy of k experts' weights for every token
+        call = olmoe(layer, config, top_k, name)
+        try:
+            call(x)
+        except (RuntimeError, ValueError, KeyError, NotImplementedError):
+            continue
+        ways[name] = lambda call=call: call(x)
+    times = interleaved(ways, seconds)
+    cells, medians = [], {}
+    for name in ("ours", "ours grouped", "plain loop", "eager", "batched_mm", "grouped_mm"):
+        if name not in times:
+            cells.append("-")
+            continue
+        low, middle, high = statistics.quantiles(times[name], n=4)
+        medians[name] = middle
+        cells.append(f"{middle:.2f} [{low:.2f} {high:.2f}]")
+    others = min(v for n, v in medians.items() if not n.startswith("ours"))
+    cells.append(f"{medians['ours'] / others:.2f}")
+    read = 3 * config.d_model * config.expert_hidden * x.element_size() * top_k
+    is_decode = len(x) == 1
+    cells.append(f"{read / bandwidth * 1e3 / medians['ours']:.2f}" if is_decode else "")
+    return cells
+
+
+if __name__ == "__main__":
+    main()
