@@ -49,7 +49,7 @@ class Chaos(threading.Thread):
         super().__init__(daemon=True)
         self.fleet, self.cluster, self.learners = fleet, cluster, learners
         self.kills, self.done = 0, threading.Event()
-        self.learner_killed = False
+        self.learner_killed = self.node_replaced = False
 
     def run(self):
         rng = np.random.default_rng(1)
@@ -61,8 +61,9 @@ class Chaos(threading.Thread):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(facts.pid, signal.SIGKILL)
                 self.kills += 1
-            if self.kills == 3:
-                self.cluster.remove_node(self.cluster.list_all_nodes[-1])
+            if self.kills == 3 and not self.node_replaced:
+                self.node_replaced = True
+                self.cluster.remove_node(next(iter(self.cluster.worker_nodes)))
                 self.cluster.add_node(num_cpus=1)
             if self.kills == 6 and not self.learner_killed:
                 ray.kill(self.learners[-1].actor)
@@ -112,6 +113,7 @@ def test_chaos_changes_nothing(cluster, tmp_path, monkeypatch):
     fleet.shutdown()
     assert chaos.kills >= NUM_KILLS
     assert chaos.learner_killed
+    assert chaos.node_replaced
     assert len(learners) >= 2
     assert (tmp_path / "hang" / "hung").exists()
     whole = [list(range(3 * step, 3 * step + 3)) for step in range(40)]
