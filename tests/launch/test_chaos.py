@@ -16,10 +16,10 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from launch.cli import Session
 from launch.cluster import RayFleet
 from launch.joint_grpo import train
 from launch.recipes import BudgetConfig, ClusterConfig
+from launch.session import Session
 from launch.training import Run
 from learner.checkpoint import CheckpointStore
 from policy.weights import weights_sha256
@@ -92,7 +92,7 @@ def test_chaos_changes_nothing(cluster, tmp_path, monkeypatch):
         "finish_step",
         lambda run, groups: (counted.append([g.group_id for g in groups]), original(run, groups)),
     )
-    session = Session(settings)
+    session = Session(settings, train)
     session.d_model = rig.SIXTEEN.d_model
     learners = []
     assemble = session._assemble
