@@ -180,7 +180,6 @@ class LatencyBudgetVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.nda
     def _step_stage1(self, session: GroupSession, actions: np.ndarray):
         valid = np.array([is_allowed(action, stage1_mask()) for action in actions])
         self.done = ~valid
-        # An invalid member rides along on the first valid choice, or nothing runs at all.
         self.stage1 = actions.copy()
         tokens = np.zeros((self.num_envs, self.executor.d_model), dtype=np.float32)
         if valid.any():

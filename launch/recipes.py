@@ -96,8 +96,8 @@ class JointGRPOConfig:
 
     Attributes:
         recipe: name of the recipe that this configuration started from.
-        run_dir: absolute folder for checkpoints, logs and evaluations; resumed if it holds a
-            checkpoint. Empty: a new folder under runs/.
+        run_dir: absolute folder, or URI such as s3://bucket/run, for checkpoints, logs and
+            evaluations; resumed if it holds a checkpoint. Empty: a new folder under runs/.
         seed: of everything random.
         steps: updates.
         groups_per_step: samples in a batch.

@@ -25,6 +25,7 @@ from launch.evaluation import evaluate, feasible_budgets
 from launch.recipes import RECIPES, JointGRPOConfig
 from launch.remote_learner import LearnerLostError, RemoteLearner
 from launch.reporting import Reporter
+from launch.storage import fetch_latest, is_uri, mirror, staging_folder
 from launch.training import Run, Stopped, budgets_from_state, check_resumable, controller_config
 from learner.checkpoint import Checkpoint, CheckpointStore
 from rollout.build import EMBEDDED, build_worker, resolve_folder
@@ -83,7 +84,8 @@ class Session:
         if config.dry_run:
             config = dataclasses.replace(config, steps=1, checkpoint_every=1)
         self.config = config
-        self.run_dir = resolve_run_dir(config.run_dir)
+        self.uri = config.run_dir if is_uri(config.run_dir) else ""
+        self.run_dir = staging_folder(self.uri) if self.uri else resolve_run_dir(config.run_dir)
         self.simulated = (
             SimulatedLatency.from_file(config.simulated_latency)
             if config.simulated_latency
@@ -98,6 +100,8 @@ class Session:
         model = EMBEDDED if config.worker.model == "embedded" else config.worker.model
         self.d_model = MolmoEConfig.from_folder(resolve_folder(model)).d_model
         self.run_dir.mkdir(parents=True, exist_ok=True)
+        if self.uri:
+            fetch_latest(self.uri, self.run_dir)
         store = CheckpointStore(self.run_dir / "checkpoints", config.keep_last)
         checkpoint = store.load_latest()
         if checkpoint is not None:
@@ -106,11 +110,16 @@ class Session:
         # Behind ray.init, which installs a handler of its own.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
-        fleet = self._start_fleet()
+        fleet = None
         try:
+            fleet = self._start_fleet()
             return self._train_until_done(fleet, store, checkpoint)
+        except Stopped:
+            logging.warning("stopped before the first step")
+            return 143
         finally:
-            fleet.shutdown()
+            if fleet is not None:
+                fleet.shutdown()
 
     def _stop(self, number: int, _frame: Any) -> None:
         logging.warning("signal %d: stopping with a checkpoint", number)
@@ -181,6 +190,7 @@ class Session:
             steering=steering,
             next_step=next_step,
             is_stopping=lambda: self.is_stopping,
+            on_saved=functools.partial(mirror, uri=self.uri) if self.uri else lambda _path: None,
         )
         budgets = setup.budgets
         run.reporter.say(

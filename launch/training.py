@@ -17,6 +17,7 @@ import numpy as np
 from envs.reward import BudgetReward, PIDLambda, Reward, RewardFunction
 from envs.spec import BudgetRange, BudgetSampler
 from launch.evaluation import evaluate, feasible_budgets
+from launch.plots import choices_figure, latency_figure
 from launch.recipes import JointGRPOConfig
 from launch.reporting import Reporter
 from learner.checkpoint import Checkpoint, CheckpointStore
@@ -107,6 +108,7 @@ class Run:
         steering: lambda and its rule.
         next_step: the first step that is not done yet.
         is_stopping: asked between steps; True ends the loop.
+        on_saved: called with the folder of every checkpoint, such as to copy it elsewhere.
     """
 
     config: JointGRPOConfig
@@ -118,6 +120,7 @@ class Run:
     steering: PIDLambda
     next_step: int = 0
     is_stopping: Callable[[], bool] = lambda: False
+    on_saved: Callable[[Path], object] = lambda _path: None
     watch: Stopwatch = field(default_factory=Stopwatch)
     last_metric: float | None = None
 
@@ -191,6 +194,12 @@ class Run:
         scalars = result.scalars("evaluation")
         self.reporter.scalars(step, scalars)
         self.last_metric = result.in_budget_accuracy
+        self.reporter.figure(
+            step, "evaluation/choices", choices_figure(result.budgets_ms, result.actions)
+        )
+        self.reporter.figure(
+            step, "evaluation/latency", latency_figure(result.budgets_ms, result.latencies_ms)
+        )
         self.reporter.say(
             f"evaluation after step {step + 1}: in budget "
             f"{scalars['evaluation/in_budget_accuracy']:.3f}, violations "
@@ -217,7 +226,9 @@ class Run:
             "packages": {name: version(name) for name in PACKAGES},
             "python": platform.python_version(),
         }
-        return self.store.save(self.next_step, controller, learner_state, state, self.last_metric)
+        path = self.store.save(self.next_step, controller, learner_state, state, self.last_metric)
+        self.on_saved(path)
+        return path
 
 
 def budgets_from_state(state: dict[str, Any]) -> BudgetSampler:

@@ -21,7 +21,7 @@ from envs.spec import Execution, Knobs, Sample, Tier
 from rollout.episodes import EpisodeGroup
 from rollout.importance import BlockImportance
 from rollout.latency.clock import DeviceFacts, clock_for
-from rollout.latency.hooks import Stages, Timeline, block_modules, module_hooks, prefill_modules
+from rollout.latency.hooks import Stages, Timeline, block_modules, module_hooks, vision_modules
 from rollout.latency.simulated import SimulatedLatency
 from rollout.molmoe import ModelInputs, MolmoE, Preprocessor
 from rollout.molmoe.cache import KVCache
@@ -170,7 +170,7 @@ class MolmoEExecutor:
         timeline.take()
         vision = idx = None
         if inputs.images is not None and inputs.image_masks is not None:
-            with module_hooks(timeline, prefill_modules(model)):
+            with module_hooks(timeline, vision_modules(model)):
                 vision = model.encode_image(inputs.images[None], inputs.image_masks[None])
         if inputs.image_input_idx is not None:
             idx = inputs.image_input_idx[None]

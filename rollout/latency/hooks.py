@@ -74,11 +74,10 @@ def module_hooks(timeline: Timeline, modules: Iterable[tuple[str, nn.Module]]) -
             handle.remove()
 
 
-def prefill_modules(model: MolmoE) -> Iterator[tuple[str, nn.Module]]:
-    """The modules that are timed in a prefill, with their stages' names."""
+def vision_modules(model: MolmoE) -> Iterator[tuple[str, nn.Module]]:
+    """The two parts of the vision backbone with their stages' names."""
     yield "vision_encoder", model.vision.encoder
     yield "projector", model.vision.projector
-    yield from block_modules(model)
 
 
 def block_modules(model: MolmoE) -> Iterator[tuple[str, nn.Module]]:
