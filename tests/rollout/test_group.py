@@ -20,7 +20,9 @@ def generators(seed, size):
     return [torch.Generator().manual_seed(1000 * seed + member) for member in range(size)]
 
 
-@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize(
+    "seed", [*range(8), *(pytest.param(s, marks=pytest.mark.slow) for s in range(8, 200))]
+)
 def test_group_equals_independent_runs(runner, seed):
     rng = np.random.default_rng(seed)
     knobs = [EVERY[i] for i in rng.integers(0, len(EVERY), 8)]
