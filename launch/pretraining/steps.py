@@ -1,0 +1,155 @@
+"""Losses of one batch: patch labels for the vision encoder, answers for the whole model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from envs.spec import TIERS, Tier
+from envs.tasks.render import NUM_CLASSES, NUM_COLORS
+from launch.pretraining import forward as fw
+from launch.pretraining.batches import IGNORE, SOURCES, Batch
+from launch.pretraining.blueprint import build_tokenizer
+from launch.pretraining.pixels import (
+    LABEL_POINTS,
+    TierLayout,
+    label_targets,
+    make_crops,
+    tier_layout,
+)
+from rollout.molmoe import MolmoE, Preprocessor
+
+FIRST_SHAPE_CLASS = NUM_CLASSES - 3
+NOTHING_WEIGHT = 0.15
+"""Weight of empty label points, which are most of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossConfig:
+    """Weights of the losses."""
+
+    labels: float = 0.2
+    """Patch labels while the whole model trains."""
+    trace: float = 0.5
+    """Running values of chains."""
+    balance: float = 0.01
+    """Even use of the experts."""
+    spread: float = 0.02
+    """Excess of the router's spread."""
+    spread_limit: float = 1.0
+    """Standard deviation of router logits from which on the spread costs."""
+
+
+class Trainee(nn.Module):
+    """The model with the label heads that only pretraining needs.
+
+    Args:
+        model: trainable.
+        dtype: of the matrix products.
+    """
+
+    def __init__(self, model: MolmoE, dtype: torch.dtype = torch.bfloat16) -> None:
+        super().__init__()
+        self.model = model
+        self.dtype = dtype
+        dim = model.config.d_model
+        self.class_head = nn.Linear(dim, LABEL_POINTS * NUM_CLASSES)
+        self.color_head = nn.Linear(dim, LABEL_POINTS * NUM_COLORS)
+        tokenizer = build_tokenizer()
+        preprocessor = Preprocessor(model.config, _wrap(tokenizer))
+        role = torch.tensor(tokenizer.encode(" User:").ids)
+        self.role_ids = role
+        self.layouts: dict[Tier, TierLayout] = {t: tier_layout(preprocessor, t) for t in TIERS}
+
+    def prefix_ids(self, tier: Tier | None) -> Tensor:
+        """BOS, image tokens, role: what all questions about a scene share."""
+        image = torch.tensor([0]) if tier is None else self.layouts[tier].prefix_ids
+        return torch.cat([image, self.role_ids])
+
+    def see(self, batch: Batch) -> Tensor:
+        """Vision tokens of the batch's scenes, [B, C, V, D]."""
+        layout = self.layouts[batch.tier]
+        return fw.vision_tokens(
+            self.model, make_crops(batch.images, layout), layout, self.dtype
+        )
+
+    def label_losses(self, vision_BCVD: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(loss, accuracy over label points that hold something)."""
+        targets = label_targets(batch.labels, self.layouts[batch.tier]).flatten(0, 2)
+        x = F.rms_norm(vision_BCVD.flatten(0, 2).float(), vision_BCVD.shape[-1:]).to(self.dtype)
+        classes = F.linear(x, self.class_head.weight.to(self.dtype)).float() + self.class_head.bias
+        classes = classes.unflatten(-1, (LABEL_POINTS, NUM_CLASSES)).flatten(0, 1)
+        kinds, colors = targets.flatten(0, 1).unbind(-1)
+        weight = torch.ones(NUM_CLASSES)
+        weight[0] = NOTHING_WEIGHT
+        loss = F.cross_entropy(classes, kinds, weight=weight)
+        tinted = (kinds >= FIRST_SHAPE_CLASS) & (colors > 0)
+        if tinted.any():
+            hues = F.linear(x, self.color_head.weight.to(self.dtype)).float()
+            hues = (hues + self.color_head.bias).unflatten(-1, (LABEL_POINTS, NUM_COLORS))
+            loss = loss + 0.3 * F.cross_entropy(hues.flatten(0, 1)[tinted], colors[tinted])
+        something = kinds > 0
+        right = (classes.detach().argmax(-1) == kinds)[something]
+        return loss, right.float().mean()
+
+    def hidden(
+        self,
+        batch: Batch,
+        vision_BCVD: Tensor | None,
+        *,
+        top_k: int | None = None,
+        skipped: tuple[int, ...] = (),
+        spread_limit: float = 1.0,
+    ) -> fw.Hidden:
+        """Hidden states behind the last block, of the tail tokens only."""
+        tier = None if vision_BCVD is None else batch.tier
+        prefix = self.prefix_ids(tier)
+        rows, start = len(batch.tokens), len(prefix)
+        tokens = torch.cat([prefix.expand(rows, -1), batch.tokens], dim=1)
+        segments = F.pad(batch.segments, (start, 0))
+        places = torch.arange(start).expand(rows, -1)
+        positions = torch.cat([places, batch.offsets + start], dim=1)
+        config = self.model.config
+        layout = fw.make_layout(segments, positions, config.head_dim, config.rope_theta, self.dtype)
+        x = fw.embed(
+            self.model, tokens, vision_BCVD, None if tier is None else self.layouts[tier]
+        )
+        out = fw.decode(
+            self.model, x, layout, top_k=top_k, skipped=skipped, spread_limit=spread_limit
+        )
+        return fw.Hidden(x_BTD=out.x_BTD[:, start:], balance=out.balance, spread=out.spread)
+
+    def answer_losses(
+        self, batch: Batch, vision_BCVD: Tensor | None, config: LossConfig
+    ) -> tuple[Tensor, dict[str, float]]:
+        """(loss, what to log: its parts, and accuracy of answer tokens by task)."""
+        out = self.hidden(batch, vision_BCVD, spread_limit=config.spread_limit)
+        asked, traced = batch.targets != IGNORE, batch.traces != IGNORE
+        logits = fw.answer_logits(self.model, out.x_BTD[asked], self.dtype)
+        targets, tasks = batch.targets[asked], batch.tasks[asked]
+        answer = F.cross_entropy(logits, targets)
+        loss = answer + config.balance * out.balance + config.spread * out.spread
+        log = {
+            "loss/answer": float(answer.detach()),
+            "router/balance": float(out.balance.detach()),
+            "router/excess": float(out.spread.detach()),
+        }
+        if traced.any():
+            steps = fw.answer_logits(self.model, out.x_BTD[traced], self.dtype)
+            trace = F.cross_entropy(steps, batch.traces[traced])
+            loss, log["loss/trace"] = loss + config.trace * trace, float(trace.detach())
+        right = (logits.detach().argmax(-1) == targets).float()
+        for index, name in enumerate(SOURCES):
+            mine = (tasks == index) & (targets != 0)
+            if mine.any():
+                log[f"token_accuracy/{name}"] = float(right[mine].mean())
+        return loss, log
+
+
+def _wrap(tokenizer: object):  # noqa: ANN202 - transformers' own type
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
