@@ -23,6 +23,7 @@ from envs.tasks.easy_vqa import EasyVqa
 from envs.tasks.reading import Reading
 from envs.tasks.recall import Recall
 from launch.pretraining.blueprint import build_tokenizer
+from launch.pretraining.sheets import sheet
 
 IGNORE = -100
 SOURCES = {
@@ -114,6 +115,8 @@ class StreamConfig:
     """Shares of low, medium, high."""
     dense: float = 0.3
     """Share of scenes that are filled with objects."""
+    sheets: float = 0.0
+    """Share of sheets (without questions) instead of scenes."""
     text_only: bool = False
     """Questions without any image: recall and chain alone."""
     easy_steps: int = 0
@@ -139,8 +142,9 @@ class Stream(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         config = self.config
+        shared = np.random.default_rng([config.seed, step, 78])  # workers finish together
+        tier = Tier(int(shared.choice(3, p=np.array(config.tier_weights))))
         rng = np.random.default_rng([config.seed, self.rank, step, 77])
-        tier = Tier(int(rng.choice(3, p=np.array(config.tier_weights))))
         scenes, rows = [], []
         for _ in range(config.num_scenes):
             questions: list[tuple[str, Question]] = []
@@ -150,15 +154,20 @@ class Stream(Dataset[Batch]):
                 scenes.append(scene)
                 questions = [(name, question) for question in scene.questions]
             rows.append(self._row(questions, rng))
-        return self._assemble(tier, scenes, rows)
+        if not scenes:
+            return assemble(tier, rows, config.tail_tokens)
+        images = torch.from_numpy(np.stack([np.asarray(scene.image) for scene in scenes]))
+        labels = torch.from_numpy(np.stack([scene.labels for scene in scenes]))
+        return assemble(tier, rows, config.tail_tokens, images=images, labels=labels)
 
     def _scene(self, name: str, rng: np.random.Generator, step: int) -> Scene:
+        if rng.random() < self.config.sheets:
+            ease = max(0.0, 1 - step / max(1, self.config.easy_steps))
+            return sheet(self.config.split, rng, smallest_px=round(7 + 7 * ease))
         dense = bool(rng.random() < self.config.dense)
         want_large = rng.random() > step / max(1, self.config.easy_steps)
         while True:
-            scene = SOURCES[name].scene(
-                self.config.split, rng, num_questions=8, dense=dense
-            )
+            scene = SOURCES[name].scene(self.config.split, rng, num_questions=8, dense=dense)
             sizes = [q.metadata.get("size_px", 99) for q in scene.questions]
             if not want_large or max(sizes) >= (8 if name == "counting" else 13):
                 return scene
@@ -182,35 +191,41 @@ class Stream(Dataset[Batch]):
             room -= len(encoded.ids)
         return row
 
-    def _assemble(
-        self, tier: Tier, scenes: list[Scene], rows: list[list[tuple[int, EncodedQuestion]]]
-    ) -> Batch:
-        shape = (len(rows), self.config.tail_tokens)
-        tokens, offsets = np.ones(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-        segments = np.broadcast_to(1000 + np.arange(shape[1]), shape).copy()
-        targets, traces = np.full(shape, IGNORE), np.full(shape, IGNORE)
-        tasks = np.full(shape, -1)
-        for number, row in enumerate(rows):
-            start = 0
-            for segment, (task, question) in enumerate(row, start=1):
-                span = slice(start, start + len(question.ids))
-                tokens[number, span] = question.ids
-                segments[number, span] = segment
-                offsets[number, span] = np.arange(len(question.ids))
-                targets[number, span] = question.targets
-                traces[number, span] = question.traces
-                tasks[number, span] = np.where(np.array(question.targets) != IGNORE, task, -1)
-                start = span.stop
-        images = [np.asarray(scene.image) for scene in scenes]
-        labels = [scene.labels for scene in scenes]
-        return Batch(
-            tier=tier,
-            images=torch.from_numpy(np.stack(images) if images else np.zeros(0, dtype=np.uint8)),
-            labels=torch.from_numpy(np.stack(labels) if labels else np.zeros(0, dtype=np.uint8)),
-            tokens=torch.from_numpy(tokens),
-            segments=torch.from_numpy(segments),
-            offsets=torch.from_numpy(offsets),
-            targets=torch.from_numpy(targets),
-            traces=torch.from_numpy(traces),
-            tasks=torch.from_numpy(tasks),
-        )
+
+def assemble(
+    tier: Tier,
+    rows: Sequence[Sequence[tuple[int, EncodedQuestion]]],
+    tail_tokens: int,
+    *,
+    images: Tensor | None = None,
+    labels: Tensor | None = None,
+) -> Batch:
+    """Lays (task index, question) pairs side by side, one row a scene."""
+    shape = (len(rows), tail_tokens)
+    tokens, offsets = np.ones(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    segments = np.broadcast_to(1000 + np.arange(shape[1]), shape).copy()
+    targets, traces = np.full(shape, IGNORE), np.full(shape, IGNORE)
+    tasks = np.full(shape, -1)
+    for number, row in enumerate(rows):
+        start = 0
+        for segment, (task, question) in enumerate(row, start=1):
+            span = slice(start, start + len(question.ids))
+            tokens[number, span] = question.ids
+            segments[number, span] = segment
+            offsets[number, span] = np.arange(len(question.ids))
+            targets[number, span] = question.targets
+            traces[number, span] = question.traces
+            tasks[number, span] = np.where(np.array(question.targets) != IGNORE, task, -1)
+            start = span.stop
+    none = torch.zeros(0, dtype=torch.uint8)
+    return Batch(
+        tier=tier,
+        images=none if images is None else images,
+        labels=none if labels is None else labels,
+        tokens=torch.from_numpy(tokens),
+        segments=torch.from_numpy(segments),
+        offsets=torch.from_numpy(offsets),
+        targets=torch.from_numpy(targets),
+        traces=torch.from_numpy(traces),
+        tasks=torch.from_numpy(tasks),
+    )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from torch import nn
+from torch import Tensor, nn
 
 from envs.tasks import chain, counting, digits, reading, recall
 from envs.tasks.easy_vqa import EasyVqa
@@ -101,7 +101,46 @@ def new_model(seed: int) -> MolmoE:
     for module in model.modules():
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
+    _start_local(model)
     return model.requires_grad_(True)
+
+
+OFFSETS = ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0))
+"""Where each head of the vision encoder looks at first: here, right, left, below, above."""
+
+
+@torch.no_grad()
+def _start_local(model: MolmoE) -> None:
+    """Lets the vision encoder start as something like a convolution, else it learns slowly.
+
+    Positions start as sines and cosines of their row and column. Keys start as the identity and
+    queries as the rotation that turns a position into that of a neighbour, another one for each
+    head (the idea of ConViT, d'Ascoli et al., 2021, with plain weights). Patch filters start
+    nearly free of the mean, because what counts is contrast.
+    """
+    vit, vision = model.vision.encoder.image_vit, model.config.vision
+    vit.patch_embedding.weight -= 0.8 * vit.patch_embedding.weight.mean(1, keepdim=True)
+    width = vision.dim // vision.num_heads
+    angles = torch.linspace(0.25, 2.2, width // 4)
+    rows, cols = (
+        t.flatten() for t in torch.meshgrid(*[torch.arange(vision.grid)] * 2, indexing="ij")
+    )
+    waves = [f(c[:, None] * angles) for c in (rows, cols) for f in (torch.sin, torch.cos)]
+    vit.positional_embedding[1:] = torch.cat(waves, dim=-1).repeat(1, vision.num_heads)
+    for layer, gain in zip(vit.resblocks, (2.4, 2.0, 1.5), strict=True):
+        attention = layer.attention
+        attention.wk.weight.copy_(gain * torch.eye(vision.dim))
+        turns = [_turn(offset, angles) for offset in OFFSETS]
+        attention.wq.weight.copy_(gain * torch.block_diag(*turns))
+
+
+def _turn(offset: tuple[int, int], angles: Tensor) -> Tensor:
+    """The matrix that moves (sin, cos) of rows and columns by an offset."""
+    parts = []
+    for shift in offset:
+        cos, sin = torch.diag((shift * angles).cos()), torch.diag((shift * angles).sin())
+        parts.append(torch.cat([torch.cat([cos, sin], 1), torch.cat([-sin, cos], 1)], 0))
+    return torch.block_diag(*parts)
 
 
 def write_folder(model: MolmoE, folder: Path) -> None:

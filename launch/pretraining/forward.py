@@ -73,7 +73,9 @@ def explicit_attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> Tenso
     return (weights @ v).transpose(1, 2).flatten(2)
 
 
-def vision_tokens(model: MolmoE, crops_BCPX: Tensor, layout: TierLayout, dtype: torch.dtype) -> Tensor:
+def vision_tokens(
+    model: MolmoE, crops_BCPX: Tensor, layout: TierLayout, dtype: torch.dtype
+) -> Tensor:
     """[B, C, V, D] in `dtype`, differentiable."""
     masks = layout.masks_CP.expand(len(crops_BCPX), -1, -1)
     with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):

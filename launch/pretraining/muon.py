@@ -15,7 +15,7 @@ from torch import Tensor, nn
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
-def orthogonalize(stack_NRC: Tensor, steps: int = 5) -> Tensor:
+def orthogonalize(stack_NRC: Tensor, steps: int = 4) -> Tensor:
     """Newton-Schulz iteration in bfloat16: singular values of each matrix move near one."""
     a, b, c = COEFFICIENTS
     x = stack_NRC.to(torch.bfloat16)
@@ -104,9 +104,7 @@ class OptimizerConfig:
     """The vision encoder's rates are this share of the others."""
 
 
-def make_optimizers(
-    model: nn.Module, config: OptimizerConfig
-) -> tuple[Muon, torch.optim.AdamW]:
+def make_optimizers(model: nn.Module, config: OptimizerConfig) -> tuple[Muon, torch.optim.AdamW]:
     """Both optimizers; every group keeps its own peak rate under "peak" for the schedule."""
     matrices, others = [], []
     for name, weight in model.named_parameters():
@@ -115,7 +113,9 @@ def make_optimizers(
         share = config.vision_share if ".vision." in f".{name}" else 1.0
         if is_matrix(name, weight):
             peak = config.muon_lr * share
-            matrices.append({"params": [weight], "parts": fused_parts(name), "lr": peak, "peak": peak})
+            matrices.append(
+                {"params": [weight], "parts": fused_parts(name), "lr": peak, "peak": peak}
+            )
         else:
             peak = config.adam_lr * share
             others.append({"params": [weight], "lr": peak, "peak": peak})

@@ -19,7 +19,8 @@ from envs.tasks.render import HEIGHT, WIDTH
 from rollout.molmoe import Preprocessor
 from rollout.molmoe.tiling import CLIP_MEAN, CLIP_STD
 
-LABEL_POINTS = 16
+TOKEN_POINTS, PATCH_POINTS = 16, 4
+"""Label points of a vision token (4 x 4) and of a patch (2 x 2)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +33,8 @@ class TierLayout:
         prefix_ids: BOS and the image tokens.
         masks_CP: valid fractions.
         idx_CV: where vision tokens are added.
-        label_idx_CVS: pixel of the scene under each label point; -1 outside.
+        token_points_CVS: pixel of the scene under each label point of a token; -1 outside.
+        patch_points_CPS: likewise for each patch.
         size: side of a crop in px.
         patch: side of a patch in px.
     """
@@ -42,7 +44,8 @@ class TierLayout:
     prefix_ids: Tensor
     masks_CP: Tensor
     idx_CV: Tensor
-    label_idx_CVS: Tensor
+    token_points_CVS: Tensor
+    patch_points_CPS: Tensor
     size: int
     patch: int
 
@@ -60,15 +63,20 @@ def tier_layout(preprocessor: Preprocessor, tier: Tier) -> TierLayout:
     rows, cols = inputs.tiling
     canvases = (_fit(size, size), _fit(window * rows + margin, window * cols + margin))
     corners = tuple((window * r, window * c) for r in range(rows) for c in range(cols))
-    points = [_label_points(canvases[0], (0, 0), size, config.pooled_grid)]
-    points += [_label_points(canvases[1], corner, size, config.pooled_grid) for corner in corners]
+    sides = (config.pooled_grid, config.vision.grid)
+    places = ((canvases[0], (0, 0)), *((canvases[1], corner) for corner in corners))
+    tokens, patches = (
+        torch.from_numpy(np.stack([_label_points(*place, size, side) for place in places]))
+        for side in sides
+    )
     return TierLayout(
         canvases=canvases,
         corners=corners,
         prefix_ids=inputs.token_ids[: len(inputs.token_ids) - inputs.num_text_tokens],
         masks_CP=inputs.image_masks,
         idx_CV=inputs.image_input_idx,
-        label_idx_CVS=torch.from_numpy(np.stack(points)),
+        token_points_CVS=tokens,
+        patch_points_CPS=patches,
         size=size,
         patch=patch,
     )
@@ -82,15 +90,19 @@ def _fit(height: int, width: int) -> tuple[int, int, int, int]:
 def _label_points(
     canvas: tuple[int, int, int, int], corner: tuple[int, int], size: int, side: int
 ) -> np.ndarray:
-    """Scene pixel (flat index) of each of the 4 x 4 points of each vision token: [V, S]."""
+    """Scene pixel (flat index) under the points of each of side x side cells of a crop.
+
+    The points of a crop form a 16 x 16 grid, whatever the cells: [side * side, points].
+    """
     height, width, inner_h, inner_w = canvas
-    steps = (np.arange(4 * side) + 0.5) * size / (4 * side)
+    count = 16 // side
+    steps = (np.arange(16) + 0.5) * size / 16
     y = (steps + corner[0] - (height - inner_h) // 2) * HEIGHT / inner_h
     x = (steps + corner[1] - (width - inner_w) // 2) * WIDTH / inner_w
     flat = np.floor(y)[:, None] * WIDTH + np.floor(x)
     inside = ((y >= 0) & (y < HEIGHT))[:, None] & ((x >= 0) & (x < WIDTH))
     grid = np.where(inside, flat, -1).astype(np.int64)
-    return grid.reshape(side, 4, side, 4).transpose(0, 2, 1, 3).reshape(side * side, LABEL_POINTS)
+    return grid.reshape(side, count, side, count).transpose(0, 2, 1, 3).reshape(side * side, -1)
 
 
 def make_crops(images_BHW3: Tensor, layout: TierLayout) -> Tensor:
@@ -116,9 +128,8 @@ def _letterbox(pixels: Tensor, canvas: tuple[int, int, int, int]) -> Tensor:
     return (out - mean) / std
 
 
-def label_targets(labels_BHW2: Tensor, layout: TierLayout) -> Tensor:
-    """Class and colour under each label point: int64 [B, C, V, S, 2]; 0 outside the scene."""
+def label_targets(labels_BHW2: Tensor, points_CPS: Tensor) -> Tensor:
+    """Class and colour under each label point: int64 [B, C, P, S, 2]; 0 outside the scene."""
     flat = labels_BHW2.flatten(1, 2).long()
-    points = layout.label_idx_CVS
-    found = flat[:, points.clamp(min=0).flatten()].unflatten(1, points.shape)
-    return found * (points >= 0)[None, ..., None]
+    found = flat[:, points_CPS.clamp(min=0).flatten()].unflatten(1, points_CPS.shape)
+    return found * (points_CPS >= 0)[None, ..., None]

@@ -14,7 +14,8 @@ from launch.pretraining import forward as fw
 from launch.pretraining.batches import IGNORE, SOURCES, Batch
 from launch.pretraining.blueprint import build_tokenizer
 from launch.pretraining.pixels import (
-    LABEL_POINTS,
+    PATCH_POINTS,
+    TOKEN_POINTS,
     TierLayout,
     label_targets,
     make_crops,
@@ -43,6 +44,37 @@ class LossConfig:
     """Standard deviation of router logits from which on the spread costs."""
 
 
+class LabelHead(nn.Module):
+    """Predicts class and colour under the label points of a feature vector."""
+
+    def __init__(self, dim: int, points: int) -> None:
+        super().__init__()
+        self.points = points
+        self.class_head = nn.Linear(dim, points * NUM_CLASSES)
+        self.color_head = nn.Linear(dim, points * NUM_COLORS)
+
+    def forward(
+        self, features: Tensor, targets: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, float]:
+        """Features [..., F] and targets [..., points, 2] -> (loss, accuracy where not empty)."""
+        x = features.reshape(-1, features.shape[-1]).float()
+        x = F.rms_norm(x, x.shape[-1:]).to(dtype)
+        classes = F.linear(x, self.class_head.weight.to(dtype), self.class_head.bias.to(dtype))
+        classes = classes.unflatten(-1, (self.points, NUM_CLASSES)).flatten(0, 1).float()
+        kinds, colors = targets.flatten(0, -2).unbind(-1)
+        weight = torch.ones(NUM_CLASSES)
+        weight[0] = NOTHING_WEIGHT
+        loss = F.cross_entropy(classes, kinds, weight=weight)
+        hues = F.linear(x, self.color_head.weight.to(dtype), self.color_head.bias.to(dtype))
+        hues = hues.unflatten(-1, (self.points, NUM_COLORS)).flatten(0, 1).float()
+        tinted = (kinds >= FIRST_SHAPE_CLASS) & (colors > 0)
+        tint = F.cross_entropy(hues[tinted], colors[tinted], reduction="sum")
+        loss = loss + 0.3 * tint / tinted.sum().clamp(min=1)
+        something = kinds > 0
+        right = (classes.detach().argmax(-1) == kinds)[something].float().mean()
+        return loss, float(right)
+
+
 class Trainee(nn.Module):
     """The model with the label heads that only pretraining needs.
 
@@ -55,9 +87,11 @@ class Trainee(nn.Module):
         super().__init__()
         self.model = model
         self.dtype = dtype
-        dim = model.config.d_model
-        self.class_head = nn.Linear(dim, LABEL_POINTS * NUM_CLASSES)
-        self.color_head = nn.Linear(dim, LABEL_POINTS * NUM_COLORS)
+        vision = model.config.vision
+        self.token_head = LabelHead(model.config.d_model, TOKEN_POINTS)
+        self.patch_head = LabelHead(vision.dim * len(model.config.vit_layers), PATCH_POINTS)
+        self.features: Tensor | None = None
+        model.vision.encoder.image_vit.register_forward_hook(self._keep_features)
         tokenizer = build_tokenizer()
         preprocessor = Preprocessor(model.config, _wrap(tokenizer))
         role = torch.tensor(tokenizer.encode(" User:").ids)
@@ -72,28 +106,25 @@ class Trainee(nn.Module):
     def see(self, batch: Batch) -> Tensor:
         """Vision tokens of the batch's scenes, [B, C, V, D]."""
         layout = self.layouts[batch.tier]
-        return fw.vision_tokens(
-            self.model, make_crops(batch.images, layout), layout, self.dtype
-        )
+        return fw.vision_tokens(self.model, make_crops(batch.images, layout), layout, self.dtype)
 
-    def label_losses(self, vision_BCVD: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(loss, accuracy over label points that hold something)."""
-        targets = label_targets(batch.labels, self.layouts[batch.tier]).flatten(0, 2)
-        x = F.rms_norm(vision_BCVD.flatten(0, 2).float(), vision_BCVD.shape[-1:]).to(self.dtype)
-        classes = F.linear(x, self.class_head.weight.to(self.dtype)).float() + self.class_head.bias
-        classes = classes.unflatten(-1, (LABEL_POINTS, NUM_CLASSES)).flatten(0, 1)
-        kinds, colors = targets.flatten(0, 1).unbind(-1)
-        weight = torch.ones(NUM_CLASSES)
-        weight[0] = NOTHING_WEIGHT
-        loss = F.cross_entropy(classes, kinds, weight=weight)
-        tinted = (kinds >= FIRST_SHAPE_CLASS) & (colors > 0)
-        if tinted.any():
-            hues = F.linear(x, self.color_head.weight.to(self.dtype)).float()
-            hues = (hues + self.color_head.bias).unflatten(-1, (LABEL_POINTS, NUM_COLORS))
-            loss = loss + 0.3 * F.cross_entropy(hues.flatten(0, 1)[tinted], colors[tinted])
-        something = kinds > 0
-        right = (classes.detach().argmax(-1) == kinds)[something]
-        return loss, right.float().mean()
+    def _keep_features(self, module: nn.Module, args: object, output: Tensor) -> None:
+        self.features = output
+
+    def label_losses(self, vision_BCVD: Tensor, batch: Batch) -> tuple[Tensor, float, float]:
+        """(loss, accuracy on patches, on vision tokens); both where there is something to see.
+
+        The patches are supervised directly because the path through pooling learns slowly.
+        """
+        layout = self.layouts[batch.tier]
+        assert self.features is not None
+        patches, seen = self.patch_head(
+            self.features, label_targets(batch.labels, layout.patch_points_CPS), self.dtype
+        )
+        tokens, kept = self.token_head(
+            vision_BCVD, label_targets(batch.labels, layout.token_points_CVS), self.dtype
+        )
+        return patches + tokens, seen, kept
 
     def hidden(
         self,
@@ -114,9 +145,7 @@ class Trainee(nn.Module):
         positions = torch.cat([places, batch.offsets + start], dim=1)
         config = self.model.config
         layout = fw.make_layout(segments, positions, config.head_dim, config.rope_theta, self.dtype)
-        x = fw.embed(
-            self.model, tokens, vision_BCVD, None if tier is None else self.layouts[tier]
-        )
+        x = fw.embed(self.model, tokens, vision_BCVD, None if tier is None else self.layouts[tier])
         out = fw.decode(
             self.model, x, layout, top_k=top_k, skipped=skipped, spread_limit=spread_limit
         )
