@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -163,3 +163,120 @@ class BudgetRange:
     def normalise(self, budget_ms: float) -> float:
         """Maps the range to [0, 1]; budgets outside it are not clipped."""
         return (check_budget_ms(budget_ms) - self.low_ms) / (self.high_ms - self.low_ms)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """What one episode's configuration did: the answer and its measured latency.
+
+    Attributes:
+        knobs: the configuration that ran.
+        answer: decoded text, special tokens left out.
+        num_output_tokens: decoded tokens, the end-of-sequence token included.
+        finished: whether the model ended the answer itself, within the limit.
+        latency_ms: sum of the stages within the budget's scope.
+        stages_ms: each measured stage.
+        host_ms: tokenising and image resizing, reported beside the latency.
+        num_vision_tokens: vision tokens of the prompt.
+        num_text_tokens: text tokens of the prompt.
+    """
+
+    knobs: Knobs
+    answer: str
+    num_output_tokens: int
+    finished: bool
+    latency_ms: float
+    stages_ms: Mapping[str, float]
+    host_ms: float
+    num_vision_tokens: int
+    num_text_tokens: int
+
+
+class GroupSession(Protocol):
+    """G episodes of one (sample, budget) in flight on one model."""
+
+    def begin(self, choices: Sequence[tuple[Tier, int]], budget_token_D: np.ndarray) -> np.ndarray:
+        """Runs each episode to its insertion position; returns latency tokens float32 [G, D]."""
+        ...
+
+    def finish(self, choices: Sequence[tuple[int, int] | None]) -> list[Execution | None]:
+        """Runs each episode's (top_k, num_blocks) to its answer; None leaves an episode out."""
+        ...
+
+
+class Executor(Protocol):
+    """A frozen model that runs episodes; the environment knows no more of it."""
+
+    @property
+    def d_model(self) -> int:
+        """Width of language features and latency tokens."""
+        ...
+
+    def language_feature(self, sample: Sample) -> np.ndarray:
+        """Mean word embedding of the prompt, float32 [D]."""
+        ...
+
+    def open(self, sample: Sample, budget_ms: float) -> GroupSession:
+        """Starts a group of episodes on one (sample, budget).
+
+        Raises ValueError naming the sample if it is unusable.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetSampler:
+    """Draws budgets: a stated share below what any configuration can meet, the rest above.
+
+    Attributes:
+        range: all budgets lie in it.
+        feasible_from_ms: the smallest budget that the cheapest configuration meets reliably.
+        infeasible_share: probability of a budget below `feasible_from_ms`.
+    """
+
+    range: BudgetRange
+    feasible_from_ms: float
+    infeasible_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not self.range.low_ms <= self.feasible_from_ms < self.range.high_ms:
+            raise ValueError(
+                f"feasible_from_ms {self.feasible_from_ms} is outside the budget range "
+                f"{self.range.low_ms}..{self.range.high_ms} ms"
+            )
+        if not 0 <= self.infeasible_share < 1:
+            raise ValueError(f"infeasible_share {self.infeasible_share} is not within 0..1")
+
+    @classmethod
+    def from_latencies(
+        cls,
+        cheapest_ms: Sequence[float],
+        full_ms: Sequence[float],
+        *,
+        infeasible_share: float = 0.1,
+    ) -> BudgetSampler:
+        """The range that a device's own measurements span.
+
+        From 0.8 of the cheapest configuration's median, which nothing meets, over its 95th
+        percentile, from where budgets count as feasible, to the full configuration's 95th.
+        """
+        cheapest, full = np.asarray(cheapest_ms), np.asarray(full_ms)
+        low_ms = 0.8 * float(np.median(cheapest))
+        feasible_ms = max(float(np.quantile(cheapest, 0.95)), low_ms)
+        high_ms = max(float(np.quantile(full, 0.95)), 1.2 * feasible_ms)
+        return cls(
+            range=BudgetRange(low_ms=low_ms, high_ms=high_ms),
+            feasible_from_ms=feasible_ms,
+            infeasible_share=infeasible_share,
+        )
+
+    def draw(self, rng: np.random.Generator) -> float:
+        """One budget in ms."""
+        low, high = self.feasible_from_ms, self.range.high_ms
+        if rng.random() < self.infeasible_share:
+            low, high = self.range.low_ms, self.feasible_from_ms
+        return float(rng.uniform(low, high))
+
+    def is_feasible(self, budget_ms: float) -> bool:
+        """Whether the cheapest configuration reliably meets this budget."""
+        return budget_ms >= self.feasible_from_ms

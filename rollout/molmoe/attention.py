@@ -15,6 +15,11 @@ from rollout.molmoe.cache import BlockCache
 from rollout.molmoe.config import MolmoEConfig
 
 
+def wide(x: Tensor) -> Tensor:
+    """At least float32, where the published code computes in float32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square norm: float32 inside, cast back, then times the weight."""
 
@@ -25,9 +30,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., dim] -> [..., dim]."""
-        if x.dtype == torch.float32:
-            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-        normed = F.rms_norm(x.float(), self.weight.shape, None, self.eps)
+        normed = F.rms_norm(wide(x), self.weight.shape, None, self.eps)
         return normed.to(x.dtype) * self.weight
 
 
@@ -79,7 +82,7 @@ class Rotary:
 
 def rotate(x_BHTK: Tensor, context: AttentionContext) -> Tensor:
     """Applies the rotary embedding (rotate-half) in float32 and casts back."""
-    x = x_BHTK.float()
+    x = wide(x_BHTK)
     first, second = x.chunk(2, dim=-1)
     turned = torch.cat([-second, first], dim=-1)
     return (x * context.cos + turned * context.sin).to(x_BHTK.dtype)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rollout.molmoe.attention import RMSNorm
+from rollout.molmoe.attention import RMSNorm, wide
 from rollout.molmoe.config import MolmoEConfig
 
 ExpertFunction = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -19,7 +19,7 @@ ExpertFunction = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 def route(logits_TE: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     """Router probabilities (float32 softmax, cast back) and expert indices: [T, k] each."""
-    probs = F.softmax(logits_TE, dim=-1, dtype=torch.float32)
+    probs = F.softmax(wide(logits_TE), dim=-1)
     weights_Tk, experts_Tk = probs.topk(top_k, dim=-1)
     return weights_Tk.to(logits_TE.dtype), experts_Tk
 

@@ -10,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rollout.molmoe.attention import wide
 from rollout.molmoe.config import MolmoEConfig, VisionConfig
 
 
 def attend_float32(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> Tensor:
     """Multi-head attention in float32, as `float32_attention` asks: [B, Tq, E] -> [B, Tq, E]."""
     q, k, v = (t.unflatten(-1, (num_heads, -1)).transpose(1, 2) for t in (q, k, v))
-    out = F.scaled_dot_product_attention(q.float(), k.float(), v.float())
+    out = F.scaled_dot_product_attention(wide(q), wide(k), wide(v))
     return out.to(v.dtype).transpose(1, 2).flatten(2)
 
 

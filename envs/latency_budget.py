@@ -1,0 +1,299 @@
+"""The Gymnasium environment: one episode is stage 1, then stage 2, then the reward.
+
+Step 1 takes (tier, position) and returns the latency token as observation; step 2 takes
+(top_k, num_blocks) and returns the reward. An action is a pair of choice indices in both steps.
+
+Shapes: G episodes of a group, D d_model, O = D + 3 values of an observation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
+
+from envs.reward import RewardFunction
+from envs.spec import (
+    NUM_BLOCKS,
+    POSITIONS,
+    TIERS,
+    TOP_KS,
+    BudgetSampler,
+    Execution,
+    Executor,
+    GroupSession,
+    Sample,
+    check_budget_ms,
+    num_blocks_mask,
+)
+
+MAX_CHOICES = 5
+"""Choices of the widest head; each of an action's two entries lies below it."""
+
+INDEX_RANGE = 2**31
+"""Samples are drawn by an index below this; a task maps it to what it has."""
+
+ActionMask = tuple[np.ndarray, np.ndarray]
+
+
+class TaskSource(Protocol):
+    """Where samples come from and how answers are scored."""
+
+    def sample(self, split: str, index: int) -> Sample:
+        """The sample of (split, index), always the same."""
+        ...
+
+    def score(self, sample: Sample, answer: str) -> float:
+        """Score of an answer, in [0, 1]."""
+        ...
+
+
+def stage1_mask() -> ActionMask:
+    """Mask of (tier, position), in the form that `MultiDiscrete.sample(mask)` takes."""
+    tiers = np.arange(MAX_CHOICES) < len(TIERS)
+    return tiers.astype(np.int8), np.ones(len(POSITIONS), dtype=np.int8)
+
+
+def stage2_mask(position: int) -> ActionMask:
+    """Mask of (top_k, num_blocks) behind an insertion position."""
+    return np.ones(len(TOP_KS), dtype=np.int8), num_blocks_mask(position).astype(np.int8)
+
+
+def is_allowed(action: np.ndarray, mask: ActionMask) -> bool:
+    """Whether a pair of choice indices is within both masks."""
+    return all(0 <= a < len(m) and m[a] == 1 for a, m in zip(action, mask, strict=True))
+
+
+class LatencyBudgetVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
+    """G episodes of ONE (sample, budget), which share the work that they have in common.
+
+    Resets are explicit (both steps of all members belong together), so autoreset is disabled.
+
+    Args:
+        executor: the frozen model.
+        tasks: samples and scores.
+        budgets: draws latency budgets.
+        reward: turns scores and latencies into rewards.
+        encode_budget: budget in ms -> budget token [D].
+        group_size: G.
+        split: of the tasks.
+        invalid_penalty: reward of an episode that ends with an invalid choice; the model does
+            not run for it.
+    """
+
+    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.DISABLED}  # noqa: RUF012
+
+    def __init__(
+        self,
+        *,
+        executor: Executor,
+        tasks: TaskSource,
+        budgets: BudgetSampler,
+        reward: RewardFunction,
+        encode_budget: Callable[[float], np.ndarray],
+        group_size: int = 1,
+        split: str = "train",
+        invalid_penalty: float = -1.0,
+    ) -> None:
+        if group_size < 1:
+            raise ValueError(f"group_size is {group_size}: a group has at least one episode")
+        self.executor, self.tasks, self.budgets = executor, tasks, budgets
+        self.reward, self.encode_budget = reward, encode_budget
+        self.split, self.invalid_penalty = split, invalid_penalty
+        self.num_envs = group_size
+        self.single_action_space = spaces.MultiDiscrete([MAX_CHOICES, MAX_CHOICES])
+        self.single_observation_space = spaces.Box(
+            -np.inf, np.inf, (executor.d_model + 3,), dtype=np.float32
+        )
+        self.action_space = gym.vector.utils.batch_space(self.single_action_space, group_size)
+        self.observation_space = gym.vector.utils.batch_space(
+            self.single_observation_space, group_size
+        )
+        self.session: GroupSession | None = None
+
+    def reset(
+        self,
+        *,
+        seed: int | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Draws a sample and a budget, or takes them from the options.
+
+        Args:
+            seed: restarts the draws.
+            options: `sample` (a Sample), `budget_ms`, `budget_token` ([D], instead of
+                `encode_budget`'s); each is optional, others are refused.
+
+        Returns:
+            Observations [G, O]: language feature, normalised budget, step 0, position 0.
+
+        Raises:
+            ValueError: for an unknown option, a budget that is not positive and finite, or a
+                sample that cannot be used (named).
+        """
+        super().reset(seed=seed)
+        options = options or {}
+        unknown = set(options) - {"sample", "budget_ms", "budget_token"}
+        if unknown:
+            raise ValueError(
+                f"unknown reset option {', '.join(sorted(unknown))}: "
+                "use sample, budget_ms or budget_token"
+            )
+        index = int(self.np_random.integers(INDEX_RANGE))
+        drawn_ms = self.budgets.draw(self.np_random)
+        sample = options.get("sample")
+        self.sample: Sample = self.tasks.sample(self.split, index) if sample is None else sample
+        self.budget_ms = check_budget_ms(options.get("budget_ms", drawn_ms))
+        self.budget_token = options.get("budget_token")
+        self.session = self.executor.open(self.sample, self.budget_ms)
+        self.stage1: np.ndarray | None = None
+        self.done = np.zeros(self.num_envs, dtype=bool)
+        self.charged: list[Mapping[str, float]] = [{} for _ in range(self.num_envs)]
+        feature = self.executor.language_feature(self.sample)
+        features = np.repeat(feature[None], self.num_envs, axis=0)
+        masks = [stage1_mask()] * self.num_envs
+        return self._observe(features, np.zeros(self.num_envs)), self._info(action_mask=masks)
+
+    def charge(self, stages_ms: Sequence[Mapping[str, float]]) -> None:
+        """Adds the time that deciding took to each member's latency, by stage."""
+        self.charged = [{**old, **new} for old, new in zip(self.charged, stages_ms, strict=True)]
+
+    def step(
+        self, actions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Takes one pair of choice indices for each member: [G, 2].
+
+        An invalid choice ends its episode with `invalid_penalty` and `info["invalid_action"]`;
+        nothing is repaired, and the model does not run for it.
+        """
+        if self.session is None:
+            raise ValueError("call reset before step: no sample is in flight")
+        actions = np.asarray(actions).reshape(self.num_envs, 2)
+        if self.stage1 is None:
+            return self._step_stage1(self.session, actions)
+        return self._step_stage2(self.session, actions)
+
+    def _step_stage1(self, session: GroupSession, actions: np.ndarray):
+        valid = np.array([is_allowed(action, stage1_mask()) for action in actions])
+        self.done = ~valid
+        # An invalid member rides along on the first valid choice, or nothing runs at all.
+        self.stage1 = actions.copy()
+        tokens = np.zeros((self.num_envs, self.executor.d_model), dtype=np.float32)
+        if valid.any():
+            choices = [(TIERS[t], POSITIONS[p]) for t, p in actions[valid]]
+            token = self.budget_token
+            if token is None:
+                token = self.encode_budget(self.budget_ms)
+            tokens[valid] = session.begin(choices, token)
+        positions = np.where(valid, actions[:, 1] + 1, 0)
+        masks = [
+            stage2_mask(POSITIONS[p]) if ok else stage1_mask()
+            for ok, p in zip(valid, actions[:, 1], strict=True)
+        ]
+        rewards = np.where(valid, 0.0, self.invalid_penalty)
+        return self._result(
+            self._observe(tokens, positions), rewards, invalid=~valid, action_mask=masks
+        )
+
+    def _step_stage2(self, session: GroupSession, actions: np.ndarray):
+        assert self.stage1 is not None
+        running = ~self.done
+        valid = np.array(
+            [
+                ok and is_allowed(action, stage2_mask(POSITIONS[p]))
+                for ok, p, action in zip(running, self.stage1[:, 1], actions, strict=True)
+            ]
+        )
+        chosen = [
+            (TOP_KS[k], NUM_BLOCKS[n]) if ok else None
+            for ok, (k, n) in zip(valid[running], actions[running], strict=True)
+        ]
+        executions = iter(session.finish(chosen))
+        done = [next(executions) if run else None for run in running]
+        rewards = np.where(running & ~valid, self.invalid_penalty, 0.0)
+        outcomes = [self._outcome(member, execution) for member, execution in enumerate(done)]
+        for member, outcome in enumerate(outcomes):
+            rewards[member] += outcome.get("reward", 0.0)
+        self.done = np.ones(self.num_envs, dtype=bool)
+        self.session = None
+        masks = [stage1_mask()] * self.num_envs
+        observations = self._observe(
+            np.zeros((self.num_envs, self.executor.d_model)), np.zeros(self.num_envs)
+        )
+        return self._result(
+            observations, rewards, invalid=running & ~valid, action_mask=masks, outcome=outcomes
+        )
+
+    def _outcome(self, member: int, execution: Execution | None) -> dict[str, Any]:
+        """What the last step's info says of one member; empty if its model did not run."""
+        if execution is None:
+            return {}
+        charged = self.charged[member]
+        latency_ms = execution.latency_ms + sum(charged.values())
+        score = self.tasks.score(self.sample, execution.answer)
+        reward = self.reward([score], [latency_ms], [self.budget_ms], [execution.knobs])
+        return {
+            "knobs": execution.knobs,
+            "latency_ms": latency_ms,
+            "stages_ms": {**charged, **execution.stages_ms},
+            "host_ms": execution.host_ms,
+            "answer": execution.answer,
+            "finished": execution.finished,
+            "num_output_tokens": execution.num_output_tokens,
+            "score": score,
+            "reward": float(reward.total[0]),
+            "reward_components": {k: float(v[0]) for k, v in reward.components.items()},
+        }
+
+    def _observe(self, features_GD: np.ndarray, positions_G: np.ndarray) -> np.ndarray:
+        normalised = self.budgets.range.normalise(self.budget_ms)
+        extra = np.empty((self.num_envs, 3))
+        extra[:, 0], extra[:, 1] = normalised, positions_G > 0
+        extra[:, 2] = positions_G / len(POSITIONS)
+        return np.concatenate([features_GD, extra], axis=1).astype(np.float32)
+
+    def _info(self, **entries: Any) -> dict[str, Any]:
+        return {"sample_id": self.sample.id, "budget_ms": self.budget_ms, **entries}
+
+    def _result(
+        self, observations: np.ndarray, rewards: np.ndarray, *, invalid: np.ndarray, **entries: Any
+    ):
+        info = self._info(invalid_action=invalid, **entries)
+        never = np.zeros(self.num_envs, dtype=bool)
+        return observations, rewards.astype(np.float64), self.done.copy(), never, info
+
+
+class LatencyBudgetEnv(gym.Env[np.ndarray, np.ndarray]):
+    """One episode at a time: the group environment with a single member.
+
+    The last step's `info` holds `latency_ms`, `stages_ms`, `answer`, `score`, `reward_components`;
+    every `info` holds `action_mask`, in the form that `action_space.sample(mask)` takes.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
+
+    def __init__(self, **arguments: Any) -> None:
+        """Takes the arguments of `LatencyBudgetVectorEnv`, `group_size` left out."""
+        self.group = LatencyBudgetVectorEnv(**arguments, group_size=1)
+        self.action_space = self.group.single_action_space
+        self.observation_space = self.group.single_observation_space
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """See `LatencyBudgetVectorEnv.reset`."""
+        super().reset(seed=seed)
+        observations, info = self.group.reset(seed=seed, options=options)
+        return observations[0], {**info, "action_mask": info["action_mask"][0]}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """See `LatencyBudgetVectorEnv.step`."""
+        observations, rewards, done, truncated, info = self.group.step(np.asarray(action)[None])
+        info["action_mask"] = info["action_mask"][0]
+        info["invalid_action"] = bool(info["invalid_action"][0])
+        info.update(info.pop("outcome", [{}])[0])
+        return observations[0], float(rewards[0]), bool(done[0]), bool(truncated[0]), info

@@ -1,0 +1,236 @@
+"""The command line of joint GRPO: configuration in, exit code out."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+import tyro
+from rich.console import Console
+from rich.logging import RichHandler
+
+from envs.reward import PIDLambda
+from launch.cluster import RayFleet
+from launch.doctor import doctor
+from launch.evaluation import evaluate, feasible_budgets
+from launch.joint_grpo import train
+from launch.recipes import RECIPES, JointGRPOConfig
+from launch.remote_learner import LearnerLostError, RemoteLearner
+from launch.reporting import Reporter
+from launch.training import Run, Stopped, budgets_from_state, check_resumable, controller_config
+from learner.checkpoint import Checkpoint, CheckpointError, CheckpointStore
+from learner.learner import NonFiniteUpdateError
+from rollout.build import EMBEDDED, build_worker, resolve_folder
+from rollout.latency.simulated import SimulatedLatency
+from rollout.molmoe import MolmoEConfig
+from rollout.worker import PolicySetup
+
+JOB_FOLDER = "working_dir_files"
+"""Part of the path of a Ray job's unpacked working folder, which does not last."""
+
+MAX_LEARNER_RESTARTS = 20
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; returns its exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["doctor"]:
+        return doctor(arguments[1:])
+    if not arguments or arguments[0] not in (*RECIPES, "-h", "--help"):
+        arguments = ["embedded", *arguments]
+    recipes = {name: ((recipe.__doc__ or "").strip(), recipe()) for name, recipe in RECIPES.items()}
+    logging.basicConfig(
+        level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_path=False)]
+    )
+    try:
+        config = tyro.extras.overridable_config_cli(
+            recipes, args=arguments, prog="joint_grpo.py", description=__doc__
+        )
+        if config.print_config:
+            Console().print_json(json.dumps(dataclasses.asdict(config), default=str))
+            return 0
+        return Session(config).run()
+    except (ValueError, RuntimeError, TimeoutError, CheckpointError, NonFiniteUpdateError) as error:
+        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False)
+        return 1
+
+
+def resolve_run_dir(run_dir: str) -> Path:
+    """The folder of a run, absolute; raises ValueError for one that would not last."""
+    cwd = Path.cwd()
+    if not run_dir and JOB_FOLDER in cwd.parts:
+        raise ValueError(
+            "inside a Ray job give an absolute --run-dir: the job's working folder does not last"
+        )
+    path = Path(run_dir) if run_dir else cwd / "runs" / time.strftime("%Y%m%d-%H%M%S")
+    path = path.expanduser()
+    if not path.is_absolute() and JOB_FOLDER in cwd.parts:
+        raise ValueError(f"--run-dir {run_dir} is relative, inside a Ray job: give an absolute one")
+    path = path.absolute()
+    if JOB_FOLDER in path.parts:
+        raise ValueError(
+            f"--run-dir {path} is inside the job's temporary working folder and would be lost: "
+            "give a folder outside it"
+        )
+    return path
+
+
+class Session:
+    """One invocation: a Ray connection, a fleet, and runs of the loop until it ends."""
+
+    def __init__(self, config: JointGRPOConfig) -> None:
+        if config.dry_run:
+            config = dataclasses.replace(config, steps=1, checkpoint_every=1)
+        self.config = config
+        self.run_dir = resolve_run_dir(config.run_dir)
+        self.simulated = (
+            SimulatedLatency.from_file(config.simulated_latency)
+            if config.simulated_latency
+            else None
+        )
+        self.label = f"SIMULATED LATENCY {self.simulated.label}" if self.simulated else ""
+        self.is_stopping = False
+
+    def run(self) -> int:
+        """Trains to the end; returns 0, or 143 if it was asked to stop."""
+        config = self.config
+        model = EMBEDDED if config.worker.model == "embedded" else config.worker.model
+        self.d_model = MolmoEConfig.from_folder(resolve_folder(model)).d_model
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        store = CheckpointStore(self.run_dir / "checkpoints", config.keep_last)
+        checkpoint = store.load_latest()
+        if checkpoint is not None:
+            check_resumable(checkpoint, config, self.label)
+        connect(config.cluster.address)
+        # Behind ray.init, which installs a handler of its own.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        fleet = self._start_fleet()
+        try:
+            return self._train_until_done(fleet, store, checkpoint)
+        finally:
+            fleet.shutdown()
+
+    def _stop(self, number: int, _frame: Any) -> None:
+        logging.warning("signal %d: stopping with a checkpoint", number)
+        self.is_stopping = True
+
+    def _start_fleet(self) -> RayFleet:
+        config = self.config
+        wants_gpu = config.worker.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
+        return RayFleet(
+            functools.partial(build_worker, config.worker, simulated=self.simulated),
+            config.cluster,
+            num_threads=config.worker.num_threads,
+            wants_gpu=wants_gpu,
+            is_stopping=lambda: self.is_stopping,
+        )
+
+    def _train_until_done(
+        self, fleet: RayFleet, store: CheckpointStore, checkpoint: Checkpoint | None
+    ) -> int:
+        settings = self.config.budget
+        if checkpoint is not None:
+            budgets = budgets_from_state(checkpoint.state)
+        else:
+            budgets = settings.fixed() or fleet.measure_budgets(
+                settings.num_samples, settings.infeasible_share
+            )
+        setup = PolicySetup(controller=controller_config(self.d_model, budgets), budgets=budgets)
+        for _ in range(MAX_LEARNER_RESTARTS):
+            run = self._assemble(fleet, store, setup, checkpoint)
+            try:
+                train(run)
+                self._finish(run)
+                return 0
+            except Stopped:
+                run.save()
+                run.reporter.say(f"stopped before step {run.next_step + 1}, checkpoint written")
+                return 143
+            except LearnerLostError as error:
+                run.reporter.say(f"{error}: starting it again from the last checkpoint")
+                checkpoint = store.load_latest()
+            finally:
+                run.reporter.close()
+        raise RuntimeError(f"the learner was lost {MAX_LEARNER_RESTARTS} times: see the log above")
+
+    def _assemble(
+        self,
+        fleet: RayFleet,
+        store: CheckpointStore,
+        setup: PolicySetup,
+        checkpoint: Checkpoint | None,
+    ) -> Run:
+        config = self.config
+        steering = PIDLambda(config.pid)
+        next_step = 0
+        if checkpoint is not None:
+            steering.load_state_dict(checkpoint.state["steering"])
+            next_step = int(checkpoint.state["next_step"])
+        state = None if checkpoint is None else checkpoint.learner_state
+        run = Run(
+            config=config,
+            setup=setup,
+            fleet=fleet,
+            learner=RemoteLearner(setup.controller, config, self.run_dir, state),
+            reporter=Reporter(
+                self.run_dir, first_step=next_step, num_steps=config.steps, label=self.label
+            ),
+            store=store,
+            steering=steering,
+            next_step=next_step,
+            is_stopping=lambda: self.is_stopping,
+        )
+        budgets = setup.budgets
+        run.reporter.say(
+            f"run {self.run_dir}  actors {len(fleet.slots)}  budgets {budgets.range.low_ms:.1f}.."
+            f"{budgets.range.high_ms:.1f} ms, feasible from {budgets.feasible_from_ms:.1f} ms  "
+            f"{'resumes at' if next_step else 'starts with'} step {next_step + 1}"
+        )
+        if checkpoint is None:
+            run.save()
+        return run
+
+    def _finish(self, run: Run) -> None:
+        """One greedy sweep over the test split; its JSON lies beside the checkpoints."""
+        budgets = run.setup.budgets
+        result = evaluate(
+            run.fleet,
+            run.setup,
+            run.learner.weights(),
+            split="test",
+            num_samples=self.config.evaluation.num_samples,
+            budgets_ms=feasible_budgets(budgets, self.config.evaluation.num_budgets).tolist(),
+        )
+        path = self.run_dir / "evaluation.json"
+        row = {"latency_source": self.label or "measured", **result.to_json()}
+        path.write_text(json.dumps(row) + "\n")
+        run.reporter.say(
+            f"test split: in budget {result.in_budget_accuracy:.3f}, violations "
+            f"{float(result.violations.mean()):.1%}  evaluation {path}  "
+            f"checkpoint {run.store.root}"
+        )
+
+
+def connect(address: str) -> None:
+    """Joins the cluster of an address or job, or starts a local one."""
+    target = address or os.environ.get("RAY_ADDRESS") or None
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if target is None:
+        options |= {"include_dashboard": False}
+    try:
+        ray.init(address=target, **options)
+    except ConnectionError as error:
+        raise RuntimeError(
+            f"no Ray cluster at {target} ({error}): start one with `ray start --head`, or leave "
+            "the address out for a local one"
+        ) from None

@@ -1,0 +1,308 @@
+"""Fits the standalone latency estimator to profiles, and writes metrics and plots beside it.
+
+python launch/fit_latency_estimator.py --results_dir DIR --output_dir checkpoints/latency_estimator
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+REPO_ROOT = str(Path(__file__).resolve().parent.parent)
+if __name__ == "__main__":
+    # This folder holds profile.py, which would shadow the standard library's profile.
+    sys.path[0] = REPO_ROOT
+
+import ray
+import ray.train
+import torch
+import tyro
+from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer, get_device, prepare_model
+from torch.utils.tensorboard import SummaryWriter
+
+from launch.latency_plots import plot_errors, plot_predictions
+from rollout.latency.estimator import LatencyEstimator
+from rollout.latency.fit import EpochRecord, EstimatorFit, FitConfig
+from rollout.latency.metrics import LatencyMetrics, evaluate, metrics_by_group, predict_table
+from rollout.latency.records import DecodeReading, ProfileReader
+from rollout.latency.table import LatencyTable, split_by_sample
+
+ESTIMATOR_NAME = "latency_estimator.safetensors"
+METRICS_NAME = "metrics.json"
+STATE_NAME = "fit.pt"
+NUM_CHECKPOINTS = 5
+MAX_FAILURES = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Options of this program.
+
+    Attributes:
+        results_dir: profiles: one folder a data set, one JSON file a configuration.
+        output_dir: receives the estimator, metrics.json, plots and TensorBoard curves.
+        dataset_names: data sets to use; without them, every one found.
+        use_all_datasets: says so explicitly.
+        batch_size: records of a step, over all workers.
+        num_epochs: passes over the training records.
+        lr: Adam's first learning rate; it falls along a cosine to a hundredth.
+        device: cpu or cuda.
+        seed: of split, first weights and order.
+        num_workers: Ray Train workers; 0 trains in this process, without Ray.
+        decode_reading: recorded takes a record's own T_decode_per_token (computed only where it is
+            absent), computed always T_LLM_decode / output_tokens.
+        hidden_dim: width of the estimator.
+        num_layers: depth of its encoder: 2 make 69K parameters, 3 make 135K.
+    """
+
+    results_dir: Path
+    output_dir: Path
+    dataset_names: tuple[str, ...] = ()
+    use_all_datasets: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    batch_size: int = 64
+    num_epochs: int = 50
+    lr: float = 1e-3
+    device: str = "cpu"
+    seed: int = 3407
+    num_workers: int = 1
+    decode_reading: DecodeReading = DecodeReading.RECORDED
+    hidden_dim: int = 256
+    num_layers: int = 3
+
+    def __post_init__(self) -> None:
+        if self.use_all_datasets and self.dataset_names:
+            raise ValueError("--use_all_datasets contradicts --dataset_names: give one of them")
+        if self.num_workers < 0:
+            raise ValueError(f"--num_workers is {self.num_workers}: give 0 or more")
+        if (
+            self.device.startswith("cuda")
+            and self.num_workers == 0
+            and not torch.cuda.is_available()
+        ):
+            raise ValueError(f"--device {self.device}: no CUDA device here; use --device cpu")
+
+    def fit_config(self) -> FitConfig:
+        """The part that decides the fit."""
+        return FitConfig(
+            batch_size=self.batch_size,
+            num_epochs=self.num_epochs,
+            lr=self.lr,
+            hidden_dim=self.hidden_dim,
+            num_layers=self.num_layers,
+            seed=self.seed,
+            device=self.device,
+        )
+
+
+def make_repeatable() -> None:
+    """One thread and deterministic kernels: the same sums on every number of cores.
+
+    The matrices are so small that more threads are hardly faster.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+
+
+def fit_in_process(
+    train: LatencyTable, val: LatencyTable, config: FitConfig
+) -> tuple[LatencyEstimator, list[EpochRecord]]:
+    """Trains here, without Ray."""
+    fit = EstimatorFit(train, val, config)
+    history = []
+    for _ in range(config.num_epochs):
+        history.append(fit.run_epoch())
+        print(history[-1], flush=True)
+    return fit.estimator, history
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerTask:
+    """What every Ray Train worker gets; the tables travel as references."""
+
+    train: ray.ObjectRef[LatencyTable]
+    val: ray.ObjectRef[LatencyTable]
+    config: FitConfig
+
+
+def train_worker(arguments: dict[str, Any]) -> None:
+    """Ray Train's loop: goes on from the last checkpoint, and reports one every few epochs."""
+    make_repeatable()
+    task: WorkerTask = arguments["task"]
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    device = str(get_device())
+    fit = EstimatorFit(
+        *ray.get([task.train, task.val], timeout=120),
+        config=FitConfig(**{**asdict(task.config), "device": device}),
+        rank=rank,
+        world_size=world_size,
+        wrap=prepare_model if world_size > 1 else None,
+    )
+    history: list[EpochRecord] = []
+    if checkpoint := ray.train.get_checkpoint():
+        with checkpoint.as_directory() as folder:
+            state = torch.load(Path(folder) / STATE_NAME, map_location=device, weights_only=False)
+        fit.load_state_dict(state["fit"])
+        history = state["history"]
+    interval = -(-task.config.num_epochs // NUM_CHECKPOINTS)
+    while fit.epoch < task.config.num_epochs:
+        history.append(fit.run_epoch())
+        if rank == 0:
+            print(history[-1], flush=True)
+        if fit.epoch % interval == 0 or fit.epoch == task.config.num_epochs:
+            report(fit, history, rank)
+
+
+def report(fit: EstimatorFit, history: list[EpochRecord], rank: int) -> None:
+    """Hands metrics and, from the first worker, a checkpoint to Ray Train."""
+    metrics = asdict(history[-1].val)
+    if rank > 0:
+        ray.train.report(metrics)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save({"fit": fit.state_dict(), "history": history}, Path(folder) / STATE_NAME)
+        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+
+
+def start_local_ray() -> None:
+    """Starts Ray on this machine, with a token that lives as long as this process.
+
+    Without the token in the environment Ray would leave one in the home folder, which breaks later
+    `ray job submit` calls.
+    """
+    if not os.environ.keys() & {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    paths = os.pathsep.join(filter(None, (REPO_ROOT, os.environ.get("PYTHONPATH"))))
+    environment = {"env_vars": {"PYTHONPATH": paths}, "worker_process_setup_hook": quiet_cleaner}
+    ray.init(include_dashboard=False, runtime_env=environment)
+
+
+def quiet_cleaner() -> None:
+    """Silences an actor of Ray Train that warns every second where there is no dashboard."""
+    name = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
+    logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def start_ray(num_workers: int, use_gpu: bool) -> None:
+    """Joins the cluster that RAY_ADDRESS names, else starts a local one; checks its resources.
+
+    Raises:
+        ValueError: fewer CPUs or GPUs than workers, for which Ray would wait for ever.
+    """
+    if not ray.is_initialized():
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it prints every line twice
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init()
+        else:
+            start_local_ray()
+    kind = "GPU" if use_gpu else "CPU"
+    available = int(ray.cluster_resources().get(kind, 0))
+    if available < num_workers:
+        raise ValueError(
+            f"--num_workers {num_workers} needs as many {kind}s and the cluster has {available}: "
+            "use fewer workers, or 0 for none"
+        )
+
+
+def fit_on_ray(
+    train: LatencyTable, val: LatencyTable, config: FitConfig, num_workers: int, output_dir: Path
+) -> tuple[LatencyEstimator, list[EpochRecord]]:
+    """Trains on Ray Train's workers; a worker's death costs the epochs since its checkpoint.
+
+    Checkpoints pass through a temporary folder in `output_dir`, which all nodes must share.
+    """
+    use_gpu = config.device.startswith("cuda")
+    start_ray(num_workers, use_gpu)
+    task = WorkerTask(train=ray.put(train), val=ray.put(val), config=config)
+    with tempfile.TemporaryDirectory(prefix=".ray_train_", dir=output_dir) as storage:
+        result = TorchTrainer(
+            train_worker,
+            train_loop_config={"task": task},
+            scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
+            run_config=RunConfig(
+                name="latency_estimator",
+                storage_path=storage,
+                failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            ),
+        ).fit()
+        assert result.checkpoint is not None, "train_worker reports one with its last epoch"
+        with result.checkpoint.as_directory() as folder:
+            state = torch.load(Path(folder) / STATE_NAME, map_location="cpu", weights_only=False)
+    estimator = LatencyEstimator(config.hidden_dim, config.num_layers)
+    estimator.load_state_dict(state["fit"]["estimator"])
+    return estimator, state["history"]
+
+
+def describe(estimator: LatencyEstimator, val: LatencyTable) -> dict[str, Any]:
+    """The validation metrics: over all records, by configuration, tier and data set."""
+    predicted, measured = predict_table(estimator, val), val.targets_ms_N2
+    configurations = val.configurations()
+    labels = {
+        "by_configuration": configurations,
+        "by_tier": [name.split("-")[0] for name in configurations],
+        "by_dataset": [val.datasets[number] for number in val.dataset_N],
+    }
+    groups = {name: metrics_by_group(predicted, measured, of) for name, of in labels.items()}
+    return asdict(LatencyMetrics.of(predicted, measured)) | groups
+
+
+def write_curves(folder: Path, history: list[EpochRecord]) -> None:
+    """TensorBoard curves of losses, learning rate and validation errors."""
+    with SummaryWriter(str(folder)) as writer:
+        for record in history:
+            writer.add_scalar("train/loss_prefill", record.loss_prefill, record.epoch)
+            writer.add_scalar("train/loss_decode", record.loss_decode, record.epoch)
+            writer.add_scalar("train/lr", record.lr, record.epoch)
+            for name, value in asdict(record.val).items():
+                if value is not None:
+                    writer.add_scalar(f"val/{name}", value, record.epoch)
+
+
+def main(options: Options) -> dict[str, Any]:
+    """Reads, splits, trains, evaluates and writes; returns the content of metrics.json."""
+    make_repeatable()
+    output_dir = options.output_dir.absolute()
+    output_dir.mkdir(parents=True, exist_ok=True)
+    reader = ProfileReader(options.results_dir, options.dataset_names or None)
+    try:
+        table = LatencyTable.of(reader, options.decode_reading)
+    finally:
+        print(reader.report, flush=True)
+    config = options.fit_config()
+    train, val = split_by_sample(table, train_share=0.8, seed=options.seed)
+    if options.num_workers:
+        fitted = fit_on_ray(train, val, config, options.num_workers, output_dir)
+    else:
+        fitted = fit_in_process(train, val, config)
+    estimator, history = fitted[0].cpu(), fitted[1]
+    metrics = {
+        "val": describe(estimator, val),
+        "train": asdict(evaluate(estimator, train)),
+        "num_parameters": estimator.num_parameters,
+        "decode_reading": options.decode_reading.value,
+        "data": {"datasets": reader.dataset_names, **reader.report.to_json()},
+        "options": {name: value for name, value in asdict(config).items() if name != "device"},
+    }
+    estimator.save(output_dir / ESTIMATOR_NAME)
+    (output_dir / METRICS_NAME).write_text(json.dumps(metrics, indent=2) + "\n")
+    write_curves(output_dir / "tensorboard", history)
+    plot_predictions(output_dir / "predictions.png", val, predict_table(estimator, val))
+    plot_errors(output_dir / "errors.png", metrics["val"]["by_configuration"])
+    print(f"{estimator.num_parameters} parameters, written to {output_dir}")
+    return metrics
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Options, config=(tyro.conf.OmitArgPrefixes,), use_underscores=True))
+    except ValueError as error:
+        sys.exit(f"error: {error}")

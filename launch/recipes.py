@@ -1,0 +1,196 @@
+"""Whole runs as functions: each recipe returns the complete configuration tree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from envs.reward import BudgetReward, PIDConfig, ReferenceReward, RewardFunction
+from envs.spec import BudgetRange, BudgetSampler
+from learner.learner import LearnerConfig
+from learner.losses import EntropySchedule
+from rollout.build import WorkerConfig
+from rollout.executor import ExecutorConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetConfig:
+    """Latency budgets.
+
+    Attributes:
+        low_ms: smallest budget in ms; measured on the actors' devices if left out.
+        high_ms: largest budget in ms; measured if left out.
+        feasible_from_ms: smallest budget in ms that counts as feasible; measured if left out.
+        infeasible_share: share of budgets drawn below `feasible_from_ms`.
+        num_samples: samples that a measurement takes.
+    """
+
+    low_ms: float | None = None
+    high_ms: float | None = None
+    feasible_from_ms: float | None = None
+    infeasible_share: float = 0.1
+    num_samples: int = 24
+
+    def fixed(self) -> BudgetSampler | None:
+        """The stated budgets, or None if they are to be measured; raises ValueError for half."""
+        given = (self.low_ms, self.high_ms)
+        if given == (None, None):
+            return None
+        if self.low_ms is None or self.high_ms is None:
+            raise ValueError("give both budget.low-ms and budget.high-ms, or neither")
+        return BudgetSampler(
+            range=BudgetRange(low_ms=self.low_ms, high_ms=self.high_ms),
+            feasible_from_ms=self.feasible_from_ms or self.low_ms,
+            infeasible_share=self.infeasible_share if self.feasible_from_ms else 0.0,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationConfig:
+    """Greedy evaluation on held-out samples while training.
+
+    Attributes:
+        every: steps between evaluations; the last step always has one.
+        num_samples: held-out samples, each asked at every budget.
+        num_budgets: budgets, evenly spread over the feasible range.
+    """
+
+    every: int = 50
+    num_samples: int = 24
+    num_budgets: int = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterConfig:
+    """Rollout actors and every limit of waiting, in seconds.
+
+    Attributes:
+        address: Ray address; `auto` joins a running cluster, empty starts a local one if there is
+            none.
+        num_actors: rollout actors; 0 takes one for each GPU, or for each CPU core without GPUs.
+        min_actors: the run stops if fewer can be kept.
+        start_timeout_s: for an actor to load the model and warm up.
+        group_timeout_s: for one group; an actor that takes longer is replaced.
+        step_timeout_s: for a whole batch.
+        learner_timeout_s: for one call to the learner.
+        max_restarts: of one actor in a row without a finished group.
+        latency_tolerance: largest relative deviation of an actor's reference latency from the
+            fleet's median before it is named.
+    """
+
+    address: str = ""
+    num_actors: int = 0
+    min_actors: int = 1
+    start_timeout_s: float = 600.0
+    group_timeout_s: float = 120.0
+    step_timeout_s: float = 1800.0
+    learner_timeout_s: float = 300.0
+    max_restarts: int = 5
+    latency_tolerance: float = 0.15
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JointGRPOConfig:
+    """One run of joint GRPO.
+
+    Attributes:
+        recipe: name of the recipe that this configuration started from.
+        run_dir: absolute folder for checkpoints, logs and evaluations; resumed if it holds a
+            checkpoint. Empty: a new folder under runs/.
+        seed: of everything random.
+        steps: updates.
+        groups_per_step: samples in a batch.
+        group_size: episodes of each sample.
+        max_staleness: batches that may be collected ahead of the update; 0 is synchronous.
+        reward: `budget` (score minus lambda times violation) or `reference` (the earlier one).
+        checkpoint_every: steps between checkpoints.
+        keep_last: checkpoints kept besides the best.
+        simulated_latency: JSON file of latencies by configuration INSTEAD of the clock; for tests
+            and dry runs.
+        dry_run: validates, sizes resources, runs one real step and stops.
+        print_config: prints the whole configuration and stops.
+        worker: the frozen model and its tasks.
+        budget: latency budgets.
+        pid: the rule that steers lambda.
+        learner: optimizer and loss.
+        evaluation: while training.
+        cluster: actors and limits.
+    """
+
+    recipe: str
+    run_dir: str = ""
+    seed: int = 42
+    steps: int = 400
+    groups_per_step: int = 8
+    group_size: int = 8
+    max_staleness: int = 0
+    reward: Literal["budget", "reference"] = "budget"
+    checkpoint_every: int = 25
+    keep_last: int = 3
+    simulated_latency: Path | None = None
+    dry_run: bool = False
+    print_config: bool = False
+    worker: WorkerConfig = field(default_factory=WorkerConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    pid: PIDConfig = field(default_factory=PIDConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def __post_init__(self) -> None:
+        minimum = {"steps": 1, "groups_per_step": 1, "group_size": 2, "max_staleness": 0}
+        for name, least in {**minimum, "checkpoint_every": 1, "keep_last": 1}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}: give at least {least}")
+        self.budget.fixed()
+
+    def reward_function(self) -> RewardFunction:
+        """The reward that this run maximises."""
+        return BudgetReward() if self.reward == "budget" else ReferenceReward()
+
+
+def embedded() -> JointGRPOConfig:
+    """The small MolmoE and its tasks, on a laptop."""
+    return JointGRPOConfig(
+        recipe="embedded",
+        learner=LearnerConfig(
+            learning_rate=1e-3, entropy=EntropySchedule(start=0.02, end=0.001, steps=400)
+        ),
+    )
+
+
+def molmoe_h100() -> JointGRPOConfig:
+    """MolmoE-1B-0924 in bfloat16, one rollout actor a GPU, budgets of 170 to 380 ms."""
+    return JointGRPOConfig(
+        recipe="molmoe-h100",
+        steps=2000,
+        worker=WorkerConfig(
+            model="allenai/MolmoE-1B-0924",
+            dtype="bfloat16",
+            device="cuda",
+            executor=ExecutorConfig(max_new_tokens=64),
+        ),
+        budget=BudgetConfig(low_ms=170.0, high_ms=380.0),
+    )
+
+
+def earlier() -> JointGRPOConfig:
+    """The earlier implementation's values: reference reward, groups of 5, standardised."""
+    base = molmoe_h100()
+    return JointGRPOConfig(
+        recipe="earlier",
+        seed=42,
+        steps=100,
+        groups_per_step=8,
+        group_size=5,
+        reward="reference",
+        worker=base.worker,
+        budget=base.budget,
+        learner=LearnerConfig(
+            learning_rate=1e-4, weight_decay=1e-5, advantage="group_standardised"
+        ),
+    )
+
+
+RECIPES = {"embedded": embedded, "molmoe-h100": molmoe_h100, "earlier": earlier}

@@ -1,0 +1,62 @@
+"""The Ray actor around `Learner`; the driver holds the references, this actor the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from learner.learner import Learner, LearnerConfig, PendingUpdate, UpdateRecord
+from policy.controller import Controller, ControllerConfig
+from policy.weights import weights_sha256
+from rollout.batch import GroupRollout
+
+
+def initial_controller(config: ControllerConfig, seed: int) -> Controller:
+    """The untrained controller of a run; the same for the same seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Controller(config)
+
+
+class LearnerActor:
+    """One learner in its own process; raises on start if the state does not fit."""
+
+    def __init__(
+        self,
+        controller: ControllerConfig,
+        config: LearnerConfig,
+        seed: int,
+        inspection_folder: Path,
+        state: dict[str, Any] | None,
+    ) -> None:
+        torch.set_num_threads(1)
+        self.learner = Learner(initial_controller(controller, seed), config, inspection_folder)
+        if state is not None:
+            self.learner.load_state_dict(state)
+        self._pending: PendingUpdate | None = None
+
+    def prepare(
+        self, groups: Sequence[GroupRollout], score_NG: np.ndarray, constraint_NG: np.ndarray
+    ) -> list[np.ndarray]:
+        """First half of an update; returns dL/d(latency token) of each group."""
+        self._pending = self.learner.prepare(groups, score_NG, constraint_NG)
+        return self._pending.latency_token_grads
+
+    def apply(self, budget_token_grads: Sequence[np.ndarray]) -> UpdateRecord:
+        """Second half of the update prepared last."""
+        assert self._pending is not None, "prepare an update first"
+        pending, self._pending = self._pending, None
+        return self.learner.apply(pending, budget_token_grads)
+
+    def weights(self) -> tuple[tuple[int, str], dict[str, np.ndarray]]:
+        """(version, sha256) and the arrays; with num_returns=2 the caller owns them."""
+        arrays = self.learner.controller.to_numpy()
+        return (self.learner.version, weights_sha256(arrays)), arrays
+
+    def state(self) -> dict[str, Any]:
+        """Everything that an exact resume needs."""
+        return self.learner.state_dict()

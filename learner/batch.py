@@ -1,0 +1,114 @@
+"""A batch of groups as tensors, and how one is saved for inspection.
+
+Shapes: N groups, G episodes of each, B = N G episodes in the order of groups, D d_model, 4 heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from learner.advantages import AdvantageFn, combine, zero_variance
+from rollout.batch import GroupRollout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What one update is computed from; every field but `latency_token_BD` is constant."""
+
+    budgets_ms_N: Tensor
+    language_feature_ND: Tensor
+    latency_token_BD: Tensor
+    actions_B4: Tensor
+    behaviour_log_probs_B: Tensor
+    advantages_B: Tensor
+    active_N: Tensor
+    group_size: int
+
+    @property
+    def active_B(self) -> Tensor:
+        """Which episodes belong to groups that are not masked."""
+        return self.active_N.repeat_interleave(self.group_size)
+
+
+def make_batch(
+    groups: Sequence[GroupRollout],
+    score_rewards_NG: np.ndarray,
+    constraint_rewards_NG: np.ndarray,
+    form: AdvantageFn,
+    like: Tensor,
+) -> Batch:
+    """Stacks groups of one size, with the dtype and device of `like`.
+
+    Raises:
+        ValueError: no groups, groups of different sizes, or rewards of another shape.
+    """
+    size = _common_size(groups, score_rewards_NG)
+    score_NG = np.asarray(score_rewards_NG, np.float64)
+    constraint_NG = np.asarray(constraint_rewards_NG, np.float64)
+    advantages_NG = combine(form, score_NG, constraint_NG)
+    active_N = ~(zero_variance(score_NG) & zero_variance(constraint_NG))
+
+    def floats(arrays: Sequence[np.ndarray | float]) -> Tensor:
+        return torch.from_numpy(np.array(arrays)).to(like.device, like.dtype)
+
+    return Batch(
+        budgets_ms_N=floats([group.budget_ms for group in groups]),
+        language_feature_ND=floats([group.language_feature for group in groups]),
+        latency_token_BD=floats([group.latency_tokens for group in groups]).flatten(0, 1),
+        actions_B4=torch.from_numpy(np.concatenate([group.actions for group in groups])).to(
+            like.device
+        ),
+        behaviour_log_probs_B=floats([group.log_probs.sum(-1) for group in groups]).flatten(),
+        advantages_B=floats([advantages_NG]).flatten(),
+        active_N=torch.from_numpy(active_N).to(like.device),
+        group_size=size,
+    )
+
+
+def _common_size(groups: Sequence[GroupRollout], score_rewards_NG: np.ndarray) -> int:
+    sizes = {group.group_size for group in groups}
+    if len(sizes) != 1:
+        raise ValueError(
+            f"a batch has groups of sizes {sorted(sizes)}: give at least one group, all of one size"
+        )
+    size = sizes.pop()
+    if np.shape(score_rewards_NG) != (len(groups), size):
+        raise ValueError(
+            f"score rewards have shape {np.shape(score_rewards_NG)} for {len(groups)} groups of "
+            f"{size}: give one for each episode"
+        )
+    return size
+
+
+def save_for_inspection(
+    path: Path,
+    groups: Sequence[GroupRollout],
+    score_rewards_NG: np.ndarray,
+    constraint_rewards_NG: np.ndarray,
+    budget_token_grads_ND: np.ndarray,
+) -> None:
+    """Writes a batch as an .npz that `np.load` reads without pickle."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {
+        name: np.stack([getattr(group, name) for group in groups])
+        for name in (
+            "language_feature",
+            "actions",
+            "log_probs",
+            "latency_tokens",
+            "scores",
+            "latencies_ms",
+        )
+    }
+    for name in ("group_id", "sample_id", "budget_ms", "policy_version", "actor"):
+        arrays[name] = np.array([getattr(group, name) for group in groups])
+    arrays["score_rewards"] = np.asarray(score_rewards_NG)
+    arrays["constraint_rewards"] = np.asarray(constraint_rewards_NG)
+    arrays["budget_token_grads"] = budget_token_grads_ND
+    np.savez(path, allow_pickle=False, **arrays)

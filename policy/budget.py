@@ -1,0 +1,55 @@
+"""The budget encoder: milliseconds to one token of the frozen model's width.
+
+Shapes: B budgets, S sinusoid channels (256), D d_model.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from envs.spec import BudgetRange
+
+SINUSOID_DIM = 256
+
+
+def sinusoids(scaled_B: Tensor, dim: int = SINUSOID_DIM) -> Tensor:
+    """Fixed sinusoidal encoding of already scaled budgets: [B] to [B, dim].
+
+    Channel 2i is sin(x w_i) and channel 2i + 1 is cos(x w_i), with w_i = 10000^(-2i / dim): the
+    position encoding of Vaswani et al. 2017 (section 3.5) at the real-valued position x. The
+    scale of x is the caller's.
+    """
+    exponents = torch.arange(0, dim, 2, device=scaled_B.device, dtype=scaled_B.dtype) / dim
+    frequencies = torch.exp(-math.log(10_000.0) * exponents)
+    angles = scaled_B[:, None] * frequencies
+    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
+
+
+class BudgetEncoder(nn.Module):
+    """Budgets in ms to budget tokens; only `mlp` has weights.
+
+    A budget is mapped to [0, 1] by the run's range (not clipped outside it), multiplied by
+    `sinusoid_scale`, encoded by fixed sinusoids, and projected to the model's width.
+    """
+
+    def __init__(self, d_model: int, budget_range: BudgetRange, sinusoid_scale: float = 1.0):
+        super().__init__()
+        self.budget_range = budget_range
+        self.sinusoid_scale = sinusoid_scale
+        self.mlp = nn.Sequential(
+            nn.Linear(SINUSOID_DIM, d_model),
+            nn.LayerNorm(d_model),
+            nn.GELU(),
+            nn.Linear(d_model, d_model),
+            nn.LayerNorm(d_model),
+        )
+
+    def forward(self, budgets_ms_B: Tensor) -> Tensor:
+        """Returns the budget tokens [B, D] of budgets [B] in ms."""
+        weight = next(self.mlp.parameters())
+        low_ms, high_ms = self.budget_range.low_ms, self.budget_range.high_ms
+        normalised_B = (budgets_ms_B.to(weight.device, torch.float64) - low_ms) / (high_ms - low_ms)
+        return self.mlp(sinusoids(normalised_B * self.sinusoid_scale).to(weight.dtype))

@@ -1,0 +1,243 @@
+"""The controller: budget encoder and both stages, the only trained weights of the system.
+
+Shapes: B episodes, D d_model, 4 heads in the order tier, position, top_k, num_blocks. Actions
+are choice indices (`envs.spec.Knobs.from_indices`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from envs.spec import BudgetRange
+from policy import serialization
+from policy.budget import BudgetEncoder
+from policy.distributions import entropy, log_probs_of, sample
+from policy.stage1 import Stage1, Stage1Logits
+from policy.stage2 import Stage2, Stage2Logits
+
+HEADS = ("tier", "position", "top_k", "num_blocks")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControllerConfig:
+    """Sizes of the controller and the run's budget range.
+
+    The defaults keep the two stages under 250K weights at d_model 2048.
+
+    Attributes:
+        d_model: width of the frozen model.
+        budget_low_ms: low end of the run's budgets.
+        budget_high_ms: high end.
+        sinusoid_scale: the normalised budget is multiplied by it before the sinusoids. At 1 the
+            fastest one turns by one radian over the whole range, and policies that must change
+            within a few milliseconds are learnt slowly.
+        projection_dim: width that each wide input is projected down to.
+        hidden_dim: width of each stage's hidden layer.
+    """
+
+    d_model: int
+    budget_low_ms: float
+    budget_high_ms: float
+    sinusoid_scale: float = 100.0
+    projection_dim: int = 32
+    hidden_dim: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("d_model", "projection_dim", "hidden_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"controller {name} is {getattr(self, name)}: give at least 1")
+        if not self.sinusoid_scale > 0:
+            raise ValueError(f"sinusoid_scale is {self.sinusoid_scale}: give a positive number")
+        _ = self.budget_range
+
+    @property
+    def budget_range(self) -> BudgetRange:
+        """The range that budgets are normalised by; raises ValueError for an empty one."""
+        return BudgetRange(low_ms=self.budget_low_ms, high_ms=self.budget_high_ms)
+
+
+class Choice(NamedTuple):
+    """The two choices of one stage: indices int64 and their log-probabilities, by head."""
+
+    indices_B2: Tensor
+    log_probs_B2: Tensor
+
+
+class Evaluation(NamedTuple):
+    """What the current weights say of given actions, by head, differentiable."""
+
+    log_probs_B4: Tensor
+    entropies_B4: Tensor
+
+
+class Controller(nn.Module):
+    """Decides, for each request and its budget, how much of the frozen model to run."""
+
+    def __init__(self, config: ControllerConfig):
+        super().__init__()
+        self.config = config
+        self.budget_encoder = BudgetEncoder(
+            config.d_model, config.budget_range, config.sinusoid_scale
+        )
+        self.stage1 = Stage1(config.d_model, config.projection_dim, config.hidden_dim)
+        self.stage2 = Stage2(config.d_model, config.projection_dim, config.hidden_dim)
+
+    def budget_tokens(self, budgets_ms_B: Tensor) -> Tensor:
+        """Returns the budget tokens [B, D] of budgets [B] in ms."""
+        return self.budget_encoder(budgets_ms_B)
+
+    def stage1_logits(self, language_feature_BD: Tensor, budget_token_BD: Tensor) -> Stage1Logits:
+        """Returns the logits of tier [B, 3] and insertion position [B, 5]."""
+        return self.stage1(language_feature_BD, budget_token_BD)
+
+    def stage2_logits(self, latency_token_BD: Tensor, position_index_B: Tensor) -> Stage2Logits:
+        """Returns the logits of top_k [B, 5] and num_blocks [B, 5], the latter masked with -inf.
+
+        `position_index_B` is the choice index of the insertion position (0 for p=1).
+        """
+        return self.stage2(latency_token_BD, position_index_B)
+
+    def log_distributions(
+        self,
+        language_feature_BD: Tensor,
+        budget_token_BD: Tensor,
+        latency_token_BD: Tensor,
+        position_index_B: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Log-probabilities of every choice of the four heads: [B, 3], [B, 5], [B, 5], [B, 5]."""
+        stage1 = self.stage1_logits(language_feature_BD, budget_token_BD)
+        stage2 = self.stage2_logits(latency_token_BD, position_index_B)
+        return tuple(logits.log_softmax(-1) for logits in (*stage1, *stage2))
+
+    def evaluate(
+        self,
+        language_feature_BD: Tensor,
+        budget_token_BD: Tensor,
+        latency_token_BD: Tensor,
+        actions_B4: Tensor,
+    ) -> Evaluation:
+        """Log-probability and entropy of each head for given actions, differentiable.
+
+        The log-probability of an episode is the sum over its heads. The entropy of stage 2's
+        heads is conditional on the position taken.
+        """
+        log_distributions = self.log_distributions(
+            language_feature_BD, budget_token_BD, latency_token_BD, actions_B4[:, 1]
+        )
+        return evaluate_actions(log_distributions, actions_B4)
+
+    def num_stage_weights(self) -> int:
+        """Number of trained weights in the two stages, the budget encoder's not counted."""
+        return sum(w.numel() for stage in (self.stage1, self.stage2) for w in stage.parameters())
+
+    def check_compatible(self, *, d_model: int, budget_range: BudgetRange | None = None) -> None:
+        """Raises ValueError unless the controller fits a model's width and a run's budgets."""
+        if d_model != self.config.d_model:
+            raise ValueError(
+                f"the controller was trained for d_model {self.config.d_model} and the model has "
+                f"{d_model}: load the model it was trained with, or train a new controller"
+            )
+        if budget_range is not None and budget_range != self.config.budget_range:
+            own = self.config.budget_range
+            raise ValueError(
+                f"the controller was trained for budgets {own.low_ms:g}..{own.high_ms:g} ms and "
+                f"the run has {budget_range.low_ms:g}..{budget_range.high_ms:g} ms: set the run's "
+                "range to the controller's, or train a new controller"
+            )
+
+    def to_numpy(self) -> dict[str, np.ndarray]:
+        """Copies of all trained weights, by name."""
+        return {
+            name: tensor.detach().cpu().numpy().copy() for name, tensor in self.state_dict().items()
+        }
+
+    def load_numpy(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Copies weights in, read-only arrays too.
+
+        Raises:
+            ValueError: names or shapes are not this controller's; nothing is changed then.
+        """
+        state = self.state_dict()
+        wrong = sorted(state.keys() ^ arrays.keys())
+        wrong += [
+            name
+            for name in state.keys() & arrays.keys()
+            if tuple(state[name].shape) != arrays[name].shape
+        ]
+        if wrong:
+            raise ValueError(
+                f"weights do not fit this controller of d_model {self.config.d_model} "
+                f"(first wrong name or shape: {wrong[0]}): load those of the same configuration"
+            )
+        with torch.no_grad():
+            for name, tensor in state.items():
+                tensor.copy_(torch.from_numpy(np.array(arrays[name])))
+
+    def save(self, folder: Path | str) -> None:
+        """Writes `controller.safetensors` and `controller.json` into a folder, made if absent."""
+        serialization.save(Path(folder), self.config, self.to_numpy())
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Self:
+        """Reads a saved controller.
+
+        Raises:
+            ValueError: a file is absent, broken, of another format or of another knob set.
+        """
+        config_fields, arrays = serialization.load(Path(folder))
+        try:
+            controller = cls(ControllerConfig(**config_fields))
+            controller.load_numpy(arrays)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{folder}: controller.json and controller.safetensors do not describe one "
+                f"controller ({error}); restore both from the same checkpoint"
+            ) from error
+        return controller
+
+
+def choose(
+    logits: Stage1Logits | Stage2Logits,
+    generators: torch.Generator | Sequence[torch.Generator] | None = None,
+) -> Choice:
+    """Decides both heads of one stage.
+
+    Args:
+        logits: [B, K] for each of the two heads.
+        generators: None takes the most likely choice of each row. One generator samples a single
+            row; a sequence samples row b from generators[b] alone, so that a member's choice does
+            not depend on the members beside it. A single row of logits serves any number of
+            generators (stage 1's logits are the same for a whole group).
+    """
+    widest = max(head.shape[-1] for head in logits)
+    logits_B2K = torch.stack(
+        [
+            nn.functional.pad(head, (0, widest - head.shape[-1]), value=-torch.inf)
+            for head in logits
+        ],
+        dim=1,
+    )
+    if generators is None:
+        indices_B2 = logits_B2K.argmax(-1)
+    else:
+        generators = [generators] if isinstance(generators, torch.Generator) else generators
+        logits_B2K = logits_B2K.expand(len(generators), -1, -1)
+        indices_B2 = sample(logits_B2K, generators)
+    return Choice(indices_B2, log_probs_of(logits_B2K.log_softmax(-1), indices_B2))
+
+
+def evaluate_actions(log_distributions: Sequence[Tensor], actions_B4: Tensor) -> Evaluation:
+    """Picks the log-probability of each head's action and computes each head's entropy."""
+    log_probs = [
+        log_probs_of(log_distribution, actions_B4[:, head])
+        for head, log_distribution in enumerate(log_distributions)
+    ]
+    entropies = [entropy(log_distribution) for log_distribution in log_distributions]
+    return Evaluation(torch.stack(log_probs, -1), torch.stack(entropies, -1))

@@ -1,0 +1,51 @@
+"""Categorical arithmetic on masked logits, pure and without distribution objects.
+
+A masked choice has the logit -inf: its probability is exactly zero, and neither values nor
+gradients of the functions below become NaN because of it.
+
+Shapes: B rows, H heads, K choices of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def log_probs_of(log_distribution_BK: Tensor, choices_B: Tensor) -> Tensor:
+    """Log-probability [B] of one choice a row."""
+    return log_distribution_BK.gather(-1, choices_B.unsqueeze(-1)).squeeze(-1)
+
+
+def entropy(log_distribution_BK: Tensor) -> Tensor:
+    """Entropy [B] in nats, over the allowed choices."""
+    finite_BK = log_distribution_BK.masked_fill(log_distribution_BK == -torch.inf, 0.0)
+    return -(log_distribution_BK.exp() * finite_BK).sum(-1)
+
+
+def kl_divergence(log_distribution_BK: Tensor, log_reference_BK: Tensor) -> Tensor:
+    """Exact KL(distribution || reference) [B] in nats; both must have the same mask."""
+    masked_BK = log_distribution_BK == -torch.inf
+    log_ratio_BK = log_distribution_BK.masked_fill(masked_BK, 0.0) - log_reference_BK.masked_fill(
+        masked_BK, 0.0
+    )
+    return (log_distribution_BK.exp() * log_ratio_BK).sum(-1)
+
+
+def sample(logits_BHK: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """Samples H choices [B, H] a row, row b from generators[b] alone (Gumbel-max).
+
+    A row's choices depend on its logits and its own generator only, so they do not change with
+    the rows beside it. The noise is drawn on the generators' device.
+    """
+    noise_BHK = torch.stack(
+        [
+            torch.empty(logits_BHK.shape[1:], device=generator.device).exponential_(
+                generator=generator
+            )
+            for generator in generators
+        ]
+    )
+    return (logits_BHK - noise_BHK.log().to(logits_BHK.device)).argmax(-1)

@@ -1,0 +1,144 @@
+"""The Ray actor around `RolloutWorker`: nothing but threads, weights by reference and health."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from envs.spec import Knobs
+from policy.weights import PolicyWeights
+from rollout.batch import GroupRollout
+from rollout.latency.clock import DeviceFacts
+from rollout.worker import FailedGroup, GroupRequest, PolicySetup, RolloutWorker
+
+FETCH_TIMEOUT_S = 60.0
+"""Longest wait for new weights from the object store."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedWeights:
+    """Weights of one version by reference; `refs` holds one ObjectRef of a dict of arrays."""
+
+    version: int
+    sha256: str
+    refs: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActorFacts:
+    """What an actor says of itself when it is warm."""
+
+    name: str
+    incarnation: int
+    node: str
+    pid: int
+    facts: DeviceFacts
+    reference_latency_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timed:
+    """A result, who made it, and how long the actor worked on it."""
+
+    value: Any
+    seconds: float
+    actor: str
+    incarnation: int
+
+
+class RolloutActor:
+    """One worker in its own process.
+
+    Args:
+        build: makes the worker; raises if the model cannot be loaded.
+        name: of the actor in the run.
+        incarnation: how many actors of this name there were before.
+        num_threads: of a CPU worker.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[], RolloutWorker],
+        name: str,
+        incarnation: int,
+        num_threads: int,
+    ) -> None:
+        torch.set_num_threads(num_threads)
+        self.num_threads = num_threads
+        self.worker = build()
+        self.worker.name, self.worker.incarnation = name, incarnation
+        self._calls = 0
+
+    @ray.method(concurrency_group="health")
+    def status(self) -> dict[str, Any]:
+        """Answers at once, also while a group runs."""
+        return {**self.worker.status(), "pid": os.getpid(), "calls": self._calls}
+
+    def start(self) -> ActorFacts:
+        """Warms up and measures the reference latency."""
+        # OpenMP counts threads by calling thread, and methods run on another than the constructor.
+        torch.set_num_threads(self.num_threads)
+        self.worker.warm_up()
+        return ActorFacts(
+            name=self.worker.name,
+            incarnation=self.worker.incarnation,
+            node=ray.get_runtime_context().get_node_id(),
+            pid=os.getpid(),
+            facts=self.worker.facts(),
+            reference_latency_ms=self.worker.reference_latency_ms(),
+        )
+
+    def latencies(self, knobs: Knobs, split: str, num_samples: int) -> Timed:
+        """Latencies in ms of one configuration on the first samples of a split."""
+        return self._timed(
+            lambda: [
+                self.worker.execute(knobs, split, index)[0].latency_ms
+                for index in range(num_samples)
+            ]
+        )
+
+    def rollout(
+        self, request: GroupRequest, setup: PolicySetup, weights: PublishedWeights
+    ) -> Timed:
+        """Runs one group under these weights; fetches them only if they changed."""
+        self._install(setup, weights)
+        return self._timed(lambda: self._rollout(request))
+
+    def budget_gradient(
+        self,
+        request: GroupRequest,
+        actions_G4: np.ndarray,
+        gradients_GD: np.ndarray,
+        setup: PolicySetup,
+        weights: PublishedWeights,
+    ) -> Timed:
+        """See `RolloutWorker.budget_gradient`."""
+        self._install(setup, weights)
+        return self._timed(lambda: self.worker.budget_gradient(request, actions_G4, gradients_GD))
+
+    def _rollout(self, request: GroupRequest) -> GroupRollout | FailedGroup:
+        return self.worker.rollout(request)
+
+    def _install(self, setup: PolicySetup, weights: PublishedWeights) -> None:
+        if not self.worker.has(setup, weights.version, weights.sha256):
+            arrays: Any = ray.get(weights.refs[0], timeout=FETCH_TIMEOUT_S)
+            policy = PolicyWeights(version=weights.version, sha256=weights.sha256, arrays=arrays)
+            self.worker.install(setup, policy)
+
+    def _timed(self, work: Callable[[], Any]) -> Timed:
+        self._calls += 1
+        started = time.perf_counter()
+        value = work()
+        return Timed(
+            value=value,
+            seconds=time.perf_counter() - started,
+            actor=self.worker.name,
+            incarnation=self.worker.incarnation,
+        )

@@ -1,0 +1,91 @@
+"""The record of one group's episodes, the unit of work between rollout and learner.
+
+Shapes: G episodes of the group, D d_model, 4 heads in the order tier, position, top_k, num_blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from envs.spec import STAGE1_SIZES, STAGE2_SIZES
+
+HEAD_SIZES = (*STAGE1_SIZES, *STAGE2_SIZES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupRollout:
+    """G episodes of one (sample, budget), run by one actor; plain arrays, safe to send.
+
+    Attributes:
+        group_id: number of the group in the run, unique.
+        sample_id: id of the sample.
+        task: task type of the sample.
+        budget_ms: latency budget of every episode of the group.
+        policy_version: version of the weights that chose the actions.
+        policy_sha256: hash of those weights.
+        language_feature: float32 [D], mean word embedding of the prompt.
+        actions: int64 [G, 4], choice indices (`Knobs.from_indices`).
+        log_probs: float32 [G, 4], the log-probability of each head's choice when it was made.
+        latency_tokens: float32 [G, D], the budget token's hidden state after block p.
+        scores: float32 [G], answer scores in [0, 1].
+        latencies_ms: float64 [G], measured latency of each episode.
+        answers: G decoded answers.
+        stages_ms: G mappings from stage name to measured ms.
+        actor: name of the actor that ran the group.
+        incarnation: how many times that actor had been restarted.
+    """
+
+    group_id: int
+    sample_id: str
+    task: str
+    budget_ms: float
+    policy_version: int
+    policy_sha256: str
+    language_feature: np.ndarray
+    actions: np.ndarray
+    log_probs: np.ndarray
+    latency_tokens: np.ndarray
+    scores: np.ndarray
+    latencies_ms: np.ndarray
+    answers: tuple[str, ...]
+    stages_ms: tuple[Mapping[str, float], ...]
+    actor: str
+    incarnation: int
+
+    def __post_init__(self) -> None:
+        size, width = len(self.actions), len(self.language_feature)
+        if size == 0:
+            raise ValueError(f"group {self.group_id} has no episode: run at least one")
+        self._check_array("language_feature", (width,), np.float32)
+        self._check_array("actions", (size, 4), np.int64)
+        self._check_array("log_probs", (size, 4), np.float32)
+        self._check_array("latency_tokens", (size, width), np.float32)
+        self._check_array("scores", (size,), np.float32)
+        self._check_array("latencies_ms", (size,), np.float64)
+        if (self.actions < 0).any() or (self.actions >= HEAD_SIZES).any():
+            raise ValueError(
+                f"group {self.group_id} has actions outside the heads' sizes {HEAD_SIZES}: give "
+                "choice indices, not knob values"
+            )
+        for name in ("answers", "stages_ms"):
+            if len(getattr(self, name)) != size:
+                raise ValueError(
+                    f"group {self.group_id} has {len(getattr(self, name))} {name} for {size} "
+                    "episodes: give one each"
+                )
+
+    def _check_array(self, name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> None:
+        array = getattr(self, name)
+        if array.shape != shape or array.dtype != dtype:
+            raise ValueError(
+                f"group {self.group_id}: {name} is {array.dtype} {list(array.shape)}, expected "
+                f"{np.dtype(dtype)} {list(shape)}"
+            )
+
+    @property
+    def group_size(self) -> int:
+        """Number of episodes, G."""
+        return len(self.actions)

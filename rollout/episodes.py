@@ -1,0 +1,77 @@
+"""G episodes of one (sample, budget) that share the work they have in common.
+
+The vision encoder runs once for each distinct tier, the blocks before the insertion position
+once for each distinct tier (each member leaves at its own), and the rest once for each distinct
+whole configuration. Sharing changes nothing but time: the same tensors go through the same
+modules.
+
+Shapes: G members, D d_model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from envs.spec import Execution, Knobs, Sample, Tier, check_budget_ms
+
+if TYPE_CHECKING:
+    from rollout.executor import MolmoEExecutor, Prefix
+
+
+class EpisodeGroup:
+    """G episodes in flight; implements `envs.spec.GroupSession`."""
+
+    def __init__(self, executor: MolmoEExecutor, sample: Sample, budget_ms: float) -> None:
+        self.executor = executor
+        self.sample = sample
+        self.budget_ms = check_budget_ms(budget_ms)
+        self.budget_token_D = np.zeros(0, dtype=np.float32)
+        self.prefixes: dict[Tier, Prefix] = {}
+        self.stage1: list[tuple[Tier, int]] = []
+
+    def begin(self, choices: Sequence[tuple[Tier, int]], budget_token_D: np.ndarray) -> np.ndarray:
+        """Runs every member to its insertion position; returns latency tokens float32 [G, D]."""
+        self.stage1 = [(Tier.parse(tier), int(position)) for tier, position in choices]
+        self.budget_token_D = budget_token_D
+        for tier, position in sorted(set(self.stage1)):
+            if tier not in self.prefixes:
+                self.prefixes[tier] = self.executor.begin(self.sample, tier, budget_token_D)
+            self.executor.deepen(self.prefixes[tier], position)
+        return np.stack(
+            [self.prefixes[tier].latency_tokens[p].cpu().numpy() for tier, p in self.stage1]
+        )
+
+    def finish(self, choices: Sequence[tuple[int, int] | None]) -> list[Execution | None]:
+        """Runs every member's (top_k, num_blocks) to its answer; None leaves a member out.
+
+        Raises:
+            ValueError: for a choice that is masked at the member's insertion position.
+        """
+        done: dict[Knobs, Execution] = {}
+        results: list[Execution | None] = []
+        for (tier, position), choice in zip(self.stage1, choices, strict=True):
+            if choice is None:
+                results.append(None)
+                continue
+            knobs = Knobs(tier=tier, position=position, top_k=choice[0], num_blocks=choice[1])
+            if knobs not in done:
+                done[knobs] = self.executor.advance(self.prefixes[tier], knobs, self.budget_ms)
+            results.append(done[knobs])
+        return results
+
+    def budget_gradient(self, gradients_GD: np.ndarray) -> np.ndarray:
+        """dL/d(latency token) of every member -> dL/d(budget token), [D]."""
+        total = np.zeros_like(gradients_GD[0])
+        for tier, prefix in self.prefixes.items():
+            by_position: dict[int, np.ndarray] = {}
+            for (member_tier, position), row in zip(self.stage1, gradients_GD, strict=True):
+                if member_tier is tier and row.any():
+                    by_position[position] = by_position.get(position, 0) + row
+            if by_position:
+                total = total + self.executor.budget_gradient(
+                    prefix, self.budget_token_D, by_position
+                )
+        return total

@@ -1,0 +1,63 @@
+"""Which blocks stay: by importance scores, deterministically."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rollout.molmoe.config import read_json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockImportance:
+    """One score for each block of the model; a higher score stays longer."""
+
+    scores: tuple[float, ...]
+
+    @classmethod
+    def from_mapping(cls, scores: Mapping[str, float], num_blocks: int) -> BlockImportance:
+        """Reads scores by block index.
+
+        A file may leave out the first and the last block, which then always stay (studies that
+        skip single blocks in the middle do not measure them).
+
+        Raises:
+            ValueError: if any other block has no finite score, or a block is unknown.
+        """
+        ends = {0, num_blocks - 1}
+        try:
+            found = {int(key): float(value) for key, value in scores.items()}
+        except (TypeError, ValueError):
+            raise ValueError("importance scores map block indices to numbers") from None
+        missing = sorted(set(range(num_blocks)) - ends - set(found))
+        unknown = sorted(set(found) - set(range(num_blocks)))
+        broken = sorted(key for key, value in found.items() if not math.isfinite(value))
+        for name, blocks in (("missing", missing), ("unknown", unknown), ("not finite", broken)):
+            if blocks:
+                raise ValueError(
+                    f"importance scores for blocks {blocks} are {name}: "
+                    f"measure all {num_blocks} with launch/importance.py"
+                )
+        return cls(scores=tuple(found.get(index, math.inf) for index in range(num_blocks)))
+
+    @classmethod
+    def from_file(cls, path: Path, num_blocks: int) -> BlockImportance:
+        """Reads a JSON file of scores by block; raises ValueError that names it if unusable."""
+        try:
+            return cls.from_mapping(read_json(path), num_blocks)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    def kept(self, position: int, num_blocks: int) -> tuple[int, ...]:
+        """The blocks that run: all before `position`, then the most important, in order.
+
+        Of equally important blocks the earlier one stays.
+        """
+        rest = sorted(range(position, len(self.scores)), key=lambda i: (-self.scores[i], i))
+        return tuple(sorted([*range(position), *rest[: num_blocks - position]]))
+
+    def skipped(self, position: int, num_blocks: int) -> frozenset[int]:
+        """The blocks that do not run."""
+        return frozenset(range(len(self.scores))) - set(self.kept(position, num_blocks))

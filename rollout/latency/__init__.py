@@ -1,0 +1,1 @@
+"""The clock, the hooks that use it, profile records and the standalone latency estimator."""

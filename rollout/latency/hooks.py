@@ -1,0 +1,87 @@
+"""Hooks that time the frozen model's modules, and spans for what happens between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from rollout.latency.clock import Clock, Mark
+
+if TYPE_CHECKING:
+    from rollout.molmoe import MolmoE
+
+Stages = dict[str, float]
+"""Measured milliseconds by stage."""
+
+
+class Timeline:
+    """Named spans between two marks, in the order in which they ended."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self._spans: list[tuple[str, Mark, Mark]] = []
+
+    @contextmanager
+    def span(self, name: str) -> Iterator[None]:
+        """Times the block; a block that raises leaves no span."""
+        start = self.clock.mark()
+        yield
+        self.add(name, start, self.clock.mark())
+
+    def add(self, name: str, start: Mark, end: Mark) -> None:
+        """Adds a span that is already marked."""
+        self._spans.append((name, start, end))
+
+    def take(self) -> Stages:
+        """Reads all spans (spans of one name are added up) and starts anew."""
+        spans, self._spans = self._spans, []
+        stages: Stages = {}
+        times = self.clock.read_ms([(start, end) for _, start, end in spans])
+        for (name, _, _), elapsed_ms in zip(spans, times, strict=True):
+            stages[name] = stages.get(name, 0.0) + elapsed_ms
+        return stages
+
+
+@contextmanager
+def module_hooks(timeline: Timeline, modules: Iterable[tuple[str, nn.Module]]) -> Iterator[None]:
+    """Records one span of the given name for every forward of each module.
+
+    The hooks are removed however the block ends.
+    """
+    starts: dict[str, Mark] = {}
+    mark = timeline.clock.mark
+    handles = []
+
+    def attach(name: str, module: nn.Module) -> None:
+        def before(_module: nn.Module, _args: object) -> None:
+            starts[name] = mark()
+
+        def after(_module: nn.Module, _args: object, _output: object) -> None:
+            timeline.add(name, starts[name], mark())
+
+        handles.append(module.register_forward_pre_hook(before))
+        handles.append(module.register_forward_hook(after))
+
+    try:
+        for name, module in modules:
+            attach(name, module)
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def prefill_modules(model: MolmoE) -> Iterator[tuple[str, nn.Module]]:
+    """The modules that are timed in a prefill, with their stages' names."""
+    yield "vision_encoder", model.vision.encoder
+    yield "projector", model.vision.projector
+    yield from block_modules(model)
+
+
+def block_modules(model: MolmoE) -> Iterator[tuple[str, nn.Module]]:
+    """The decoder blocks with their stages' names."""
+    for index, block in enumerate(model.blocks):
+        yield f"block_{index:02}", block

@@ -1,0 +1,379 @@
+"""Profile records: the core experiment's JSON, read and written.
+
+    results_dir/<dataset>/<anything>.json      {"per_sample_results": [{...}, ...], ...}
+
+One file holds one configuration's records. Reading holds one file in memory at a time, and counts
+what it leaves out and why; nothing is repaired.
+
+A record's own `T_decode_per_token` can disagree with T_LLM_decode / output_tokens. Profiles written
+here always differ: an answer's first token comes from the prefill, so n tokens take n - 1 decode
+steps, and `T_decode_per_token` is the time of a step. Both are read, `DecodeReading` chooses.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from envs.spec import Execution, Sample, Tier
+from rollout.latency.clock import DeviceFacts
+
+RECORDS_KEY = "per_sample_results"
+DISAGREEMENT = 0.01
+"""Relative difference from which the two decode readings disagree; times are often rounded."""
+
+_COUNTS = (
+    "actual_vision_tokens",
+    "actual_text_tokens",
+    "output_tokens",
+    "top_k",
+    "num_active_blocks",
+)
+_TIMES = ("T_vision_total", "T_LLM_prefill", "T_LLM_decode")
+_DECODE = "T_decode_per_token"
+
+
+class DecodeReading(StrEnum):
+    """Which decode time a token to train on.
+
+    RECORDED is the record's own T_decode_per_token; where a record lacks it, and only there, it
+    is computed, and the report counts how often. COMPUTED is always T_LLM_decode / output_tokens.
+    """
+
+    RECORDED = "recorded"
+    COMPUTED = "computed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyRecord:
+    """One measured answer, checked: counts and times are positive and finite.
+
+    Attributes:
+        dataset: name of the folder that the file lay in.
+        sample_key: whose question it is. The image's `image_id` where the record has one (across
+            data sets), else data set and `sample_id`, else data set and index within the file.
+        vision_tokens: of the prompt.
+        text_tokens: of the prompt.
+        tier: image tier.
+        top_k: experts a token visits.
+        num_active_blocks: blocks that run.
+        output_tokens: of the answer.
+        prefill_ms: T_vision_total + T_LLM_prefill.
+        decode_ms: T_LLM_decode.
+        recorded_decode_per_token_ms: the record's own T_decode_per_token, None where it has none.
+        insertion_position: None where the record has none.
+        score: of the answer, None where the record has none.
+    """
+
+    dataset: str
+    sample_key: str
+    vision_tokens: int
+    text_tokens: int
+    tier: Tier
+    top_k: int
+    num_active_blocks: int
+    output_tokens: int
+    prefill_ms: float
+    decode_ms: float
+    recorded_decode_per_token_ms: float | None
+    insertion_position: int | None
+    score: float | None
+
+    @property
+    def computed_decode_per_token_ms(self) -> float:
+        """T_LLM_decode / output_tokens."""
+        return self.decode_ms / self.output_tokens
+
+    def decode_per_token_ms(self, reading: DecodeReading) -> float:
+        """The decode time a token in the chosen reading."""
+        if reading is DecodeReading.RECORDED and self.recorded_decode_per_token_ms is not None:
+            return self.recorded_decode_per_token_ms
+        return self.computed_decode_per_token_ms
+
+
+@dataclass(slots=True, kw_only=True)
+class ReadReport:
+    """What a reader met; complete once the reader is exhausted.
+
+    Attributes:
+        num_files: files that were read whole.
+        num_records: records that were handed on.
+        omitted_records: left-out records by reason.
+        omitted_files: left-out files (data set / name) with the reason.
+        num_decode_compared: records that state a T_decode_per_token.
+        num_decode_disagree: of these, how many differ from T_LLM_decode / output_tokens by more
+            than DISAGREEMENT.
+        num_decode_absent: records that state none.
+    """
+
+    num_files: int = 0
+    num_records: int = 0
+    omitted_records: Counter[str] = field(default_factory=Counter)
+    omitted_files: dict[str, str] = field(default_factory=dict)
+    num_decode_compared: int = 0
+    num_decode_disagree: int = 0
+    num_decode_absent: int = 0
+
+    def count(self, record: LatencyRecord) -> None:
+        """Counts a record that is handed on."""
+        self.num_records += 1
+        recorded_ms = record.recorded_decode_per_token_ms
+        if recorded_ms is None:
+            self.num_decode_absent += 1
+            return
+        self.num_decode_compared += 1
+        computed_ms = record.computed_decode_per_token_ms
+        self.num_decode_disagree += abs(recorded_ms - computed_ms) > DISAGREEMENT * computed_ms
+
+    def to_json(self) -> dict[str, Any]:
+        """The counts as plain values, in a stable order."""
+        fields = asdict(self)
+        fields["omitted_records"] = dict(sorted(self.omitted_records.items()))
+        return fields
+
+    def __str__(self) -> str:
+        omitted = self.omitted_records.total()
+        lines = [
+            f"{self.num_records} records of {self.num_files} files; left out: {omitted} records, "
+            f"{len(self.omitted_files)} files",
+            *(f"  {count} records: {why}" for why, count in sorted(self.omitted_records.items())),
+            *(f"  {name}: {why}" for name, why in self.omitted_files.items()),
+            f"T_decode_per_token: {self.num_decode_disagree} of {self.num_decode_compared} differ "
+            f"from T_LLM_decode / output_tokens by more than {DISAGREEMENT:.0%}; "
+            f"{self.num_decode_absent} records state none",
+        ]
+        return "\n".join(lines)
+
+
+class ProfileReader:
+    """Iterates over the records of one or many data sets, in the order of names."""
+
+    def __init__(self, results_dir: Path, dataset_names: Sequence[str] | None = None) -> None:
+        """Finds the files; without names, every folder that holds JSON files is a data set.
+
+        Raises:
+            ValueError: a folder is absent, or holds no JSON file.
+        """
+        if not results_dir.is_dir():
+            raise ValueError(f"{results_dir} is not a folder: name one with a folder a data set")
+        files = {
+            folder.name: sorted(folder.glob("*.json"))
+            for folder in sorted(results_dir.iterdir())
+            if folder.is_dir()
+        }
+        found = [name for name, paths in files.items() if paths]
+        names = found if dataset_names is None else list(dict.fromkeys(dataset_names))
+        absent = [name for name in names if name not in found]
+        if absent or not names:
+            what = f"no {', '.join(absent)}" if absent else "no <dataset>/*.json"
+            raise ValueError(f"{results_dir} holds {what}; data sets there: {found or 'none'}")
+        self.dataset_names = names
+        self.report = ReadReport()
+        self._files = {name: files[name] for name in names}
+
+    def __iter__(self) -> Iterator[LatencyRecord]:
+        """Reads file after file, and counts into a new `report`."""
+        self.report = ReadReport()
+        for dataset, paths in self._files.items():
+            for path in paths:
+                yield from self._read(dataset, path)
+
+    def _read(self, dataset: str, path: Path) -> Iterator[LatencyRecord]:
+        try:
+            items = _load_items(path)
+        except ValueError as error:
+            self.report.omitted_files[f"{dataset}/{path.name}"] = str(error)
+            return
+        self.report.num_files += 1
+        for index, item in enumerate(items):
+            try:
+                record = parse_record(item, dataset, index)
+            except ValueError as error:
+                self.report.omitted_records[str(error)] += 1
+                continue
+            self.report.count(record)
+            yield record
+
+
+def parse_record(item: Any, dataset: str, index: int) -> LatencyRecord:
+    """Checks one JSON record; raises ValueError with the reason if it is to be left out."""
+    if not isinstance(item, dict):
+        raise ValueError("not an object")
+    counts = {name: _whole(name, _positive(name, item.get(name))) for name in _COUNTS}
+    times = {name: _positive(name, item.get(name)) for name in _TIMES}
+    recorded = item.get(_DECODE)
+    position, score = item.get("insertion_position"), item.get("score")
+    return LatencyRecord(
+        dataset=dataset,
+        sample_key=_sample_key(item, dataset, index),
+        vision_tokens=counts["actual_vision_tokens"],
+        text_tokens=counts["actual_text_tokens"],
+        tier=_tier(item.get("tier")),
+        top_k=counts["top_k"],
+        num_active_blocks=counts["num_active_blocks"],
+        output_tokens=counts["output_tokens"],
+        prefill_ms=times["T_vision_total"] + times["T_LLM_prefill"],
+        decode_ms=times["T_LLM_decode"],
+        recorded_decode_per_token_ms=None if recorded is None else _positive(_DECODE, recorded),
+        insertion_position=None
+        if position is None
+        else _whole("insertion_position", _positive("insertion_position", position)),
+        score=None if score is None else _number("score", score),
+    )
+
+
+def _load_items(path: Path) -> list[Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"not whole JSON ({error})") from None
+    items = content.get(RECORDS_KEY) if isinstance(content, dict) else None
+    if not isinstance(items, list):
+        raise ValueError(f"no list {RECORDS_KEY}")
+    return items
+
+
+def _sample_key(item: Mapping[str, Any], dataset: str, index: int) -> str:
+    if item.get("image_id") is not None:
+        return f"image {item['image_id']}"
+    if item.get("sample_id") is not None:
+        return f"{dataset} sample {item['sample_id']}"
+    return f"{dataset} index {index}"
+
+
+def _tier(value: Any) -> Tier:
+    if isinstance(value, str | int) and not isinstance(value, bool):
+        try:
+            return Tier.parse(value)
+        except ValueError:
+            raise ValueError(f"unknown tier {value!r}") from None
+    raise ValueError("tier is missing" if value is None else "tier is neither a name nor an index")
+
+
+def _number(name: str, value: Any) -> float:
+    if value is None:
+        raise ValueError(f"{name} is missing")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} is not a number")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{name} is not finite")
+    return number
+
+
+def _positive(name: str, value: Any) -> float:
+    number = _number(name, value)
+    if number <= 0:
+        raise ValueError(f"{name} is {'zero' if number == 0 else 'negative'}")
+    return number
+
+
+def _whole(name: str, number: float) -> int:
+    if number != int(number):
+        raise ValueError(f"{name} is not a whole number")
+    return int(number)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileRecord:
+    """One measured answer as it is written; the JSON's names are in `to_json`.
+
+    Attributes:
+        sample_id: unique within the task.
+        task: name of the data set.
+        image_id: of the image where several samples share one, else None.
+        execution: what ran and how long each stage took.
+        score: of the answer.
+    """
+
+    sample_id: str
+    task: str
+    image_id: str | None = None
+    execution: Execution
+    score: float
+
+    @classmethod
+    def of(cls, sample: Sample, execution: Execution, score: float) -> ProfileRecord:
+        """The record of a sample, its `image_id` taken from the metadata if it is there."""
+        image_id = sample.metadata.get("image_id")
+        return cls(
+            sample_id=sample.id,
+            task=sample.task,
+            image_id=None if image_id is None else str(image_id),
+            execution=execution,
+            score=score,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The core experiment's fields and ours.
+
+        T_LLM_decode is the time of the n - 1 decode steps of n output tokens, T_decode_per_token
+        the time of one step. An answer of one token has no step: its T_LLM_decode is 0 and
+        T_decode_per_token absent, and readers leave it out.
+        """
+        execution = self.execution
+        stages_ms = dict(execution.stages_ms)
+        vision_ms = sum(stages_ms.get(name, 0.0) for name in ("vision_encoder", "projector"))
+        num_steps = execution.num_output_tokens - 1
+        decode_ms = _sum_ms(stages_ms, ("decode_",)) if num_steps else 0.0
+        fields = {
+            "sample_id": self.sample_id,
+            "task": self.task,
+            "actual_vision_tokens": execution.num_vision_tokens,
+            "actual_text_tokens": execution.num_text_tokens,
+            "output_tokens": execution.num_output_tokens,
+            "tier": execution.knobs.tier.name.lower(),
+            "insertion_position": execution.knobs.position,
+            "top_k": execution.knobs.top_k,
+            "num_active_blocks": execution.knobs.num_blocks,
+            "T_vision_total": vision_ms,
+            "T_LLM_prefill": _sum_ms(stages_ms, ("embed", "budget_", "block_", "head")),
+            "T_LLM_decode": decode_ms,
+            "num_decode_steps": num_steps,
+            "score": self.score,
+            "answer": execution.answer,
+            "latency_ms": execution.latency_ms,
+            "stages_ms": stages_ms,
+        }
+        if num_steps:
+            fields["T_decode_per_token"] = decode_ms / num_steps
+        if self.image_id is not None:
+            fields["image_id"] = self.image_id
+        return fields
+
+
+def _sum_ms(stages_ms: Mapping[str, float], prefixes: tuple[str, ...]) -> float:
+    return sum(elapsed_ms for name, elapsed_ms in stages_ms.items() if name.startswith(prefixes))
+
+
+def write_profile(path: Path, records: Iterable[ProfileRecord], device: DeviceFacts) -> None:
+    """Writes one configuration's file atomically; readers see the old file or the whole new one.
+
+    Raises:
+        ValueError: there is no record, or a value is not finite.
+    """
+    items = [record.to_json() for record in records]
+    if not items:
+        raise ValueError(f"no records for {path}: measure at least one sample")
+    content = {RECORDS_KEY: items, "device": asdict(device)}
+    text = json.dumps(content, allow_nan=False) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

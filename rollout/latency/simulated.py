@@ -1,0 +1,43 @@
+"""A deterministic latency source, for tests and dry runs only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from envs.spec import Knobs, all_knobs
+from rollout.molmoe.config import read_json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulatedLatency:
+    """Latencies from a table instead of a clock.
+
+    Nothing learned from it says anything about a device: every log line and checkpoint of a run
+    that uses it carries `label`. It is only ever used where a caller passes an instance.
+
+    Attributes:
+        table_ms: latency by configuration, keyed by `str(knobs)`; all 225 must be there.
+        label: where the table comes from.
+    """
+
+    table_ms: Mapping[str, float]
+    label: str
+
+    @classmethod
+    def from_file(cls, path: Path) -> Self:
+        """Reads {"low-p1-k4-b12": ms, ...}; raises ValueError naming what is missing."""
+        table = read_json(path)
+        missing = [str(knobs) for knobs in all_knobs() if str(knobs) not in table]
+        if missing:
+            raise ValueError(f"{path} lacks {len(missing)} configurations, such as {missing[0]}")
+        return cls(table_ms=table, label=str(path))
+
+    def latency_ms(self, knobs: Knobs) -> float:
+        """The table's latency; raises ValueError for a configuration that it lacks."""
+        try:
+            return float(self.table_ms[str(knobs)])
+        except KeyError:
+            raise ValueError(f"the latency table {self.label} lacks {knobs}") from None

@@ -1,0 +1,210 @@
+"""What one rollout actor does, as a plain class: groups in, records out.
+
+Shapes: G members, D d_model.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from envs.latency_budget import TaskSource
+from envs.reward import BudgetReward
+from envs.spec import (
+    CHEAPEST_KNOBS,
+    FULL_KNOBS,
+    POSITIONS,
+    TIERS,
+    BudgetSampler,
+    Execution,
+    Knobs,
+)
+from policy.controller import Controller, ControllerConfig
+from policy.weights import PolicyWeights
+from rollout.batch import GroupRollout
+from rollout.episodes import EpisodeGroup
+from rollout.executor import MolmoEExecutor
+from rollout.group import GroupRunner
+from rollout.latency.clock import DeviceFacts
+
+KEPT_GROUPS = 64
+"""Groups whose prefixes stay in memory for the vector-Jacobian product."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupRequest:
+    """One group to run; the same request gives the same choices on every actor.
+
+    Attributes:
+        group_id: number of the group in the run.
+        run_seed: seed of the run.
+        step: step of the run, part of every member's seed.
+        split: of the tasks.
+        index: of the sample in the split.
+        budget_ms: latency budget of every member.
+        group_size: members; 0 asks for one episode with the likeliest choices.
+    """
+
+    group_id: int
+    run_seed: int
+    step: int
+    split: str
+    index: int
+    budget_ms: float
+    group_size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedGroup:
+    """A group that could not run because of its sample; the run goes on without it."""
+
+    group_id: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicySetup:
+    """What a worker needs, besides weights, to build its controller and environment."""
+
+    controller: ControllerConfig
+    budgets: BudgetSampler
+
+
+def member_generators(request: GroupRequest, sample_id: str) -> list[torch.Generator]:
+    """One generator a member, from (run seed, step, sample id, member) and nothing else."""
+    base = [request.run_seed, request.step, zlib.crc32(sample_id.encode())]
+    return [
+        torch.Generator().manual_seed(
+            int(np.random.SeedSequence([*base, member]).generate_state(1)[0])
+        )
+        for member in range(request.group_size)
+    ]
+
+
+class RolloutWorker:
+    """One frozen model with its tasks; the policy comes with each call."""
+
+    def __init__(self, executor: MolmoEExecutor, tasks: TaskSource, name: str = "local") -> None:
+        self.executor = executor
+        self.tasks = tasks
+        self.name = name
+        self.incarnation = 0
+        self._setup: PolicySetup | None = None
+        self._runner: GroupRunner | None = None
+        self._weights = (-1, "")
+        self._kept: OrderedDict[int, EpisodeGroup] = OrderedDict()
+
+    def install(self, setup: PolicySetup, weights: PolicyWeights) -> None:
+        """Builds the controller if the setup is new, and loads the weights if they are.
+
+        Raises:
+            ValueError: if the weights are damaged or do not fit.
+        """
+        if setup != self._setup:
+            arguments = {"tasks": self.tasks, "budgets": setup.budgets, "reward": BudgetReward()}
+            controller = Controller(setup.controller).requires_grad_(False)
+            controller.to(self.executor.model.device)
+            self._runner = GroupRunner(self.executor, controller, arguments)
+            self._setup, self._weights = setup, (-1, "")
+        if (weights.version, weights.sha256) != self._weights:
+            weights.check()
+            assert self._runner is not None
+            self._runner.controller.load_numpy(weights.arrays)
+            self._weights = (weights.version, weights.sha256)
+
+    def has(self, setup: PolicySetup, version: int, sha256: str) -> bool:
+        """Whether these weights are installed already."""
+        return setup == self._setup and (version, sha256) == self._weights
+
+    def rollout(self, request: GroupRequest) -> GroupRollout | FailedGroup:
+        """Runs one group with the installed policy."""
+        assert self._runner is not None, "install a policy first"
+        try:
+            sample = self.tasks.sample(request.split, request.index)
+            members: Sequence[torch.Generator | None] = member_generators(request, sample.id)
+            result = self._runner.run(sample, request.budget_ms, members or (None,))
+        except ValueError as error:
+            return FailedGroup(group_id=request.group_id, reason=str(error))
+        self._keep(request.group_id, result.episodes)
+        version, sha256 = self._weights
+        return GroupRollout(
+            group_id=request.group_id,
+            sample_id=sample.id,
+            task=sample.task,
+            budget_ms=request.budget_ms,
+            policy_version=version,
+            policy_sha256=sha256,
+            language_feature=result.language_feature,
+            actions=result.actions,
+            log_probs=result.log_probs,
+            latency_tokens=result.latency_tokens,
+            scores=np.array([o["score"] for o in result.outcomes], dtype=np.float32),
+            latencies_ms=np.array([o["latency_ms"] for o in result.outcomes]),
+            answers=tuple(o["answer"] for o in result.outcomes),
+            stages_ms=tuple(o["stages_ms"] for o in result.outcomes),
+            actor=self.name,
+            incarnation=self.incarnation,
+        )
+
+    def budget_gradient(
+        self, request: GroupRequest, actions_G4: np.ndarray, gradients_GD: np.ndarray
+    ) -> np.ndarray:
+        """dL/d(latency token) of a group -> dL/d(budget token), [D].
+
+        A group that this worker did not run, or no longer keeps, is prefilled again.
+        """
+        group = self._kept.get(request.group_id)
+        if group is None:
+            assert self._runner is not None, "install a policy first"
+            sample = self.tasks.sample(request.split, request.index)
+            token_D = self._runner.env(1).encode_budget(request.budget_ms)
+            group = EpisodeGroup(self.executor, sample, request.budget_ms)
+            group.begin([(TIERS[t], POSITIONS[p]) for t, p, *_ in actions_G4], token_D)
+            self._keep(request.group_id, group)
+        return group.budget_gradient(gradients_GD)
+
+    def execute(self, knobs: Knobs, split: str, index: int) -> tuple[Execution, float]:
+        """Runs one configuration on one sample, without a controller: execution and score."""
+        sample = self.tasks.sample(split, index)
+        group = EpisodeGroup(self.executor, sample, budget_ms=1e9)
+        group.begin([(knobs.tier, knobs.position)], np.zeros(self.executor.d_model, np.float32))
+        (execution,) = group.finish([(knobs.top_k, knobs.num_blocks)])
+        assert execution is not None
+        return execution, self.tasks.score(sample, execution.answer)
+
+    def warm_up(self, rounds: int = 2) -> None:
+        """Runs every tier deep and shallow, and throws the times away."""
+        for index in range(rounds):
+            for tier in TIERS:
+                for knobs in (FULL_KNOBS, CHEAPEST_KNOBS):
+                    chosen = Knobs(
+                        tier=tier,
+                        position=knobs.position,
+                        top_k=knobs.top_k,
+                        num_blocks=knobs.num_blocks,
+                    )
+                    self.execute(chosen, "train", index)
+
+    def reference_latency_ms(self, repeats: int = 5) -> float:
+        """Median latency of the full configuration on one fixed sample."""
+        runs = [self.execute(FULL_KNOBS, "train", 0)[0].latency_ms for _ in range(repeats)]
+        return float(np.median(runs))
+
+    def facts(self) -> DeviceFacts:
+        """Device, dtype, torch version and threads of this worker."""
+        return self.executor.device_facts()
+
+    def status(self) -> dict[str, Any]:
+        """What a health check shows."""
+        return {"name": self.name, "incarnation": self.incarnation, "version": self._weights[0]}
+
+    def _keep(self, group_id: int, group: EpisodeGroup) -> None:
+        self._kept[group_id] = group
+        while len(self._kept) > KEPT_GROUPS:
+            self._kept.popitem(last=False)

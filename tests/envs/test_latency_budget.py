@@ -1,0 +1,107 @@
+"""The environment, as Gymnasium and a foreign agent see it."""
+
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+from envs.latency_budget import LatencyBudgetEnv, LatencyBudgetVectorEnv, stage2_mask
+from envs.spec import Tier
+from tests.rollout import rig
+
+
+def encode(budget_ms):
+    return np.full(32, budget_ms / 100, dtype=np.float32)
+
+
+@pytest.fixture(scope="module")
+def env():
+    return LatencyBudgetEnv(executor=rig.executor(), encode_budget=encode, **rig.env_arguments())
+
+
+def test_gymnasium_check(env):
+    check_env(env, skip_render_check=True)
+
+
+def test_an_episode_is_two_steps(env):
+    observation, info = env.reset(seed=3)
+    assert env.observation_space.contains(observation)
+    assert observation[32:35].tolist()[1:] == [0, 0]
+    action = env.action_space.sample(mask=info["action_mask"])
+    latency_token, reward, terminated, truncated, info = env.step(action)
+    assert (reward, terminated, truncated) == (0, False, False)
+    assert not np.array_equal(latency_token, observation)
+    action = env.action_space.sample(mask=info["action_mask"])
+    _, reward, terminated, _, info = env.step(action)
+    assert terminated
+    assert info["latency_ms"] == pytest.approx(sum(info["stages_ms"].values()))
+    assert reward == pytest.approx(sum(info["reward_components"].values()))
+    assert 0 <= info["score"] <= 1
+    assert isinstance(info["answer"], str)
+
+
+def test_masked_random_agent_never_errs(env):
+    rng_env = env
+    for seed in range(20):
+        _, info = rng_env.reset(seed=seed)
+        for _ in range(2):
+            action = rng_env.action_space.sample(mask=info["action_mask"])
+            *_, info = rng_env.step(action)
+            assert not info["invalid_action"]
+
+
+@pytest.mark.parametrize("first", [(3, 0), (4, 4)])
+def test_invalid_stage1_ends_the_episode_without_running_the_model(env, monkeypatch, first):
+    env.reset(seed=0)
+    monkeypatch.setattr(env.group.session, "begin", None)
+    _, reward, terminated, _, info = env.step(np.array(first))
+    assert (reward, terminated, info["invalid_action"]) == (-1.0, True, True)
+
+
+def test_invalid_stage2_ends_the_episode_without_running_the_rest(env, monkeypatch):
+    env.reset(seed=0)
+    *_, info = env.step(np.array([0, 4]))
+    assert info["action_mask"][1].tolist() == [0, 0, 0, 0, 1] == stage2_mask(5)[1].tolist()
+    monkeypatch.setattr(env.group.executor.__class__, "advance", None)
+    _, reward, terminated, _, info = env.step(np.array([0, 0]))
+    assert (reward, terminated, info["invalid_action"]) == (-1.0, True, True)
+    assert "score" not in info
+
+
+def test_an_invalid_member_does_not_disturb_its_group():
+    env = LatencyBudgetVectorEnv(
+        executor=rig.executor(), encode_budget=encode, group_size=3, **rig.env_arguments()
+    )
+    env.reset(seed=1)
+    _, rewards, done, _, info = env.step(np.array([[0, 0], [4, 0], [2, 4]]))
+    assert rewards.tolist() == [0, -1, 0]
+    assert done.tolist() == [False, True, False]
+    _, rewards, done, _, info = env.step(np.array([[0, 0], [0, 0], [0, 0]]))
+    assert done.all()
+    assert info["invalid_action"].tolist() == [False, False, True]
+    assert (rewards[1], rewards[2]) == (0, -1)
+    assert info["outcome"][0]["knobs"].tier is Tier.LOW
+    assert info["outcome"][1] == info["outcome"][2] == {}
+
+
+def test_seeds_and_options(env):
+    first, info = env.reset(seed=11)
+    again, info_again = env.reset(seed=11)
+    assert np.array_equal(first, again)
+    assert info["budget_ms"] == info_again["budget_ms"]
+    sample = rig.NoiseTask().sample("train", 5)
+    _, info = env.reset(options={"sample": sample, "budget_ms": 33})
+    assert (info["sample_id"], info["budget_ms"]) == ("train-5", 33)
+    with pytest.raises(ValueError, match="unknown reset option bugdet"):
+        env.reset(options={"bugdet": 1})
+
+
+@pytest.mark.parametrize("budget_ms", [0, -3, float("nan"), float("inf")])
+def test_unusable_budgets_are_refused(env, budget_ms):
+    with pytest.raises(ValueError, match="positive, finite"):
+        env.reset(options={"budget_ms": budget_ms})
+
+
+def test_step_before_reset_is_refused():
+    env = LatencyBudgetEnv(executor=rig.executor(), encode_budget=encode, **rig.env_arguments())
+    with pytest.raises(ValueError, match="call reset"):
+        env.step(np.array([0, 0]))

@@ -1,0 +1,142 @@
+"""The loop in one process: it updates everything, resumes exactly, stops cleanly."""
+
+import json
+
+import numpy as np
+import pytest
+
+from launch.joint_grpo import train
+from launch.training import Stopped
+from policy.weights import weights_sha256
+from rollout.batch import GroupRollout
+from rollout.fleet import LocalFleet
+from rollout.worker import FailedGroup
+from tests import launch_rig
+
+
+def sha256(run):
+    return weights_sha256(run.learner.controller.to_numpy())
+
+
+def test_every_trained_part_moves_and_everything_is_written(tmp_path):
+    run = launch_rig.local_run(tmp_path, launch_rig.config(steps=3))
+    before = run.learner.controller.to_numpy()
+    train(run)
+    after = run.learner.controller.to_numpy()
+    moved = {name for name in before if not np.array_equal(before[name], after[name])}
+    for part in ("budget_encoder.mlp.0", "stage1", "stage2"):
+        assert any(name.startswith(part) for name in moved), part
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert {"reward/mean", "violation/all", "latency/p95_ms", "entropy/tier"} <= set(rows[0])
+    assert rows[-1]["evaluation/in_budget_accuracy"] >= 0
+    assert list((tmp_path / "tensorboard").glob("events*"))
+    assert run.store.steps() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("cut", [1, 2, 4])
+def test_a_cut_and_resumed_run_has_the_same_weights_to_the_bit(tmp_path, cut):
+    settings = launch_rig.config(steps=5)
+    whole = launch_rig.local_run(tmp_path / "whole", settings)
+    train(whole)
+    first = launch_rig.local_run(tmp_path / "cut", settings)
+    finished_steps = iter(range(1, 6))
+    first.is_stopping = lambda: next(finished_steps) >= cut
+    if cut < 5:
+        with pytest.raises(Stopped):
+            train(first)
+    second = launch_rig.local_run(tmp_path / "cut", settings)
+    assert second.next_step == cut
+    train(second)
+    assert sha256(second) == sha256(whole)
+    assert second.steering.state_dict() == whole.steering.state_dict()
+    steps = [json.loads(s)["step"] for s in (tmp_path / "cut/metrics.jsonl").open()]
+    assert sorted(set(steps)) == list(range(5))
+
+
+def test_results_do_not_depend_on_the_order_of_groups(tmp_path):
+    class Reversed(LocalFleet):
+        def collect(self, ticket):
+            requests, setup, weights = self._batches[ticket]
+            self._batches[ticket] = (requests[::-1], setup, weights)
+            return super().collect(ticket)
+
+    settings = launch_rig.config(steps=2)
+    one = launch_rig.local_run(tmp_path / "a", settings)
+    other = launch_rig.local_run(tmp_path / "b", settings, Reversed(launch_rig.worker("else")))
+    train(one)
+    train(other)
+    assert sha256(one) == sha256(other)
+
+
+def test_gradient_through_the_model_reaches_the_budget_encoder(tmp_path, monkeypatch):
+    seen = []
+    original = LocalFleet.budget_gradients
+
+    def watched(self, groups, gradients):
+        result = original(self, groups, gradients)
+        seen.extend(float(np.abs(r).sum()) for r in result)
+        return result
+
+    monkeypatch.setattr(LocalFleet, "budget_gradients", watched)
+    train(launch_rig.local_run(tmp_path, launch_rig.config(steps=1)))
+    assert max(seen) > 0
+
+
+def test_an_unusable_sample_is_replaced_counted_and_logged(tmp_path, monkeypatch, caplog):
+    worker = launch_rig.worker()
+    original = worker.rollout
+    broken = set()
+
+    def sometimes(request):
+        if request.group_id == 1 and request.index not in broken and len(broken) < 2:
+            broken.add(request.index)
+            return FailedGroup(group_id=1, reason="sample s: the image cannot be decoded")
+        return original(request)
+
+    monkeypatch.setattr(worker, "rollout", sometimes)
+    run = launch_rig.local_run(tmp_path, launch_rig.config(steps=1), LocalFleet(worker))
+    train(run)
+    assert run.fleet.stats.failed_samples == 2
+    assert "cannot be decoded" in caplog.text
+
+
+def test_endless_bad_samples_end_the_run_with_their_reason(tmp_path, monkeypatch):
+    worker = launch_rig.worker()
+    monkeypatch.setattr(
+        worker, "rollout", lambda r: FailedGroup(group_id=r.group_id, reason="disk gone")
+    )
+    run = launch_rig.local_run(tmp_path, launch_rig.config(steps=1), LocalFleet(worker))
+    with pytest.raises(ValueError, match="in a row were unusable, the last one: disk gone"):
+        train(run)
+
+
+def test_staleness_is_bounded(tmp_path):
+    staleness = []
+    settings = launch_rig.config(steps=5, max_staleness=1)
+    run = launch_rig.local_run(tmp_path, settings)
+    original = run.learner.apply
+
+    def watched(pending, gradients):
+        record = original(pending, gradients)
+        staleness.append(record.staleness_max)
+        return record
+
+    run.learner.apply = watched
+    train(run)
+    assert staleness == [0, 1, 1, 1, 1]
+
+
+def test_worker_records_are_whole(tmp_path):
+    worker = launch_rig.worker()
+    run = launch_rig.local_run(tmp_path, launch_rig.config())
+    worker.install(run.setup, run.learner.weights())
+    request = run.draw(0)[0]
+    first, again = worker.rollout(request), worker.rollout(request)
+    assert isinstance(first, GroupRollout)
+    assert np.array_equal(first.actions, again.actions)
+    assert first.policy_sha256 == run.learner.weights().sha256
+    gradient = np.ones((4, 32), dtype=np.float32)
+    kept = worker.budget_gradient(request, first.actions, gradient)
+    worker._kept.clear()
+    rebuilt = worker.budget_gradient(request, first.actions, gradient)
+    assert np.array_equal(kept, rebuilt)

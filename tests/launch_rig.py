@@ -1,0 +1,82 @@
+"""A run of the loop on the tiny random model, in process, with a deterministic latency source."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from envs.reward import PIDLambda
+from envs.spec import all_knobs
+from launch.recipes import EvaluationConfig, JointGRPOConfig
+from launch.reporting import Reporter
+from launch.training import Run, controller_config
+from learner.checkpoint import CheckpointStore
+from learner.learner import LearnerConfig
+from learner.local import LocalLearner
+from policy.controller import Controller
+from rollout.executor import MolmoEExecutor
+from rollout.fleet import LocalFleet
+from rollout.latency.simulated import SimulatedLatency
+from rollout.worker import PolicySetup, RolloutWorker
+from tests.rollout import rig
+
+
+def simulated() -> SimulatedLatency:
+    """Latency grows with every knob, from about 9 to about 90 ms."""
+    table = {
+        str(k): 2.0 + (1 + k.tier) * k.num_blocks * (1 + k.top_k) / 5 + k.position / 10
+        for k in all_knobs()
+    }
+    return SimulatedLatency(table_ms=table, label="SIMULATED LATENCY (test law)")
+
+
+def worker(name: str = "local") -> RolloutWorker:
+    measured = rig.executor()
+    executor = MolmoEExecutor(
+        measured.model, measured.preprocessor, measured.importance, measured.config, simulated()
+    )
+    return RolloutWorker(executor, rig.NoiseTask(), name)
+
+
+def config(**changes: Any) -> JointGRPOConfig:
+    defaults = {
+        "recipe": "test",
+        "steps": 6,
+        "groups_per_step": 3,
+        "group_size": 4,
+        "checkpoint_every": 1,
+        "evaluation": EvaluationConfig(every=3, num_samples=2, num_budgets=2),
+        "learner": LearnerConfig(learning_rate=1e-3),
+    }
+    return JointGRPOConfig(**{**defaults, **changes})
+
+
+def setup() -> PolicySetup:
+    return PolicySetup(
+        controller=controller_config(rig.SIXTEEN.d_model, rig.BUDGETS), budgets=rig.BUDGETS
+    )
+
+
+def local_run(run_dir: Path, settings: JointGRPOConfig, fleet: Any = None) -> Run:
+    """A fresh run, or the continuation of the newest checkpoint in its folder."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(settings.seed)
+    learner = LocalLearner(Controller(setup().controller), settings.learner, run_dir)
+    store = CheckpointStore(run_dir / "checkpoints", settings.keep_last)
+    steering = PIDLambda(settings.pid)
+    first_step = 0
+    checkpoint = store.load_latest()
+    if checkpoint is not None:
+        learner.load_state_dict(checkpoint.learner_state)
+        steering.load_state_dict(checkpoint.state["steering"])
+        first_step = checkpoint.state["next_step"]
+    return Run(
+        config=settings,
+        setup=setup(),
+        fleet=fleet or LocalFleet(worker()),
+        learner=learner,
+        reporter=Reporter(run_dir, first_step=first_step, num_steps=settings.steps),
+        store=store,
+        steering=steering,
+        next_step=first_step,
+    )

@@ -1,0 +1,221 @@
+import errno
+import json
+import logging
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from learner import checkpoint as checkpoint_module
+from learner.checkpoint import CheckpointError, CheckpointStore
+from learner.learner import Learner, LearnerConfig
+from policy.controller import Controller
+from policy.weights import weights_sha256
+from tests.learner.synthetic import make_controller
+from tests.learner.test_learner import make_groups, update
+
+
+def save_steps(root, steps, metrics=None, **kwargs) -> CheckpointStore:
+    store = CheckpointStore(root, **kwargs)
+    learner = Learner(make_controller(), LearnerConfig(), root)
+    for index, step in enumerate(steps):
+        update(learner, *make_groups(learner, seed=step))
+        metric = metrics[index] if metrics else None
+        store.save(step, learner.controller, learner.state_dict(), {"position": step}, metric)
+    return store
+
+
+def test_round_trip(tmp_path):
+    learner = Learner(make_controller(), LearnerConfig(), tmp_path)
+    update(learner, *make_groups(learner))
+    numpy_state = np.random.default_rng(3).bit_generator.state
+    state = {"random": numpy_state, "position": [1, 2], "sizes": (3, 4), "revision": "abc"}
+    store = CheckpointStore(tmp_path / "run")
+    path = store.save(7, learner.controller, learner.state_dict(), state, metric=0.5)
+    assert path.name == "step_00000007"
+    assert (tmp_path / "run" / "latest").read_text().strip() == path.name
+    loaded = store.load_latest()
+    assert loaded is not None
+    assert (loaded.step, loaded.metric, loaded.path) == (7, 0.5, path)
+    assert loaded.state == {**state, "sizes": [3, 4]}
+    digest = learner.weights().sha256
+    assert weights_sha256(loaded.controller.to_numpy()) == digest
+    assert weights_sha256(Controller.load(path).to_numpy()) == digest
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+def test_resume_from_a_checkpoint_is_bit_identical(tmp_path):
+    whole = Learner(make_controller(), LearnerConfig(epochs=2), tmp_path)
+    store = CheckpointStore(tmp_path / "run", keep_last=10)
+    for seed in range(4):
+        store.save(seed, whole.controller, whole.state_dict(), {})
+        update(whole, *make_groups(whole, seed=seed))
+    for cut in range(4):
+        loaded = store.load(tmp_path / "run" / f"step_{cut:08d}")
+        resumed = Learner(loaded.controller, LearnerConfig(epochs=2), tmp_path)
+        resumed.load_state_dict(loaded.learner_state)
+        for seed in range(cut, 4):
+            update(resumed, *make_groups(resumed, seed=seed))
+        assert resumed.weights().sha256 == whole.weights().sha256
+
+
+def test_empty_folder_has_no_checkpoint(tmp_path):
+    assert CheckpointStore(tmp_path / "new").load_latest() is None
+
+
+def test_keeps_the_last_and_the_best(tmp_path):
+    metrics = [0.1, 0.9, None, float("nan"), 0.2, 0.3]
+    store = save_steps(tmp_path, range(1, 7), metrics, keep_last=2)
+    assert store.steps() == [2, 5, 6]
+    assert store.best() == tmp_path / "step_00000002"
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: truncate(folder / "controller.safetensors"), "controller.safetensors is"),
+        (lambda folder: truncate(folder / "learner.pt"), "learner.pt is torn or corrupt"),
+        (lambda folder: (folder / "state.json").write_text("{}"), "state.json is torn or corrupt"),
+        (lambda folder: (folder / "controller.json").unlink(), "controller.json cannot be read"),
+        (lambda folder: (folder / "manifest.json").unlink(), "manifest.json cannot be read"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json cannot be"),
+        (lambda folder: (folder / "manifest.json").write_text("[]"), "manifest.json cannot be"),
+        (
+            lambda folder: (folder / "manifest.json").write_text(
+                '{"step": 3, "metric": null, "files": {}}'
+            ),
+            "does not list",
+        ),
+    ],
+)
+def test_a_damaged_checkpoint_is_skipped_with_a_message(tmp_path, caplog, damage, message):
+    store = save_steps(tmp_path, [1, 2, 3])
+    damage(tmp_path / "step_00000003")
+    with caplog.at_level(logging.WARNING):
+        loaded = store.load_latest()
+    assert loaded is not None
+    assert (loaded.step, loaded.state) == (2, {"position": 2})
+    assert "skipping the checkpoint of step 3" in caplog.text
+    assert message in caplog.text
+
+
+def test_no_sound_checkpoint_is_an_error_not_a_fresh_start(tmp_path):
+    store = save_steps(tmp_path, [1, 2])
+    for step in (1, 2):
+        (tmp_path / f"step_{step:08d}" / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match="none of the 2 checkpoints"):
+        store.load_latest()
+
+
+@pytest.mark.parametrize("full_at", range(6))
+def test_full_disk_loses_nothing_older(tmp_path, monkeypatch, full_at):
+    """The disk is full at each of the six files in turn, the pointer's included."""
+    store = save_steps(tmp_path, [1, 2])
+    write, calls = checkpoint_module._write_synced, []
+
+    def failing_write(path, content):
+        calls.append(path)
+        if len(calls) == full_at + 1:
+            write(path, content[: len(content) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        write(path, content)
+
+    monkeypatch.setattr(checkpoint_module, "_write_synced", failing_write)
+    controller = make_controller()
+    with pytest.raises(CheckpointError, match=r"No space left on device.*older checkpoints are"):
+        store.save(3, controller, {}, {})
+    monkeypatch.undo()
+    assert not list(tmp_path.glob(".writing*"))
+    assert [store.load(tmp_path / f"step_{step:08d}").step for step in (1, 2)] == [1, 2]
+    loaded = store.load_latest()
+    assert loaded is not None
+    assert loaded.step == (3 if full_at == 5 else 2)
+    store.save(3, controller, {}, {})
+
+
+def test_a_killed_writers_remains_are_ignored_and_removed(tmp_path):
+    store = save_steps(tmp_path, [1])
+    remains = tmp_path / ".writing_step_00000002"
+    remains.mkdir()
+    (remains / "state.json").write_text("{")
+    loaded = store.load_latest()
+    assert loaded is not None
+    assert loaded.step == 1
+    store.save(2, make_controller(), {}, {})
+    assert not remains.exists()
+    assert store.steps() == [1, 2]
+
+
+def test_a_checkpoint_set_aside_by_a_killed_writer_is_put_back(tmp_path):
+    store = save_steps(tmp_path, [1])
+    os.rename(tmp_path / "step_00000001", tmp_path / ".replaced_step_00000001")
+    store.save(2, make_controller(), {}, {})
+    assert store.load(tmp_path / "step_00000001").state == {"position": 1}
+
+
+def test_the_same_step_is_replaced(tmp_path):
+    store = save_steps(tmp_path, [1])
+    store.save(1, make_controller(seed=4), {}, {"again": True})
+    loaded = store.load_latest()
+    assert loaded is not None
+    assert loaded.state == {"again": True}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_00000001"]
+
+
+def test_failed_replacement_keeps_the_old(tmp_path, monkeypatch):
+    store = save_steps(tmp_path, [1])
+    rename = os.rename
+
+    def failing_rename(source, target):
+        if ".writing" in str(source):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", failing_rename)
+    with pytest.raises(CheckpointError, match="Input/output error"):
+        store.save(1, make_controller(seed=4), {}, {"again": True})
+    loaded = store.load_latest()
+    assert loaded is not None
+    assert loaded.state == {"position": 1}
+
+
+@pytest.mark.parametrize(
+    ("learner_state", "state", "message"),
+    [
+        ({}, {"a": {1, 2}}, "plain JSON values"),
+        ({}, {"a": float("nan")}, "plain JSON values"),
+        ({}, {"a": np.float32(1)}, "plain JSON values"),
+        ({}, {"a": {1: 2}}, "strings as keys"),
+        ({"a": lambda: 0}, {}, "readable with weights_only"),
+        ({"a": np.zeros(2)}, {}, "readable with weights_only"),
+    ],
+)
+def test_unserialisable_state_is_refused_before_writing(tmp_path, learner_state, state, message):
+    store = CheckpointStore(tmp_path)
+    with pytest.raises(TypeError, match=message):
+        store.save(1, make_controller(), learner_state, state)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_manifest_is_plain_json(tmp_path):
+    save_steps(tmp_path, [4])
+    manifest = json.loads((tmp_path / "step_00000004" / "manifest.json").read_text())
+    assert manifest["step"] == 4
+    assert sorted(manifest["files"]) == [
+        "controller.json",
+        "controller.safetensors",
+        "learner.pt",
+        "state.json",
+    ]
+
+
+def test_learner_state_is_read_with_weights_only(tmp_path):
+    store = save_steps(tmp_path, [1])
+    loaded = store.load_latest()
+    assert loaded is not None
+    assert isinstance(loaded.learner_state["controller"]["stage1.heads.bias"], torch.Tensor)

@@ -1,0 +1,188 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+
+from learner.learner import Learner, LearnerConfig, NonFiniteUpdateError
+from learner.losses import EntropySchedule, LossConfig
+from policy.weights import weights_sha256
+from tests.learner.synthetic import D_MODEL, FrozenBlocks, make_controller, run_groups
+
+BLOCKS = FrozenBlocks()
+
+
+def make_learner(tmp_path, **fields) -> Learner:
+    return Learner(make_controller(head_std=0.3), LearnerConfig(**fields), tmp_path)
+
+
+def make_groups(learner: Learner, count: int = 3, size: int = 4, seed: int = 0, version: int = 0):
+    rng = torch.Generator().manual_seed(seed)
+    language = torch.randn(count, D_MODEL, generator=rng)
+    budgets = 100 + 200 * torch.rand(count, generator=rng)
+    groups = run_groups(learner.controller, BLOCKS, language, budgets, size, rng, version)
+    rewards = np.random.default_rng(seed).normal(size=(2, count, size))
+    return groups, *rewards
+
+
+def update(learner: Learner, groups, score, constraint):
+    pending = learner.prepare(groups, score, constraint)
+    return learner.apply(pending, BLOCKS.vjp(learner.controller, pending))
+
+
+def test_one_update_changes_all_trained_weights_and_the_version(tmp_path):
+    learner = make_learner(tmp_path)
+    before = learner.weights()
+    record = update(learner, *make_groups(learner))
+    after = learner.weights()
+    assert (before.version, record.version, after.version) == (0, 1, 1)
+    assert record.applied
+    assert record.loss.ratio_mean == 1
+    assert record.loss.clip_share == 0
+    assert record.loss.importance_mean == pytest.approx(1, abs=1e-5)
+    assert after.sha256 == weights_sha256(after.arrays) != before.sha256
+    unchanged = [n for n in before.arrays if np.array_equal(before.arrays[n], after.arrays[n])]
+    assert unchanged == []
+
+
+def test_first_step_of_adam_by_hand(tmp_path):
+    """Adam's first step is lr * sign(gradient), so the two rates can be read off the weights."""
+    learner = make_learner(tmp_path, learning_rate=1e-3, stage1_lr_ratio=0.5, weight_decay=0.0)
+    before = learner.weights().arrays
+    update(learner, *make_groups(learner))
+    after = learner.weights().arrays
+    for name, rate in (("stage1.heads.bias", 5e-4), ("stage2.heads.bias", 1e-3)):
+        np.testing.assert_allclose(np.abs(after[name] - before[name]), rate, rtol=1e-2)
+
+
+def test_zero_variance_groups_are_masked_and_counted(tmp_path):
+    learner = make_learner(tmp_path, entropy=EntropySchedule(start=0, end=0))
+    groups, score, constraint = make_groups(learner)
+    score[1], constraint[1] = 0.5, -0.1
+    pending = learner.prepare(groups, score, constraint)
+    assert [bool(np.abs(grads).max() > 0) for grads in pending.latency_token_grads] == [
+        True,
+        False,
+        True,
+    ]
+    record = learner.apply(pending, BLOCKS.vjp(learner.controller, pending))
+    assert record.num_zero_variance_groups == 1
+
+
+def test_masked_groups_send_no_gradient_to_the_model_even_with_an_entropy_bonus(tmp_path):
+    learner = make_learner(tmp_path, entropy=EntropySchedule(start=1, end=1))
+    groups, score, constraint = make_groups(learner)
+    pending = learner.prepare(groups, 0 * score, 0 * constraint)
+    assert all((grads == 0).all() for grads in pending.latency_token_grads)
+
+
+def test_several_epochs_clip_against_the_first(tmp_path):
+    learner = make_learner(tmp_path, learning_rate=0.05, epochs=4)
+    record = update(learner, *make_groups(learner))
+    assert record.version == 1
+    assert record.loss.ratio_max > 1.01
+    assert record.loss.clip_share > 0
+
+
+def test_kl_holds_on_to_the_initial_controller(tmp_path):
+    distances = []
+    for kl_coef in (0.0, 10.0):
+        learner = make_learner(
+            tmp_path,
+            learning_rate=0.01,
+            loss=LossConfig(kl_coef=kl_coef),
+            entropy=EntropySchedule(start=0, end=0),
+        )
+        for seed in range(20):
+            groups, score, constraint = make_groups(learner, seed=seed)
+            favoured = np.stack([group.actions[:, 0] for group in groups]).astype(float)
+            update(learner, groups, score + 5 * favoured, constraint)
+        groups, *_ = make_groups(learner, count=40, seed=100)
+        tiers = np.concatenate([group.actions[:, 0] for group in groups])
+        distances.append((tiers == 2).mean())
+    assert distances[1] < distances[0] - 0.2
+
+
+def test_staleness_is_corrected_and_reported(tmp_path):
+    learner = make_learner(tmp_path, learning_rate=0.02)
+    old_groups = make_groups(learner, version=0)
+    update(learner, *make_groups(learner, seed=1))
+    record = update(learner, *old_groups)
+    assert (record.staleness_mean, record.staleness_max) == (1.0, 1)
+    assert record.loss.behaviour_kl > 0
+    assert record.loss.ratio_mean == 1
+
+
+@pytest.mark.parametrize("where", ["reward", "budget_token_grad"])
+def test_nonfinite_update_is_skipped_then_stops_with_the_batch_saved(tmp_path, where):
+    learner = make_learner(tmp_path, max_nonfinite_updates=1)
+    update(learner, *make_groups(learner))
+    before = learner.weights()
+
+    def bad_update():
+        groups, score, constraint = make_groups(learner)
+        if where == "reward":
+            score[0, 0] = np.nan
+        pending = learner.prepare(groups, score, constraint)
+        grads = BLOCKS.vjp(learner.controller, pending)
+        if where == "budget_token_grad":
+            grads[0][2] = np.inf
+        return learner.apply(pending, grads)
+
+    record = bad_update()
+    assert (record.applied, record.version, record.num_nonfinite_total) == (False, 1, 1)
+    assert learner.weights().sha256 == before.sha256
+    assert update(learner, *make_groups(learner)).applied
+    assert not bad_update().applied
+    before = learner.weights()
+    with pytest.raises(NonFiniteUpdateError, match="2 consecutive updates"):
+        bad_update()
+    assert learner.weights().sha256 == before.sha256
+    with np.load(tmp_path / "nonfinite_version_00000002.npz", allow_pickle=False) as saved:
+        assert saved["actions"].shape == (3, 4, 4)
+        assert saved["sample_id"].tolist() == ["0", "1", "2"]
+        assert not np.isfinite(saved["score_rewards"].sum() + saved["budget_token_grads"].sum())
+
+
+def test_resume_is_bit_identical(tmp_path):
+    whole, cut = make_learner(tmp_path), make_learner(tmp_path)
+    for seed in range(3):
+        update(whole, *make_groups(whole, seed=seed))
+        update(cut, *make_groups(cut, seed=seed))
+    buffer = io.BytesIO()
+    torch.save(cut.state_dict(), buffer)
+    buffer.seek(0)
+    resumed = Learner(make_controller(seed=5), LearnerConfig(), tmp_path)
+    resumed.load_state_dict(torch.load(buffer, weights_only=True))
+    for seed in range(3, 6):
+        update(whole, *make_groups(whole, seed=seed))
+        update(resumed, *make_groups(resumed, seed=seed))
+    assert whole.weights().version == resumed.weights().version == 6
+    assert whole.weights().sha256 == resumed.weights().sha256
+
+
+def test_only_the_last_prepared_update_can_be_applied(tmp_path):
+    learner = make_learner(tmp_path)
+    batch = make_groups(learner)
+    first = learner.prepare(*batch)
+    second = learner.prepare(*batch)
+    grads = BLOCKS.vjp(learner.controller, second)
+    with pytest.raises(ValueError, match="prepare it again"):
+        learner.apply(first, grads)
+    learner.apply(second, grads)
+    with pytest.raises(ValueError, match="prepare it again"):
+        learner.apply(second, grads)
+
+
+def test_wrong_batches_are_refused(tmp_path):
+    learner = make_learner(tmp_path)
+    groups, score, constraint = make_groups(learner)
+    other, *_ = make_groups(learner, size=3)
+    with pytest.raises(ValueError, match=r"sizes \[3, 4\]"):
+        learner.prepare([*groups, *other], score, constraint)
+    with pytest.raises(ValueError, match="one for each episode"):
+        learner.prepare(groups, score[:2], constraint[:2])
+    with pytest.raises(ValueError, match="unknown advantage"):
+        LearnerConfig(advantage="best")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="learning_rate is 0"):
+        LearnerConfig(learning_rate=0)

@@ -1,0 +1,241 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from envs.spec import NUM_BLOCKS, POSITIONS, BudgetRange, Knobs, all_knobs
+from policy.controller import Controller, ControllerConfig, choose
+from policy.distributions import entropy, kl_divergence
+from policy.weights import PolicyWeights, weights_sha256
+
+CONFIG = ControllerConfig(d_model=24, budget_low_ms=170.0, budget_high_ms=380.0)
+
+
+def make_controller(head_std: float = 0.5, seed: int = 0) -> Controller:
+    torch.manual_seed(seed)
+    controller = Controller(CONFIG)
+    for stage in (controller.stage1, controller.stage2):
+        torch.nn.init.normal_(stage.heads.weight, std=head_std)
+    return controller
+
+
+@pytest.fixture
+def controller():
+    return make_controller()
+
+
+def inputs(batch: int):
+    rng = torch.Generator().manual_seed(1)
+    language = torch.randn(batch, 24, generator=rng)
+    latency = 200.0 * torch.randn(batch, 24, generator=rng)
+    return language, torch.linspace(170, 380, batch), latency
+
+
+def test_masked_choices_have_probability_zero(controller):
+    _, _, latency = inputs(5)
+    logits = controller.stage2_logits(latency, torch.arange(5))
+    probabilities = logits.num_blocks_B5.softmax(-1)
+    for row, position in enumerate(POSITIONS):
+        allowed = [n - position >= 11 for n in NUM_BLOCKS]
+        assert ((probabilities[row] > 0) == torch.tensor(allowed)).all()
+        assert (probabilities[row][~torch.tensor(allowed)] == 0).all()
+    assert probabilities[4, 4] == 1
+    torch.testing.assert_close(probabilities.sum(-1), torch.ones(5))
+
+
+def test_log_probs_sum_to_one_over_the_225_configurations(controller):
+    language, budgets_ms, latency = inputs(1)
+    actions = torch.tensor([knobs.indices() for knobs in all_knobs()])
+    assert len(actions) == 225
+    token = controller.budget_tokens(budgets_ms)
+    evaluation = controller.evaluate(
+        language.expand(225, -1), token.expand(225, -1), latency.expand(225, -1), actions
+    )
+    assert evaluation.log_probs_B4.sum(-1).exp().sum().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_entropy_counts_allowed_choices_only():
+    log_distribution = torch.tensor([-math.inf, -math.inf, 0.0, 0.0, 0.0]).log_softmax(-1)
+    assert entropy(log_distribution).item() == pytest.approx(math.log(3))
+    alone = torch.tensor([-math.inf, -math.inf, -math.inf, -math.inf, 3.0]).log_softmax(-1)
+    assert entropy(alone).item() == 0
+
+
+def test_kl_by_hand():
+    p = torch.tensor([[0.0, 0.25, 0.75]]).log()
+    q = torch.tensor([[0.0, 0.5, 0.5]]).log()
+    expected = 0.25 * math.log(0.5) + 0.75 * math.log(1.5)
+    assert kl_divergence(p, q).item() == pytest.approx(expected)
+    assert kl_divergence(p, p).item() == 0
+
+
+def test_gradients_are_finite_at_every_mask(controller):
+    language, budgets_ms, latency = inputs(5)
+    actions = torch.tensor([[0, p, 1, 4] for p in range(5)])
+    latency.requires_grad_()
+    evaluation = controller.evaluate(
+        language, controller.budget_tokens(budgets_ms), latency, actions
+    )
+    (evaluation.log_probs_B4.sum() + evaluation.entropies_B4.sum()).backward()
+    gradients = [latency.grad, *(weight.grad for weight in controller.parameters())]
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+
+
+def test_choose_agrees_with_evaluate(controller):
+    language, budgets_ms, latency = inputs(6)
+    generators = [torch.Generator().manual_seed(seed) for seed in range(6)]
+    token = controller.budget_tokens(budgets_ms)
+    first = choose(controller.stage1_logits(language, token), generators)
+    second = choose(controller.stage2_logits(latency, first.indices_B2[:, 1]), generators)
+    actions = torch.cat((first.indices_B2, second.indices_B2), dim=-1)
+    for row in actions:
+        Knobs.from_indices(row)
+    evaluation = controller.evaluate(language, token, latency, actions)
+    chosen = torch.cat((first.log_probs_B2, second.log_probs_B2), dim=-1)
+    torch.testing.assert_close(chosen, evaluation.log_probs_B4)
+
+
+def test_a_members_choice_depends_on_its_own_generator_only(controller):
+    language, budgets_ms, _ = inputs(1)
+    logits = controller.stage1_logits(language, controller.budget_tokens(budgets_ms))
+    seeds = range(40)
+    together = choose(logits, [torch.Generator().manual_seed(seed) for seed in seeds])
+    alone = [choose(logits, torch.Generator().manual_seed(seed)) for seed in seeds]
+    assert torch.equal(together.indices_B2, torch.cat([choice.indices_B2 for choice in alone]))
+    assert torch.equal(together.log_probs_B2, torch.cat([choice.log_probs_B2 for choice in alone]))
+
+
+def test_sampling_frequencies(controller):
+    _, _, latency = inputs(1)
+    logits = controller.stage2_logits(latency, torch.tensor([2]))
+    rng = torch.Generator().manual_seed(3)
+    choices = choose(logits, [rng] * 20_000).indices_B2
+    for head, head_logits in enumerate(logits):
+        frequency = torch.bincount(choices[:, head], minlength=5) / len(choices)
+        torch.testing.assert_close(frequency, head_logits.softmax(-1)[0], rtol=0, atol=0.015)
+    assert (choices[:, 1] >= 2).all()
+
+
+def test_argmax_without_a_generator(controller):
+    _, _, latency = inputs(3)
+    logits = controller.stage2_logits(latency, torch.tensor([4, 0, 2]))
+    choice = choose(logits)
+    assert choice.indices_B2[0, 1] == 4
+    assert torch.equal(choice.indices_B2[:, 0], logits.top_k_B5.argmax(-1))
+
+
+def test_initial_policy_is_near_uniform_at_any_input_scale():
+    torch.manual_seed(0)
+    controller = Controller(CONFIG)
+    language, budgets_ms, latency = inputs(5)
+    actions = torch.tensor([[0, p, 0, 4] for p in range(5)])
+    evaluation = controller.evaluate(
+        1e-3 * language, controller.budget_tokens(budgets_ms), 1e3 * latency, actions
+    )
+    uniform = torch.tensor([[math.log(n) for n in (3, 5, 5, 5 - p)] for p in range(5)])
+    torch.testing.assert_close(evaluation.entropies_B4, uniform, rtol=0, atol=0.01)
+
+
+def test_stages_are_light_at_full_width():
+    controller = Controller(
+        ControllerConfig(d_model=2048, budget_low_ms=170.0, budget_high_ms=380.0)
+    )
+    assert controller.num_stage_weights() < 250_000
+
+
+def test_save_and_load(controller, tmp_path):
+    controller.save(tmp_path / "best")
+    loaded = Controller.load(tmp_path / "best")
+    assert loaded.config == controller.config
+    assert weights_sha256(loaded.to_numpy()) == weights_sha256(controller.to_numpy())
+
+
+def test_broken_files_are_refused_with_one_clear_error(controller, tmp_path):
+    controller.save(tmp_path)
+    weights, description = tmp_path / "controller.safetensors", tmp_path / "controller.json"
+    good_weights, good_json = weights.read_bytes(), description.read_text()
+    weights.write_bytes(good_weights[:-10])
+    with pytest.raises(ValueError, match="restore it from another checkpoint"):
+        Controller.load(tmp_path)
+    weights.write_bytes(good_weights[:-4] + b"\0\0\0\1")
+    with pytest.raises(ValueError, match="its hash differs"):
+        Controller.load(tmp_path)
+    weights.write_bytes(good_weights)
+    for broken in ("", "{", "[]", "{}", '{"format_version": 1, "knobs": {}, "config": 3}'):
+        description.write_text(broken)
+        with pytest.raises(ValueError, match="name a folder"):
+            Controller.load(tmp_path)
+    with pytest.raises(ValueError, match="name a folder"):
+        Controller.load(tmp_path / "absent")
+    description.write_text(good_json.replace('"d_model": 24', '"d_model": 32'))
+    with pytest.raises(ValueError, match="do not describe one controller"):
+        Controller.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [("format_version", 99, "format version 99"), ("knobs", {"top_ks": [1]}, "other knobs")],
+)
+def test_other_format_or_knobs_are_refused(controller, tmp_path, field, value, message):
+    controller.save(tmp_path)
+    path = tmp_path / "controller.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(ValueError, match=message):
+        Controller.load(tmp_path)
+
+
+def test_check_compatible(controller):
+    controller.check_compatible(d_model=24, budget_range=BudgetRange(low_ms=170, high_ms=380))
+    with pytest.raises(ValueError, match="d_model 24 and the model has 2048"):
+        controller.check_compatible(d_model=2048)
+    with pytest.raises(ValueError, match=r"170\.\.380 ms and the run has 50\.\.500 ms"):
+        controller.check_compatible(d_model=24, budget_range=BudgetRange(low_ms=50, high_ms=500))
+
+
+def test_numpy_weights_travel_as_copies(controller):
+    arrays = controller.to_numpy()
+    for array in arrays.values():
+        array.flags.writeable = False
+    other = make_controller(seed=7)
+    other.load_numpy(arrays)
+    assert weights_sha256(other.to_numpy()) == weights_sha256(arrays)
+    with torch.no_grad():
+        other.stage1.heads.weight.add_(1)
+    assert weights_sha256(controller.to_numpy()) == weights_sha256(arrays)
+
+
+def test_foreign_numpy_weights_are_refused_whole(controller):
+    before = weights_sha256(controller.to_numpy())
+    arrays = make_controller(seed=7).to_numpy()
+    arrays["stage2.heads.bias"] = np.zeros(3, np.float32)
+    with pytest.raises(ValueError, match=r"stage2\.heads\.bias"):
+        controller.load_numpy(arrays)
+    del arrays["stage2.heads.bias"]
+    with pytest.raises(ValueError, match=r"stage2\.heads\.bias"):
+        controller.load_numpy(arrays)
+    assert weights_sha256(controller.to_numpy()) == before
+
+
+def test_weights_hash_covers_names_shapes_dtypes_and_bytes():
+    base = {"a": np.zeros((2, 3), np.float32), "b": np.ones(2, np.float32)}
+    digest = weights_sha256(base)
+    assert digest == weights_sha256(dict(reversed(base.items())))
+    variants = [
+        {"c": base["a"], "b": base["b"]},
+        base | {"a": base["a"].reshape(3, 2)},
+        base | {"a": base["a"].astype(np.int32)},
+        base | {"b": 2 * base["b"]},
+    ]
+    assert digest not in [weights_sha256(variant) for variant in variants]
+    PolicyWeights(version=1, sha256=digest, arrays=base).check()
+    with pytest.raises(ValueError, match="arrived damaged"):
+        PolicyWeights(version=1, sha256=digest, arrays=variants[3]).check()
+
+
+def test_config_refuses_nonsense():
+    with pytest.raises(ValueError, match="is empty"):
+        ControllerConfig(d_model=8, budget_low_ms=380.0, budget_high_ms=170.0)
+    with pytest.raises(ValueError, match="d_model is 0"):
+        ControllerConfig(d_model=0, budget_low_ms=170.0, budget_high_ms=380.0)

@@ -1,0 +1,84 @@
+"""A whole system in small: a random model of 16 blocks with all knobs, and tasks for it."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from envs.reward import BudgetReward
+from envs.spec import BudgetRange, BudgetSampler, Sample
+from policy.controller import Controller, ControllerConfig
+from rollout.executor import ExecutorConfig, MolmoEExecutor
+from rollout.group import GroupRunner
+from rollout.importance import BlockImportance
+from rollout.molmoe import Preprocessor
+from tests.rollout.molmoe.tiny import TINY, random_model
+
+SIXTEEN = replace(TINY, n_layers=16, num_experts=16, top_k=8)
+BUDGETS = BudgetSampler(range=BudgetRange(low_ms=5, high_ms=100), feasible_from_ms=10)
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    specials = ["<|endoftext|>", "<|padding|>", "<im_start>", "<im_end>", "<im_patch>", "<im_col>"]
+    words = ["User", ":", "Assistant", "what", "is", "it", "?", "which", "word"]
+    vocabulary = {word: index for index, word in enumerate([*specials, *words])}
+    vocabulary |= {f"w{index}": index for index in range(len(vocabulary), 64)}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.decoder = decoders.WordPiece()
+    return PreTrainedTokenizerFast(tokenizer_object=inner)
+
+
+def executor(**config: Any) -> MolmoEExecutor:
+    scores = [float((7 * index) % 16) for index in range(16)]
+    return MolmoEExecutor(
+        random_model(SIXTEEN),
+        Preprocessor(SIXTEEN, tokenizer()),
+        BlockImportance(scores=tuple(scores)),
+        ExecutorConfig(**{"max_new_tokens": 4, **config}),
+    )
+
+
+def controller(seed: int = 0) -> Controller:
+    torch.manual_seed(seed)
+    return Controller(
+        ControllerConfig(
+            d_model=SIXTEEN.d_model,
+            budget_low_ms=BUDGETS.range.low_ms,
+            budget_high_ms=BUDGETS.range.high_ms,
+        )
+    )
+
+
+class NoiseTask:
+    """Random images; the score is a known function of the answer."""
+
+    name = "noise"
+
+    def sample(self, split: str, index: int) -> Sample:
+        rng = np.random.default_rng(index)
+        height, width = rng.integers(40, 120, 2)
+        pixels = rng.integers(0, 255, (height, width, 3), dtype=np.uint8)
+        words = " ".join(rng.choice(["what", "is", "it", "which", "word"], 4))
+        return Sample(
+            id=f"{split}-{index}",
+            task=self.name,
+            image=Image.fromarray(pixels),
+            prompt=words,
+            answers=("w20",),
+        )
+
+    def score(self, sample: Sample, answer: str) -> float:
+        return (sum(map(ord, answer)) % 7) / 6
+
+
+def env_arguments() -> dict[str, Any]:
+    return {"tasks": NoiseTask(), "budgets": BUDGETS, "reward": BudgetReward()}
+
+
+def runner(**config: Any) -> GroupRunner:
+    return GroupRunner(executor(**config), controller(), env_arguments())
