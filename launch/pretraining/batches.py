@@ -23,7 +23,7 @@ from envs.tasks.easy_vqa import EasyVqa
 from envs.tasks.reading import Reading
 from envs.tasks.recall import Recall
 from launch.pretraining.blueprint import build_tokenizer
-from launch.pretraining.sheets import sheet
+from launch.pretraining.sheets import rolled_sheet
 
 IGNORE = -100
 SOURCES = {
@@ -163,7 +163,7 @@ class Stream(Dataset[Batch]):
     def _scene(self, name: str, rng: np.random.Generator, step: int) -> Scene:
         if rng.random() < self.config.sheets:
             ease = max(0.0, 1 - step / max(1, self.config.easy_steps))
-            return sheet(self.config.split, rng, smallest_px=round(7 + 7 * ease))
+            return rolled_sheet(self.config.split, rng, smallest_px=round(7 + 7 * ease))
         dense = bool(rng.random() < self.config.dense)
         want_large = rng.random() > step / max(1, self.config.easy_steps)
         while True:

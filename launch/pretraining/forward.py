@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from launch.pretraining.pixels import TierLayout
-import rollout.molmoe.vision as vision_module
 from rollout.molmoe import MolmoE
 from rollout.molmoe.attention import Attention, RMSNorm
 from rollout.molmoe.moe import SparseMoE
@@ -67,7 +66,7 @@ def make_layout(
 
 
 def explicit_attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> Tensor:
-    """Stands in for the vision encoder's attention: on a CPU its backward is three times as fast."""
+    """Stands in for the vision encoder's attention, whose backward is slow on a CPU."""
     q, k, v = (t.unflatten(-1, (num_heads, -1)).transpose(1, 2) for t in (q, k, v))
     weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1)
     return (weights @ v).transpose(1, 2).flatten(2)

@@ -6,12 +6,33 @@ a sheet has something in every patch.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
+from PIL import Image
 
 from envs.tasks.render import COLOR_NAMES, FONTS, HEIGHT, LETTERS, SHAPES, WIDTH, Canvas
 from envs.tasks.task import Scene
 
 GLYPHS = LETTERS + "0123456789" * 2
+
+
+NUM_SHEETS = 2500
+"""Different sheets of one smallest size; drawing each anew would cost as much as learning it."""
+
+
+def rolled_sheet(split: str, rng: np.random.Generator, *, smallest_px: int = 7) -> Scene:
+    """One of the first sheets, rolled by a random number of pixels in both directions."""
+    original = _numbered_sheet(split, int(rng.integers(NUM_SHEETS)), smallest_px)
+    shift = (int(rng.integers(HEIGHT)), int(rng.integers(WIDTH)))
+    pixels = np.roll(np.asarray(original.image), shift, axis=(0, 1))
+    labels = np.roll(original.labels, shift, axis=(0, 1))
+    return Scene(image=Image.fromarray(pixels), questions=(), labels=labels)
+
+
+@lru_cache(maxsize=NUM_SHEETS)
+def _numbered_sheet(split: str, number: int, smallest_px: int) -> Scene:
+    return sheet(split, np.random.default_rng([number, 5]), smallest_px=smallest_px)
 
 
 def sheet(split: str, rng: np.random.Generator, *, smallest_px: int = 7) -> Scene:

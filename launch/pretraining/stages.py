@@ -79,8 +79,8 @@ class TrainConfig:
     joint: StageConfig = field(default_factory=_joint)
     loss: LossConfig = field(default_factory=LossConfig)
     seed: int = 0
-    threads: int = 2
-    """Threads of each worker."""
+    threads: int = 1
+    """Threads of each worker; a worker for each core is faster than more threads."""
     checkpoint_steps: int = 100
     """Steps between checkpoints."""
     log_steps: int = 25
@@ -103,9 +103,10 @@ class Pretraining:
     Args:
         config: the whole pretraining.
         rank: number of this worker.
+        writes_curves: whether worker 0 writes TensorBoard curves.
     """
 
-    def __init__(self, config: TrainConfig, *, rank: int = 0) -> None:
+    def __init__(self, config: TrainConfig, *, rank: int = 0, writes_curves: bool = True) -> None:
         torch.set_num_threads(config.threads)
         self.config, self.rank = config, rank
         self.trainee = Trainee(new_model(config.seed))
@@ -114,7 +115,9 @@ class Pretraining:
         self.saved_optimizers: list[dict[str, Any]] | None = None
         if self.path.is_file():
             self._load()
-        self.writer = SummaryWriter(str(config.out / "curves")) if rank == 0 else None
+        self.writer: SummaryWriter | None = None
+        if rank == 0 and writes_curves:
+            self.writer = SummaryWriter(str(config.out / "curves"))
         self.sums: dict[str, list[float]] = defaultdict(list)
 
     def run(self) -> None:
@@ -201,10 +204,8 @@ class Pretraining:
             f"{key.replace('token_accuracy/', '')} {value:.3f}" for key, value in means.items()
         )
         left = (stage.steps - self.step) * seconds_a_step / 60
-        print(
-            f"{name} {self.step}/{stage.steps} {seconds_a_step:.2f} s/step {left:.0f} min | {parts}",
-            flush=True,
-        )
+        head = f"{name} {self.step}/{stage.steps} {seconds_a_step:.2f} s/step {left:.0f} min left"
+        print(f"{head} | {parts}", flush=True)
 
     def save(self, optimizers: Any) -> None:
         """Writes the checkpoint, whole or not at all."""

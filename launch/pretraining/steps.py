@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
 
 from envs.spec import TIERS, Tier
 from envs.tasks.render import NUM_CLASSES, NUM_COLORS
@@ -93,7 +94,9 @@ class Trainee(nn.Module):
         self.features: Tensor | None = None
         model.vision.encoder.image_vit.register_forward_hook(self._keep_features)
         tokenizer = build_tokenizer()
-        preprocessor = Preprocessor(model.config, _wrap(tokenizer))
+        preprocessor = Preprocessor(
+            model.config, PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+        )
         role = torch.tensor(tokenizer.encode(" User:").ids)
         self.role_ids = role
         self.layouts: dict[Tier, TierLayout] = {t: tier_layout(preprocessor, t) for t in TIERS}
@@ -176,9 +179,3 @@ class Trainee(nn.Module):
             if mine.any():
                 log[f"token_accuracy/{name}"] = float(right[mine].mean())
         return loss, log
-
-
-def _wrap(tokenizer: object):  # noqa: ANN202 - transformers' own type
-    from transformers import PreTrainedTokenizerFast
-
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)

@@ -70,10 +70,12 @@ def test_batched_crops_equal_the_preprocessor(folder: Path, tier: Tier):
     batch = Stream(StreamConfig(num_scenes=2))[0]
     image = load_tasks(["digits"])["digits"].sample("test", 0).image
     inputs = preprocessor(image, "x", max_crops=tier.max_crops)
-    pixels = torch.tensor([list(image.getdata())], dtype=torch.uint8).view(1, 112, 140, 3)
+    pixels = torch.tensor([list(image.get_flattened_data())], dtype=torch.uint8).view(
+        1, 112, 140, 3
+    )
     assert inputs.images is not None
     torch.testing.assert_close(make_crops(pixels, layout)[0], inputs.images, atol=1e-6, rtol=0)
-    labels = label_targets(batch.labels, layout)
+    labels = label_targets(batch.labels, layout.token_points_CVS)
     assert labels.shape == (2, len(layout.masks_CP), 16, 16, 2)
     assert 0 < (labels[..., 0] > 0).float().mean() < 0.9
 
@@ -117,7 +119,8 @@ def test_every_prompt_word_is_known():
                 sample = task.sample(split, index)
                 tokens = tokenizer.encode(sample.prompt).tokens
                 assert not [t for t in tokens if t.startswith("##") or t == "<|unknown|>"]
-                assert tokenizer.decode(tokenizer.encode(sample.answers[0]).ids) == sample.answers[0]
+                answer = sample.answers[0]
+                assert tokenizer.decode(tokenizer.encode(answer).ids) == answer
 
 
 def test_muon_orthogonalises_each_matrix():
