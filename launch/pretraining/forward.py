@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from launch.pretraining.pixels import TierLayout
-from rollout.molmoe import MolmoE
+from rollout.molmoe import MolmoE, vision
 from rollout.molmoe.attention import Attention, RMSNorm
 from rollout.molmoe.moe import SparseMoE
 
@@ -167,6 +167,13 @@ def experts(moe: SparseMoE, x_BTD: Tensor, top_k: int, dtype: torch.dtype) -> tu
 def swiglu(gate_NEH: Tensor, up_NEH: Tensor, weights_NE: Tensor) -> Tensor:
     """silu(gate) * up * router weight, [N, E, H]."""
     return F.silu(gate_NEH) * up_NEH * weights_NE[..., None]
+
+
+def use_fast_operations() -> None:
+    """Replaces, in this process, operations whose training speed on a CPU matters."""
+    global swiglu
+    swiglu = torch.compile(swiglu, dynamic=True)
+    vision.attend_float32 = explicit_attention
 
 
 def balance_loss(logits_NE: Tensor, top_k: int) -> Tensor:

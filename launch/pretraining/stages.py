@@ -122,8 +122,7 @@ class Pretraining:
 
     def run(self) -> None:
         """All stages that are not finished yet."""
-        fw.swiglu = torch.compile(fw.swiglu, dynamic=True)
-        fw.vision_module.attend_float32 = fw.explicit_attention
+        fw.use_fast_operations()
         while self.stage < len(STAGES):
             self._run_stage(STAGES[self.stage])
             self.stage, self.step, self.saved_optimizers = self.stage + 1, 0, None
