@@ -183,7 +183,7 @@ class Stream(Dataset[Batch]):
                 row.append((self.names.index(name), encoded))
                 room -= len(encoded.ids)
         while room > 0:
-            name = "recall" if rng.random() < 0.5 else "chain"
+            name = "recall" if rng.random() < 0.35 else "chain"
             encoded = self.encoder.encode(name, SOURCES[name].text_question(rng))
             if len(encoded.ids) > room:
                 break

@@ -37,9 +37,9 @@ class StageConfig:
 
 def _vision() -> StageConfig:
     return StageConfig(
-        steps=2600,
+        steps=1100,
         stream=StreamConfig(
-            num_scenes=6,
+            num_scenes=5,
             sheets=0.85,
             dense=0.9,
             easy_steps=800,
@@ -53,18 +53,18 @@ def _vision() -> StageConfig:
 
 def _text() -> StageConfig:
     return StageConfig(
-        steps=400,
-        stream=StreamConfig(text_only=True, num_scenes=24, seed=1),
+        steps=300,
+        stream=StreamConfig(text_only=True, num_scenes=12, seed=1),
         optimizer=OptimizerConfig(muon_lr=0.008, adam_lr=0.003),
     )
 
 
 def _joint() -> StageConfig:
     return StageConfig(
-        steps=3000,
-        stream=StreamConfig(easy_steps=400, seed=2),
-        optimizer=OptimizerConfig(muon_lr=0.006, adam_lr=0.002, vision_share=0.2),
-        vision_every=2,
+        steps=4000,
+        stream=StreamConfig(num_scenes=5, easy_steps=500, seed=2, tier_weights=(0.25, 0.2, 0.55)),
+        optimizer=OptimizerConfig(muon_lr=0.006, adam_lr=0.002, vision_share=0.3),
+        vision_every=3,
     )
 
 
