@@ -64,6 +64,7 @@ def _joint() -> StageConfig:
         steps=4000,
         stream=StreamConfig(num_scenes=5, easy_steps=500, seed=2, tier_weights=(0.25, 0.2, 0.55)),
         optimizer=OptimizerConfig(muon_lr=0.006, adam_lr=0.002, vision_share=0.3),
+        warmup_steps=200,
         vision_every=3,
     )
 
@@ -138,6 +139,8 @@ class Pretraining:
                 for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                     group["peak"] = peak
         stream = Stream(stage.stream, rank=self.rank)
+        if name == "joint" and self.step == 0:
+            self.trainee.calm_vision(Stream(stage.stream)[0])
         rest = Subset(stream, range(self.step, stage.steps))
         loader = DataLoader(
             rest, batch_size=None, num_workers=1, prefetch_factor=6, multiprocessing_context="fork"

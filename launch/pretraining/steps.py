@@ -111,6 +111,15 @@ class Trainee(nn.Module):
         layout = self.layouts[batch.tier]
         return fw.vision_tokens(self.model, make_crops(batch.images, layout), layout, self.dtype)
 
+    @torch.no_grad()
+    def calm_vision(self, batch: Batch) -> None:
+        """Scales the vision tokens, which labels alone let grow, to the size of word embeddings.
+
+        Otherwise their first appearance destroys what the decoder learned from text.
+        """
+        words = self.model.wte.embedding.square().mean().sqrt()
+        self.model.vision.projector.w2.weight *= words / self.see(batch).square().mean().sqrt()
+
     def _keep_features(self, module: nn.Module, args: object, output: Tensor) -> None:
         self.features = output
 
