@@ -117,8 +117,9 @@ class StreamConfig:
     """Share of scenes that are filled with objects."""
     sheets: float = 0.0
     """Share of sheets (without questions) instead of scenes."""
-    text_only: bool = False
-    """Questions without any image: recall and chain alone."""
+    text_every: int = 0
+    """Every so many steps the batch is twice as many rows of text alone (recall and chain); 1:
+    always, 0: never."""
     easy_steps: int = 0
     """Until this step, small objects are seldom."""
     seed: int = 0
@@ -146,9 +147,10 @@ class Stream(Dataset[Batch]):
         tier = Tier(int(shared.choice(3, p=np.array(config.tier_weights))))
         rng = np.random.default_rng([config.seed, self.rank, step, 77])
         scenes, rows = [], []
-        for _ in range(config.num_scenes):
+        text_alone = config.text_every > 0 and (step + 1) % config.text_every == 0
+        for _ in range(config.num_scenes * (2 if text_alone else 1)):
             questions: list[tuple[str, Question]] = []
-            if not config.text_only:
+            if not text_alone:
                 name = str(rng.choice(self.names, p=np.array(config.task_weights)))
                 scene = self._scene(name, rng, step)
                 scenes.append(scene)

@@ -54,7 +54,7 @@ def _vision() -> StageConfig:
 def _text() -> StageConfig:
     return StageConfig(
         steps=300,
-        stream=StreamConfig(text_only=True, num_scenes=12, seed=1),
+        stream=StreamConfig(text_every=1, num_scenes=6, seed=1),
         optimizer=OptimizerConfig(muon_lr=0.008, adam_lr=0.003),
     )
 
@@ -62,10 +62,12 @@ def _text() -> StageConfig:
 def _joint() -> StageConfig:
     return StageConfig(
         steps=4000,
-        stream=StreamConfig(num_scenes=5, easy_steps=500, seed=2, tier_weights=(0.25, 0.2, 0.55)),
+        stream=StreamConfig(
+            num_scenes=5, text_every=3, easy_steps=500, seed=2, tier_weights=(0.25, 0.2, 0.55)
+        ),
         optimizer=OptimizerConfig(muon_lr=0.006, adam_lr=0.002, vision_share=0.3),
         warmup_steps=200,
-        vision_every=3,
+        vision_every=2,
     )
 
 
@@ -174,7 +176,7 @@ class Pretraining:
 
     def _loss(self, name: str, stage: StageConfig, batch: Batch) -> torch.Tensor:
         trainee, log = self.trainee, {}
-        if name == "text":
+        if name == "text" or not len(batch.images):
             loss, log = trainee.answer_losses(batch, None, self.config.loss)
         elif name == "vision":
             loss, patches, tokens = trainee.label_losses(trainee.see(batch), batch)
