@@ -34,7 +34,7 @@ class Counting:
         total = 9 if dense else int(rng.integers(1, MAX_OBJECTS + 1))
         colors = [str(c) for c in rng.choice(COLOR_NAMES, size=rng.integers(1, 4), replace=False)]
         shapes = [str(s) for s in rng.choice(SHAPES, size=rng.integers(1, 4), replace=False)]
-        canvas = Canvas.blank(rng, allow_dark=False)
+        canvas = Canvas.blank(rng)
         objects: list[tuple[str, str]] = []
         for corner in self._corners(total, size_px, rng):
             shape, color = str(rng.choice(shapes)), str(rng.choice(colors))

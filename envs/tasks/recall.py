@@ -26,8 +26,9 @@ RELATIONS = {
 }
 """What can be asked about a code, and the ten values of each."""
 
-CODES = tuple(letter + digit for letter in "abcdefhkmnprtuwxyz" for digit in "0123456789")
-"""180 codes; letters that look like digits in some font are left out."""
+_PAIRS = tuple((letter, digit) for letter in "abcdefhkmnprtuwxyz" for digit in "0123456789")
+CODES = (*(a + b for a, b in _PAIRS), *(b + a for a, b in _PAIRS))
+"""360 codes; letters that look like digits in some font are left out."""
 
 SMALL_PX, LARGE_PX = (7, 11), (11, 28)
 ASK = Wording(
@@ -57,7 +58,7 @@ def random_code(rng: np.random.Generator) -> str:
 
 
 class Recall:
-    """One to three codes in an image, 7 to 28 px high; four relations of each, 720 facts."""
+    """One to three codes in an image, 7 to 28 px high; four relations of each, 1,440 facts."""
 
     name = "recall"
 

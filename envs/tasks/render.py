@@ -110,25 +110,20 @@ class Canvas:
     Attributes:
         image: RGB.
         labels: uint8 [HEIGHT, WIDTH, 2], class and colour.
-        dark: whether the background is dark, so that ink is light.
     """
 
     image: Image.Image
     labels: np.ndarray = field(default_factory=lambda: np.zeros((HEIGHT, WIDTH, 2), dtype=np.uint8))
-    dark: bool = False
 
     @classmethod
-    def blank(cls, rng: np.random.Generator, *, allow_dark: bool = True) -> Canvas:
-        """An empty canvas of random light (or, one time in four, dark) tint."""
-        dark = bool(allow_dark and rng.random() < 0.25)
-        low, high = (0, 70) if dark else (195, 256)
-        tint = rng.integers(low, high, size=3)
-        return cls(image=Image.new("RGB", (WIDTH, HEIGHT), tuple(map(int, tint))), dark=dark)
+    def blank(cls, rng: np.random.Generator) -> Canvas:
+        """An empty canvas of random light tint."""
+        tint = rng.integers(225, 256, size=3)
+        return cls(image=Image.new("RGB", (WIDTH, HEIGHT), tuple(map(int, tint))))
 
     def ink(self, rng: np.random.Generator) -> tuple[int, int, int]:
         """A random colour that stands out from the background."""
-        low, high = (180, 256) if self.dark else (0, 90)
-        red, green, blue = rng.integers(low, high, size=3)
+        red, green, blue = rng.integers(0, 70, size=3)
         return int(red), int(green), int(blue)
 
     def text_width(self, split: str, font: int, text: str, height_px: int) -> int:
@@ -142,9 +137,9 @@ class Canvas:
         face, draw = font_of_height(split, font, height_px), ImageDraw.Draw(self.image)
         x, baseline = at
         draw.text((x, baseline), text, font=face, fill=ink, anchor="ls")
+        right = float(x)
         for position, char in enumerate(text):
-            left = x + face.getlength(text[:position])
-            right = x + face.getlength(text[: position + 1])
+            left, right = right, x + face.getlength(text[: position + 1])
             box = self.labels[
                 max(0, baseline - height_px) : baseline + 1, round(left) : max(1, round(right))
             ]

@@ -1,0 +1,119 @@
+"""Rebuilds the small model that ships with the project, from nothing, on CPUs.
+
+python launch/pretrain_tiny.py --out /data/tiny --num-workers 2
+
+Three stages: the vision encoder on sheets of glyphs, the decoder on text alone, then everything on
+the tasks' training splits, always at full depth and with all eight experts. A killed run goes on
+from its last checkpoint when it is started again with the same --out.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+if __name__ == "__main__":
+    # This folder holds profile.py, which would shadow the standard library's profile.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import ray.train
+import torch
+import tyro
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from rich.console import Console
+from rich.table import Table
+
+from envs.tasks import WEIGHTS
+from launch.fit_latency_estimator import start_ray
+from launch.pretraining.blueprint import write_folder
+from launch.pretraining.evaluation import Evaluator, held_out
+from launch.pretraining.stages import Pretraining, TrainConfig
+
+MAX_FAILURES = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Options of this program."""
+
+    train: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
+    num_workers: int = 2
+    """Ray Train workers, one CPU each; they must see the folder --out. 0 trains in this process."""
+    num_samples: int = 200
+    """Held-out samples of each task to evaluate on at the end."""
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 0:
+            raise ValueError(f"--num-workers is {self.num_workers}: give 0 or more")
+        if self.num_samples < 1:
+            raise ValueError(f"--num-samples is {self.num_samples}: give 1 or more")
+
+
+def train_worker(arguments: dict[str, Any]) -> None:
+    """Ray Train's loop; a restarted worker finds the last checkpoint in the folder `out`."""
+    context = ray.train.get_context()
+    config: TrainConfig = arguments["config"]
+    pretraining = Pretraining(config, rank=context.get_world_rank())
+    pretraining.run()
+    ray.train.report({"stage": pretraining.stage})
+
+
+def train_on_ray(config: TrainConfig, num_workers: int) -> None:
+    """Trains on Ray Train's workers; a worker's death costs the steps since its checkpoint."""
+    start_ray(num_workers, use_gpu=False)
+    TorchTrainer(
+        train_worker,
+        train_loop_config={"config": config},
+        scaling_config=ScalingConfig(num_workers=num_workers),
+        run_config=RunConfig(
+            name="pretrain_tiny",
+            storage_path=str(config.out / "ray"),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+        ),
+    ).fit()
+
+
+def report(pretraining: Pretraining, num_samples: int) -> None:
+    """Prints accuracy by task of validation and test, with the standard error."""
+    table = Table("task", "weight", "validation", "test", title=f"{num_samples} samples a task")
+    columns = {}
+    for split in ("validation", "test"):
+        evaluator = Evaluator(pretraining.trainee, held_out(split, num_samples))
+        columns[split] = evaluator.by_task(evaluator.scores())
+    for name, weight in WEIGHTS.items():
+        cells = [_with_error(columns[split][name], num_samples) for split in columns]
+        table.add_row(name, f"{weight:.2f}", *cells)
+    means = [sum(WEIGHTS[n] * column[n] for n in WEIGHTS) for column in columns.values()]
+    table.add_row("mixture", "1.00", *(f"{mean:.3f}" for mean in means))
+    Console().print(table)
+
+
+def _with_error(mean: float, count: int) -> str:
+    return f"{mean:.3f} ± {(mean * (1 - mean) / count) ** 0.5:.3f}"
+
+
+def main(options: Options) -> None:
+    """Trains (or goes on), evaluates, writes the model's folder."""
+    config = options.train
+    if not config.out.is_absolute():
+        raise ValueError(f"--out {config.out} is relative: workers need an absolute folder")
+    config.out.mkdir(parents=True, exist_ok=True)
+    if options.num_workers:
+        train_on_ray(config, options.num_workers)
+    else:
+        Pretraining(config).run()
+    pretraining = Pretraining(config, writes_curves=False)
+    write_folder(pretraining.trainee.model, config.out / "model")
+    torch.set_num_threads(config.threads)
+    report(pretraining, options.num_samples)
+    print(f"written to {config.out / 'model'}")
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Options, description=__doc__))
+    except ValueError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,1 @@
+"""How the small model that ships is trained from nothing."""

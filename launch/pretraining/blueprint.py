@@ -1,0 +1,166 @@
+"""What the small model is: sizes, tokenizer, initial weights, the files of its folder."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor, nn
+
+from envs.tasks import chain, counting, digits, reading, recall
+from envs.tasks.easy_vqa import EasyVqa
+from envs.tasks.render import COLOR_NAMES, SHAPES
+from envs.tasks.wording import templates
+from rollout.molmoe import MolmoE, MolmoEConfig, VisionConfig
+
+EOS, PAD, UNKNOWN = "<|endoftext|>", "<|padding|>", "<|unknown|>"
+SPECIALS = (EOS, PAD, UNKNOWN, "<im_start>", "<im_end>", "<im_patch>", "<im_col>", "<|image|>")
+CHARS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+PUNCTUATION = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
+WORDINGS = (
+    digits.READ,
+    digits.COUNT,
+    digits.EXISTS,
+    digits.SUM,
+    reading.READ,
+    counting.COUNT,
+    recall.ASK,
+)
+
+
+def vocabulary() -> list[str]:
+    """All tokens by id: specials, characters, continued characters, the tasks' words."""
+    text = " ".join(t for wording in WORDINGS for t in templates(wording, "train"))
+    text = re.sub(r"{\w+}", " ", text)
+    vqa = EasyVqa()
+    for pairs in vqa._questions["train"].values():
+        text += " " + " ".join(question + " " + answer for question, answer in pairs)
+    words = set(re.findall(r"[a-z]+", text))
+    words |= {word for place in (*digits.PLACES, *reading.BANDS) for word in place.split()}
+    words |= {*COLOR_NAMES, *SHAPES, *(f"{shape}s" for shape in SHAPES)}
+    words |= {"objects", "word", "number", "yes", "no", "plus", "minus", *chain.PERMUTATIONS}
+    words |= {"User", "Assistant", "vqa", "digits", "reading", "counting", "recall", "chain"}
+    for relation, values in recall.RELATIONS.items():
+        words |= {relation, *values}
+    words = {word for word in words if len(word) > 1}
+    return [*SPECIALS, *CHARS, *PUNCTUATION, *(f"##{char}" for char in CHARS), *sorted(words)]
+
+
+def build_tokenizer() -> Tokenizer:
+    """Known words are one token each, everything else is spelt by characters."""
+    vocab = {token: index for index, token in enumerate(vocabulary())}
+    tokenizer = Tokenizer(models.WordPiece(vocab=vocab, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIALS])
+    return tokenizer
+
+
+def small_config() -> MolmoEConfig:
+    """16 blocks of 16 experts (top 8), scenes of 112 x 140 px cut into at most 12 crops."""
+    size = len(vocabulary())
+    return MolmoEConfig(
+        d_model=128,
+        n_heads=4,
+        embedding_size=-(-size // 16) * 16,
+        additional_vocab_size=16,
+        num_experts=16,
+        expert_hidden=48,
+        max_position_embeddings=4096,
+        eos_token_id=0,
+        vit_layers=(-1, -3),
+        overlap_margins=(2, 2),
+        vision=VisionConfig(
+            num_layers=3, dim=160, num_heads=5, mlp_dim=640, patch_size=7, image_size=56
+        ),
+    )
+
+
+def new_model(seed: int) -> MolmoE:
+    """A model with initial weights; outputs of blocks start small, so that none runs away."""
+    torch.manual_seed(seed)
+    model = MolmoE(small_config())
+    depth = model.config.n_layers
+    for name, weight in model.named_parameters():
+        if weight.ndim < 2 and "class_embedding" not in name:
+            continue  # norms start at one, biases at zero
+        fan_in = weight.shape[-1]
+        std = fan_in**-0.5
+        if name.endswith("attn_out.weight"):
+            std /= (2 * depth) ** 0.5
+        if "embedding" in name and "patch" not in name:
+            std = 0.3 if "position" in name or "class" in name else 0.5
+        if "pad_embed" in name:
+            std = 0.02
+        if name.endswith("gate.weight"):
+            std *= 0.5
+        nn.init.trunc_normal_(weight, std=std, a=-3 * std, b=3 * std)
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+    _start_local(model)
+    return model.requires_grad_(True)
+
+
+OFFSETS = ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0))
+"""Where each head of the vision encoder looks at first: here, right, left, below, above."""
+
+
+@torch.no_grad()
+def _start_local(model: MolmoE) -> None:
+    """Lets the vision encoder start as something like a convolution, else it learns slowly.
+
+    Positions start as sines and cosines of their row and column. Keys start as the identity and
+    queries as the rotation that turns a position into that of a neighbour, another one for each
+    head (the idea of ConViT, d'Ascoli et al., 2021, with plain weights). Patch filters start
+    nearly free of the mean, because what counts is contrast.
+    """
+    vit, vision = model.vision.encoder.image_vit, model.config.vision
+    vit.patch_embedding.weight -= 0.8 * vit.patch_embedding.weight.mean(1, keepdim=True)
+    width = vision.dim // vision.num_heads
+    angles = torch.linspace(0.25, 2.2, width // 4)
+    rows, cols = (
+        t.flatten() for t in torch.meshgrid(*[torch.arange(vision.grid)] * 2, indexing="ij")
+    )
+    waves = [f(c[:, None] * angles) for c in (rows, cols) for f in (torch.sin, torch.cos)]
+    vit.positional_embedding[1:] = torch.cat(waves, dim=-1).repeat(1, vision.num_heads)
+    for layer, gain in zip(vit.resblocks, (2.4, 2.0, 1.5), strict=True):
+        attention = layer.attention
+        attention.wk.weight.copy_(gain * torch.eye(vision.dim))
+        turns = [_turn(offset, angles) for offset in OFFSETS]
+        attention.wq.weight.copy_(gain * torch.block_diag(*turns))
+
+
+def _turn(offset: tuple[int, int], angles: Tensor) -> Tensor:
+    """The matrix that moves (sin, cos) of rows and columns by an offset."""
+    parts = []
+    for shift in offset:
+        cos, sin = torch.diag((shift * angles).cos()), torch.diag((shift * angles).sin())
+        parts.append(torch.cat([torch.cat([cos, sin], 1), torch.cat([-sin, cos], 1)], 0))
+    return torch.block_diag(*parts)
+
+
+def write_folder(model: MolmoE, folder: Path) -> None:
+    """Writes weights in bfloat16, config, tokenizer and generation config."""
+    folder.mkdir(parents=True, exist_ok=True)
+    half = MolmoE(model.config).to(torch.bfloat16)
+    half.load_state_dict(model.state_dict())
+    half.save_pretrained(folder)
+    build_tokenizer().save(str(folder / "tokenizer.json"))
+    ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
+    (folder / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n")
+    vision = model.config.vision
+    preprocessor = {
+        "processor_class": "MolmoProcessor",
+        "image_processor_type": "MolmoImageProcessor",
+        "max_crops": model.config.max_crops,
+        "overlap_margins": list(model.config.overlap_margins),
+        "base_image_input_size": [vision.image_size, vision.image_size],
+        "image_patch_size": vision.patch_size,
+        "image_token_length_h": model.config.pooled_grid,
+        "image_token_length_w": model.config.pooled_grid,
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")

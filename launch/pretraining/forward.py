@@ -1,0 +1,191 @@
+"""The training forward: many questions about one image in a row, all experts dense, batched.
+
+It uses the very modules of `rollout.molmoe` (a test shows that both agree), but runs them in the
+way that trains fast on a CPU.
+
+Shapes: B scenes, T tokens, D d_model, H heads, K head width, E experts, N = B * T.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from launch.pretraining.pixels import TierLayout
+from rollout.molmoe import MolmoE, vision
+from rollout.molmoe.attention import Attention, RMSNorm
+from rollout.molmoe.moe import SparseMoE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hidden:
+    """What the decoder blocks made of a batch.
+
+    Attributes:
+        x_BTD: hidden states behind the last block.
+        balance: load-balance loss, 1 when experts are used evenly.
+        spread: how far the router's logits spread beyond what keeps the 8th expert audible.
+    """
+
+    x_BTD: Tensor
+    balance: Tensor
+    spread: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Who may see whom: shared prefix, then questions that cannot see one another.
+
+    Attributes:
+        bias: 0 where a token may look, -inf elsewhere, [B, 1, T, T].
+        cos: [B, 1, T, K].
+        sin: [B, 1, T, K].
+    """
+
+    bias: Tensor
+    cos: Tensor
+    sin: Tensor
+
+
+def make_layout(
+    segments_BT: Tensor, positions_BT: Tensor, head_dim: int, theta: float, dtype: torch.dtype
+) -> Layout:
+    """Segment 0 is the prefix, 1.. the questions; every token sees itself, so none is NaN."""
+    length = segments_BT.shape[1]
+    same = segments_BT[:, :, None] == segments_BT[:, None, :]
+    seen = (same | (segments_BT == 0)[:, None, :]) & torch.ones(length, length).tril().bool()
+    bias = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, float("-inf"))
+    frequencies = 1.0 / theta ** (torch.arange(0, head_dim, 2).float() / head_dim)
+    angles = positions_BT[..., None].float() * frequencies
+    angles = torch.cat([angles, angles], dim=-1)[:, None]
+    return Layout(bias=bias[:, None], cos=angles.cos().to(dtype), sin=angles.sin().to(dtype))
+
+
+def explicit_attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> Tensor:
+    """Stands in for the vision encoder's attention, whose backward is slow on a CPU."""
+    q, k, v = (t.unflatten(-1, (num_heads, -1)).transpose(1, 2) for t in (q, k, v))
+    weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1)
+    return (weights @ v).transpose(1, 2).flatten(2)
+
+
+def vision_tokens(
+    model: MolmoE, crops_BCPX: Tensor, layout: TierLayout, dtype: torch.dtype
+) -> Tensor:
+    """[B, C, V, D] in `dtype`, differentiable."""
+    masks = layout.masks_CP.expand(len(crops_BCPX), -1, -1)
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+        return model.vision(crops_BCPX, masks)
+
+
+def embed(
+    model: MolmoE, tokens_BT: Tensor, vision_BCVD: Tensor | None, tier: TierLayout | None
+) -> Tensor:
+    """Token embeddings plus the vision tokens at their places, float32."""
+    x = F.embedding(tokens_BT, model.wte.embedding)
+    if vision_BCVD is None or tier is None:
+        return x
+    idx = tier.idx_CV.flatten()
+    keep = (idx >= 0).nonzero()[:, 0]
+    return x.index_add(1, idx[keep], vision_BCVD.flatten(1, 2)[:, keep].to(x.dtype))
+
+
+def decode(
+    model: MolmoE,
+    x_BTD: Tensor,
+    layout: Layout,
+    *,
+    top_k: int | None = None,
+    skipped: Collection[int] = (),
+    spread_limit: float = 1.0,
+) -> Hidden:
+    """Runs the decoder blocks; block 0 always uses all trained experts."""
+    balance = spread = x_BTD.new_zeros(())
+    for index, block in enumerate(model.blocks):
+        if index in skipped:
+            continue
+        k = model.config.top_k if top_k is None or index == 0 else top_k
+        x_BTD, even, excess = run_block(block.attn, block.mlp, x_BTD, layout, k, spread_limit)
+        balance = balance + even / len(model.blocks)
+        spread = spread + excess / len(model.blocks)
+    return Hidden(x_BTD=x_BTD, balance=balance, spread=spread)
+
+
+def run_block(
+    attn: Attention, moe: SparseMoE, x_BTD: Tensor, layout: Layout, top_k: int, spread_limit: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One block: hidden states, load balance, router spread."""
+    x_BTD = x_BTD + attend(attn, x_BTD, layout)
+    out, logits = experts(moe, x_BTD, top_k, layout.bias.dtype)
+    excess = F.relu(logits.var(-1) - spread_limit**2).mean()
+    return x_BTD + out, balance_loss(logits, top_k), excess
+
+
+def norm(layer: RMSNorm, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """RMSNorm in float32, then the compute dtype."""
+    return F.rms_norm(x.float(), layer.weight.shape, layer.weight, layer.eps).to(dtype)
+
+
+def attend(attn: Attention, x_BTD: Tensor, layout: Layout) -> Tensor:
+    """Self-attention by explicit products and softmax, [B, T, D]."""
+    dtype = layout.bias.dtype
+    x = norm(attn.attn_norm, x_BTD, dtype)
+    q, k, v = F.linear(x, attn.att_proj.weight.to(dtype)).chunk(3, dim=-1)
+    q, k = norm(attn.q_norm, q, dtype), norm(attn.k_norm, k, dtype)
+    q, k, v = (t.unflatten(-1, (attn.n_heads, -1)).transpose(1, 2) for t in (q, k, v))
+    q, k = rotate(q, layout), rotate(k, layout)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + layout.bias
+    out = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+    return F.linear(out, attn.attn_out.weight.to(dtype)).float()
+
+
+def rotate(x_BHTK: Tensor, layout: Layout) -> Tensor:
+    """Rotary embedding, rotate-half."""
+    first, second = x_BHTK.chunk(2, dim=-1)
+    return x_BHTK * layout.cos + torch.cat([-second, first], dim=-1) * layout.sin
+
+
+def experts(moe: SparseMoE, x_BTD: Tensor, top_k: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """All experts at once, the unchosen ones with weight 0: ([B, T, D], router logits [N, E])."""
+    x_ND = norm(moe.ff_norm, x_BTD, torch.float32).flatten(0, 1)
+    logits_NE = F.linear(x_ND, moe.gate.weight)
+    probs_NE = logits_NE.softmax(-1)
+    chosen = probs_NE.detach().topk(top_k, dim=-1).indices
+    weights_NE = probs_NE * torch.zeros_like(probs_NE).scatter_(-1, chosen, 1.0)
+    num_experts, double, dim = moe.gate_up.shape
+    gate_up, x_ND = moe.gate_up.to(dtype), x_ND.to(dtype)
+    gate = F.linear(x_ND, gate_up[:, : double // 2].reshape(-1, dim))
+    up = F.linear(x_ND, gate_up[:, double // 2 :].reshape(-1, dim))
+    hidden = swiglu(*(t.unflatten(-1, (num_experts, -1)) for t in (gate, up)), weights_NE.to(dtype))
+    down = moe.down.to(dtype).permute(1, 0, 2).reshape(dim, -1)
+    return F.linear(hidden.flatten(1), down).float().view_as(x_BTD), logits_NE
+
+
+def swiglu(gate_NEH: Tensor, up_NEH: Tensor, weights_NE: Tensor) -> Tensor:
+    """silu(gate) * up * router weight, [N, E, H]."""
+    return F.silu(gate_NEH) * up_NEH * weights_NE[..., None]
+
+
+def use_fast_operations() -> None:
+    """Replaces, in this process, operations whose training speed on a CPU matters."""
+    global swiglu
+    swiglu = torch.compile(swiglu, dynamic=True)
+    vision.attend_float32 = explicit_attention
+
+
+def balance_loss(logits_NE: Tensor, top_k: int) -> Tensor:
+    """Switch-Transformer load balance: E * sum of (share of choices) * (mean probability)."""
+    probs = logits_NE.softmax(-1)
+    chosen = probs.detach().topk(top_k, dim=-1).indices
+    share = torch.zeros(logits_NE.shape[1]).scatter_add_(
+        0, chosen.flatten(), torch.ones(chosen.numel())
+    )
+    return logits_NE.shape[1] * (share / share.sum() * probs.mean(0)).sum()
+
+
+def answer_logits(model: MolmoE, x_MD: Tensor, dtype: torch.dtype) -> Tensor:
+    """Final norm and head for the chosen positions: [M, W] in float32."""
+    return F.linear(norm(model.ln_f, x_MD, dtype), model.lm_head.weight.to(dtype)).float()

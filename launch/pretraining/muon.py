@@ -1,0 +1,124 @@
+"""Muon for stacks of matrices (Jordan et al., 2024), AdamW for everything else.
+
+`torch.optim.Muon` takes two-dimensional weights only; the experts are stacks [E, out, in].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalize(stack_NRC: Tensor, steps: int = 4) -> Tensor:
+    """Newton-Schulz iteration in bfloat16: singular values of each matrix move near one."""
+    a, b, c = COEFFICIENTS
+    x = stack_NRC.to(torch.bfloat16)
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.transpose(-1, -2) if tall else x
+    x = x / (x.float().norm(dim=(-2, -1), keepdim=True) + 1e-7).to(x.dtype)
+    for _ in range(steps):
+        gram = x @ x.transpose(-1, -2)
+        x = a * x + (b * gram + c * (gram @ gram)) @ x
+    return (x.transpose(-1, -2) if tall else x).float()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatrixView:
+    """How a weight splits into independent matrices: [..., R, C] -> [N, R / parts, C]."""
+
+    parts: int = 1
+
+    def stack(self, weight: Tensor) -> Tensor:
+        """The weight as a stack of matrices."""
+        rows, cols = weight.shape[-2:]
+        return weight.reshape(-1, rows // self.parts, cols)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised; `parts` says into how many matrices a fused weight splits."""
+
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        *,
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(
+            groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "parts": 1}
+        )
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """One update of all weights that have gradients."""
+        assert closure is None
+        for group in self.param_groups:
+            view = MatrixView(parts=group["parts"])
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                state = self.state[weight]
+                if "momentum" not in state:
+                    state["momentum"] = torch.zeros_like(weight)
+                state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
+                ahead = weight.grad.lerp(state["momentum"], group["momentum"])
+                update = orthogonalize(view.stack(ahead))
+                scale = max(1.0, update.shape[-2] / update.shape[-1]) ** 0.5
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                weight.sub_(update.reshape(weight.shape), alpha=group["lr"] * scale)
+
+
+def is_matrix(name: str, weight: Tensor) -> bool:
+    """Whether Muon trains this weight: no vectors, embeddings, router or heads."""
+    excluded = ("embedding", "lm_head", "mlp.gate.", "pad_embed", "class_head", "color_head")
+    if "patch_embedding" in name:
+        return True
+    return weight.ndim >= 2 and not any(part in name for part in excluded)
+
+
+def fused_parts(name: str) -> int:
+    """Number of matrices fused in one weight: q, k, v; gate and up of each expert."""
+    if name.endswith("att_proj.weight"):
+        return 3
+    return 2 if name.endswith("gate_up") else 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerConfig:
+    """Learning rates of a stage."""
+
+    muon_lr: float = 0.006
+    """Muon's rate for matrices."""
+    adam_lr: float = 0.002
+    """AdamW's rate for embeddings, norms, biases, router and heads."""
+    weight_decay: float = 0.05
+    """Decoupled decay of the matrices, times the rate."""
+    vision_share: float = 1.0
+    """The vision encoder's rates are this share of the others."""
+
+
+def make_optimizers(model: nn.Module, config: OptimizerConfig) -> tuple[Muon, torch.optim.AdamW]:
+    """Both optimizers; every group keeps its own peak rate under "peak" for the schedule."""
+    matrices, others = [], []
+    for name, weight in model.named_parameters():
+        if not weight.requires_grad:
+            continue
+        share = config.vision_share if ".vision." in f".{name}" else 1.0
+        if is_matrix(name, weight):
+            peak = config.muon_lr * share
+            matrices.append(
+                {"params": [weight], "parts": fused_parts(name), "lr": peak, "peak": peak}
+            )
+        else:
+            peak = config.adam_lr * share
+            others.append({"params": [weight], "lr": peak, "peak": peak})
+    muon = Muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay)
+    adam = torch.optim.AdamW(others, lr=config.adam_lr, betas=(0.9, 0.98), weight_decay=0.0)
+    return muon, adam

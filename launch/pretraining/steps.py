@@ -1,0 +1,190 @@
+"""Losses of one batch: patch labels for the vision encoder, answers for the whole model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+from envs.spec import TIERS, Tier
+from envs.tasks.render import NUM_CLASSES, NUM_COLORS
+from launch.pretraining import forward as fw
+from launch.pretraining.batches import IGNORE, SOURCES, Batch
+from launch.pretraining.blueprint import build_tokenizer
+from launch.pretraining.pixels import (
+    PATCH_POINTS,
+    TOKEN_POINTS,
+    TierLayout,
+    label_targets,
+    make_crops,
+    tier_layout,
+)
+from rollout.molmoe import MolmoE, Preprocessor
+
+FIRST_SHAPE_CLASS = NUM_CLASSES - 3
+NOTHING_WEIGHT = 0.15
+"""Weight of empty label points, which are most of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossConfig:
+    """Weights of the losses."""
+
+    labels: float = 0.2
+    """Patch labels while the whole model trains."""
+    trace: float = 0.5
+    """Running values of chains."""
+    balance: float = 0.01
+    """Even use of the experts."""
+    spread: float = 0.02
+    """Excess of the router's spread."""
+    spread_limit: float = 1.0
+    """Standard deviation of router logits from which on the spread costs."""
+
+
+class LabelHead(nn.Module):
+    """Predicts class and colour under the label points of a feature vector."""
+
+    def __init__(self, dim: int, points: int) -> None:
+        super().__init__()
+        self.points = points
+        self.class_head = nn.Linear(dim, points * NUM_CLASSES)
+        self.color_head = nn.Linear(dim, points * NUM_COLORS)
+
+    def forward(
+        self, features: Tensor, targets: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, float]:
+        """Features [..., F] and targets [..., points, 2] -> (loss, accuracy where not empty)."""
+        x = features.reshape(-1, features.shape[-1]).float()
+        x = F.rms_norm(x, x.shape[-1:]).to(dtype)
+        classes = F.linear(x, self.class_head.weight.to(dtype), self.class_head.bias.to(dtype))
+        classes = classes.unflatten(-1, (self.points, NUM_CLASSES)).flatten(0, 1).float()
+        kinds, colors = targets.flatten(0, -2).unbind(-1)
+        weight = torch.ones(NUM_CLASSES)
+        weight[0] = NOTHING_WEIGHT
+        loss = F.cross_entropy(classes, kinds, weight=weight)
+        hues = F.linear(x, self.color_head.weight.to(dtype), self.color_head.bias.to(dtype))
+        hues = hues.unflatten(-1, (self.points, NUM_COLORS)).flatten(0, 1).float()
+        tinted = (kinds >= FIRST_SHAPE_CLASS) & (colors > 0)
+        tint = F.cross_entropy(hues[tinted], colors[tinted], reduction="sum")
+        loss = loss + 0.3 * tint / tinted.sum().clamp(min=1)
+        something = kinds > 0
+        right = (classes.detach().argmax(-1) == kinds)[something].float().mean()
+        return loss, float(right)
+
+
+class Trainee(nn.Module):
+    """The model with the label heads that only pretraining needs.
+
+    Args:
+        model: trainable.
+        dtype: of the matrix products.
+    """
+
+    def __init__(self, model: MolmoE, dtype: torch.dtype = torch.bfloat16) -> None:
+        super().__init__()
+        self.model = model
+        self.dtype = dtype
+        vision = model.config.vision
+        self.token_head = LabelHead(model.config.d_model, TOKEN_POINTS)
+        self.patch_head = LabelHead(vision.dim * len(model.config.vit_layers), PATCH_POINTS)
+        self.features: Tensor | None = None
+        model.vision.encoder.image_vit.register_forward_hook(self._keep_features)
+        tokenizer = build_tokenizer()
+        preprocessor = Preprocessor(
+            model.config, PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+        )
+        role = torch.tensor(tokenizer.encode(" User:").ids)
+        self.role_ids = role
+        self.layouts: dict[Tier, TierLayout] = {t: tier_layout(preprocessor, t) for t in TIERS}
+
+    def prefix_ids(self, tier: Tier | None) -> Tensor:
+        """BOS, image tokens, role: what all questions about a scene share."""
+        image = torch.tensor([0]) if tier is None else self.layouts[tier].prefix_ids
+        return torch.cat([image, self.role_ids])
+
+    def see(self, batch: Batch) -> Tensor:
+        """Vision tokens of the batch's scenes, [B, C, V, D]."""
+        layout = self.layouts[batch.tier]
+        return fw.vision_tokens(self.model, make_crops(batch.images, layout), layout, self.dtype)
+
+    @torch.no_grad()
+    def calm_vision(self, batch: Batch) -> None:
+        """Scales the vision tokens, which labels alone let grow, to the size of word embeddings.
+
+        Otherwise their first appearance destroys what the decoder learned from text.
+        """
+        words = self.model.wte.embedding.square().mean().sqrt()
+        self.model.vision.projector.w2.weight *= words / self.see(batch).square().mean().sqrt()
+
+    def _keep_features(self, module: nn.Module, args: object, output: Tensor) -> None:
+        self.features = output
+
+    def label_losses(self, vision_BCVD: Tensor, batch: Batch) -> tuple[Tensor, float, float]:
+        """(loss, accuracy on patches, on vision tokens); both where there is something to see.
+
+        The patches are supervised directly because the path through pooling learns slowly.
+        """
+        layout = self.layouts[batch.tier]
+        assert self.features is not None
+        patches, seen = self.patch_head(
+            self.features, label_targets(batch.labels, layout.patch_points_CPS), self.dtype
+        )
+        tokens, kept = self.token_head(
+            vision_BCVD, label_targets(batch.labels, layout.token_points_CVS), self.dtype
+        )
+        return patches + tokens, seen, kept
+
+    def hidden(
+        self,
+        batch: Batch,
+        vision_BCVD: Tensor | None,
+        *,
+        top_k: int | None = None,
+        skipped: tuple[int, ...] = (),
+        spread_limit: float = 1.0,
+    ) -> fw.Hidden:
+        """Hidden states behind the last block, of the tail tokens only."""
+        tier = None if vision_BCVD is None else batch.tier
+        prefix = self.prefix_ids(tier)
+        rows, start = len(batch.tokens), len(prefix)
+        tokens = torch.cat([prefix.expand(rows, -1), batch.tokens], dim=1)
+        segments = F.pad(batch.segments, (start, 0))
+        places = torch.arange(start).expand(rows, -1)
+        positions = torch.cat([places, batch.offsets + start], dim=1)
+        config = self.model.config
+        layout = fw.make_layout(segments, positions, config.head_dim, config.rope_theta, self.dtype)
+        x = fw.embed(self.model, tokens, vision_BCVD, None if tier is None else self.layouts[tier])
+        out = fw.decode(
+            self.model, x, layout, top_k=top_k, skipped=skipped, spread_limit=spread_limit
+        )
+        return fw.Hidden(x_BTD=out.x_BTD[:, start:], balance=out.balance, spread=out.spread)
+
+    def answer_losses(
+        self, batch: Batch, vision_BCVD: Tensor | None, config: LossConfig
+    ) -> tuple[Tensor, dict[str, float]]:
+        """(loss, what to log: its parts, and accuracy of answer tokens by task)."""
+        out = self.hidden(batch, vision_BCVD, spread_limit=config.spread_limit)
+        asked, traced = batch.targets != IGNORE, batch.traces != IGNORE
+        logits = fw.answer_logits(self.model, out.x_BTD[asked], self.dtype)
+        targets, tasks = batch.targets[asked], batch.tasks[asked]
+        answer = F.cross_entropy(logits, targets)
+        loss = answer + config.balance * out.balance + config.spread * out.spread
+        log = {
+            "loss/answer": float(answer.detach()),
+            "router/balance": float(out.balance.detach()),
+            "router/excess": float(out.spread.detach()),
+        }
+        if traced.any():
+            steps = fw.answer_logits(self.model, out.x_BTD[traced], self.dtype)
+            trace = F.cross_entropy(steps, batch.traces[traced])
+            loss, log["loss/trace"] = loss + config.trace * trace, float(trace.detach())
+        right = (logits.detach().argmax(-1) == targets).float()
+        for index, name in enumerate(SOURCES):
+            mine = (tasks == index) & (targets != 0)
+            if mine.any():
+                log[f"token_accuracy/{name}"] = float(right[mine].mean())
+        return loss, log

@@ -1,0 +1,178 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from envs.spec import TIERS, Tier
+from envs.tasks import Question, load_tasks
+from launch.pretraining import forward as fw
+from launch.pretraining.batches import IGNORE, Encoder, Stream, StreamConfig
+from launch.pretraining.blueprint import build_tokenizer, new_model, write_folder
+from launch.pretraining.evaluation import Evaluator, held_out
+from launch.pretraining.muon import make_optimizers, orthogonalize
+from launch.pretraining.pixels import label_targets, make_crops, tier_layout
+from launch.pretraining.stages import Pretraining, TrainConfig, rate_share, with_steps
+from launch.pretraining.steps import Trainee
+from rollout.molmoe import MolmoE, Preprocessor
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tiny")
+    write_folder(new_model(3), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trainee(folder: Path) -> Trainee:
+    model = MolmoE.from_pretrained(folder, dtype=torch.float32)
+    return Trainee(model, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_training_forward_equals_the_model(folder: Path, trainee: Trainee, tier: Tier):
+    preprocessor = Preprocessor.from_pretrained(folder)
+    sample = load_tasks(["chain"])["chain"].sample("test", 1)
+    inputs = preprocessor(sample.image, sample.prompt, max_crops=tier.max_crops)
+    expected = trainee.model.forward_logits(inputs)[-1]
+    evaluator = Evaluator(trainee, [sample, load_tasks(["digits"])["digits"].sample("test", 4)])
+    batch = evaluator.batches[0]
+    row = evaluator.samples.index(sample)
+    with torch.no_grad():
+        batch = type(batch)(**{n: getattr(batch, n) for n in batch.__slots__} | {"tier": tier})
+        hidden = trainee.hidden(batch, trainee.see(batch))
+        place = int((batch.targets[row] != IGNORE).nonzero()[0])
+        got = fw.answer_logits(trainee.model, hidden.x_BTD[row, place], torch.float32)
+    torch.testing.assert_close(got, expected, atol=2e-4, rtol=1e-4)
+
+
+def test_fewer_experts_and_blocks_equal_the_model(folder: Path, trainee: Trainee):
+    sample = load_tasks(["chain"])["chain"].sample("test", 1)
+    inputs = Preprocessor.from_pretrained(folder)(sample.image, sample.prompt)
+    model = trainee.model
+    with torch.no_grad():
+        cache = model.new_cache(len(inputs.token_ids))
+        x = model.run_blocks(
+            model.embed_inputs(inputs), 0, 16, cache=cache, top_k=[8] + [4] * 15, skipped=(3, 9)
+        )
+        expected = model.logits(x[0, -1])
+        batch = Evaluator(trainee, [sample]).batches[0]
+        hidden = trainee.hidden(batch, trainee.see(batch), top_k=4, skipped=(3, 9))
+        place = int((batch.targets[0] != IGNORE).nonzero()[0])
+        got = fw.answer_logits(model, hidden.x_BTD[0, place], torch.float32)
+    torch.testing.assert_close(got, expected, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_batched_crops_equal_the_preprocessor(folder: Path, tier: Tier):
+    preprocessor = Preprocessor.from_pretrained(folder)
+    layout = tier_layout(preprocessor, tier)
+    batch = Stream(StreamConfig(num_scenes=2))[0]
+    image = load_tasks(["digits"])["digits"].sample("test", 0).image
+    inputs = preprocessor(image, "x", max_crops=tier.max_crops)
+    pixels = torch.tensor([list(image.get_flattened_data())], dtype=torch.uint8).view(
+        1, 112, 140, 3
+    )
+    assert inputs.images is not None
+    torch.testing.assert_close(make_crops(pixels, layout)[0], inputs.images, atol=1e-6, rtol=0)
+    labels = label_targets(batch.labels, layout.token_points_CVS)
+    assert labels.shape == (2, len(layout.masks_CP), 16, 16, 2)
+    assert 0 < (labels[..., 0] > 0).float().mean() < 0.9
+
+
+def test_questions_share_a_prefix_but_not_one_another(trainee: Trainee):
+    batch = Stream(StreamConfig(num_scenes=1, tail_tokens=60, task_weights=(0, 1, 0, 0, 0, 0)))[5]
+    assert int(batch.segments[batch.segments < 1000].max()) > 1
+    changed = batch.tokens.clone()
+    first = batch.segments == 1
+    changed[first] = 20
+    other = type(batch)(**{n: getattr(batch, n) for n in batch.__slots__} | {"tokens": changed})
+    with torch.no_grad():
+        seen = trainee.see(batch)
+        one, two = trainee.hidden(batch, seen).x_BTD, trainee.hidden(other, seen).x_BTD
+    assert not torch.allclose(one[first], two[first], atol=1e-3)
+    torch.testing.assert_close(one[~first], two[~first])
+
+
+def test_encoder_marks_answers_and_steps():
+    encoder = Encoder()
+    question = Question(
+        prompt="chain: top left plus 3 zig",
+        answers=("7",),
+        trace=((22, "4"), (26, "7")),
+    )
+    encoded = encoder.encode("chain", question)
+    words = [encoder.tokenizer.id_to_token(i) for i in encoded.ids]
+    assert words == "chain : top left plus 3 zig Assistant : 7".split()
+    assert [i for i, t in enumerate(encoded.traces) if t != IGNORE] == [5, 6]
+    assert [i for i, t in enumerate(encoded.targets) if t != IGNORE] == [8, 9]
+    assert encoded.targets[9] == 0
+    spelt = encoder.encode("reading", Question(prompt="reading: what word top", answers=("tope",)))
+    assert [encoder.tokenizer.id_to_token(i) for i in spelt.ids[-4:]] == ["t", "##o", "##p", "##e"]
+
+
+def test_every_prompt_word_is_known():
+    tokenizer = build_tokenizer()
+    for task in load_tasks().values():
+        for split in ("train", "validation", "test"):
+            for index in range(30):
+                sample = task.sample(split, index)
+                tokens = tokenizer.encode(sample.prompt).tokens
+                assert not [t for t in tokens if t.startswith("##") or t == "<|unknown|>"]
+                answer = sample.answers[0]
+                assert tokenizer.decode(tokenizer.encode(answer).ids) == answer
+
+
+def test_muon_orthogonalises_each_matrix():
+    torch.manual_seed(0)
+    stack = torch.randn(3, 24, 16)
+    values = torch.linalg.svdvals(orthogonalize(stack))
+    assert values.min() > 0.5
+    assert values.max() < 1.4
+    names = {name for name, _ in new_model(0).named_parameters()}
+    muon, adam = make_optimizers(new_model(0), TrainConfig().joint.optimizer)
+    assert len(muon.param_groups) + len(adam.param_groups) == len(names)
+
+
+def test_rates_warm_up_and_decay():
+    stage = with_steps(TrainConfig(), vision=1, text=1, joint=1000).joint
+    assert rate_share(0, stage) == pytest.approx(0.02)
+    assert rate_share(500, stage) == 1.0
+    assert rate_share(775, stage) == pytest.approx(0.5)
+    assert rate_share(999, stage) == pytest.approx(0.02)
+
+
+@pytest.mark.slow
+def test_interrupted_run_equals_an_undisturbed_one(tmp_path: Path):
+    def config(name: str) -> TrainConfig:
+        short = with_steps(TrainConfig(out=tmp_path / name), vision=3, text=0, joint=4)
+        return type(short)(
+            **{f: getattr(short, f) for f in short.__slots__} | {"checkpoint_steps": 2}
+        )
+
+    whole = Pretraining(config("whole"))
+    whole.run()
+    part = Pretraining(config("part"))
+    update, count = part._update, [0]
+
+    def stop_after_five(*args):
+        if count[0] == 6:
+            raise KeyboardInterrupt
+        count[0] += 1
+        update(*args)
+
+    part._update = stop_after_five
+    with pytest.raises(KeyboardInterrupt):
+        part.run()
+    resumed = Pretraining(config("part"))
+    assert (resumed.stage, resumed.step) == (2, 2)
+    resumed.run()
+    for one, two in zip(whole.trainee.parameters(), resumed.trainee.parameters(), strict=True):
+        torch.testing.assert_close(one, two)
+
+
+def test_held_out_samples_are_scored_by_task(trainee: Trainee):
+    evaluator = Evaluator(trainee, held_out("test", 2), rows=5)
+    scores = evaluator.scores(Tier.LOW)
+    assert scores.shape == (12,)
+    assert set(evaluator.by_task(scores)) == {*load_tasks(), "all"}
