@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import (
-    GetTimeoutError,
-    ObjectLostError,
-    OutOfMemoryError,
-    RayActorError,
-    RayTaskError,
-    WorkerCrashedError,
-)
+from ray.exceptions import GetTimeoutError, RayTaskError
 
 from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, BudgetSampler
+from launch.jobs import LOST, Job, Slot, kill, last_line
 from launch.recipes import ClusterConfig
 from launch.training import Stopped
 from rollout.actor import ActorFacts, PublishedWeights, RolloutActor, Timed
@@ -32,51 +24,10 @@ from rollout.worker import FailedGroup, GroupRequest, PolicySetup, RolloutWorker
 
 log = logging.getLogger(__name__)
 
-LOST = (RayActorError, WorkerCrashedError, ObjectLostError, OutOfMemoryError)
-"""What a call raises when its actor, its node or its result is gone."""
-
 IN_FLIGHT = 2
 """Calls handed to an actor at a time: one runs, one waits, so that the driver is never awaited."""
 
 POLL_S = 0.5
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Job:
-    """One call on some rollout actor.
-
-    Attributes:
-        call: starts it on an actor's handle and returns the reference.
-        check: returns what is wrong with a result, or an empty string.
-        prefer: name of the actor that should run it, if it is at hand.
-        result: once done.
-    """
-
-    call: Callable[[Any], Any]
-    check: Callable[[Timed], str] = lambda _timed: ""
-    prefer: str = ""
-    result: Timed | None = None
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Slot:
-    """One place for a rollout actor, through all its incarnations.
-
-    An actor is `starting` until its model is warm, then `ready`; a slot that failed too often in
-    a row is `dead`.
-    """
-
-    name: str
-    state: Literal["starting", "ready", "dead"] = "starting"
-    handle: Any = None
-    incarnation: int = -1
-    start_ref: Any = None
-    deadline: float = 0.0
-    jobs: dict[Any, Job] = field(default_factory=dict)
-    failures: int = 0
-    facts: ActorFacts | None = None
-    busy_s: float = 0.0
-    num_done: int = 0
 
 
 class RayFleet:
@@ -439,16 +390,3 @@ class RayFleet:
         has = {k: v for k, v in ray.cluster_resources().items() if k in ("CPU", "GPU")}
         free = {k: v for k, v in ray.available_resources().items() if k in ("CPU", "GPU")}
         return f"each actor asks for {asked}, the cluster has {has}, free are {free}"
-
-
-def kill(handle: Any) -> None:
-    """Ends an actor's process, if there still is one."""
-    with contextlib.suppress(Exception):  # it may be dead already, in any of Ray's ways
-        ray.kill(handle, no_restart=True)
-
-
-def last_line(reason: object) -> str:
-    """The line of a long error message that says what happened."""
-    lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
-    errors = [line for line in lines if "Error:" in line and not line.startswith("File")]
-    return (errors or lines or ["no reason given"])[-1].split(" Some common causes")[0][:300]

@@ -12,6 +12,8 @@ import ray
 from rich.console import Console
 from rich.table import Table
 
+from launch.console import connect
+
 PACKAGES = ("torch", "transformers", "ray", "numpy", "gymnasium", "safetensors", "tokenizers")
 UPLOAD_LIMIT_MB = 100
 PROBE_TIMEOUT_S = 60.0
@@ -44,8 +46,6 @@ def working_folder_mb(folder: Path) -> float:
 
 def doctor(arguments: list[str]) -> int:
     """Prints findings; returns 1 if any of them would stop a run."""
-    from launch.cli import connect
-
     console = Console()
     if arguments:
         console.print("doctor takes no options; it joins the cluster of RAY_ADDRESS, if set")

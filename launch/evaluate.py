@@ -27,8 +27,8 @@ from rich.table import Table
 from envs.spec import FULL_KNOBS, Knobs
 from launch import baselines
 from launch.baselines import Outcome
-from launch.cli import connect, one_clear_error
 from launch.cluster import RayFleet
+from launch.console import connect, one_clear_error
 from launch.evaluation import Evaluation, evaluate, feasible_budgets
 from launch.plots import choices_figure, latency_figure, sweep_figure
 from launch.recipes import ClusterConfig

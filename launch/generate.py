@@ -23,7 +23,7 @@ from rich.console import Console
 
 from envs.reward import BudgetReward
 from envs.spec import BudgetRange, BudgetSampler, Knobs, Sample, Tier, check_budget_ms
-from launch.cli import one_clear_error
+from launch.console import one_clear_error
 from policy.controller import Controller
 from rollout.build import WorkerConfig, build_executor
 from rollout.episodes import EpisodeGroup

@@ -23,7 +23,7 @@ from rich.progress import track
 from rich.table import Table
 
 from envs.spec import Sample, Tier
-from launch.cli import one_clear_error
+from launch.console import one_clear_error
 from rollout.build import DTYPES, EMBEDDED, WorkerConfig, build_tasks, resolve_folder, torch_device
 from rollout.importance import BlockImportance
 from rollout.molmoe import ModelInputs, MolmoE, Preprocessor

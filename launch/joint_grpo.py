@@ -48,6 +48,7 @@ def train(run: Run) -> None:
 
 
 if __name__ == "__main__":
-    from launch.cli import main, one_clear_error
+    from launch.console import one_clear_error
+    from launch.session import main
 
-    sys.exit(one_clear_error(main))
+    sys.exit(one_clear_error(lambda: main(train)))

@@ -26,8 +26,8 @@ from rich.progress import track
 from rich.table import Table
 
 from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, POSITIONS, TIERS, Knobs, all_knobs
-from launch.cli import connect, one_clear_error
 from launch.cluster import RayFleet
+from launch.console import connect, one_clear_error
 from launch.plots import pareto_figure
 from launch.recipes import ClusterConfig
 from rollout.build import WorkerConfig, build_tasks, build_worker
@@ -97,6 +97,10 @@ def measure(config: ProfileConfig, configurations: tuple[Knobs, ...], rows_path:
     missing = [index for index in wanted if index not in done]
     if not missing:
         return
+    if rows_path.is_file() and not rows_path.read_bytes().endswith(b"\n"):
+        # The end of a run that was killed; a new line must not continue it.
+        with rows_path.open("a") as file:
+            file.write("\n")
     connect(config.cluster.address)
     fleet = RayFleet(
         functools.partial(build_worker, config.worker),

@@ -11,7 +11,7 @@ import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError, RayTaskError
 
-from launch.cluster import LOST, kill, last_line
+from launch.jobs import LOST, kill, last_line
 from launch.recipes import JointGRPOConfig
 from learner.actor import LearnerActor
 from learner.learner import UpdateRecord

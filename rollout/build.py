@@ -17,7 +17,7 @@ from rollout.executor import ExecutorConfig, MolmoEExecutor
 from rollout.importance import BlockImportance
 from rollout.latency.simulated import SimulatedLatency
 from rollout.molmoe import MolmoE, Preprocessor
-from rollout.molmoe.checkpoint import resolve_folder
+from rollout.molmoe.config import resolve_folder
 from rollout.worker import RolloutWorker
 
 EMBEDDED = Path(__file__).parent / "embedded"

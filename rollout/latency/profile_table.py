@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -95,7 +96,7 @@ class ProfileTable:
                     scores=arrays["scores"].astype(np.float32),
                     latencies_ms=arrays["latencies_ms"].astype(np.float32),
                 )
-        except (OSError, KeyError, ValueError, EOFError) as error:
+        except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
             raise ValueError(f"{path} is no profile table ({error}): measure it again") from None
 
     def column(self, knobs: Knobs) -> int:

@@ -219,3 +219,26 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is missing: is this a MolmoE folder?") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}): download it again") from None
+
+
+def resolve_folder(source: str | Path) -> Path:
+    """Returns a local folder: `source` itself, or the snapshot of a hub id.
+
+    Raises:
+        ValueError: if it is neither a folder nor a hub id that can be had.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or str(source).count("/") != 1 or str(source).startswith("."):
+        raise ValueError(f"{source} is not a folder: give a MolmoE folder or a hub id owner/name")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ValueError(
+            f"{source} is no local folder, and the hub did not deliver it "
+            f"({type(error).__name__}): check the name and the connection"
+        ) from error

@@ -17,8 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from rollout.molmoe.checkpoint import resolve_folder
-from rollout.molmoe.config import MolmoEConfig
+from rollout.molmoe.config import MolmoEConfig, resolve_folder
 from rollout.molmoe.tiling import (
     FILL_TIERS,
     Pixels,

@@ -82,3 +82,15 @@ def env_arguments() -> dict[str, Any]:
 
 def runner(**config: Any) -> GroupRunner:
     return GroupRunner(executor(**config), controller(), env_arguments())
+
+
+def write_model_folder(folder: Any) -> None:
+    """The random model with everything that `from_pretrained` and the executor need."""
+    import json
+    from pathlib import Path
+
+    folder = Path(folder)
+    random_model(SIXTEEN).save_pretrained(folder)
+    tokenizer().backend_tokenizer.save(str(folder / "tokenizer.json"))
+    scores = {str(index): float((7 * index) % 16) for index in range(16)}
+    (folder / "importance_scores.json").write_text(json.dumps(scores))

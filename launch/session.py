@@ -1,4 +1,4 @@
-"""The command line of joint GRPO: configuration in, exit code out."""
+"""One invocation of joint GRPO: configuration in, exit code out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import json
 import logging
-import os
 import signal
 import sys
 import time
@@ -17,13 +16,12 @@ from typing import Any
 import ray
 import tyro
 from rich.console import Console
-from rich.logging import RichHandler
 
 from envs.reward import PIDLambda
 from launch.cluster import RayFleet
+from launch.console import connect
 from launch.doctor import doctor
 from launch.evaluation import evaluate, feasible_budgets
-from launch.joint_grpo import train
 from launch.recipes import RECIPES, JointGRPOConfig
 from launch.remote_learner import LearnerLostError, RemoteLearner
 from launch.reporting import Reporter
@@ -40,8 +38,8 @@ JOB_FOLDER = "working_dir_files"
 MAX_LEARNER_RESTARTS = 20
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; returns its exit code."""
+def main(train: Callable[[Run], None], arguments: list[str] | None = None) -> int:
+    """Reads the command line and runs it with the given loop; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["doctor"]:
         return doctor(arguments[1:])
@@ -54,19 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     if config.print_config:
         Console().print_json(json.dumps(dataclasses.asdict(config), default=str))
         return 0
-    return Session(config).run()
-
-
-def one_clear_error(command: Callable[[], int]) -> int:
-    """Runs a command; a user's mistake becomes one line and exit code 1."""
-    handler = RichHandler(show_path=False)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    try:
-        return command()
-    except (ValueError, RuntimeError, TimeoutError, OSError) as error:
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False)
-        return 1
+    return Session(config, train).run()
 
 
 def resolve_run_dir(run_dir: str) -> Path:
@@ -92,7 +78,8 @@ def resolve_run_dir(run_dir: str) -> Path:
 class Session:
     """One invocation: a Ray connection, a fleet, and runs of the loop until it ends."""
 
-    def __init__(self, config: JointGRPOConfig) -> None:
+    def __init__(self, config: JointGRPOConfig, train: Callable[[Run], None]) -> None:
+        self.train = train
         if config.dry_run:
             config = dataclasses.replace(config, steps=1, checkpoint_every=1)
         self.config = config
@@ -154,7 +141,7 @@ class Session:
         for _ in range(MAX_LEARNER_RESTARTS):
             run = self._assemble(fleet, store, setup, checkpoint)
             try:
-                train(run)
+                self.train(run)
                 self._finish(run)
                 return 0
             except Stopped:
@@ -224,18 +211,3 @@ class Session:
             f"{float(result.violations.mean()):.1%}  evaluation {path}  "
             f"checkpoint {run.store.root}"
         )
-
-
-def connect(address: str) -> None:
-    """Joins the cluster of an address or job, or starts a local one."""
-    target = address or os.environ.get("RAY_ADDRESS") or None
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if target is None:
-        options |= {"include_dashboard": False}
-    try:
-        ray.init(address=target, **options)
-    except ConnectionError as error:
-        raise RuntimeError(
-            f"no Ray cluster at {target} ({error}): start one with `ray start --head`, or leave "
-            "the address out for a local one"
-        ) from None

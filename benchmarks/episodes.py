@@ -1,0 +1,198 @@
+"""What a group saves, and whether the clock can be trusted, on the embedded model.
+
+Sections: stages against one wall clock; hooks on against off; repeatability of three fixed
+configurations; composed latencies of a shared group against unshared runs; episodes a second of a
+shared group of 8 against the earlier flow (two passes an episode, nothing shared); cost of the
+vector-Jacobian product; cost of the controller. Everything interleaved, on one thread.
+
+python -m benchmarks.episodes [--model embedded] [--samples 12]
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, Knobs, Sample, Tier, all_knobs
+from policy.controller import Controller, ControllerConfig, choose
+from rollout.build import WorkerConfig, build_worker
+from rollout.episodes import EpisodeGroup
+from rollout.executor import ExecutorConfig, MolmoEExecutor
+from rollout.worker import RolloutWorker
+
+MIDDLE = Knobs(tier=Tier.MEDIUM, position=2, top_k=6, num_blocks=14)
+
+
+def milliseconds(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return (time.perf_counter() - started) * 1e3
+
+
+def spread(values: list[float], unit: str = "ms") -> str:
+    low, middle, high = statistics.quantiles(values, n=4)
+    return f"{middle:.3f} {unit} [{low:.3f} {high:.3f}]"
+
+
+def token_of(executor: MolmoEExecutor, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=executor.d_model).astype(np.float32)
+
+
+def run_group(executor: MolmoEExecutor, sample: Sample, members: list[Knobs]):
+    group = EpisodeGroup(executor, sample, 1e9)
+    group.begin([(k.tier, k.position) for k in members], token_of(executor))
+    return group, group.finish([(k.top_k, k.num_blocks) for k in members])
+
+
+def earlier_episode(executor: MolmoEExecutor, sample: Sample, knobs: Knobs) -> None:
+    """Two forward passes: one only to fetch the latency token, one to answer."""
+    model = executor.model
+    inputs = executor.preprocessor(sample.image, sample.prompt, knobs.tier.max_crops)
+    token = torch.from_numpy(token_of(executor))[None, None]
+    skipped = executor.importance.skipped(knobs.position, knobs.num_blocks)
+    with torch.no_grad():
+        x = torch.cat([model.embed_inputs(inputs), token], dim=1)
+        model.run_blocks(x, 0, knobs.position, cache=model.new_cache(x.shape[1]))
+    top_k = [8] * knobs.position + [knobs.top_k] * (model.config.n_layers - knobs.position)
+    limit = executor.config.max_new_tokens
+    model.generate(inputs, max_new_tokens=limit, top_k=top_k, skipped=skipped)
+
+
+def section_clock(worker: RolloutWorker, samples: list[Sample]) -> None:
+    executor, ratios = worker.executor, []
+    for sample in samples:
+        for knobs in (FULL_KNOBS, MIDDLE, CHEAPEST_KNOBS):
+            started = time.perf_counter()
+            _, (execution,) = run_group(executor, sample, [knobs])
+            wall_ms = (time.perf_counter() - started) * 1e3
+            ratios.append((execution.latency_ms + execution.host_ms) / wall_ms)
+    print(f"sum of stages and host work / wall clock of the episode: {spread(ratios, '')}")
+
+
+def section_hooks(worker: RolloutWorker, samples: list[Sample]) -> None:
+    executor = worker.executor
+    ratios = []
+    for sample in samples:
+        inputs = executor.preprocessor(sample.image, sample.prompt, 12)
+
+        def bare(inputs=inputs) -> None:
+            executor.model.generate(inputs, max_new_tokens=executor.config.max_new_tokens)
+
+        def hooked(sample=sample) -> float:
+            _, (execution,) = run_group(executor, sample, [FULL_KNOBS])
+            return execution.latency_ms - execution.stages_ms["budget_token"]
+
+        for _ in range(4):
+            without = milliseconds(bare)
+            ratios.append(hooked() / without - 1)
+    print(f"hooks on against off, one full episode: {spread([100 * r for r in ratios], '%')}")
+
+
+def section_repeatability(worker: RolloutWorker, sample: Sample) -> None:
+    runs: dict[Knobs, list[float]] = {k: [] for k in (CHEAPEST_KNOBS, MIDDLE, FULL_KNOBS)}
+    for _ in range(50):
+        for knobs, values in runs.items():
+            _, (execution,) = run_group(worker.executor, sample, [knobs])
+            values.append(execution.latency_ms)
+    for knobs, values in runs.items():
+        median, cv = statistics.median(values), np.std(values) / np.mean(values)
+        tail = float(np.quantile(values, 0.95)) / median
+        print(f"50 repeats of {knobs}: median {median:.2f} ms, CV {cv:.1%}, p95/p50 {tail:.3f}")
+
+
+def section_composed(worker: RolloutWorker, samples: list[Sample]) -> None:
+    rng, every, ratios, own = np.random.default_rng(0), list(all_knobs()), [], []
+    for sample in samples:
+        members = [every[i] for i in rng.integers(0, len(every), 8)]
+        _, shared = run_group(worker.executor, sample, members)
+        for knobs, execution in zip(members, shared, strict=True):
+            first, second = (
+                run_group(worker.executor, sample, [knobs])[1][0].latency_ms for _ in range(2)
+            )
+            ratios.append(execution.latency_ms / first)
+            own.append(second / first)
+    print(f"composed / unshared latency: {spread(ratios, '')}; the clock's own: {spread(own, '')}")
+
+
+def section_sharing(worker: RolloutWorker, samples: list[Sample]) -> None:
+    rng, every = np.random.default_rng(1), list(all_knobs())
+    for name, distinct in (("uniform over 225", 225), ("three distinct", 3)):
+        ratios, rates = [], []
+        for sample in samples:
+            pool = [every[i] for i in rng.choice(len(every), distinct, replace=False)]
+            members = [pool[i] for i in rng.integers(0, distinct, 8)]
+            shared = milliseconds(lambda s=sample, m=members: run_group(worker.executor, s, m))
+            earlier = milliseconds(
+                lambda s=sample, m=members: [earlier_episode(worker.executor, s, k) for k in m]
+            )
+            ratios.append(earlier / shared)
+            rates.append(8e3 / shared)
+        print(
+            f"group of 8, {name}: {spread(ratios, 'times')} the earlier flow's speed, "
+            f"{spread(rates, 'episodes/s')}"
+        )
+
+
+def section_gradient(worker: RolloutWorker, samples: list[Sample]) -> None:
+    rng, every, shares = np.random.default_rng(2), list(all_knobs()), []
+    for sample in samples:
+        members = [every[i] for i in rng.integers(0, len(every), 8)]
+        started = time.perf_counter()
+        group, _ = run_group(worker.executor, sample, members)
+        episodes_ms = (time.perf_counter() - started) * 1e3
+        gradients = rng.normal(size=(8, worker.executor.d_model)).astype(np.float32)
+        group.budget_gradient(gradients)
+        took = milliseconds(lambda g=group, x=gradients: g.budget_gradient(x))
+        shares.append(100 * took / episodes_ms)
+    print(f"vector-Jacobian product as a share of its group's rollout: {spread(shares, '%')}")
+
+
+def section_controller(worker: RolloutWorker, samples: list[Sample]) -> None:
+    for d_model in (worker.executor.d_model, 2048):
+        config = ControllerConfig(d_model=d_model, budget_low_ms=10, budget_high_ms=100)
+        controller = Controller(config).requires_grad_(False)
+        feature, token = torch.randn(1, d_model), torch.randn(1, d_model)
+
+        def stages(c=controller, f=feature, t=token) -> None:
+            choose(c.stage1_logits(f, t))
+            choose(c.stage2_logits(t, torch.tensor([0])))
+
+        both = [milliseconds(stages) for _ in range(300)][50:]
+
+        def encoder(c=controller) -> None:
+            c.budget_tokens(torch.tensor([50.0]))
+
+        encode = [milliseconds(encoder) for _ in range(300)]
+        print(
+            f"d_model {d_model}: both stages {spread(both)}, budget token {spread(encode[50:])}, "
+            f"{controller.num_stage_weights()} weights in the stages"
+        )
+    medians = [run_group(worker.executor, sample, [MIDDLE])[1][0].latency_ms for sample in samples]
+    print(f"an episode of {MIDDLE}: {spread(medians)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--samples", type=int, default=12)
+    parser.add_argument("--max-new-tokens", type=int, default=16)
+    options = parser.parse_args()
+    executor = ExecutorConfig(max_new_tokens=options.max_new_tokens)
+    worker = build_worker(WorkerConfig(model=options.model, executor=executor))
+    torch.set_num_threads(1)
+    worker.warm_up()
+    samples = [worker.tasks.sample("validation", index) for index in range(options.samples)]
+    section_clock(worker, samples)
+    section_hooks(worker, samples)
+    section_repeatability(worker, samples[0])
+    section_composed(worker, samples)
+    section_sharing(worker, samples)
+    section_gradient(worker, samples)
+    section_controller(worker, samples)
+
+
+if __name__ == "__main__":
+    main()

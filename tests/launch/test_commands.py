@@ -1,0 +1,103 @@
+"""generate, importance, profile and evaluate, on the random model."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.rollout import rig
+
+LAUNCH = Path(__file__).resolve().parents[2] / "launch"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    rig.write_model_folder(path)
+    return path
+
+
+def run(script, *arguments):
+    return subprocess.run(
+        [sys.executable, str(LAUNCH / script), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+        cwd="/",
+    )
+
+
+def test_generate_answers_with_choices_and_measured_stages(folder, tmp_path):
+    controller = rig.controller()
+    controller.save(tmp_path)
+    picture = tmp_path / "picture.png"
+    rig.NoiseTask().sample("train", 3).image.save(picture)
+    options = ("--worker.model", folder, "--worker.executor.max-new-tokens", 3, "--json")
+    question = ("--image", picture, "--prompt", "what is it", "--budget-ms", 50)
+    plain = run("generate.py", *question, *options)
+    assert plain.returncode == 0, plain.stderr
+    result = json.loads(plain.stdout)
+    assert "no controller given" in result["decided_by"]
+    assert result["choices"] == {"tier": "medium", "position": 1, "top_k": 6, "num_blocks": 14}
+    assert result["latency_ms"] == pytest.approx(sum(result["stages_ms"].values()), abs=0.05)
+    trained = run("generate.py", *question, *options, "--controller", tmp_path)
+    result = json.loads(trained.stdout)
+    assert str(tmp_path) in result["decided_by"]
+    assert result["stages_ms"]["stage1"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--prompt", "what", "--budget-ms", "nan"), "positive, finite"),
+        (("--prompt", " ", "--budget-ms", "50"), "prompt is empty"),
+        (("--prompt", "a", "--budget-ms", "50", "--image", "/no.png"), "/no.png does not exist"),
+        (("--prompt", "a", "--budget-ms", "5", "--controller", "/tmp/no"), "/tmp/no"),
+    ],
+)
+def test_mistakes_are_one_clear_line(folder, arguments, message):
+    done = run("generate.py", *arguments, "--worker.model", folder)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_importance_measures_every_block(folder, tmp_path):
+    output = tmp_path / "scores.json"
+    done = run(
+        *("importance.py", output, "--num-samples", 2, "--check"),
+        *("--worker.model", folder, "--worker.executor.max-new-tokens", 2),
+    )
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads(output.read_text())) == {str(i) for i in range(16)}
+    assert "by importance" in done.stdout
+
+
+@pytest.mark.slow
+def test_profile_resumes_and_is_read_by_the_estimator(folder, tmp_path):
+    options = (
+        *("--configurations", "corners", "--worker.model", folder),
+        *("--worker.executor.max-new-tokens", 4, "--cluster.num-actors", 1),
+    )
+    first = run("profile.py", tmp_path, "--num-samples", 2, *options)
+    assert first.returncode == 0, first.stderr
+    rows = (tmp_path / "rows.jsonl").read_text()
+    (tmp_path / "rows.jsonl").write_text(rows + '{"index": 9, "torn')
+    second = run("profile.py", tmp_path, "--num-samples", 3, *options)
+    assert second.returncode == 0, second.stderr
+    assert (tmp_path / "rows.jsonl").read_text().startswith(rows)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["num_samples"] == 3
+    assert len(summary["configurations"]) == 8
+    assert (tmp_path / "pareto.png").stat().st_size > 1000
+    from rollout.latency.records import ProfileReader
+
+    records = list(ProfileReader(tmp_path / "results"))
+    assert records
+    other = run("profile.py", tmp_path, "--num-samples", 3, "--configurations", "grid")
+    assert other.returncode == 1
+    assert "use a new folder" in other.stderr
