@@ -23,7 +23,13 @@ from policy.weights import PolicyWeights
 from rollout.batch import HEAD_SIZES, GroupRollout
 from rollout.fleet import FleetStats
 from rollout.latency.profile_table import ProfileTable
-from rollout.worker import GroupRequest, PolicySetup, member_generators
+from rollout.worker import (
+    GroupRequest,
+    PolicySetup,
+    Prefixes,
+    PrefixRequest,
+    member_generators,
+)
 
 
 def mean_embeddings(
@@ -209,6 +215,28 @@ class TableFleet:
         upstream_BD = torch.from_numpy(np.concatenate(gradients)).to(latency_token_BD)
         (result_ND,) = torch.autograd.grad(latency_token_BD, token_ND, upstream_BD)
         return list(result_ND.numpy())
+
+    @torch.no_grad()
+    def prefixes(self, requests: Sequence[PrefixRequest]) -> list[Prefixes]:
+        """Language features and latency tokens, for a warm start."""
+        results = []
+        for request in requests:
+            samples = self.splits[request.split]
+            row = request.index % len(samples.table.sample_ids)
+            feature_1D = torch.from_numpy(samples.language_feature_SD[row])[None]
+            actions = [(int(tier), POSITIONS.index(p)) for tier, p in request.choices]
+            latency_token_KD = self.blocks(
+                torch.from_numpy(request.budget_tokens_KD),
+                feature_1D.expand(len(actions), -1),
+                *torch.tensor(actions).unbind(1),
+            )
+            results.append(
+                Prefixes(
+                    language_feature=samples.language_feature_SD[row],
+                    latency_tokens=latency_token_KD.numpy(),
+                )
+            )
+        return results
 
     def latencies_ms(
         self, request: GroupRequest, table: ProfileTable, row: int, columns_G: np.ndarray
