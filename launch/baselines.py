@@ -161,6 +161,73 @@ def oracle_per_budget(table: ProfileTable, budgets_ms: np.ndarray) -> Outcome:
     return of_columns(table, columns, budgets_ms)
 
 
+def oracle_per_task(
+    table: ProfileTable, budgets_ms: np.ndarray, *, max_violation: float = 1.0
+) -> Outcome:
+    """The best configuration of each (task, budget), in hindsight on the same table.
+
+    This is the best that a policy can do which sees the kind of question and the budget, as the
+    controller does. A share of violations at each budget may be allowed at most: the one price
+    of a violation that keeps it is then found by bisection, the same for all tasks. Where
+    nothing keeps it, violations are as few as they can be.
+    """
+    rows_of = [np.flatnonzero(np.array(table.tasks) == task) for task in sorted(set(table.tasks))]
+    pick_SK = np.empty((len(table.sample_ids), len(budgets_ms)), dtype=int)
+    for k, budget_ms in enumerate(budgets_ms):
+        over_SC = table.latencies_ms > budget_ms
+        inside_SC = table.scores * ~over_SC
+        inside_TC = np.stack([inside_SC[rows].mean(0) for rows in rows_of])
+        over_TC = np.stack([over_SC[rows].mean(0) for rows in rows_of])
+        shares_T = np.array([len(rows) for rows in rows_of]) / len(over_SC)
+        columns_T = _columns_within(inside_TC, over_TC, shares_T, max_violation)
+        for rows, column in zip(rows_of, columns_T, strict=True):
+            pick_SK[rows, k] = column
+    return outcome(
+        np.take_along_axis(table.scores, pick_SK, 1),
+        np.take_along_axis(table.latencies_ms, pick_SK, 1),
+        budgets_ms,
+        ("by task",) * len(budgets_ms),
+    )
+
+
+def _columns_within(
+    inside_TC: np.ndarray, over_TC: np.ndarray, shares_T: np.ndarray, max_violation: float
+) -> np.ndarray:
+    """Each task's column, at the lowest price of violations that keeps their share."""
+
+    def columns(price: float) -> tuple[np.ndarray, float]:
+        chosen_T = (inside_TC - price * over_TC).argmax(1)
+        return chosen_T, float(shares_T @ over_TC[np.arange(len(shares_T)), chosen_T])
+
+    low, high = 0.0, 1e3
+    if columns(low)[1] <= max_violation or columns(high)[1] > max_violation:
+        return columns(low if columns(low)[1] <= max_violation else high)[0]
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (low, middle) if columns(middle)[1] <= max_violation else (middle, high)
+    return columns(high)[0]
+
+
+def constant_per_task(table: ProfileTable, budgets_ms: np.ndarray) -> Outcome:
+    """The configuration of each task that is best over all budgets, in hindsight.
+
+    The best that a policy can do which does not know the budget.
+    """
+    columns_S = np.empty(len(table.sample_ids), dtype=int)
+    inside_SC = (table.scores[:, :, None] * (table.latencies_ms[:, :, None] <= budgets_ms)).mean(2)
+    for task in set(table.tasks):
+        rows = np.flatnonzero(np.array(table.tasks) == task)
+        columns_S[rows] = inside_SC[rows].mean(0).argmax()
+    every = np.arange(len(columns_S))
+    shape = (len(columns_S), len(budgets_ms))
+    return outcome(
+        np.broadcast_to(table.scores[every, columns_S][:, None], shape),
+        np.broadcast_to(table.latencies_ms[every, columns_S][:, None], shape),
+        budgets_ms,
+        ("by task",) * len(budgets_ms),
+    )
+
+
 def oracle_per_sample(table: ProfileTable, budgets_ms: np.ndarray) -> Outcome:
     """The best configuration of each sample and budget, in hindsight: an upper bound."""
     inside = table.scores[:, :, None] * (table.latencies_ms[:, :, None] <= budgets_ms)

@@ -20,7 +20,14 @@ from rollout.actor import ActorFacts, PublishedWeights, RolloutActor, Timed
 from rollout.batch import GroupRollout
 from rollout.fleet import FleetStats, replacement
 from rollout.latency.clock import DeviceFacts
-from rollout.worker import FailedGroup, GroupRequest, PolicySetup, RolloutWorker
+from rollout.worker import (
+    FailedGroup,
+    GroupRequest,
+    PolicySetup,
+    Prefixes,
+    PrefixRequest,
+    RolloutWorker,
+)
 
 log = logging.getLogger(__name__)
 
@@ -154,6 +161,11 @@ class RayFleet:
             self._run([job], what, self.config.step_timeout_s)
             assert job.result is not None
             yield job.result.value
+
+    def prefixes(self, requests: Sequence[PrefixRequest]) -> list[Prefixes]:
+        """Language features and latency tokens, for a warm start."""
+        calls = [lambda h, r=request: h.prefixes.remote(r) for request in requests]
+        return list(self.run_each(calls, "prefixes"))
 
     def device_facts(self) -> DeviceFacts:
         """Of the first warm actor."""

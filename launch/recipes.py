@@ -106,6 +106,8 @@ class JointGRPOConfig:
         reward: `budget` (score minus lambda times violation) or `reference` (the earlier one).
         checkpoint_every: steps between checkpoints.
         keep_last: checkpoints kept besides the best.
+        warm_start_profile: profile table (.npz) whose best feasible configurations both stages
+            imitate before the first step.
         simulated_latency: JSON file of latencies by configuration INSTEAD of the clock; for tests
             and dry runs.
         dry_run: validates, sizes resources, runs one real step and stops.
@@ -128,6 +130,7 @@ class JointGRPOConfig:
     reward: Literal["budget", "reference"] = "budget"
     checkpoint_every: int = 25
     keep_last: int = 3
+    warm_start_profile: Path | None = None
     simulated_latency: Path | None = None
     dry_run: bool = False
     print_config: bool = False

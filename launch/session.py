@@ -27,8 +27,12 @@ from launch.remote_learner import LearnerLostError, RemoteLearner
 from launch.reporting import Reporter
 from launch.storage import fetch_latest, is_uri, mirror, staging_folder
 from launch.training import Run, Stopped, budgets_from_state, check_resumable, controller_config
+from launch.warm_start import warm_start_from_profile
+from learner.actor import initial_controller
 from learner.checkpoint import Checkpoint, CheckpointStore
+from learner.learner import Learner
 from rollout.build import EMBEDDED, build_worker, resolve_folder
+from rollout.latency.profile_table import ProfileTable
 from rollout.latency.simulated import SimulatedLatency
 from rollout.molmoe import MolmoEConfig
 from rollout.worker import PolicySetup
@@ -177,7 +181,7 @@ class Session:
         if checkpoint is not None:
             steering.load_state_dict(checkpoint.state["steering"])
             next_step = int(checkpoint.state["next_step"])
-        state = None if checkpoint is None else checkpoint.learner_state
+        state = self._warm_started(fleet, setup) if checkpoint is None else checkpoint.learner_state
         run = Run(
             config=config,
             setup=setup,
@@ -201,6 +205,18 @@ class Session:
         if checkpoint is None:
             run.save()
         return run
+
+    def _warm_started(self, fleet: RayFleet, setup: PolicySetup) -> dict[str, Any] | None:
+        """The learner's first state if the run starts from a profile, None from scratch."""
+        config = self.config
+        if config.warm_start_profile is None:
+            return None
+        table = ProfileTable.load(config.warm_start_profile)
+        controller = initial_controller(setup.controller, config.seed)
+        record = warm_start_from_profile(controller, table, setup.budgets, fleet)
+        hits = ", ".join(f"{head} {hit:.0%}" for head, hit in record.accuracy_by_head.items())
+        logging.info("warm start from %s imitates %s", config.warm_start_profile, hits)
+        return Learner(controller, config.learner, self.run_dir).state_dict()
 
     def _finish(self, run: Run) -> None:
         """One greedy sweep over the test split; its JSON lies beside the checkpoints."""

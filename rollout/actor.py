@@ -16,7 +16,7 @@ from envs.spec import Knobs
 from policy.weights import PolicyWeights
 from rollout.batch import GroupRollout
 from rollout.latency.clock import DeviceFacts
-from rollout.worker import FailedGroup, GroupRequest, PolicySetup, RolloutWorker
+from rollout.worker import FailedGroup, GroupRequest, PolicySetup, PrefixRequest, RolloutWorker
 
 FETCH_TIMEOUT_S = 60.0
 """Longest wait for new weights from the object store."""
@@ -107,6 +107,10 @@ class RolloutActor:
     def profile(self, configurations: Sequence[Knobs], split: str, index: int) -> Timed:
         """Records of many configurations on one sample."""
         return self._timed(lambda: self.worker.profile(configurations, split, index))
+
+    def prefixes(self, request: PrefixRequest) -> Timed:
+        """See `RolloutWorker.prefixes`."""
+        return self._timed(lambda: self.worker.prefixes(request))
 
     def rollout(
         self, request: GroupRequest, setup: PolicySetup, weights: PublishedWeights

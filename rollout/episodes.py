@@ -41,7 +41,7 @@ class EpisodeGroup:
                 self.prefixes[tier] = self.executor.begin(self.sample, tier, budget_token_D)
             self.executor.deepen(self.prefixes[tier], position)
         return np.stack(
-            [self.prefixes[tier].latency_tokens[p].cpu().numpy() for tier, p in self.stage1]
+            [self.prefixes[tier].latency_tokens[p].float().cpu().numpy() for tier, p in self.stage1]
         )
 
     def finish(self, choices: Sequence[tuple[int, int] | None]) -> list[Execution | None]:

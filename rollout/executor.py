@@ -39,7 +39,8 @@ class Prefix:
         depth: blocks that the text went through.
         hidden: the text's hidden states [1, T, D] by number of blocks.
         budget_token: the budget token behind `depth` blocks, [1, 1, D].
-        latency_tokens: the budget token's hidden state [D] by number of blocks.
+        latency_tokens: the budget token's hidden state [D] by number of blocks, in the model's
+            dtype; records hold it as float32.
         stages: measured milliseconds; `budget_NN` is the budget token in block NN.
     """
 
@@ -193,7 +194,7 @@ class MolmoEExecutor:
                 prefix.budget_token = model.run_blocks(
                     prefix.budget_token, index, index + 1, cache=prefix.cache, store=False
                 )
-        prefix.latency_tokens[position] = prefix.budget_token[0, 0].float()
+        prefix.latency_tokens[position] = prefix.budget_token[0, 0]
         prefix.depth = position
         prefix.stages.update(timeline.take())
 

@@ -14,7 +14,14 @@ import numpy as np
 
 from policy.weights import PolicyWeights
 from rollout.batch import GroupRollout
-from rollout.worker import FailedGroup, GroupRequest, PolicySetup, RolloutWorker
+from rollout.worker import (
+    FailedGroup,
+    GroupRequest,
+    PolicySetup,
+    Prefixes,
+    PrefixRequest,
+    RolloutWorker,
+)
 
 log = logging.getLogger(__name__)
 
@@ -130,3 +137,7 @@ class LocalFleet:
             else np.zeros_like(gradient[0])
             for group, gradient in zip(groups, gradients, strict=True)
         ]
+
+    def prefixes(self, requests: Sequence[PrefixRequest]) -> list[Prefixes]:
+        """Language features and latency tokens, for a warm start."""
+        return [self.worker.prefixes(request) for request in requests]

@@ -24,6 +24,7 @@ from envs.spec import (
     BudgetSampler,
     Execution,
     Knobs,
+    Tier,
 )
 from policy.controller import Controller, ControllerConfig
 from policy.weights import PolicyWeights
@@ -67,6 +68,31 @@ class FailedGroup:
 
     group_id: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefixRequest:
+    """One sample taken to some insertion positions, each with a budget token of its own.
+
+    Attributes:
+        split: of the tasks.
+        index: of the sample in the split.
+        choices: K pairs of tier and insertion position.
+        budget_tokens_KD: float32, what enters block 0.
+    """
+
+    split: str
+    index: int
+    choices: tuple[tuple[Tier, int], ...]
+    budget_tokens_KD: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prefixes:
+    """What the controller would see of one sample: float32 [D] and [K, D]."""
+
+    language_feature: np.ndarray
+    latency_tokens: np.ndarray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,6 +219,18 @@ class RolloutWorker:
             for execution in executions
             if execution is not None
         ]
+
+    def prefixes(self, request: PrefixRequest) -> Prefixes:
+        """Latency tokens of one sample, without a controller and without an answer."""
+        sample = self.tasks.sample(request.split, request.index)
+        tokens = []
+        for choice, token_D in zip(request.choices, request.budget_tokens_KD, strict=True):
+            group = EpisodeGroup(self.executor, sample, budget_ms=1e9)
+            tokens.append(group.begin([choice], token_D)[0])
+        return Prefixes(
+            language_feature=self.executor.language_feature(sample),
+            latency_tokens=np.stack(tokens),
+        )
 
     def warm_up(self, rounds: int = 2) -> None:
         """Runs every tier deep and shallow, and throws the times away."""

@@ -1,0 +1,111 @@
+"""Warm start: before GRPO, both stages imitate the best feasible configurations of a profile.
+
+Shapes: K budgets of a sample, B examples, D d_model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from envs.spec import BudgetSampler
+from launch.baselines import lookup
+from learner.warm_start import WarmStartConfig, WarmStartExamples, WarmStartRecord, warm_start
+from policy.controller import Controller
+from rollout.latency.profile_table import ProfileTable
+from rollout.worker import Prefixes, PrefixRequest
+
+QUANTILE = 0.95
+"""Tail margin: a configuration fits if this quantile of its latencies does."""
+
+BUDGETS_OF_A_SAMPLE = 8
+
+
+class PrefixSource(Protocol):
+    """A fleet, as far as a warm start needs it."""
+
+    def prefixes(self, requests: Sequence[PrefixRequest]) -> list[Prefixes]:
+        """Language features and latency tokens, in the order of the requests."""
+        ...
+
+
+def targets(table: ProfileTable, budgets_SK: np.ndarray, *, quantile: float) -> np.ndarray:
+    """Best feasible configuration of each sample's kind at its budgets: columns, int64 [S, K]."""
+    columns_SK = np.empty(budgets_SK.shape, dtype=np.int64)
+    every = np.ones(len(table.configurations), dtype=bool)
+    for task in sorted(set(table.tasks)):
+        rows = np.flatnonzero(np.array(table.tasks) == task)
+        found = lookup(table.rows(rows), budgets_SK[rows].ravel(), quantile=quantile, allowed=every)
+        columns_SK[rows] = np.reshape(found, (len(rows), -1))
+    return columns_SK
+
+
+def sample_place(sample_id: str) -> tuple[str, int]:
+    """Split and index of a sample, from an id such as digits/validation/12."""
+    parts = sample_id.rsplit("/", 2)
+    if len(parts) != 3 or not parts[2].isdigit():
+        raise ValueError(
+            f"sample {sample_id!r} of the profile names no split and index: warm-start from a "
+            "profile that launch/profile.py wrote on this run's tasks"
+        )
+    return parts[1], int(parts[2])
+
+
+def examples_from_profile(
+    controller: Controller,
+    table: ProfileTable,
+    budgets: BudgetSampler,
+    source: PrefixSource,
+    *,
+    quantile: float = QUANTILE,
+    num_budgets: int = BUDGETS_OF_A_SAMPLE,
+    seed: int = 0,
+) -> WarmStartExamples:
+    """Each profiled sample at some budgets, with the configuration that its kind should get.
+
+    The targets are chosen by (kind of question, budget): what one sample alone would need is
+    not visible before it is answered.
+    """
+    rng = np.random.default_rng(seed)
+    low_ms, high_ms = budgets.range.low_ms, budgets.range.high_ms
+    budgets_SK = rng.uniform(low_ms, high_ms, (len(table.sample_ids), num_budgets))
+    columns_SK = targets(table, budgets_SK, quantile=quantile)
+    with torch.no_grad():
+        tokens_BD = controller.budget_tokens(torch.from_numpy(budgets_SK.ravel())).cpu().numpy()
+    tokens_SKD = tokens_BD.reshape(*budgets_SK.shape, -1)
+    requests = []
+    for row, sample_id in enumerate(table.sample_ids):
+        split, index = sample_place(sample_id)
+        chosen = [table.configurations[column] for column in columns_SK[row]]
+        requests.append(
+            PrefixRequest(
+                split=split,
+                index=index,
+                choices=tuple((knobs.tier, knobs.position) for knobs in chosen),
+                budget_tokens_KD=tokens_SKD[row],
+            )
+        )
+    prefixes = source.prefixes(requests)
+    return WarmStartExamples(
+        language_feature_BD=np.repeat([p.language_feature for p in prefixes], num_budgets, axis=0),
+        budgets_ms_B=budgets_SK.ravel(),
+        latency_token_BD=np.concatenate([p.latency_tokens for p in prefixes]),
+        actions_B4=np.array(
+            [table.configurations[column].indices() for column in columns_SK.ravel()]
+        ),
+    )
+
+
+def warm_start_from_profile(
+    controller: Controller,
+    table: ProfileTable,
+    budgets: BudgetSampler,
+    source: PrefixSource,
+    config: WarmStartConfig | None = None,
+) -> WarmStartRecord:
+    """Trains the controller's stages in place; raises ValueError for an unusable profile."""
+    examples = examples_from_profile(controller, table, budgets, source)
+    return warm_start(controller, examples, config or WarmStartConfig())

@@ -1,0 +1,71 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from launch.recipes import embedded
+from launch.warm_start import (
+    examples_from_profile,
+    sample_place,
+    targets,
+    warm_start_from_profile,
+)
+from learner.warm_start import WarmStartConfig
+from rollout.fleet import LocalFleet
+from tests import launch_rig, table_rig
+from tests.rollout import rig
+
+
+@pytest.fixture(scope="module")
+def table():
+    return table_rig.synthetic_table(60)
+
+
+def test_targets_fit_their_budget_with_a_margin(table):
+    budgets = table_rig.budgets_of(table)
+    budgets_SK = np.tile([budgets.range.low_ms, budgets.range.high_ms], (60, 1))
+    columns_SK = targets(table, budgets_SK, quantile=0.95)
+    tasks = np.array(table.tasks)
+    for task in set(table.tasks):
+        rows = np.flatnonzero(tasks == task)
+        assert len(np.unique(columns_SK[rows], axis=0)) == 1, "one target a kind and budget"
+        tail = np.quantile(table.latencies_ms[rows][:, columns_SK[rows[0], 1]], 0.95)
+        assert tail <= budgets.range.high_ms
+    low, high = (table.latencies_ms[np.arange(60), columns_SK[:, k]].mean() for k in (0, 1))
+    assert low < 0.8 * high
+
+
+def test_examples_hold_what_the_controller_would_see(table, tmp_path):
+    fleet = table_rig.fleet_of(table)
+    run = table_rig.table_run(tmp_path, table_rig.settings(embedded()), fleet)
+    controller = run.learner.controller
+    examples = examples_from_profile(controller, table, run.setup.budgets, fleet, num_budgets=3)
+    assert len(examples.budgets_ms_B) == 180
+    row = 100
+    sample = row // 3
+    feature = fleet.splits["train"].language_feature_SD[sample]
+    assert np.array_equal(examples.language_feature_BD[row], feature)
+    with torch.no_grad():
+        token = controller.budget_tokens(torch.from_numpy(examples.budgets_ms_B[row : row + 1]))
+        tier, position, *_ = torch.from_numpy(examples.actions_B4[row : row + 1]).unbind(1)
+        latency = fleet.blocks(token, torch.from_numpy(feature)[None], tier, position)
+    assert torch.allclose(torch.from_numpy(examples.latency_token_BD[row]), latency[0], atol=1e-5)
+
+
+def test_it_runs_through_the_model(table):
+    """The same glue with a real worker: the profile's ids name the worker's samples."""
+    small = table.rows(np.arange(3))
+    small = replace(small, sample_ids=tuple(f"noise/train/{n}" for n in range(3)))
+    controller = rig.controller()
+    fleet = LocalFleet(launch_rig.worker())
+    record = warm_start_from_profile(
+        controller, small, rig.BUDGETS, fleet, WarmStartConfig(steps=30, batch_size=8)
+    )
+    assert record.cross_entropy_after < record.cross_entropy_before
+
+
+def test_a_profile_of_unknown_samples_is_refused():
+    assert sample_place("digits/validation/12") == ("validation", 12)
+    with pytest.raises(ValueError, match="names no split and index"):
+        sample_place("12")

@@ -1,0 +1,130 @@
+"""Learning on a table: a synthetic profile with known laws, and runs of the loop on it."""
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import norm
+
+from envs.reward import PIDLambda
+from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, BudgetSampler, all_knobs
+from envs.tasks import Mixture, load_tasks
+from launch.recipes import EvaluationConfig, JointGRPOConfig
+from launch.reporting import Reporter
+from launch.training import Run, controller_config
+from learner.checkpoint import CheckpointStore
+from learner.local import LocalLearner
+from policy.controller import Controller
+from rollout.build import EMBEDDED
+from rollout.latency.profile_table import ProfileTable
+from rollout.table_world import StandInBlocks, TableFleet, TableSamples, mean_embeddings
+from rollout.worker import PolicySetup
+
+D_MODEL = 96
+PROFILE = EMBEDDED / "profile.npz"
+
+NEEDS = {
+    "easy_vqa": (0.96, {"tier": 0.02, "top_k": 0.02, "num_blocks": 0.05}),
+    "counting": (0.90, {"tier": 0.10, "top_k": 0.05, "num_blocks": 0.10}),
+    "digits": (0.95, {"tier": 0.70, "top_k": 0.04, "num_blocks": 0.06}),
+    "reading": (0.92, {"tier": 0.80, "top_k": 0.10, "num_blocks": 0.06}),
+    "chain": (0.90, {"tier": 0.03, "top_k": 0.05, "num_blocks": 0.75}),
+    "recall": (0.94, {"tier": 0.05, "top_k": 0.70, "num_blocks": 0.08}),
+}
+"""By kind: accuracy of the full configuration, and the share lost by each knob at its least."""
+
+
+def synthetic_table(num_samples: int = 600, seed: int = 0) -> ProfileTable:
+    """Kinds that need nothing, the tier, the blocks or top_k; difficulty by sample.
+
+    Latency is vision(tier) + blocks * (a + b k) with 3 % of noise, half of its variance common
+    to a sample.
+    """
+    rng = np.random.default_rng(seed)
+    mixture = Mixture(load_tasks())
+    samples = [mixture.sample("validation", index) for index in range(num_samples)]
+    configurations = tuple(all_knobs())
+    tier = np.array([int(k.tier) for k in configurations])
+    top_k = np.array([k.top_k for k in configurations])
+    blocks = np.array([k.num_blocks for k in configurations])
+    position = np.array([k.position for k in configurations])
+    # Blocks before the position keep 8 experts.
+    mean_k = (8 * position + top_k * (blocks - position)) / blocks
+    lost = {"tier": 1 - tier / 2, "top_k": 2 - mean_k / 4, "num_blocks": (16 - blocks) / 4}
+    scores = np.empty((num_samples, len(configurations)), np.float32)
+    for row, sample in enumerate(samples):
+        best, needs = NEEDS[sample.task]
+        chance = best * np.prod([1 - share * lost[n] for n, share in needs.items()], axis=0)
+        difficulty = 0.95 * rng.normal() + 0.3 * rng.normal(size=len(configurations))
+        scores[row] = norm.ppf(chance) > difficulty
+    vision = np.array([3.0, 5.0, 9.0])[tier]
+    latency = vision + blocks * (0.35 + 0.05 * tier) + blocks * mean_k * 0.09
+    noise = rng.normal(size=(num_samples, 1)) + rng.normal(size=scores.shape)
+    return ProfileTable(
+        configurations=configurations,
+        sample_ids=tuple(sample.id for sample in samples),
+        tasks=tuple(sample.task for sample in samples),
+        prompts=tuple(sample.prompt for sample in samples),
+        scores=scores,
+        latencies_ms=(latency * np.exp(0.03 / 2**0.5 * noise)).astype(np.float32),
+    )
+
+
+def profile_table() -> ProfileTable:
+    """The small model's own profile where it is there, the synthetic one otherwise."""
+    return ProfileTable.load(PROFILE) if PROFILE.exists() else synthetic_table()
+
+
+def features(table: ProfileTable) -> np.ndarray:
+    """Mean of a fixed random embedding of each word."""
+    embedding_VD = np.random.default_rng(1).normal(size=(997, D_MODEL))
+
+    def encode(prompt: str) -> np.ndarray:
+        return np.array([zlib.crc32(word.encode()) % 997 for word in prompt.split()])
+
+    return mean_embeddings(table.prompts, encode, embedding_VD)
+
+
+def budgets_of(table: ProfileTable) -> BudgetSampler:
+    """As a run measures them on its device."""
+    cheapest, full = (table.column(knobs) for knobs in (CHEAPEST_KNOBS, FULL_KNOBS))
+    return BudgetSampler.from_latencies(
+        table.latencies_ms[:, cheapest].tolist(), table.latencies_ms[:, full].tolist()
+    )
+
+
+def fleet_of(table: ProfileTable, feature_SD: np.ndarray | None = None) -> TableFleet:
+    samples = TableSamples(
+        table=table, language_feature_SD=features(table) if feature_SD is None else feature_SD
+    )
+    splits = {"train": samples, "validation": samples}
+    return TableFleet(splits, StandInBlocks(samples.language_feature_SD.shape[1]))
+
+
+def table_run(run_dir: Path, settings: JointGRPOConfig, fleet: TableFleet) -> Run:
+    """A fresh run on a table that is both trained on and evaluated on."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    samples = fleet.splits["train"]
+    budgets = budgets_of(samples.table)
+    d_model = samples.language_feature_SD.shape[1]
+    setup = PolicySetup(controller=controller_config(d_model, budgets), budgets=budgets)
+    torch.manual_seed(settings.seed)
+    return Run(
+        config=settings,
+        setup=setup,
+        fleet=fleet,
+        learner=LocalLearner(Controller(setup.controller), settings.learner, run_dir),
+        reporter=Reporter(run_dir, first_step=0, num_steps=settings.steps),
+        store=CheckpointStore(run_dir / "checkpoints", settings.keep_last),
+        steering=PIDLambda(settings.pid),
+    )
+
+
+def settings(base: JointGRPOConfig, **changes: Any) -> JointGRPOConfig:
+    """A recipe's settings with few checkpoints and a single evaluation."""
+    from dataclasses import replace
+
+    quiet = {"checkpoint_every": 10**6, "evaluation": EvaluationConfig(every=10**6, num_samples=2)}
+    return replace(base, **{**quiet, **changes})
