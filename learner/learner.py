@@ -44,7 +44,8 @@ class LearnerConfig:
         weight_decay: Adam's L2 term.
         grad_clip: largest norm of the whole gradient.
         stage1_lr_ratio: stage 1's learning rate as a multiple of `learning_rate`.
-        advantage: leave_one_out, mean_only or group_standardised.
+        advantage: leave_one_out, mean_only or group_standardised; the last one cancels most of
+            lambda (see `learner.advantages.combine`).
         epochs: passes over each batch.
         max_nonfinite_updates: consecutive updates that may be skipped for a non-finite loss or
             gradient; the next one stops the run.
