@@ -58,6 +58,11 @@ def combine(
 
     The constraint part of the reward is -(lambda * violation + 0.5 * overshoot). Kept apart, a
     large lambda cannot shrink the score's advantages through a common divisor.
+
+    With the standardised form each part is divided by its own spread in the group, which a
+    factor on the whole part cancels: lambda then only weighs violation against overshoot, and
+    steering it hardly changes how much a violation costs beside the score. Use leave_one_out or
+    mean_only, where lambda keeps its weight, to hold a violation rate.
     """
     if score_rewards_NG.shape != constraint_rewards_NG.shape:
         raise ValueError(

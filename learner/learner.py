@@ -37,11 +37,15 @@ class LearnerConfig:
     """The optimizer, the loss and when to give up.
 
     Attributes:
-        learning_rate: Adam's, of the budget encoder and stage 2.
+        learning_rate: Adam's, of the budget encoder and stage 2, at the first update.
+        final_lr_ratio: share of every learning rate that is left after `lr_steps` updates; it
+            falls linearly, and stays from there on.
+        lr_steps: updates that the fall takes.
         weight_decay: Adam's L2 term.
         grad_clip: largest norm of the whole gradient.
         stage1_lr_ratio: stage 1's learning rate as a multiple of `learning_rate`.
-        advantage: leave_one_out, mean_only or group_standardised.
+        advantage: leave_one_out, mean_only or group_standardised; the last one cancels most of
+            lambda (see `learner.advantages.combine`).
         epochs: passes over each batch.
         max_nonfinite_updates: consecutive updates that may be skipped for a non-finite loss or
             gradient; the next one stops the run.
@@ -50,6 +54,8 @@ class LearnerConfig:
     """
 
     learning_rate: float = 1e-4
+    final_lr_ratio: float = 1.0
+    lr_steps: int = 1000
     weight_decay: float = 1e-5
     grad_clip: float = 1.0
     stage1_lr_ratio: float = 1.0
@@ -63,6 +69,11 @@ class LearnerConfig:
         for name in ("learning_rate", "grad_clip", "stage1_lr_ratio"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: give a positive number")
+        if not 0 <= self.final_lr_ratio <= 1 or self.lr_steps < 1:
+            raise ValueError(
+                f"final_lr_ratio {self.final_lr_ratio}, lr_steps {self.lr_steps}: give a share "
+                "within 0..1 and at least one step"
+            )
         if self.weight_decay < 0 or self.epochs < 1 or self.max_nonfinite_updates < 0:
             raise ValueError(
                 f"weight_decay {self.weight_decay}, epochs {self.epochs}, max_nonfinite_updates "
@@ -72,6 +83,12 @@ class LearnerConfig:
             raise ValueError(
                 f"unknown advantage {self.advantage!r}: use one of {', '.join(ADVANTAGE_FORMS)}"
             )
+
+
+    def lr_scale(self, step: int) -> float:
+        """What the learning rates are multiplied by at an update, counted from 0."""
+        share = min(step / self.lr_steps, 1.0)
+        return 1 - share * (1 - self.final_lr_ratio)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -210,6 +227,7 @@ class Learner:
         tokens_ND = self.controller.budget_tokens(batch.budgets_ms_N)
         tokens_ND.backward(torch.from_numpy(grads_ND).to(tokens_ND))
         entropy_coef = self.config.entropy.coefficient(self.version)
+        self._schedule_learning_rates()
         grad_norm = self._step(metrics)
         applied = np.isfinite(grad_norm)
         if applied:
@@ -283,6 +301,12 @@ class Learner:
         loss.backward()
         return log_probs_B.detach(), metrics
 
+    def _schedule_learning_rates(self) -> None:
+        """Sets them from the version alone, so that a resumed run has the same."""
+        scale = self.config.lr_scale(self.version)
+        for group in self.optimizer.param_groups:
+            group["lr"] = scale * group["initial_lr"]
+
     def _step(self, metrics: LossMetrics) -> float:
         """Clips and steps; returns the gradient norm, NaN or inf if there was no step."""
         norm = torch.nn.utils.clip_grad_norm_(
@@ -346,11 +370,11 @@ class Learner:
 def _make_optimizer(controller: Controller, config: LearnerConfig) -> torch.optim.Adam:
     stage1_lr = config.learning_rate * config.stage1_lr_ratio
     others = [*controller.budget_encoder.parameters(), *controller.stage2.parameters()]
-    return torch.optim.Adam(
-        [{"params": list(controller.stage1.parameters()), "lr": stage1_lr}, {"params": others}],
-        lr=config.learning_rate,
-        weight_decay=config.weight_decay,
-    )
+    groups = [
+        {"params": list(controller.stage1.parameters()), "initial_lr": stage1_lr},
+        {"params": others, "initial_lr": config.learning_rate},
+    ]
+    return torch.optim.Adam(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
 def _log_distributions(

@@ -186,3 +186,17 @@ def test_wrong_batches_are_refused(tmp_path):
         LearnerConfig(advantage="best")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="learning_rate is 0"):
         LearnerConfig(learning_rate=0)
+
+
+def test_learning_rates_fall_linearly_and_stay(tmp_path):
+    learner = make_learner(
+        tmp_path, learning_rate=1e-2, stage1_lr_ratio=0.5, final_lr_ratio=0.2, lr_steps=4
+    )
+    rates = []
+    for seed in range(6):
+        update(learner, *make_groups(learner, seed=seed))
+        rates.append([group["lr"] for group in learner.optimizer.param_groups])
+    expected = np.array([1.0, 0.8, 0.6, 0.4, 0.2, 0.2])
+    np.testing.assert_allclose(rates, np.outer(expected, [5e-3, 1e-2]))
+    with pytest.raises(ValueError, match="final_lr_ratio"):
+        LearnerConfig(final_lr_ratio=1.5)
