@@ -169,7 +169,7 @@ class Stream(Dataset[Batch]):
         dense = bool(rng.random() < self.config.dense)
         want_large = rng.random() > step / max(1, self.config.easy_steps)
         while True:
-            scene = SOURCES[name].scene(self.config.split, rng, num_questions=8, dense=dense)
+            scene = SOURCES[name].scene(self.config.split, rng, num_questions=18, dense=dense)
             sizes = [q.metadata.get("size_px", 99) for q in scene.questions]
             if not want_large or max(sizes) >= (8 if name == "counting" else 13):
                 return scene

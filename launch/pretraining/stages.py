@@ -63,9 +63,14 @@ def _joint() -> StageConfig:
     return StageConfig(
         steps=4000,
         stream=StreamConfig(
-            num_scenes=5, text_every=3, easy_steps=500, seed=2, tier_weights=(0.25, 0.2, 0.55)
+            num_scenes=4,
+            tail_tokens=200,
+            text_every=6,
+            easy_steps=1000,
+            seed=2,
+            tier_weights=(0.35, 0.2, 0.45),
         ),
-        optimizer=OptimizerConfig(muon_lr=0.006, adam_lr=0.002, vision_share=0.3),
+        optimizer=OptimizerConfig(muon_lr=0.008, adam_lr=0.002, vision_share=0.3),
         warmup_steps=200,
         vision_every=2,
     )
