@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from rollout.molmoe.attention import RMSNorm, wide
 from rollout.molmoe.config import MolmoEConfig
 
+GROUPED_ROWS, GROUPED_ROWS_BFLOAT16 = 32, 64
+"""Mean rows of an expert below which a CPU takes the grouped product."""
+
 ExpertFunction = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -99,16 +102,18 @@ class SparseMoE(nn.Module):
         self.gate_up = nn.Parameter(torch.empty(experts, 2 * hidden, dim))
         self.down = nn.Parameter(torch.empty(experts, dim, hidden))
 
-    def experts_for(self, x_TD: Tensor) -> ExpertFunction:
+    def experts_for(self, x_TD: Tensor, top_k: int) -> ExpertFunction:
         """The stated rule; its measurement is `python -m benchmarks.moe`.
 
-        Grouped on an accelerator, and on a CPU for several tokens in bfloat16 (oneDNN's grouped
-        product is faster than its small ones); else a loop over the experts that are used.
+        Grouped on an accelerator. On a CPU the grouped product wins while experts get few rows
+        each, and the loop over the used experts at one token and where they get many.
         """
-        is_cpu = x_TD.device.type == "cpu"
-        if is_cpu and (x_TD.dtype != torch.bfloat16 or len(x_TD) == 1):
-            return looped_experts
-        return grouped_experts
+        if x_TD.device.type != "cpu":
+            return grouped_experts
+        rows_of_an_expert = len(x_TD) * top_k / len(self.gate_up)
+        limit = GROUPED_ROWS_BFLOAT16 if x_TD.dtype == torch.bfloat16 else GROUPED_ROWS
+        is_grouped = len(x_TD) > 1 and rows_of_an_expert < limit
+        return grouped_experts if is_grouped else looped_experts
 
     def forward(self, x_BTD: Tensor, top_k: int) -> Tensor:
         """[B, T, D] -> [B, T, D], residual not added.
@@ -120,5 +125,5 @@ class SparseMoE(nn.Module):
             raise ValueError(f"top_k {top_k} is not within 1..{len(self.gate_up)}")
         x_TD = self.ff_norm(x_BTD).flatten(0, -2)
         weights, experts = route(self.gate(x_TD), top_k)
-        out = self.experts_for(x_TD)(x_TD, weights, experts, self.gate_up, self.down)
+        out = self.experts_for(x_TD, top_k)(x_TD, weights, experts, self.gate_up, self.down)
         return out.view_as(x_BTD)

@@ -33,8 +33,8 @@ def watch(executor, monkeypatch):
     entered, evaluations = [], []
     original = SparseMoE.experts_for
 
-    def counting(self, x_TD):
-        inner = original(self, x_TD)
+    def counting(self, x_TD, top_k):
+        inner = original(self, x_TD, top_k)
 
         def experts(x, weights, indices, gate_up, down):
             evaluations.append(indices.numel())

@@ -44,7 +44,7 @@ def moe():
 @pytest.mark.parametrize("experts", [grouped_experts, looped_experts])
 @pytest.mark.parametrize("num_tokens", [1, 2, 37])
 def test_moe_against_olmoe(moe, top_k, experts, num_tokens, monkeypatch):
-    monkeypatch.setattr(moe, "experts_for", lambda x: experts)
+    monkeypatch.setattr(moe, "experts_for", lambda *_: experts)
     x = torch.randn(1, num_tokens, 64, generator=torch.Generator().manual_seed(top_k))
     expected = olmoe_twin(moe, top_k)(moe.ff_norm(x))
     assert torch.allclose(moe(x, top_k), expected, atol=1e-5)
@@ -126,7 +126,7 @@ def prefill_and_decode(model):
 
 def test_accelerator_path_reads_nothing_on_the_host(monkeypatch):
     model = random_model(TINY)
-    monkeypatch.setattr(SparseMoE, "experts_for", lambda self, x: grouped_experts)
+    monkeypatch.setattr(SparseMoE, "experts_for", lambda *_: grouped_experts)
     prefill_and_decode(model)
 
 
