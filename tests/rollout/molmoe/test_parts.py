@@ -110,14 +110,25 @@ class NoHostReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def prefill_and_decode(model):
+def forbid_direct_reads(monkeypatch):
+    """These read a CPU tensor without an operation that a dispatch mode could see."""
+    for name in ("tolist", "item", "numpy", "cpu", "__bool__", "__int__", "__float__"):
+
+        def read(self, *_arguments, name=name):
+            raise AssertionError(f"Tensor.{name} reads on the host")
+
+        monkeypatch.setattr(torch.Tensor, name, read)
+
+
+def prefill_and_decode(model, monkeypatch):
     inputs = torch.tensor([[1, 2, 3, 4, 5, 6]])
     images = torch.randn(1, 2, 64, 48)
     masks = torch.ones(1, 2, 64)
     idx = torch.full((1, 2, 16), -100)
     idx[0, 0, :3] = torch.tensor([1, 2, 3])
     cache = model.new_cache(8)
-    with NoHostReads():
+    with monkeypatch.context() as patch, NoHostReads():
+        forbid_direct_reads(patch)
         x = model.embed(inputs, model.encode_image(images, masks), idx)
         x = model.run_blocks(x, 0, 4, cache=cache, top_k=[4, 4, 2, 2], skipped=(1,))
         token = model.logits(x[:, -1]).argmax(-1)
@@ -127,9 +138,9 @@ def prefill_and_decode(model):
 def test_accelerator_path_reads_nothing_on_the_host(monkeypatch):
     model = random_model(TINY)
     monkeypatch.setattr(SparseMoE, "experts_for", lambda *_: grouped_experts)
-    prefill_and_decode(model)
+    prefill_and_decode(model, monkeypatch)
 
 
-def test_the_watch_for_host_reads_catches_the_cpu_loop():
+def test_the_watch_for_host_reads_catches_the_cpu_loop(monkeypatch):
     with pytest.raises(AssertionError, match="reads on the host"):
-        prefill_and_decode(random_model(TINY))
+        prefill_and_decode(random_model(TINY), monkeypatch)
