@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from rollout.molmoe.attention import RMSNorm, wide
 from rollout.molmoe.config import MolmoEConfig
 
-GROUPED_ROWS, GROUPED_ROWS_BFLOAT16 = 32, 64
-"""Mean rows of an expert below which a CPU takes the grouped product."""
+GROUPED_ROWS = {torch.float32: 32, torch.bfloat16: 64}
+"""Mean rows of an expert below which a CPU takes the grouped product; other dtypes lack one."""
 
 ExpertFunction = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -111,8 +111,7 @@ class SparseMoE(nn.Module):
         if x_TD.device.type != "cpu":
             return grouped_experts
         rows_of_an_expert = len(x_TD) * top_k / len(self.gate_up)
-        limit = GROUPED_ROWS_BFLOAT16 if x_TD.dtype == torch.bfloat16 else GROUPED_ROWS
-        is_grouped = len(x_TD) > 1 and rows_of_an_expert < limit
+        is_grouped = len(x_TD) > 1 and rows_of_an_expert < GROUPED_ROWS.get(x_TD.dtype, 0)
         return grouped_experts if is_grouped else looped_experts
 
     def forward(self, x_BTD: Tensor, top_k: int) -> Tensor:
