@@ -136,7 +136,7 @@ def test_muon_orthogonalises_each_matrix():
 
 def test_rates_warm_up_and_decay():
     stage = with_steps(TrainConfig(), vision=1, text=1, joint=1000).joint
-    assert rate_share(0, stage) == pytest.approx(0.02)
+    assert rate_share(0, stage) == pytest.approx(1 / stage.warmup_steps)
     assert rate_share(500, stage) == 1.0
     assert rate_share(775, stage) == pytest.approx(0.5)
     assert rate_share(999, stage) == pytest.approx(0.02)
