@@ -1,0 +1,9 @@
+"""One thread a process: the tests' models are tiny, and threads that wait for each other are slow."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+
+torch.set_num_threads(1)
