@@ -1,4 +1,4 @@
-"""One thread a process: the tests' models are tiny, and threads that wait for each other are slow."""
+"""One thread a process: for models this tiny, threads that wait for each other are slow."""
 
 import os
 
