@@ -23,6 +23,9 @@ QUANTILE = 0.95
 
 BUDGETS_OF_A_SAMPLE = 8
 
+IMITATION = WarmStartConfig(steps=1500, batch_size=128, learning_rate=2e-3, entropy_coef=0.01)
+"""Long enough to follow targets that change within a few milliseconds of budget."""
+
 
 class PrefixSource(Protocol):
     """A fleet, as far as a warm start needs it."""
@@ -108,4 +111,4 @@ def warm_start_from_profile(
 ) -> WarmStartRecord:
     """Trains the controller's stages in place; raises ValueError for an unusable profile."""
     examples = examples_from_profile(controller, table, budgets, source)
-    return warm_start(controller, examples, config or WarmStartConfig())
+    return warm_start(controller, examples, config or IMITATION)

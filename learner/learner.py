@@ -84,7 +84,6 @@ class LearnerConfig:
                 f"unknown advantage {self.advantage!r}: use one of {', '.join(ADVANTAGE_FORMS)}"
             )
 
-
     def lr_scale(self, step: int) -> float:
         """What the learning rates are multiplied by at an update, counted from 0."""
         share = min(step / self.lr_steps, 1.0)
