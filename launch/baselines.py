@@ -122,7 +122,7 @@ def lookup_columns(
     return found
 
 
-def statics(table: ProfileTable, budgets_ms: np.ndarray) -> dict[str, Outcome]:
+def static_policies(table: ProfileTable, budgets_ms: np.ndarray) -> dict[str, Outcome]:
     """Every configuration, whatever the budget."""
     return {
         str(knobs): of_columns(table, [c] * len(budgets_ms), budgets_ms)
@@ -132,7 +132,7 @@ def statics(table: ProfileTable, budgets_ms: np.ndarray) -> dict[str, Outcome]:
 
 def named_statics(table: ProfileTable, budgets_ms: np.ndarray) -> dict[str, Outcome]:
     """The cheapest, the full, and the configuration that is best over all budgets."""
-    every = statics(table, budgets_ms)
+    every = static_policies(table, budgets_ms)
     best = max(every, key=lambda name: float(every[name].in_budget_accuracy.mean()))
     chosen = {"cheapest": str(CHEAPEST_KNOBS), "full": str(FULL_KNOBS), "best": best}
     return {

@@ -148,7 +148,8 @@ def verdict(found: dict[str, Outcome], test: ProfileTable, budgets_ms: np.ndarra
     ours = float(found["controller"].in_budget_accuracy.mean())
     rivals = {
         "every static configuration": max(
-            float(o.in_budget_accuracy.mean()) for o in baselines.statics(test, budgets_ms).values()
+            float(o.in_budget_accuracy.mean())
+            for o in baselines.static_policies(test, budgets_ms).values()
         ),
         "random": float(found["random"].in_budget_accuracy.mean()),
         "the lookup table with margin": float(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -186,7 +187,8 @@ class Stream(Dataset[Batch]):
                 room -= len(encoded.ids)
         while room > 0:
             name = "recall" if rng.random() < 0.35 else "chain"
-            encoded = self.encoder.encode(name, SOURCES[name].text_question(rng))
+            source: Any = SOURCES[name]
+            encoded = self.encoder.encode(name, source.text_question(rng))
             if len(encoded.ids) > room:
                 break
             row.append((self.names.index(name), encoded))

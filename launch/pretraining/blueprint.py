@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -128,7 +129,7 @@ def _start_local(model: MolmoE) -> None:
     waves = [f(c[:, None] * angles) for c in (rows, cols) for f in (torch.sin, torch.cos)]
     vit.positional_embedding[1:] = torch.cat(waves, dim=-1).repeat(1, vision.num_heads)
     for layer, gain in zip(vit.resblocks, (2.4, 2.0, 1.5), strict=True):
-        attention = layer.attention
+        attention: Any = layer.attention
         attention.wk.weight.copy_(gain * torch.eye(vision.dim))
         turns = [_turn(offset, angles) for offset in OFFSETS]
         attention.wq.weight.copy_(gain * torch.block_diag(*turns))

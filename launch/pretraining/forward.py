@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -104,6 +105,7 @@ def decode(
 ) -> Hidden:
     """Runs the decoder blocks; block 0 always uses all trained experts."""
     balance = spread = x_BTD.new_zeros(())
+    block: Any
     for index, block in enumerate(model.blocks):
         if index in skipped:
             continue
@@ -159,7 +161,8 @@ def experts(moe: SparseMoE, x_BTD: Tensor, top_k: int, dtype: torch.dtype) -> tu
     gate_up, x_ND = moe.gate_up.to(dtype), x_ND.to(dtype)
     gate = F.linear(x_ND, gate_up[:, : double // 2].reshape(-1, dim))
     up = F.linear(x_ND, gate_up[:, double // 2 :].reshape(-1, dim))
-    hidden = swiglu(*(t.unflatten(-1, (num_experts, -1)) for t in (gate, up)), weights_NE.to(dtype))
+    gate, up = (t.unflatten(-1, (num_experts, -1)) for t in (gate, up))
+    hidden = swiglu(gate, up, weights_NE.to(dtype))
     down = moe.down.to(dtype).permute(1, 0, 2).reshape(dim, -1)
     return F.linear(hidden.flatten(1), down).float().view_as(x_BTD), logits_NE
 

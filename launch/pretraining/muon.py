@@ -56,7 +56,7 @@ class Muon(torch.optim.Optimizer):
         )
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         """One update of all weights that have gradients."""
         assert closure is None
         for group in self.param_groups:

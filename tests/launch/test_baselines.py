@@ -24,7 +24,7 @@ def table():
 
 
 def test_static_configurations(table):
-    every = baselines.statics(table, BUDGETS)
+    every = baselines.static_policies(table, BUDGETS)
     cheapest = every[str(CHEAPEST_KNOBS)]
     assert cheapest.in_budget_accuracy.tolist() == [0.5, 0.5, 0.5]
     assert cheapest.violation.tolist() == [0.5, 0, 0]
