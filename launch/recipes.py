@@ -157,14 +157,14 @@ def embedded() -> JointGRPOConfig:
     """The small MolmoE and its tasks, on a laptop."""
     return JointGRPOConfig(
         recipe="embedded",
-        steps=250,
+        steps=220,
         pid=PIDConfig(kp=0.2, ki=0.02, smoothing=0.8, maximum=1.5),
         learner=LearnerConfig(
             learning_rate=1e-3,
             final_lr_ratio=0.1,
-            lr_steps=250,
+            lr_steps=220,
             epochs=4,
-            entropy=EntropySchedule(start=0.05, end=0.002, steps=250),
+            entropy=EntropySchedule(start=0.05, end=0.002, steps=220),
         ),
     )
 
