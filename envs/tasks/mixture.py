@@ -18,10 +18,10 @@ from envs.tasks.task import DataError, Task, check_split, sample_rng
 WEIGHTS: Mapping[str, float] = {
     "easy_vqa": 0.15,
     "digits": 0.20,
-    "reading": 0.15,
+    "reading": 0.10,
     "counting": 0.10,
     "recall": 0.20,
-    "chain": 0.20,
+    "chain": 0.25,
 }
 """Share of each task in the default mixture."""
 

@@ -43,7 +43,10 @@ FONTS = {
         "DejaVuSans.ttf DejaVuSans-Bold.ttf DejaVuSans-Oblique.ttf DejaVuSansMono.ttf "
         "DejaVuSansMono-Bold.ttf DejaVuSerif.ttf DejaVuSerif-Bold.ttf DejaVuSerif-Italic.ttf "
         "STIXGeneral.ttf STIXGeneralBol.ttf STIXGeneralItalic.ttf cmr10.ttf cmss10.ttf "
-        "cmtt10.ttf cmb10.ttf"
+        "cmtt10.ttf cmb10.ttf "
+        "Caladea-Regular.ttf Caladea-Bold.ttf Caladea-Italic.ttf "
+        "Manrope-Regular.ttf Manrope-Bold.ttf "
+        "HankenGrotesk-Regular.otf HankenGrotesk-SemiBold.otf HankenGrotesk-Italic.otf"
     ).split(),
     "validation": "Roboto-Regular.ttf Roboto-Medium.ttf Roboto-Bold.ttf Roboto-Italic.ttf".split(),
     "test": (
@@ -51,7 +54,16 @@ FONTS = {
         "SourceSerifPro-It.ttf"
     ).split(),
 }
-"""Fonts by split: matplotlib's, Roboto, Source Serif."""
+"""Fonts by split: matplotlib's, Caladea, Manrope and Hanken Grotesk; Roboto; Source Serif."""
+
+FONT_PACKAGES = {
+    "Caladea": "font_caladea",
+    "Manrope": "font_manrope",
+    "HankenGrotesk": "font_hanken_grotesk",
+    "Roboto": "font_roboto",
+    "SourceSerifPro": "font_source_serif_pro",
+}
+"""Package that holds a family; the other fonts come with matplotlib."""
 
 
 def char_class(char: str) -> int:
@@ -67,12 +79,13 @@ def shape_class(shape: str) -> int:
 @cache
 def font_path(split: str, number: int) -> Path:
     """Path of the split's font with this number; raises DataError if the file is missing."""
-    folders = {
-        "train": Path(matplotlib.get_data_path()) / "fonts" / "ttf",
-        "validation": Path(str(files("font_roboto"))) / "files",
-        "test": Path(str(files("font_source_serif_pro"))) / "files",
-    }
-    path = folders[check_split(split)] / FONTS[split][number]
+    name = FONTS[check_split(split)][number]
+    package = FONT_PACKAGES.get(name.partition("-")[0])
+    if package is None:
+        folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    else:
+        folder = Path(str(files(package))) / "files"
+    path = folder / name
     if not path.is_file():
         raise DataError(f"font {path} of the {split} split is missing: reinstall its package")
     return path
@@ -180,6 +193,6 @@ class Canvas:
 
 
 def mixed_size(rng: np.random.Generator, small: tuple[int, int], large: tuple[int, int]) -> int:
-    """A size in px: six times in ten from the small range, else from the large one."""
-    low, high = small if rng.random() < 0.6 else large
+    """A size in px: four times in ten from the small range, else from the large one."""
+    low, high = small if rng.random() < 0.4 else large
     return round(float(np.exp(rng.uniform(np.log(low), np.log(high)))))

@@ -166,7 +166,7 @@ class Stream(Dataset[Batch]):
     def _scene(self, name: str, rng: np.random.Generator, step: int) -> Scene:
         if rng.random() < self.config.sheets:
             ease = max(0.0, 1 - step / max(1, self.config.easy_steps))
-            return rolled_sheet(self.config.split, rng, smallest_px=round(7 + 7 * ease))
+            return rolled_sheet(self.config.split, rng, smallest_px=round(7 + 4 * ease))
         dense = bool(rng.random() < self.config.dense)
         want_large = rng.random() > step / max(1, self.config.easy_steps)
         while True:

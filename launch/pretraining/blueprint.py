@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,7 @@ def _start_local(model: MolmoE) -> None:
     vit, vision = model.vision.encoder.image_vit, model.config.vision
     vit.patch_embedding.weight -= 0.8 * vit.patch_embedding.weight.mean(1, keepdim=True)
     width = vision.dim // vision.num_heads
-    angles = torch.linspace(0.25, 2.2, width // 4)
+    angles = torch.cat([torch.linspace(0.25, 2.2, width // 4 - 1), torch.tensor([math.pi])])
     rows, cols = (
         t.flatten() for t in torch.meshgrid(*[torch.arange(vision.grid)] * 2, indexing="ij")
     )
@@ -133,6 +134,31 @@ def _start_local(model: MolmoE) -> None:
         attention.wk.weight.copy_(gain * torch.eye(vision.dim))
         turns = [_turn(offset, angles) for offset in OFFSETS]
         attention.wq.weight.copy_(gain * torch.block_diag(*turns))
+    _start_apart(model, width)
+
+
+def _start_apart(model: MolmoE, width: int) -> None:
+    """Lets four heads of the 2x2 pooling start with a patch each, else they blur the four.
+
+    The last angle of rows and columns is pi, so its cosine tells even from odd: the two channels
+    of each head's share of the positions are kept free of pixels, and the pooling's queries start
+    as constants that ask for one of the four combinations.
+    """
+    vision, pooling = model.config.vision, model.vision.encoder.image_pooling_2d
+    even_row, even_col = (
+        torch.arange(vision.num_heads) * width + place for place in (width // 2 - 1, width - 1)
+    )
+    patches = model.vision.encoder.image_vit.patch_embedding.weight
+    patches[even_row] *= 0.05
+    patches[even_col] *= 0.05
+    earliest = len(model.config.vit_layers) - 1  # its features come last
+    for head, signs in enumerate(((1, 1), (1, -1), (-1, 1), (-1, -1))):
+        for axis, channels in enumerate((even_row, even_col)):
+            key = head * width + axis
+            pooling.wk.weight[key] = 0
+            pooling.wk.weight[key, earliest * vision.dim + channels] = 3.0 / vision.num_heads
+            pooling.wq.weight[key] = 0
+            pooling.wq.bias[key] = 6.0 * signs[axis]
 
 
 def _turn(offset: tuple[int, int], angles: Tensor) -> Tensor:

@@ -17,6 +17,10 @@ from envs.tasks.task import Scene
 GLYPHS = LETTERS + "0123456789" * 2
 
 
+LARGEST_PX = 16
+"""Larger glyphs reach beyond the patches that see one another; they are read at a lower tier, or
+in the overview, where they are smaller."""
+
 NUM_SHEETS = 2500
 """Different sheets of one smallest size; drawing each anew would cost as much as learning it."""
 
@@ -39,7 +43,7 @@ def sheet(split: str, rng: np.random.Generator, *, smallest_px: int = 7) -> Scen
     """Lines of random text, rows of handwritten digits or rows of shapes, of one size."""
     canvas = Canvas.blank(rng)
     kind = rng.choice(3, p=(0.5, 0.35, 0.15))
-    size_px = round(float(np.exp(rng.uniform(np.log(smallest_px), np.log(28)))))
+    size_px = round(float(np.exp(rng.uniform(np.log(smallest_px), np.log(LARGEST_PX)))))
     (_text, _digits, _shapes)[kind](canvas, split, size_px, rng)
     return Scene(image=canvas.image, questions=(), labels=canvas.labels)
 

@@ -37,15 +37,15 @@ class StageConfig:
 
 def _vision() -> StageConfig:
     return StageConfig(
-        steps=1100,
+        steps=3200,
         stream=StreamConfig(
-            num_scenes=5,
+            num_scenes=3,
             sheets=0.85,
             dense=0.9,
-            easy_steps=800,
+            easy_steps=1600,
             tail_tokens=1,
             task_weights=(0.1, 0.3, 0.3, 0.1, 0.2, 0.0),
-            tier_weights=(0.15, 0.2, 0.65),
+            tier_weights=(0.05, 0.05, 0.9),
         ),
         optimizer=OptimizerConfig(muon_lr=0.008, adam_lr=0.002),
     )

@@ -41,7 +41,7 @@ class LossConfig:
     """Even use of the experts."""
     spread: float = 0.02
     """Excess of the router's spread."""
-    spread_limit: float = 1.0
+    spread_limit: float = 0.4
     """Standard deviation of router logits from which on the spread costs."""
 
 
@@ -145,7 +145,7 @@ class Trainee(nn.Module):
         *,
         top_k: int | None = None,
         skipped: tuple[int, ...] = (),
-        spread_limit: float = 1.0,
+        spread_limit: float = 0.4,
     ) -> fw.Hidden:
         """Hidden states behind the last block, of the tail tokens only."""
         tier = None if vision_BCVD is None else batch.tier
