@@ -53,7 +53,7 @@ def _vision() -> StageConfig:
 
 def _text() -> StageConfig:
     return StageConfig(
-        steps=300,
+        steps=500,
         stream=StreamConfig(text_every=1, num_scenes=6, seed=1),
         optimizer=OptimizerConfig(muon_lr=0.008, adam_lr=0.003),
     )
@@ -61,16 +61,17 @@ def _text() -> StageConfig:
 
 def _joint() -> StageConfig:
     return StageConfig(
-        steps=4000,
+        steps=6000,
         stream=StreamConfig(
-            num_scenes=4,
-            tail_tokens=200,
+            num_scenes=5,
+            tail_tokens=136,
+            task_weights=(0.08, 0.22, 0.28, 0.14, 0.20, 0.08),
             text_every=6,
-            easy_steps=1000,
+            easy_steps=500,
             seed=2,
-            tier_weights=(0.35, 0.2, 0.45),
+            tier_weights=(0.3, 0.2, 0.5),
         ),
-        optimizer=OptimizerConfig(muon_lr=0.008, adam_lr=0.002, vision_share=0.3),
+        optimizer=OptimizerConfig(muon_lr=0.006, adam_lr=0.002, vision_share=0.3),
         warmup_steps=200,
         vision_every=2,
     )
