@@ -29,12 +29,12 @@ class Hidden:
     Attributes:
         x_BTD: hidden states behind the last block.
         balance: load-balance loss, 1 when experts are used evenly.
-        spread: how far the router's logits spread beyond what keeps the 8th expert audible.
+        dominance: by how much the stronger half of a token's experts outweighs the weaker half.
     """
 
     x_BTD: Tensor
     balance: Tensor
-    spread: Tensor
+    dominance: Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,28 +101,26 @@ def decode(
     *,
     top_k: int | None = None,
     skipped: Collection[int] = (),
-    spread_limit: float = 1.0,
 ) -> Hidden:
     """Runs the decoder blocks; block 0 always uses all trained experts."""
-    balance = spread = x_BTD.new_zeros(())
+    balance = dominance = x_BTD.new_zeros(())
     block: Any
     for index, block in enumerate(model.blocks):
         if index in skipped:
             continue
         k = model.config.top_k if top_k is None or index == 0 else top_k
-        x_BTD, even, excess = run_block(block.attn, block.mlp, x_BTD, layout, k, spread_limit)
-        balance = balance + even / len(model.blocks)
-        spread = spread + excess / len(model.blocks)
-    return Hidden(x_BTD=x_BTD, balance=balance, spread=spread)
+        x_BTD, uneven, excess = run_block(block.attn, block.mlp, x_BTD, layout, k)
+        balance = balance + uneven / len(model.blocks)
+        dominance = dominance + excess / len(model.blocks)
+    return Hidden(x_BTD=x_BTD, balance=balance, dominance=dominance)
 
 
 def run_block(
-    attn: Attention, moe: SparseMoE, x_BTD: Tensor, layout: Layout, top_k: int, spread_limit: float
+    attn: Attention, moe: SparseMoE, x_BTD: Tensor, layout: Layout, top_k: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One block: hidden states, load balance, router spread."""
+    """One block: hidden states, load balance, dominance."""
     x_BTD = x_BTD + attend(attn, x_BTD, layout)
-    out, logits = experts(moe, x_BTD, top_k, layout.bias.dtype)
-    excess = F.relu(logits.var(-1) - spread_limit**2).mean()
+    out, logits, excess = experts(moe, x_BTD, top_k, layout.bias.dtype)
     return x_BTD + out, balance_loss(logits, top_k), excess
 
 
@@ -150,8 +148,14 @@ def rotate(x_BHTK: Tensor, layout: Layout) -> Tensor:
     return x_BHTK * layout.cos + torch.cat([-second, first], dim=-1) * layout.sin
 
 
-def experts(moe: SparseMoE, x_BTD: Tensor, top_k: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """All experts at once, the unchosen ones with weight 0: ([B, T, D], router logits [N, E])."""
+def experts(
+    moe: SparseMoE, x_BTD: Tensor, top_k: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All experts at once, the unchosen ones with weight 0.
+
+    Returns:
+        [B, T, D], router logits [N, E] and the dominance among the chosen.
+    """
     x_ND = norm(moe.ff_norm, x_BTD, torch.float32).flatten(0, 1)
     logits_NE = F.linear(x_ND, moe.gate.weight)
     probs_NE = logits_NE.softmax(-1)
@@ -164,7 +168,23 @@ def experts(moe: SparseMoE, x_BTD: Tensor, top_k: int, dtype: torch.dtype) -> tu
     gate, up = (t.unflatten(-1, (num_experts, -1)) for t in (gate, up))
     hidden = swiglu(gate, up, weights_NE.to(dtype))
     down = moe.down.to(dtype).permute(1, 0, 2).reshape(dim, -1)
-    return F.linear(hidden.flatten(1), down).float().view_as(x_BTD), logits_NE
+    excess = dominance(hidden[::EVERY], chosen[::EVERY])
+    return F.linear(hidden.flatten(1), down).float().view_as(x_BTD), logits_NE, excess
+
+
+EVERY = 4
+"""Dominance is measured on every so many tokens."""
+
+
+def dominance(hidden_NEH: Tensor, chosen_Nk: Tensor) -> Tensor:
+    """By how much the weaker half of the chosen experts gives less than half of the energy.
+
+    Without it the first few experts do nearly all of the work, and the model would lose nothing
+    by leaving the others out. `chosen_Nk` is sorted by router probability.
+    """
+    energy_Nk = hidden_NEH.float().square().sum(-1).gather(1, chosen_Nk)
+    weaker = energy_Nk[:, chosen_Nk.shape[1] // 2 :].sum(-1) / (energy_Nk.sum(-1) + 1e-9)
+    return F.relu(0.5 - weaker).mean()
 
 
 def swiglu(gate_NEH: Tensor, up_NEH: Tensor, weights_NE: Tensor) -> Tensor:

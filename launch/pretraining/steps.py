@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -39,10 +39,8 @@ class LossConfig:
     """Running values of chains."""
     balance: float = 0.01
     """Even use of the experts."""
-    spread: float = 0.02
-    """Excess of the router's spread."""
-    spread_limit: float = 0.4
-    """Standard deviation of router logits from which on the spread costs."""
+    dominance: float = 0.5
+    """Dominance of each token's first experts over its others."""
 
 
 class LabelHead(nn.Module):
@@ -145,7 +143,6 @@ class Trainee(nn.Module):
         *,
         top_k: int | None = None,
         skipped: tuple[int, ...] = (),
-        spread_limit: float = 0.4,
     ) -> fw.Hidden:
         """Hidden states behind the last block, of the tail tokens only."""
         tier = None if vision_BCVD is None else batch.tier
@@ -158,25 +155,23 @@ class Trainee(nn.Module):
         config = self.model.config
         layout = fw.make_layout(segments, positions, config.head_dim, config.rope_theta, self.dtype)
         x = fw.embed(self.model, tokens, vision_BCVD, None if tier is None else self.layouts[tier])
-        out = fw.decode(
-            self.model, x, layout, top_k=top_k, skipped=skipped, spread_limit=spread_limit
-        )
-        return fw.Hidden(x_BTD=out.x_BTD[:, start:], balance=out.balance, spread=out.spread)
+        out = fw.decode(self.model, x, layout, top_k=top_k, skipped=skipped)
+        return replace(out, x_BTD=out.x_BTD[:, start:])
 
     def answer_losses(
         self, batch: Batch, vision_BCVD: Tensor | None, config: LossConfig
     ) -> tuple[Tensor, dict[str, float]]:
         """(loss, what to log: its parts, and accuracy of answer tokens by task)."""
-        out = self.hidden(batch, vision_BCVD, spread_limit=config.spread_limit)
+        out = self.hidden(batch, vision_BCVD)
         asked, traced = batch.targets != IGNORE, batch.traces != IGNORE
         logits = fw.answer_logits(self.model, out.x_BTD[asked], self.dtype)
         targets, tasks = batch.targets[asked], batch.tasks[asked]
         answer = F.cross_entropy(logits, targets)
-        loss = answer + config.balance * out.balance + config.spread * out.spread
+        loss = answer + config.balance * out.balance + config.dominance * out.dominance
         log = {
             "loss/answer": float(answer.detach()),
             "router/balance": float(out.balance.detach()),
-            "router/excess": float(out.spread.detach()),
+            "router/dominance": float(out.dominance.detach()),
         }
         if traced.any():
             steps = fw.answer_logits(self.model, out.x_BTD[traced], self.dtype)
