@@ -28,6 +28,12 @@ from rich.table import Table
 from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, POSITIONS, TIERS, Knobs, all_knobs
 from launch.cluster import RayFleet
 from launch.console import connect, one_clear_error
+from launch.knob_effects import (
+    best_by_kind_table,
+    configuration_name,
+    effects_table,
+    knob_effects,
+)
 from launch.plots import pareto_figure
 from launch.recipes import ClusterConfig
 from rollout.build import WorkerConfig, build_tasks, build_worker
@@ -89,7 +95,7 @@ def measure(config: ProfileConfig, configurations: tuple[Knobs, ...], rows_path:
     names = [str(knobs) for knobs in configurations]
     done = set()
     for row in read_rows(rows_path):
-        if [_name(r) for r in row["records"]] != names or row["split"] != config.split:
+        if [configuration_name(r) for r in row["records"]] != names or row["split"] != config.split:
             raise ValueError(
                 f"{rows_path} holds other configurations or another split: use a new folder"
             )
@@ -138,19 +144,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _name(record: dict[str, Any]) -> str:
-    return (
-        f"{record['tier']}-p{record['insertion_position']}-k{record['top_k']}"
-        f"-b{record['num_active_blocks']}"
-    )
-
-
 def write_results(rows: Sequence[dict[str, Any]], folder: Path) -> None:
     """One file for each task and configuration, in the core experiment's schema."""
     files: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         for record in row["records"]:
-            files[record["task"], _name(record)].append(record)
+            files[record["task"], configuration_name(record)].append(record)
     for (task, name), records in files.items():
         write_items(folder / task / f"{name}.json", records, rows[0]["device"])
 
@@ -164,8 +163,8 @@ def to_table(rows: Sequence[dict[str, Any]], split: str, config: WorkerConfig) -
                 "sample_id": row["records"][0]["sample_id"],
                 "task": row["records"][0]["task"],
                 "prompt": tasks.sample(split, row["index"]).prompt,
-                "scores": {_name(r): r["score"] for r in row["records"]},
-                "latencies_ms": {_name(r): r["latency_ms"] for r in row["records"]},
+                "scores": {configuration_name(r): r["score"] for r in row["records"]},
+                "latencies_ms": {configuration_name(r): r["latency_ms"] for r in row["records"]},
             }
             for row in rows
         ]
@@ -227,10 +226,17 @@ def main() -> int:
     write_results(rows, config.output_dir / "results")
     table = to_table(rows, config.split, config.worker)
     table.save(config.output_dir / "table.npz")
+    effects = knob_effects(rows)
     summary = {"device": rows[0]["device"], "split": config.split, **summarise(table)}
+    if effects is not None:
+        summary["knobs"] = asdict(effects)
     (config.output_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     pareto_figure(summary).savefig(config.output_dir / "pareto.png", dpi=120)
-    print_table(summary, Console())
+    console = Console()
+    print_table(summary, console)
+    console.print(best_by_kind_table(table))
+    if effects is not None:
+        console.print(effects_table(effects))
     return 0
 
 
