@@ -13,7 +13,7 @@ from envs.spec import Sample
 from envs.tasks.digits import PLACES, place_digits
 from envs.tasks.metrics import exact_match
 from envs.tasks.render import Canvas
-from envs.tasks.task import Question, Scene, sample_from_scene, split_of
+from envs.tasks.task import Box, Question, Scene, sample_from_scene, split_of
 
 MAX_STEPS = 8
 PERMUTATIONS = {
@@ -49,10 +49,17 @@ def random_steps(split: str, num_steps: int, rng: np.random.Generator) -> tuple[
 
 
 def chain_question(
-    split: str, subject: str, start: int, num_steps: int, info: dict, rng: np.random.Generator
+    split: str,
+    subject: str,
+    start: int,
+    num_steps: int,
+    info: dict,
+    rng: np.random.Generator,
+    box: Box | None = None,
 ) -> Question:
     """A chain over `start`, which the prompt only calls `subject`."""
     prompt, value, trace = f"chain: {subject}", start, []
+    where = None if box is None else (len(prompt), (box,))
     for step in random_steps(split, num_steps, rng):
         prompt, value = f"{prompt} {step}", apply_step(step, value)
         trace.append((len(prompt), str(value)))
@@ -61,6 +68,7 @@ def chain_question(
         answers=(str(value),),
         metadata={"kind": f"{num_steps} steps", "num_steps": num_steps, **info},
         trace=tuple(trace),
+        where=where,
     )
 
 
@@ -82,13 +90,15 @@ class Chain:
         cells = rng.choice(9, size=num_digits, replace=False)
         digits = {int(cell): int(rng.integers(10)) for cell in cells}
         canvas = Canvas.blank(rng)
-        place_digits(canvas, split, digits, size_px, rng)
+        boxes = place_digits(canvas, split, digits, size_px, rng)
         info = {"size_px": size_px, "num_objects": num_digits}
         questions = []
         for _ in range(num_questions):
             cell = int(rng.choice(list(digits)))
             steps = int(rng.integers(1, MAX_STEPS + 1))
-            questions.append(chain_question(split, PLACES[cell], digits[cell], steps, info, rng))
+            questions.append(
+                chain_question(split, PLACES[cell], digits[cell], steps, info, rng, boxes[cell])
+            )
         return Scene(image=canvas.image, questions=tuple(questions), labels=canvas.labels)
 
     def text_question(self, rng: np.random.Generator) -> Question:

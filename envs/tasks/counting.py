@@ -7,7 +7,7 @@ import numpy as np
 from envs.spec import Sample
 from envs.tasks.metrics import exact_match
 from envs.tasks.render import COLOR_NAMES, HEIGHT, SHAPES, WIDTH, Canvas, mixed_size
-from envs.tasks.task import Question, Scene, sample_from_scene
+from envs.tasks.task import Box, Question, Scene, sample_from_scene
 from envs.tasks.wording import Wording
 
 MAX_OBJECTS = 9
@@ -36,12 +36,15 @@ class Counting:
         shapes = [str(s) for s in rng.choice(SHAPES, size=rng.integers(1, 4), replace=False)]
         canvas = Canvas.blank(rng)
         objects: list[tuple[str, str]] = []
+        boxes: list[Box] = []
         for corner in self._corners(total, size_px, rng):
             shape, color = str(rng.choice(shapes)), str(rng.choice(colors))
-            canvas.shape(shape, color, size_px, corner, rng)
+            boxes.append(canvas.shape(shape, color, size_px, corner, rng))
             objects.append((shape, color))
         info = {"size_px": size_px, "num_objects": len(objects)}
-        questions = tuple(self._question(split, objects, info, rng) for _ in range(num_questions))
+        questions = tuple(
+            self._question(split, objects, boxes, info, rng) for _ in range(num_questions)
+        )
         return Scene(image=canvas.image, questions=questions, labels=canvas.labels)
 
     def _corners(self, total: int, size_px: int, rng: np.random.Generator) -> list[tuple[int, int]]:
@@ -57,23 +60,30 @@ class Counting:
         return corners
 
     def _question(
-        self, split: str, objects: list[tuple[str, str]], info: dict, rng: np.random.Generator
+        self,
+        split: str,
+        objects: list[tuple[str, str]],
+        boxes: list[Box],
+        info: dict,
+        rng: np.random.Generator,
     ) -> Question:
         kinds = ["all", "color", "color"] + ["shape"] * (info["size_px"] >= SHAPE_MIN_PX)
         kind = str(rng.choice(kinds))
         if kind == "all":
-            what, answer = "objects", len(objects)
+            what, answer, seen = "objects", len(objects), boxes
         else:
             place, names = (0, SHAPES) if kind == "shape" else (1, COLOR_NAMES)
             values = [entry[place] for entry in objects]
             present = rng.random() < 0.85
             what = str(rng.choice(values if present else names))
             answer = values.count(what)
+            seen = [box for box, value in zip(boxes, values, strict=True) if value == what]
             what = f"{what}s" if kind == "shape" else f"{what} objects"
         return Question(
             prompt=f"counting: {COUNT.ask(split, rng, what=what)}",
             answers=(str(answer),),
             metadata={"kind": kind, "count": answer, **info},
+            glyphs=(tuple(seen),),
         )
 
     def sample(self, split: str, index: int) -> Sample:

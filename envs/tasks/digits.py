@@ -9,7 +9,7 @@ import numpy as np
 from envs.spec import Sample
 from envs.tasks.metrics import exact_match
 from envs.tasks.render import HEIGHT, WIDTH, Canvas, mixed_size
-from envs.tasks.task import Question, Scene, sample_from_scene
+from envs.tasks.task import Box, Question, Scene, sample_from_scene
 from envs.tasks.wording import Wording
 
 PLACES = (
@@ -48,11 +48,13 @@ def cell_corner(cell: int, size_px: int, rng: np.random.Generator) -> tuple[int,
 
 def place_digits(
     canvas: Canvas, split: str, digits: Mapping[int, int], size_px: int, rng: np.random.Generator
-) -> None:
-    """Pastes digits by cell, all of about one size."""
+) -> dict[int, Box]:
+    """Pastes digits by cell, all of about one size; returns where each is."""
+    boxes = {}
     for cell, digit in digits.items():
         size = max(8, min(35, round(size_px * rng.uniform(0.92, 1.08))))
-        canvas.digit(split, digit, size, cell_corner(cell, size, rng), rng)
+        boxes[cell] = canvas.digit(split, digit, size, cell_corner(cell, size, rng), rng)
+    return boxes
 
 
 class Digits:
@@ -70,23 +72,32 @@ class Digits:
         pool = rng.choice(10, size=int(rng.integers(2, 11)), replace=False)
         digits = {int(cell): int(rng.choice(pool)) for cell in cells}
         canvas = Canvas.blank(rng)
-        place_digits(canvas, split, digits, size_px, rng)
+        boxes = place_digits(canvas, split, digits, size_px, rng)
         info = {"size_px": size_px, "num_objects": num_digits}
-        questions = tuple(self._question(split, digits, info, rng) for _ in range(num_questions))
+        questions = tuple(
+            self._question(split, digits, boxes, info, rng) for _ in range(num_questions)
+        )
         return Scene(image=canvas.image, questions=questions, labels=canvas.labels)
 
     def _question(
-        self, split: str, digits: dict[int, int], info: dict, rng: np.random.Generator
+        self,
+        split: str,
+        digits: dict[int, int],
+        boxes: dict[int, Box],
+        info: dict,
+        rng: np.random.Generator,
     ) -> Question:
         kind = str(rng.choice(("read", "read", "count", "exists", "sum")))
         values = list(digits.values())
         if kind == "read":
             cell = int(rng.choice(list(digits)))
             text, answer = READ.ask(split, rng, place=PLACES[cell]), str(digits[cell])
+            seen = [boxes[cell]]
         elif kind == "sum":
             first, second = (int(c) for c in rng.choice(list(digits), size=2, replace=False))
             text = SUM.ask(split, rng, place=PLACES[first], other=PLACES[second])
             answer = str(digits[first] + digits[second])
+            seen = [boxes[first], boxes[second]]
         else:
             present = rng.random() < (0.5 if kind == "exists" else 0.85)
             absent = [d for d in range(10) if d not in values]
@@ -94,9 +105,13 @@ class Digits:
             wording = EXISTS if kind == "exists" else COUNT
             text = wording.ask(split, rng, d=digit)
             found = values.count(digit)
+            seen = [boxes[cell] for cell, value in digits.items() if value == digit]
             answer = ("yes" if found else "no") if kind == "exists" else str(found)
         return Question(
-            prompt=f"digits: {text}", answers=(answer,), metadata={"kind": kind, **info}
+            prompt=f"digits: {text}",
+            answers=(answer,),
+            metadata={"kind": kind, **info},
+            glyphs=(tuple(seen),),
         )
 
     def sample(self, split: str, index: int) -> Sample:

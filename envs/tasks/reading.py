@@ -7,7 +7,7 @@ import numpy as np
 from envs.spec import Sample
 from envs.tasks.metrics import anls
 from envs.tasks.render import FONTS, HEIGHT, WIDTH, Canvas, mixed_size
-from envs.tasks.task import Question, Scene, sample_from_scene, split_of
+from envs.tasks.task import Box, Question, Scene, sample_from_scene, split_of
 from envs.tasks.wording import Wording
 
 BANDS = ("top", "middle", "bottom")
@@ -40,8 +40,8 @@ def random_number(split: str, rng: np.random.Generator) -> str:
 
 def place_line(
     canvas: Canvas, split: str, text: str, band: int, size_px: int, rng: np.random.Generator
-) -> int:
-    """Writes one line into a third of the canvas; returns its real height in px."""
+) -> tuple[int, tuple[Box, ...]]:
+    """Writes one line into a third of the canvas; returns its real height and its characters."""
     font = int(rng.integers(len(FONTS[split])))
     while size_px > 6 and canvas.text_width(split, font, text, size_px) > WIDTH - 6:
         size_px -= 1
@@ -51,8 +51,8 @@ def place_line(
     descent = max(2, round(0.3 * size_px))
     lowest = max(top + size_px + 2, bottom - descent)
     baseline = int(rng.integers(top + size_px + 1, lowest + 1))
-    canvas.text(split, font, text, size_px, (x, min(baseline, HEIGHT - descent)), canvas.ink(rng))
-    return size_px
+    at = (x, min(baseline, HEIGHT - descent))
+    return size_px, tuple(canvas.text(split, font, text, size_px, at, canvas.ink(rng)))
 
 
 class Reading:
@@ -72,18 +72,31 @@ class Reading:
             size_px = mixed_size(rng, SMALL_PX, LARGE_PX)
             if dense and size_px < 14:
                 text = text + text[::-1]
-            size_px = place_line(canvas, split, text, int(band), size_px, rng)
-            lines.append((int(band), noun, text, size_px))
+            size_px, boxes = place_line(canvas, split, text, int(band), size_px, rng)
+            lines.append((int(band), noun, text, size_px, boxes))
         order = rng.permutation(num_lines)[: max(1, num_questions)]
         questions = tuple(self._question(split, *lines[i], rng=rng) for i in order)
         return Scene(image=canvas.image, questions=questions, labels=canvas.labels)
 
     def _question(
-        self, split: str, band: int, noun: str, text: str, size_px: int, *, rng: np.random.Generator
+        self,
+        split: str,
+        band: int,
+        noun: str,
+        text: str,
+        size_px: int,
+        boxes: tuple[Box, ...],
+        *,
+        rng: np.random.Generator,
     ) -> Question:
         prompt = READ.ask(split, rng, noun=noun, place=BANDS[band])
         info = {"kind": noun, "size_px": size_px, "num_chars": len(text)}
-        return Question(prompt=f"reading: {prompt}", answers=(text,), metadata=info)
+        return Question(
+            prompt=f"reading: {prompt}",
+            answers=(text,),
+            metadata=info,
+            glyphs=tuple((box,) for box in boxes),
+        )
 
     def sample(self, split: str, index: int) -> Sample:
         """See `envs.tasks.task.Task`."""

@@ -15,7 +15,7 @@ from envs.spec import Sample
 from envs.tasks.metrics import exact_match
 from envs.tasks.reading import BANDS, place_line
 from envs.tasks.render import Canvas, mixed_size
-from envs.tasks.task import Question, Scene, sample_from_scene
+from envs.tasks.task import Box, Question, Scene, sample_from_scene
 from envs.tasks.wording import Wording
 
 RELATIONS = {
@@ -70,21 +70,31 @@ class Recall:
         canvas, lines = Canvas.blank(rng), []
         for band in sorted(rng.choice(3, size=num_lines, replace=False)):
             code, size_px = random_code(rng), mixed_size(rng, SMALL_PX, LARGE_PX)
-            lines.append(
-                (int(band), code, place_line(canvas, split, code, int(band), size_px, rng))
-            )
+            size_px, boxes = place_line(canvas, split, code, int(band), size_px, rng)
+            lines.append((int(band), code, size_px, boxes))
         pairs = [(line, relation) for line in lines for relation in RELATIONS]
         order = rng.permutation(len(pairs))[: max(1, num_questions)]
         questions = tuple(self._question(split, *pairs[i], rng=rng) for i in order)
         return Scene(image=canvas.image, questions=questions, labels=canvas.labels)
 
     def _question(
-        self, split: str, line: tuple[int, str, int], relation: str, *, rng: np.random.Generator
+        self,
+        split: str,
+        line: tuple[int, str, int, tuple[Box, ...]],
+        relation: str,
+        *,
+        rng: np.random.Generator,
     ) -> Question:
-        band, code, size_px = line
+        band, code, size_px, boxes = line
         prompt = ASK.ask(split, rng, relation=relation, subject=BANDS[band])
         info = {"kind": relation, "size_px": size_px, "common": is_common(code)}
-        return Question(prompt=f"recall: {prompt}", answers=(fact(code, relation),), metadata=info)
+        prompt = f"recall: {prompt}"
+        return Question(
+            prompt=prompt,
+            answers=(fact(code, relation),),
+            metadata=info,
+            where=(prompt.rindex(BANDS[band]) + len(BANDS[band]), boxes),
+        )
 
     def text_question(self, rng: np.random.Generator) -> Question:
         """About a code that stands in the prompt: the cheap way to teach facts."""

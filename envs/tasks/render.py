@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from sklearn.datasets import load_digits
 
-from envs.tasks.task import DataError, check_split, split_of
+from envs.tasks.task import Box, DataError, check_split, split_of
 
 WIDTH, HEIGHT = 140, 112
 """Every scene's size: at the embedded model's high tier exactly one pixel for a pixel."""
@@ -145,22 +145,26 @@ class Canvas:
 
     def text(
         self, split: str, font: int, text: str, height_px: int, at: tuple[int, int], ink: tuple
-    ) -> None:
-        """Writes text with its baseline's left end at `at` and labels each character."""
+    ) -> list[Box]:
+        """Writes text with its baseline's left end at `at`; labels and returns each character."""
         face, draw = font_of_height(split, font, height_px), ImageDraw.Draw(self.image)
         x, baseline = at
         draw.text((x, baseline), text, font=face, fill=ink, anchor="ls")
-        right = float(x)
+        right, boxes = float(x), []
         for position, char in enumerate(text):
             left, right = right, x + face.getlength(text[: position + 1])
-            box = self.labels[
-                max(0, baseline - height_px) : baseline + 1, round(left) : max(1, round(right))
-            ]
-            box[..., 0], box[..., 1] = char_class(char), 0
+            box = (round(left), max(0, baseline - height_px), max(1, round(right)), baseline + 1)
+            self._label(box, char_class(char))
+            boxes.append(box)
+        return boxes
+
+    def _label(self, box: Box, kind: int, color: int = 0) -> None:
+        left, top, right, bottom = box
+        self.labels[top:bottom, left:right] = (kind, color)
 
     def digit(
         self, split: str, digit: int, size_px: int, at: tuple[int, int], rng: np.random.Generator
-    ) -> None:
+    ) -> Box:
         """Pastes a random handwritten digit of the split, `size_px` high, its corner at `at`."""
         pool = digit_images(split)[digit]
         ink = Image.fromarray(pool[rng.integers(len(pool))]).resize(
@@ -169,11 +173,13 @@ class Canvas:
         mask = Image.fromarray((np.clip(np.asarray(ink), 0, 1) * 255).astype(np.uint8))
         self.image.paste(self.ink(rng), at, mask)
         x, y = at
-        self.labels[y : y + size_px, x : x + size_px] = (char_class(str(digit)), 0)
+        box = (x, y, x + size_px, y + size_px)
+        self._label(box, char_class(str(digit)))
+        return box
 
     def shape(
         self, shape: str, color: str, size_px: int, at: tuple[int, int], rng: np.random.Generator
-    ) -> None:
+    ) -> Box:
         """Draws a filled shape of a named colour in a square box with its corner at `at`."""
         draw = ImageDraw.Draw(self.image)
         jitter = rng.integers(-12, 13, size=3)
@@ -188,8 +194,9 @@ class Canvas:
             draw.rectangle((x, y, right, bottom), fill=fill)
         else:
             draw.polygon([(x, bottom), (right, bottom), ((x + right) / 2, y)], fill=fill)
-        box = self.labels[y : y + size_px, x : x + size_px]
-        box[..., 0], box[..., 1] = shape_class(shape), 1 + COLOR_NAMES.index(color)
+        box = (x, y, x + size_px, y + size_px)
+        self._label(box, shape_class(shape), 1 + COLOR_NAMES.index(color))
+        return box
 
 
 def mixed_size(rng: np.random.Generator, small: tuple[int, int], large: tuple[int, int]) -> int:

@@ -20,6 +20,10 @@ class DataError(ValueError):
     """A sample or a split that cannot be used; the message names it and says what to do."""
 
 
+Box = tuple[int, int, int, int]
+"""Left, top, right and bottom in px of a scene, right and bottom outside."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
     """One question about a scene.
@@ -30,12 +34,17 @@ class Question:
         metadata: kind, sizes and counts that make it easy or hard.
         trace: for step-by-step questions, (characters of the prompt up to and including the
             step, value after it); pretraining supervises these, evaluation never sees them.
+        where: (characters of the prompt up to and including the words that name a place, what
+            stands there); for pretraining alone, like `trace`.
+        glyphs: what each token of the answer is read off; alike.
     """
 
     prompt: str
     answers: tuple[str, ...]
     metadata: Mapping[str, Any] = field(default_factory=dict)
     trace: tuple[tuple[int, str], ...] = ()
+    where: tuple[int, tuple[Box, ...]] | None = None
+    glyphs: tuple[tuple[Box, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

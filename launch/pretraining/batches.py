@@ -23,6 +23,7 @@ from envs.tasks.digits import Digits
 from envs.tasks.easy_vqa import EasyVqa
 from envs.tasks.reading import Reading
 from envs.tasks.recall import Recall
+from envs.tasks.task import Box
 from launch.pretraining.blueprint import build_tokenizer
 from launch.pretraining.sheets import rolled_sheet
 
@@ -47,6 +48,9 @@ class Batch:
         targets: int64 [B, T]: the answer token to predict here, or IGNORE.
         traces: int64 [B, T]: the running value after this step of a chain, or IGNORE.
         tasks: int64 [B, T]: index of the task at answer positions, else -1.
+        looks: int64 [L, 3]: tokens that should look at something in the image: row, place in the
+            row, and 1 if the answer is read off there, 0 if the words only name a place.
+        boxes: int64 [M, 5]: what they should look at: index of the look, then the box in px.
     """
 
     tier: Tier
@@ -58,6 +62,8 @@ class Batch:
     targets: Tensor
     traces: Tensor
     tasks: Tensor
+    looks: Tensor
+    boxes: Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +73,8 @@ class EncodedQuestion:
     ids: list[int]
     targets: list[int]
     traces: list[int]
+    looks: list[tuple[int, bool, tuple[Box, ...]]]
+    """Token, whether the answer is read off there, and what it should look at."""
 
 
 class Encoder:
@@ -99,7 +107,12 @@ class Encoder:
         by_end = {end: place - shared for place, (_, end) in enumerate(prompt.offsets)}
         for end, value in question.trace:
             traces[by_end[len(lead) + end]] = self.vocab[value]
-        return EncodedQuestion(ids=ids, targets=targets, traces=traces)
+        first = len(prompt.ids) - shared - 1
+        looks = [(first + i, True, boxes) for i, boxes in enumerate(question.glyphs) if boxes]
+        if question.where is not None:
+            end, boxes = question.where
+            looks.append((by_end[len(lead) + end], False, boxes))
+        return EncodedQuestion(ids=ids, targets=targets, traces=traces, looks=looks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,6 +223,8 @@ def assemble(
     segments = np.broadcast_to(1000 + np.arange(shape[1]), shape).copy()
     targets, traces = np.full(shape, IGNORE), np.full(shape, IGNORE)
     tasks = np.full(shape, -1)
+    looks: list[tuple[int, int, bool]] = []
+    boxes: list[tuple[int, ...]] = []
     for number, row in enumerate(rows):
         start = 0
         for segment, (task, question) in enumerate(row, start=1):
@@ -220,6 +235,9 @@ def assemble(
             targets[number, span] = question.targets
             traces[number, span] = question.traces
             tasks[number, span] = np.where(np.array(question.targets) != IGNORE, task, -1)
+            for place, is_answer, seen in question.looks:
+                boxes += [(len(looks), *box) for box in seen]
+                looks.append((number, start + place, is_answer))
             start = span.stop
     none = torch.zeros(0, dtype=torch.uint8)
     return Batch(
@@ -232,4 +250,6 @@ def assemble(
         targets=torch.from_numpy(targets),
         traces=torch.from_numpy(traces),
         tasks=torch.from_numpy(tasks),
+        looks=torch.tensor(looks, dtype=torch.int64).view(-1, 3),
+        boxes=torch.tensor(boxes, dtype=torch.int64).view(-1, 5),
     )

@@ -3,12 +3,13 @@
 It uses the very modules of `rollout.molmoe` (a test shows that both agree), but runs them in the
 way that trains fast on a CPU.
 
-Shapes: B scenes, T tokens, D d_model, H heads, K head width, E experts, N = B * T.
+Shapes: B scenes, T tokens, D d_model, H heads, K head width, E experts, N = B * T, L looks,
+G guided heads, P tokens of the prefix.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,11 +31,38 @@ class Hidden:
         x_BTD: hidden states behind the last block.
         balance: load-balance loss, 1 when experts are used evenly.
         dominance: by how much the stronger half of a token's experts outweighs the weaker half.
+        blindness: how little of the guided heads' attention falls where it should, 0 without.
     """
 
     x_BTD: Tensor
     balance: Tensor
     dominance: Tensor
+    blindness: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guide:
+    """Where some tokens should look, in one block.
+
+    Attributes:
+        rows_L: scene of each token.
+        places_L: its place in the whole sequence.
+        shown_LGP: bool, which tokens of the prefix show what each guided head should see there.
+    """
+
+    rows_L: Tensor
+    places_L: Tensor
+    shown_LGP: Tensor
+
+    def blindness(self, weights_BHTT: Tensor) -> Tensor:
+        """Mean of -log(attention of the guided heads on what should be seen)."""
+        seen = weights_BHTT[self.rows_L, :GUIDED_HEADS, self.places_L, : self.shown_LGP.shape[2]]
+        mass_LG = (seen.float() * self.shown_LGP).sum(-1)
+        return -(mass_LG + 1e-4).log().mean()
+
+
+GUIDED_HEADS = 2
+"""The first heads of a guided block are shown where to look; the others look for themselves."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,27 +129,27 @@ def decode(
     *,
     top_k: int | None = None,
     skipped: Collection[int] = (),
+    guides: Mapping[int, Guide] | None = None,
 ) -> Hidden:
-    """Runs the decoder blocks; block 0 always uses all trained experts."""
-    balance = dominance = x_BTD.new_zeros(())
+    """Runs the decoder blocks; block 0 always uses all trained experts.
+
+    `guides` says by block where some tokens should look.
+    """
+    guides = guides or {}
+    balance = dominance = blindness = x_BTD.new_zeros(())
     block: Any
     for index, block in enumerate(model.blocks):
         if index in skipped:
             continue
         k = model.config.top_k if top_k is None or index == 0 else top_k
-        x_BTD, uneven, excess = run_block(block.attn, block.mlp, x_BTD, layout, k)
-        balance = balance + uneven / len(model.blocks)
+        attended, blind = attend(block.attn, x_BTD, layout, guides.get(index))
+        x_BTD = x_BTD + attended
+        out, logits, excess = experts(block.mlp, x_BTD, k, layout.bias.dtype)
+        x_BTD = x_BTD + out
+        balance = balance + balance_loss(logits, k) / len(model.blocks)
         dominance = dominance + excess / len(model.blocks)
-    return Hidden(x_BTD=x_BTD, balance=balance, dominance=dominance)
-
-
-def run_block(
-    attn: Attention, moe: SparseMoE, x_BTD: Tensor, layout: Layout, top_k: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One block: hidden states, load balance, dominance."""
-    x_BTD = x_BTD + attend(attn, x_BTD, layout)
-    out, logits, excess = experts(moe, x_BTD, top_k, layout.bias.dtype)
-    return x_BTD + out, balance_loss(logits, top_k), excess
+        blindness = blindness + blind
+    return Hidden(x_BTD=x_BTD, balance=balance, dominance=dominance, blindness=blindness)
 
 
 def norm(layer: RMSNorm, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -129,8 +157,10 @@ def norm(layer: RMSNorm, x: Tensor, dtype: torch.dtype) -> Tensor:
     return F.rms_norm(x.float(), layer.weight.shape, layer.weight, layer.eps).to(dtype)
 
 
-def attend(attn: Attention, x_BTD: Tensor, layout: Layout) -> Tensor:
-    """Self-attention by explicit products and softmax, [B, T, D]."""
+def attend(
+    attn: Attention, x_BTD: Tensor, layout: Layout, guide: Guide | None = None
+) -> tuple[Tensor, Tensor]:
+    """Self-attention by explicit products and softmax: [B, T, D], and the guided blindness."""
     dtype = layout.bias.dtype
     x = norm(attn.attn_norm, x_BTD, dtype)
     q, k, v = F.linear(x, attn.att_proj.weight.to(dtype)).chunk(3, dim=-1)
@@ -138,8 +168,10 @@ def attend(attn: Attention, x_BTD: Tensor, layout: Layout) -> Tensor:
     q, k, v = (t.unflatten(-1, (attn.n_heads, -1)).transpose(1, 2) for t in (q, k, v))
     q, k = rotate(q, layout), rotate(k, layout)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + layout.bias
-    out = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
-    return F.linear(out, attn.attn_out.weight.to(dtype)).float()
+    weights = scores.softmax(-1)
+    out = (weights @ v).transpose(1, 2).flatten(2)
+    blind = x_BTD.new_zeros(()) if guide is None else guide.blindness(weights)
+    return F.linear(out, attn.attn_out.weight.to(dtype)).float(), blind
 
 
 def rotate(x_BHTK: Tensor, layout: Layout) -> Tensor:

@@ -118,6 +118,22 @@ def make_crops(images_BHW3: Tensor, layout: TierLayout) -> Tensor:
     return x.permute(0, 1, 3, 5, 4, 6, 2).flatten(4).flatten(2, 3)
 
 
+def tokens_under(boxes_M4: Tensor, layout: TierLayout, length: int) -> Tensor:
+    """Which of the first `length` tokens show a part of each box: bool [M, length].
+
+    The overview is left out; what is small cannot be read there.
+    """
+    points_CVS, idx_CV = layout.token_points_CVS[1:], layout.idx_CV[1:]
+    y, x = points_CVS // WIDTH, points_CVS % WIDTH
+    left, top, right, bottom = (edge[:, None, None, None] for edge in boxes_M4.unbind(-1))
+    inside = (points_CVS >= 0) & (x >= left) & (x < right) & (y >= top) & (y < bottom)
+    shown_MN = inside.any(-1).flatten(1)
+    used = (idx_CV >= 0).flatten()
+    out = torch.zeros(len(boxes_M4), length, dtype=torch.bool)
+    out[:, idx_CV.flatten()[used]] = shown_MN[:, used]
+    return out
+
+
 def _letterbox(pixels: Tensor, canvas: tuple[int, int, int, int]) -> Tensor:
     height, width, inner_h, inner_w = canvas
     inner = F.interpolate(pixels, size=(inner_h, inner_w), mode="bilinear", antialias=True)

@@ -61,11 +61,11 @@ def _text() -> StageConfig:
 
 def _joint() -> StageConfig:
     return StageConfig(
-        steps=6000,
+        steps=7600,
         stream=StreamConfig(
-            num_scenes=5,
-            tail_tokens=136,
-            task_weights=(0.08, 0.22, 0.28, 0.14, 0.20, 0.08),
+            num_scenes=3,
+            tail_tokens=112,
+            task_weights=(0.06, 0.22, 0.28, 0.14, 0.20, 0.10),
             text_every=6,
             easy_steps=500,
             seed=2,

@@ -21,10 +21,14 @@ from launch.pretraining.pixels import (
     label_targets,
     make_crops,
     tier_layout,
+    tokens_under,
 )
 from rollout.molmoe import MolmoE, Preprocessor
 
 FIRST_SHAPE_CLASS = NUM_CLASSES - 3
+GUIDED_BLOCKS = (3, 6)
+"""Where heads are shown what a named place holds, and what an answer's token is read off."""
+
 NOTHING_WEIGHT = 0.15
 """Weight of empty label points, which are most of them."""
 
@@ -39,6 +43,8 @@ class LossConfig:
     """Running values of chains."""
     balance: float = 0.01
     """Even use of the experts."""
+    blindness: float = 0.3
+    """Attention of the guided heads beside what they should look at."""
     dominance: float = 0.5
     """Dominance of each token's first experts over its others."""
 
@@ -155,8 +161,35 @@ class Trainee(nn.Module):
         config = self.model.config
         layout = fw.make_layout(segments, positions, config.head_dim, config.rope_theta, self.dtype)
         x = fw.embed(self.model, tokens, vision_BCVD, None if tier is None else self.layouts[tier])
-        out = fw.decode(self.model, x, layout, top_k=top_k, skipped=skipped)
+        guides = {} if tier is None else self._guides(batch, start)
+        out = fw.decode(self.model, x, layout, top_k=top_k, skipped=skipped, guides=guides)
         return replace(out, x_BTD=out.x_BTD[:, start:])
+
+    def _guides(self, batch: Batch, start: int) -> dict[int, fw.Guide]:
+        """Where to look, for the words that name a place and for the answers' tokens."""
+        shown_MP = tokens_under(batch.boxes[:, 1:], self.layouts[batch.tier], start)
+        shown_LGP = self._shown(batch.boxes[:, 0], shown_MP, len(batch.looks))
+        guides = {}
+        for is_answer, block in enumerate(GUIDED_BLOCKS):
+            mine = (batch.looks[:, 2] == is_answer) & shown_LGP.any(-1).all(-1)
+            if mine.any():
+                rows, places, _ = batch.looks[mine].unbind(-1)
+                guides[block] = fw.Guide(
+                    rows_L=rows, places_L=places + start, shown_LGP=shown_LGP[mine]
+                )
+        return guides
+
+    def _shown(self, look_M: Tensor, shown_MP: Tensor, num_looks: int) -> Tensor:
+        """Boxes to looks: where there are as many as guided heads, each head has its own."""
+        counts_L = torch.bincount(look_M, minlength=num_looks)
+        first_L = counts_L.cumsum(0) - counts_L
+        number_M = torch.arange(len(look_M)) - first_L[look_M]
+        heads = torch.arange(fw.GUIDED_HEADS)
+        apart_M = counts_L[look_M] == fw.GUIDED_HEADS
+        taken_MG = (number_M[:, None] == heads) | ~apart_M[:, None]
+        shown_LGP = torch.zeros(num_looks, fw.GUIDED_HEADS, shown_MP.shape[1])
+        shown_MGP = shown_MP[:, None] & taken_MG[..., None]
+        return shown_LGP.index_add(0, look_M, shown_MGP.float()) > 0
 
     def answer_losses(
         self, batch: Batch, vision_BCVD: Tensor | None, config: LossConfig
@@ -168,10 +201,12 @@ class Trainee(nn.Module):
         targets, tasks = batch.targets[asked], batch.tasks[asked]
         answer = F.cross_entropy(logits, targets)
         loss = answer + config.balance * out.balance + config.dominance * out.dominance
+        loss = loss + config.blindness * out.blindness
         log = {
             "loss/answer": float(answer.detach()),
             "router/balance": float(out.balance.detach()),
             "router/dominance": float(out.dominance.detach()),
+            "loss/blindness": float(out.blindness.detach()),
         }
         if traced.any():
             steps = fw.answer_logits(self.model, out.x_BTD[traced], self.dtype)
