@@ -61,7 +61,7 @@ def _text() -> StageConfig:
 
 def _joint() -> StageConfig:
     return StageConfig(
-        steps=7600,
+        steps=9400,
         stream=StreamConfig(
             num_scenes=3,
             tail_tokens=112,
