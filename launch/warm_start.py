@@ -6,12 +6,13 @@ Shapes: K budgets of a sample, B examples, D d_model.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 import torch
 
-from envs.spec import BudgetSampler
+from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, BudgetSampler
 from launch.baselines import lookup
 from learner.warm_start import WarmStartConfig, WarmStartExamples, WarmStartRecord, warm_start
 from policy.controller import Controller
@@ -44,6 +45,21 @@ def targets(table: ProfileTable, budgets_SK: np.ndarray, *, quantile: float) -> 
         found = lookup(table.rows(rows), budgets_SK[rows].ravel(), quantile=quantile, allowed=every)
         columns_SK[rows] = np.reshape(found, (len(rows), -1))
     return columns_SK
+
+
+def on_this_clock(table: ProfileTable, budgets: BudgetSampler) -> ProfileTable:
+    """The profile with its latencies scaled to the run's device.
+
+    Budgets come from measurements of the cheapest and the full configuration; those that the
+    profile itself would give say how much faster or slower the profiled device was. A profile
+    without these configurations is taken as it is.
+    """
+    if not {CHEAPEST_KNOBS, FULL_KNOBS} <= set(table.configurations):
+        return table
+    ends = (table.latencies_ms[:, table.column(k)] for k in (CHEAPEST_KNOBS, FULL_KNOBS))
+    own = BudgetSampler.from_latencies(*(latencies.tolist() for latencies in ends))
+    factor = budgets.range.high_ms / own.range.high_ms
+    return replace(table, latencies_ms=table.latencies_ms * np.float32(factor))
 
 
 def sample_place(sample_id: str) -> tuple[str, int]:
@@ -110,5 +126,5 @@ def warm_start_from_profile(
     config: WarmStartConfig | None = None,
 ) -> WarmStartRecord:
     """Trains the controller's stages in place; raises ValueError for an unusable profile."""
-    examples = examples_from_profile(controller, table, budgets, source)
+    examples = examples_from_profile(controller, on_this_clock(table, budgets), budgets, source)
     return warm_start(controller, examples, config or IMITATION)

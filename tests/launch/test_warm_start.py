@@ -7,6 +7,7 @@ import torch
 from launch.recipes import embedded
 from launch.warm_start import (
     examples_from_profile,
+    on_this_clock,
     sample_place,
     targets,
     warm_start_from_profile,
@@ -34,6 +35,19 @@ def test_targets_fit_their_budget_with_a_margin(table):
         assert tail <= budgets.range.high_ms
     low, high = (table.latencies_ms[np.arange(60), columns_SK[:, k]].mean() for k in (0, 1))
     assert low < 0.8 * high
+
+
+def test_a_profile_of_a_slower_device_is_scaled(table):
+    budgets = table_rig.budgets_of(table)
+    slower = replace(table, latencies_ms=table.latencies_ms * 3)
+    assert np.allclose(on_this_clock(slower, budgets).latencies_ms, table.latencies_ms, rtol=1e-5)
+    part = replace(
+        slower,
+        configurations=slower.configurations[5:7],
+        scores=slower.scores[:, 5:7],
+        latencies_ms=slower.latencies_ms[:, 5:7],
+    )
+    assert on_this_clock(part, budgets) is part
 
 
 def test_examples_hold_what_the_controller_would_see(table, tmp_path):
