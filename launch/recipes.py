@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +10,7 @@ from envs.reward import BudgetReward, PIDConfig, ReferenceReward, RewardFunction
 from envs.spec import BudgetRange, BudgetSampler
 from learner.learner import LearnerConfig
 from learner.losses import EntropySchedule
-from rollout.build import WorkerConfig
+from rollout.build import EMBEDDED, WorkerConfig
 from rollout.executor import ExecutorConfig
 
 
@@ -169,6 +169,22 @@ def embedded() -> JointGRPOConfig:
     )
 
 
+def embedded_warm() -> JointGRPOConfig:
+    """The same from a warm start: imitates the shipped profile, then GRPO with small steps."""
+    return replace(
+        embedded(),
+        recipe="embedded-warm",
+        warm_start_profile=EMBEDDED / "profile.npz",
+        learner=LearnerConfig(
+            learning_rate=1e-4,
+            final_lr_ratio=0.1,
+            lr_steps=220,
+            epochs=2,
+            entropy=EntropySchedule(start=0.005, end=0.001, steps=220),
+        ),
+    )
+
+
 def molmoe_h100() -> JointGRPOConfig:
     """MolmoE-1B-0924 in bfloat16, one rollout actor a GPU, budgets of 170 to 380 ms."""
     return JointGRPOConfig(
@@ -202,4 +218,9 @@ def earlier() -> JointGRPOConfig:
     )
 
 
-RECIPES = {"embedded": embedded, "molmoe-h100": molmoe_h100, "earlier": earlier}
+RECIPES = {
+    "embedded": embedded,
+    "embedded-warm": embedded_warm,
+    "molmoe-h100": molmoe_h100,
+    "earlier": earlier,
+}

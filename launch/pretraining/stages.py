@@ -71,7 +71,7 @@ def _joint() -> StageConfig:
             seed=2,
             tier_weights=(0.3, 0.2, 0.5),
         ),
-        optimizer=OptimizerConfig(muon_lr=0.006, adam_lr=0.002, vision_share=0.3),
+        optimizer=OptimizerConfig(muon_lr=0.006, adam_lr=0.002, vision_share=0.15),
         warmup_steps=200,
         vision_every=2,
     )

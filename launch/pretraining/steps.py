@@ -37,7 +37,7 @@ NOTHING_WEIGHT = 0.15
 class LossConfig:
     """Weights of the losses."""
 
-    labels: float = 0.2
+    labels: float = 0.5
     """Patch labels while the whole model trains."""
     trace: float = 0.5
     """Running values of chains."""
