@@ -32,6 +32,7 @@ from launch.latency_plots import plot_errors, plot_predictions
 from rollout.latency.estimator import LatencyEstimator
 from rollout.latency.fit import EpochRecord, EstimatorFit, FitConfig
 from rollout.latency.metrics import LatencyMetrics, evaluate, metrics_by_group, predict_table
+from rollout.latency.noise import NoiseFloor, noise_floor
 from rollout.latency.records import DecodeReading, ProfileReader
 from rollout.latency.table import LatencyTable, split_by_sample
 
@@ -49,6 +50,7 @@ class Options:
     Attributes:
         results_dir: profiles: one folder a data set, one JSON file a configuration.
         output_dir: receives the estimator, metrics.json, plots and TensorBoard curves.
+        repeats_dir: a second profile of some of the same samples, for the clock's noise floor.
         dataset_names: data sets to use; without them, every one found.
         use_all_datasets: says so explicitly.
         batch_size: records of a step, over all workers.
@@ -65,6 +67,7 @@ class Options:
 
     results_dir: Path
     output_dir: Path
+    repeats_dir: Path | None = None
     dataset_names: tuple[str, ...] = ()
     use_all_datasets: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     batch_size: int = 64
@@ -247,6 +250,16 @@ def fit_on_ray(
     return estimator, state["history"]
 
 
+def measured_noise(options: Options, dataset_names: list[str]) -> NoiseFloor | None:
+    """The noise floor between the profile and its repeats, None without repeats."""
+    if options.repeats_dir is None:
+        return None
+    repeats = ProfileReader(options.repeats_dir)
+    return noise_floor(
+        ProfileReader(options.results_dir, dataset_names), repeats, options.decode_reading
+    )
+
+
 def describe(estimator: LatencyEstimator, val: LatencyTable) -> dict[str, Any]:
     """The validation metrics: over all records, by configuration, tier and data set."""
     predicted, measured = predict_table(estimator, val), val.targets_ms_N2
@@ -284,6 +297,7 @@ def main(options: Options) -> dict[str, Any]:
         print(reader.report, flush=True)
     config = options.fit_config()
     train, val = split_by_sample(table, train_share=0.8, seed=options.seed)
+    floor = measured_noise(options, reader.dataset_names)
     if options.num_workers:
         fitted = fit_on_ray(train, val, config, options.num_workers, output_dir)
     else:
@@ -297,6 +311,11 @@ def main(options: Options) -> dict[str, Any]:
         "data": {"datasets": reader.dataset_names, **reader.report.to_json()},
         "options": {name: value for name, value in asdict(config).items() if name != "device"},
     }
+    if floor is not None:
+        metrics["noise_floor"] = asdict(floor)
+        for name in ("mae_prefill_ms", "mae_decode_per_token_ms"):
+            ratio = metrics["val"][name] / asdict(floor)[name]
+            print(f"validation {name}: {ratio:.2f} times the clock's noise floor", flush=True)
     estimator.save(output_dir / ESTIMATOR_NAME)
     (output_dir / METRICS_NAME).write_text(json.dumps(metrics, indent=2) + "\n")
     write_curves(output_dir / "tensorboard", history)
