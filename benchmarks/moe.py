@@ -1,12 +1,14 @@
 """Times our MoE layer, mid-size and full-size, against two others.
 
 (a) a plain loop over all experts, as in the published code; (b) transformers' OLMoE block with
-each of its expert implementations. One process, interleaved, medians with quartiles.
+each of its expert implementations. One process, interleaved in a random order (what runs behind a
+large allocation is slower), medians with quartiles.
 
 python -m benchmarks.moe [--quick]
 """
 
 import argparse
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -73,16 +75,11 @@ def olmoe(ours: SparseMoE, config: MolmoEConfig, top_k: int, implementation: str
     return lambda x: block(x[None])[0]
 
 
-def copy_bandwidth(num_bytes: int = 2**28) -> float:
-    """Bytes read and written a second by a plain copy."""
+def plain_copy(num_bytes: int) -> Callable[[], object]:
+    """Copies as many bytes as the k experts' weights have: what decoding one token must read."""
     source = torch.ones(num_bytes // 4)
     target = torch.empty_like(source)
-    times = []
-    for _ in range(15):
-        started = time.perf_counter()
-        target.copy_(source)
-        times.append(time.perf_counter() - started)
-    return 2 * num_bytes / statistics.median(times)
+    return lambda: target.copy_(source)
 
 
 def interleaved(ways: dict[str, Callable[[], object]], seconds: float) -> dict[str, list[float]]:
@@ -92,8 +89,10 @@ def interleaved(ways: dict[str, Callable[[], object]], seconds: float) -> dict[s
         call()
     times: dict[str, list[float]] = {name: [] for name in ways}
     end = time.perf_counter() + seconds
+    order, rng = list(ways.items()), random.Random(0)
     while time.perf_counter() < end or len(next(iter(times.values()))) < 5:
-        for name, call in ways.items():
+        rng.shuffle(order)
+        for name, call in order:
             started = time.perf_counter()
             call()
             times[name].append((time.perf_counter() - started) * 1e3)
@@ -110,8 +109,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     seconds = 0.5 if options.quick else 2.0
     names = ["ours", "looped", "grouped", "plain loop", "eager", "batched_mm", "grouped_mm"]
-    table = Table("size", "dtype", "tokens", "k", *names, "ours / best other", "floor share")
-    bandwidth = copy_bandwidth()
+    table = Table("size", "dtype", "tokens", "k", *names, "ours / best other", "copy / ours")
     for size in options.sizes:
         config = SIZES[size]
         for dtype_name, dtype in DTYPES.items():
@@ -123,16 +121,15 @@ def main() -> None:
             for tokens in TOKENS:
                 for top_k in (4, 8):
                     x = torch.randn(tokens, config.d_model, dtype=dtype)
-                    cells = row(layer, loop, config, x, top_k, seconds, bandwidth)
+                    cells = row(layer, loop, config, x, top_k, seconds)
                     table.add_row(size, dtype_name, str(tokens), str(top_k), *cells)
             del layer, loop
     Console(width=220).print(table)
-    print(f"a plain copy moves {bandwidth / 1e9:.1f} GB/s; medians in ms with quartiles;")
-    print("floor share: time in which that copy would move the k experts' weights / ours;")
-    print("a copy both reads and writes, so that pure reading at its rate of reading shows 0.5")
+    print("medians in ms with quartiles; copy / ours: the time of a plain copy of as many bytes as")
+    print("the k experts' weights have, run in turn with the others, over our time at one token")
 
 
-def row(layer, loop, config, x, top_k, seconds, bandwidth) -> list[str]:
+def row(layer, loop, config, x, top_k, seconds) -> list[str]:
     """Cells of one line of the table; an implementation that fails or crawls shows a dash."""
 
     def ours(function):
@@ -158,6 +155,9 @@ def row(layer, loop, config, x, top_k, seconds, bandwidth) -> list[str]:
         except (RuntimeError, ValueError, KeyError, NotImplementedError):
             continue
         ways[name] = lambda call=call: call(x)
+    read = 3 * config.d_model * config.expert_hidden * x.element_size() * top_k
+    if len(x) == 1:
+        ways["copy"] = plain_copy(read)
     times = interleaved(ways, seconds)
     cells, medians = [], {}
     for name in ("ours", "looped", "grouped", "plain loop", "eager", "batched_mm", "grouped_mm"):
@@ -167,11 +167,10 @@ def row(layer, loop, config, x, top_k, seconds, bandwidth) -> list[str]:
         low, middle, high = statistics.quantiles(times[name], n=4)
         medians[name] = middle
         cells.append(f"{middle:.2f} [{low:.2f} {high:.2f}]")
-    others = min(v for n, v in medians.items() if n not in ("ours", "looped", "grouped"))
+    others = min(v for n, v in medians.items() if n not in ("ours", "looped", "grouped", "copy"))
     cells.append(f"{medians['ours'] / others:.2f}")
-    read = 3 * config.d_model * config.expert_hidden * x.element_size() * top_k
-    is_decode = len(x) == 1
-    cells.append(f"{read / bandwidth * 1e3 / medians['ours']:.2f}" if is_decode else "")
+    copy = times.get("copy")
+    cells.append("" if copy is None else f"{statistics.median(copy) / medians['ours']:.2f}")
     return cells
 
 

@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from rollout.molmoe.attention import RMSNorm, wide
 from rollout.molmoe.config import MolmoEConfig
 
-GROUPED_ROWS = {torch.float32: 32, torch.bfloat16: 64}
-"""Mean rows of an expert below which a CPU takes the grouped product; other dtypes lack one."""
+GROUPED_ROWS = {torch.float32: (32, 16), torch.bfloat16: (96, 32)}
+"""Mean rows of an expert below which a CPU takes the grouped product: for experts of up to
+SMALL_EXPERT_BYTES, and for larger ones. Other dtypes lack one."""
+
+SMALL_EXPERT_BYTES = 2**21
 
 ExpertFunction = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -111,7 +114,9 @@ class SparseMoE(nn.Module):
         if x_TD.device.type != "cpu":
             return grouped_experts
         rows_of_an_expert = len(x_TD) * top_k / len(self.gate_up)
-        is_grouped = len(x_TD) > 1 and rows_of_an_expert < GROUPED_ROWS.get(x_TD.dtype, 0)
+        expert_bytes = (self.gate_up[0].numel() + self.down[0].numel()) * x_TD.element_size()
+        limit = GROUPED_ROWS.get(x_TD.dtype, (0, 0))[expert_bytes > SMALL_EXPERT_BYTES]
+        is_grouped = len(x_TD) > 1 and rows_of_an_expert < limit
         return grouped_experts if is_grouped else looped_experts
 
     def forward(self, x_BTD: Tensor, top_k: int) -> Tensor:
