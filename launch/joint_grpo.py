@@ -1,6 +1,8 @@
 """Joint GRPO training of the two-stage controller.
 
-python launch/joint_grpo.py [embedded | molmoe-h100 | earlier | doctor] [--option value ...]
+python launch/joint_grpo.py [RECIPE | doctor] [--option value ...]
+
+Recipes: embedded (default), embedded-scratch, molmoe-h100, earlier.
 """
 
 import sys

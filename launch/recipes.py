@@ -13,6 +13,9 @@ from learner.losses import EntropySchedule
 from rollout.build import EMBEDDED, WorkerConfig
 from rollout.executor import ExecutorConfig
 
+SHIPPED_PROFILE = EMBEDDED / "profile.npz"
+"""All 225 configurations of the embedded model on 200 validation samples."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetConfig:
@@ -147,41 +150,47 @@ class JointGRPOConfig:
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}: give at least {least}")
         self.budget.fixed()
+        if self.warm_start_profile == SHIPPED_PROFILE and self.worker.model != "embedded":
+            raise ValueError(
+                f"the shipped profile is of the embedded model, not of {self.worker.model}: take "
+                "another recipe, such as embedded-scratch, or another warm_start_profile"
+            )
 
     def reward_function(self) -> RewardFunction:
         """The reward that this run maximises."""
         return BudgetReward() if self.reward == "budget" else ReferenceReward()
 
 
-def embedded() -> JointGRPOConfig:
-    """The small MolmoE and its tasks, on a laptop."""
+def embedded_scratch() -> JointGRPOConfig:
+    """The small MolmoE and its tasks, on a laptop, from a controller that knows nothing."""
     return JointGRPOConfig(
-        recipe="embedded",
-        steps=220,
+        recipe="embedded-scratch",
+        steps=300,
         pid=PIDConfig(kp=0.2, ki=0.02, smoothing=0.8, maximum=1.5),
         learner=LearnerConfig(
             learning_rate=1e-3,
             final_lr_ratio=0.1,
-            lr_steps=220,
+            lr_steps=300,
             epochs=4,
-            entropy=EntropySchedule(start=0.05, end=0.002, steps=220),
+            entropy=EntropySchedule(start=0.05, end=0.002, steps=300),
         ),
     )
 
 
-def embedded_warm() -> JointGRPOConfig:
-    """The same from a warm start: imitates the shipped profile, then GRPO with small steps."""
+def embedded() -> JointGRPOConfig:
+    """The small MolmoE and its tasks: imitates the shipped profile, then GRPO by small steps."""
     return replace(
-        embedded(),
-        recipe="embedded-warm",
-        warm_start_profile=EMBEDDED / "profile.npz",
+        embedded_scratch(),
+        recipe="embedded",
+        warm_start_profile=SHIPPED_PROFILE,
         learner=LearnerConfig(
             learning_rate=1e-4,
             final_lr_ratio=0.1,
-            lr_steps=220,
+            lr_steps=300,
             epochs=2,
-            entropy=EntropySchedule(start=0.005, end=0.001, steps=220),
+            entropy=EntropySchedule(start=0.005, end=0.001, steps=300),
         ),
+        evaluation=EvaluationConfig(num_samples=96),
     )
 
 
@@ -220,7 +229,7 @@ def earlier() -> JointGRPOConfig:
 
 RECIPES = {
     "embedded": embedded,
-    "embedded-warm": embedded_warm,
+    "embedded-scratch": embedded_scratch,
     "molmoe-h100": molmoe_h100,
     "earlier": earlier,
 }

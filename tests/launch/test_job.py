@@ -72,7 +72,7 @@ def test_a_job_runs_to_its_end_and_carries_its_exit_code(head, tmp_path):
     rig.write_model_folder(model)
     (model / "latency.json").write_text(json.dumps(dict(launch_rig.simulated().table_ms)))
     options = [
-        *("embedded", "--steps", "2", "--groups-per-step", "2", "--group-size", "2"),
+        *("embedded-scratch", "--steps", "2", "--groups-per-step", "2", "--group-size", "2"),
         *("--worker.model", str(model), "--worker.executor.max-new-tokens", "3"),
         *("--simulated-latency", str(model / "latency.json"), "--cluster.num-actors", "1"),
         *("--budget.low-ms", "5", "--budget.high-ms", "100", "--evaluation.num-samples", "1"),

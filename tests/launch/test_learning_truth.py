@@ -21,7 +21,7 @@ from launch.baselines import (
 )
 from launch.evaluation import Evaluation, evaluate, feasible_budgets
 from launch.joint_grpo import train
-from launch.recipes import embedded
+from launch.recipes import embedded_scratch
 from launch.warm_start import warm_start_from_profile
 from rollout.latency.profile_table import ProfileTable
 from rollout.table_world import TableFleet
@@ -63,7 +63,7 @@ def budgets_ms(table: ProfileTable) -> np.ndarray:
 
 def learn(tmp_path, fleet: TableFleet, seed: int, episodes: int, warm: bool = False) -> Evaluation:
     """The embedded recipe's run, evaluated greedily on every sample and budget."""
-    base = embedded()
+    base = embedded_scratch()
     steps = episodes // (base.groups_per_step * base.group_size)
     entropy = replace(base.learner.entropy, steps=steps)
     learner = replace(base.learner, entropy=entropy, lr_steps=steps)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from launch.recipes import embedded
+from launch.recipes import embedded_scratch
 from launch.warm_start import (
     examples_from_profile,
     on_this_clock,
@@ -52,7 +52,7 @@ def test_a_profile_of_a_slower_device_is_scaled(table):
 
 def test_examples_hold_what_the_controller_would_see(table, tmp_path):
     fleet = table_rig.fleet_of(table)
-    run = table_rig.table_run(tmp_path, table_rig.settings(embedded()), fleet)
+    run = table_rig.table_run(tmp_path, table_rig.settings(embedded_scratch()), fleet)
     controller = run.learner.controller
     examples = examples_from_profile(controller, table, run.setup.budgets, fleet, num_budgets=3)
     assert len(examples.budgets_ms_B) == 180
