@@ -61,13 +61,16 @@ class Chaos(threading.Thread):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(facts.pid, signal.SIGKILL)
                 self.kills += 1
-            if self.kills == 3 and not self.node_replaced:
-                self.node_replaced = True
-                self.cluster.remove_node(next(iter(self.cluster.worker_nodes)))
-                self.cluster.add_node(num_cpus=1)
             if self.kills == 6 and not self.learner_killed:
                 ray.kill(self.learners[-1].actor)
                 self.learner_killed = True
+
+    def replace_node(self):
+        """Once, after some kills; from the main thread, which alone may start nodes."""
+        if self.kills >= 3 and not self.node_replaced:
+            self.node_replaced = True
+            self.cluster.remove_node(next(iter(self.cluster.worker_nodes)))
+            self.cluster.add_node(num_cpus=1)
 
 
 @pytest.mark.slow
@@ -87,11 +90,6 @@ def test_chaos_changes_nothing(cluster, tmp_path, monkeypatch):
     fleet = RayFleet(functools.partial(hanging_worker, str(tmp_path / "hang")), settings.cluster)
     counted = []
     original = Run.finish_step
-    monkeypatch.setattr(
-        Run,
-        "finish_step",
-        lambda run, groups: (counted.append([g.group_id for g in groups]), original(run, groups)),
-    )
     session = Session(settings, train)
     session.d_model = rig.SIXTEEN.d_model
     learners = []
@@ -106,6 +104,13 @@ def test_chaos_changes_nothing(cluster, tmp_path, monkeypatch):
     (tmp_path / "chaos").mkdir()
     store = CheckpointStore(tmp_path / "chaos" / "checkpoints")
     chaos = Chaos(fleet, cluster, learners)
+
+    def finish_step(run, groups):
+        counted.append([g.group_id for g in groups])
+        chaos.replace_node()
+        original(run, groups)
+
+    monkeypatch.setattr(Run, "finish_step", finish_step)
     chaos.start()
     assert session._train_until_done(fleet, store, None) == 0
     chaos.done.set()

@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -29,13 +30,14 @@ def head(tmp_path):
     home = tmp_path / "home"
     home.mkdir()
     port, dashboard = free_port(), free_port()
+    sockets = tempfile.mkdtemp(prefix="ray")  # the paths of sockets must be short
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     environment |= {"HOME": str(home), "RAY_AUTH_MODE": "disabled"}
     started = subprocess.run(
         [
             *(RAY, "start", "--head", f"--port={port}", "--num-cpus=2"),
             *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
-            *("--disable-usage-stats", f"--temp-dir={tmp_path / 'r'}"),
+            *("--disable-usage-stats", f"--temp-dir={sockets}"),
         ],
         env=environment,
         capture_output=True,
@@ -47,6 +49,7 @@ def head(tmp_path):
     environment["RAY_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
     yield environment
     subprocess.run([RAY, "stop", "--force"], env=environment, capture_output=True, timeout=60)
+    shutil.rmtree(sockets, ignore_errors=True)
 
 
 def submit(environment, working_dir, *arguments):
