@@ -32,7 +32,8 @@ def head(tmp_path):
     port, dashboard = free_port(), free_port()
     sockets = tempfile.mkdtemp(prefix="ray")  # the paths of sockets must be short
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    environment |= {"HOME": str(home), "RAY_AUTH_MODE": "disabled"}
+    path = os.pathsep.join([str(RAY.parent), environment.get("PATH", "")])
+    environment |= {"HOME": str(home), "RAY_AUTH_MODE": "disabled", "PATH": path}
     started = subprocess.run(
         [
             *(RAY, "start", "--head", f"--port={port}", "--num-cpus=2"),
