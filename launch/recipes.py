@@ -150,15 +150,33 @@ class JointGRPOConfig:
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}: give at least {least}")
         self.budget.fixed()
-        if self.warm_start_profile == SHIPPED_PROFILE and self.worker.model != "embedded":
+        profiled, own = WorkerConfig(), self.worker
+        if self.warm_start_profile == SHIPPED_PROFILE and (own.model, own.tasks) != (
+            profiled.model,
+            profiled.tasks,
+        ):
             raise ValueError(
-                f"the shipped profile is of the embedded model, not of {self.worker.model}: take "
-                "another recipe, such as embedded-scratch, or another warm_start_profile"
+                f"the shipped profile is of {profiled.model} on all tasks, not of {own.model} on "
+                f"{', '.join(own.tasks) or 'all'}: take another recipe, such as embedded-scratch, "
+                "or another warm_start_profile"
             )
 
     def reward_function(self) -> RewardFunction:
         """The reward that this run maximises."""
         return BudgetReward() if self.reward == "budget" else ReferenceReward()
+
+
+def _annealed(
+    steps: int, *, learning_rate: float, epochs: int, entropy: tuple[float, float]
+) -> LearnerConfig:
+    """Learning rate and entropy bonus fall over the whole run."""
+    return LearnerConfig(
+        learning_rate=learning_rate,
+        final_lr_ratio=0.1,
+        lr_steps=steps,
+        epochs=epochs,
+        entropy=EntropySchedule(start=entropy[0], end=entropy[1], steps=steps),
+    )
 
 
 def embedded_scratch() -> JointGRPOConfig:
@@ -167,13 +185,7 @@ def embedded_scratch() -> JointGRPOConfig:
         recipe="embedded-scratch",
         steps=300,
         pid=PIDConfig(kp=0.2, ki=0.02, smoothing=0.8, maximum=1.5),
-        learner=LearnerConfig(
-            learning_rate=1e-3,
-            final_lr_ratio=0.1,
-            lr_steps=300,
-            epochs=4,
-            entropy=EntropySchedule(start=0.05, end=0.002, steps=300),
-        ),
+        learner=_annealed(300, learning_rate=1e-3, epochs=4, entropy=(0.05, 0.002)),
     )
 
 
@@ -183,13 +195,7 @@ def embedded() -> JointGRPOConfig:
         embedded_scratch(),
         recipe="embedded",
         warm_start_profile=SHIPPED_PROFILE,
-        learner=LearnerConfig(
-            learning_rate=1e-4,
-            final_lr_ratio=0.1,
-            lr_steps=300,
-            epochs=2,
-            entropy=EntropySchedule(start=0.005, end=0.001, steps=300),
-        ),
+        learner=_annealed(300, learning_rate=1e-4, epochs=2, entropy=(0.005, 0.001)),
         evaluation=EvaluationConfig(num_samples=96),
     )
 

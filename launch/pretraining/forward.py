@@ -200,11 +200,11 @@ def experts(
     gate, up = (t.unflatten(-1, (num_experts, -1)) for t in (gate, up))
     hidden = swiglu(gate, up, weights_NE.to(dtype))
     down = moe.down.to(dtype).permute(1, 0, 2).reshape(dim, -1)
-    excess = dominance(hidden[::EVERY], chosen[::EVERY])
+    excess = dominance(hidden[::DOMINANCE_STRIDE], chosen[::DOMINANCE_STRIDE])
     return F.linear(hidden.flatten(1), down).float().view_as(x_BTD), logits_NE, excess
 
 
-EVERY = 4
+DOMINANCE_STRIDE = 4
 """Dominance is measured on every so many tokens."""
 
 

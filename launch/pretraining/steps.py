@@ -49,6 +49,19 @@ class LossConfig:
     """Dominance of each token's first experts over its others."""
 
 
+def shown_by_look(look_M: Tensor, shown_MP: Tensor, num_looks: int) -> Tensor:
+    """Boxes to looks: where there are as many as guided heads, each head has its own."""
+    counts_L = torch.bincount(look_M, minlength=num_looks)
+    first_L = counts_L.cumsum(0) - counts_L
+    number_M = torch.arange(len(look_M)) - first_L[look_M]
+    heads = torch.arange(fw.GUIDED_HEADS)
+    apart_M = counts_L[look_M] == fw.GUIDED_HEADS
+    taken_MG = (number_M[:, None] == heads) | ~apart_M[:, None]
+    shown_LGP = torch.zeros(num_looks, fw.GUIDED_HEADS, shown_MP.shape[1])
+    shown_MGP = shown_MP[:, None] & taken_MG[..., None]
+    return shown_LGP.index_add(0, look_M, shown_MGP.float()) > 0
+
+
 class LabelHead(nn.Module):
     """Predicts class and colour under the label points of a feature vector."""
 
@@ -168,7 +181,7 @@ class Trainee(nn.Module):
     def _guides(self, batch: Batch, start: int) -> dict[int, fw.Guide]:
         """Where to look, for the words that name a place and for the answers' tokens."""
         shown_MP = tokens_under(batch.boxes[:, 1:], self.layouts[batch.tier], start)
-        shown_LGP = self._shown(batch.boxes[:, 0], shown_MP, len(batch.looks))
+        shown_LGP = shown_by_look(batch.boxes[:, 0], shown_MP, len(batch.looks))
         guides = {}
         for is_answer, block in enumerate(GUIDED_BLOCKS):
             mine = (batch.looks[:, 2] == is_answer) & shown_LGP.any(-1).all(-1)
@@ -178,18 +191,6 @@ class Trainee(nn.Module):
                     rows_L=rows, places_L=places + start, shown_LGP=shown_LGP[mine]
                 )
         return guides
-
-    def _shown(self, look_M: Tensor, shown_MP: Tensor, num_looks: int) -> Tensor:
-        """Boxes to looks: where there are as many as guided heads, each head has its own."""
-        counts_L = torch.bincount(look_M, minlength=num_looks)
-        first_L = counts_L.cumsum(0) - counts_L
-        number_M = torch.arange(len(look_M)) - first_L[look_M]
-        heads = torch.arange(fw.GUIDED_HEADS)
-        apart_M = counts_L[look_M] == fw.GUIDED_HEADS
-        taken_MG = (number_M[:, None] == heads) | ~apart_M[:, None]
-        shown_LGP = torch.zeros(num_looks, fw.GUIDED_HEADS, shown_MP.shape[1])
-        shown_MGP = shown_MP[:, None] & taken_MG[..., None]
-        return shown_LGP.index_add(0, look_M, shown_MGP.float()) > 0
 
     def answer_losses(
         self, batch: Batch, vision_BCVD: Tensor | None, config: LossConfig

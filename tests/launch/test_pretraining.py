@@ -10,9 +10,9 @@ from launch.pretraining.batches import IGNORE, Encoder, Stream, StreamConfig
 from launch.pretraining.blueprint import build_tokenizer, new_model, write_folder
 from launch.pretraining.evaluation import Evaluator, held_out
 from launch.pretraining.muon import make_optimizers, orthogonalize
-from launch.pretraining.pixels import label_targets, make_crops, tier_layout
+from launch.pretraining.pixels import label_targets, make_crops, tier_layout, tokens_under
 from launch.pretraining.stages import Pretraining, TrainConfig, rate_share, with_steps
-from launch.pretraining.steps import Trainee
+from launch.pretraining.steps import Trainee, shown_by_look
 from rollout.molmoe import MolmoE, Preprocessor
 
 
@@ -176,3 +176,24 @@ def test_held_out_samples_are_scored_by_task(trainee: Trainee):
     scores = evaluator.scores(Tier.LOW)
     assert scores.shape == (12,)
     assert set(evaluator.by_task(scores)) == {*load_tasks(), "all"}
+
+
+def test_two_boxes_go_to_a_head_each_and_others_to_both():
+    look = torch.tensor([0, 0, 1, 2, 2, 2])
+    shown = shown_by_look(look, torch.eye(6, dtype=torch.bool), 4)
+    assert shown[0].int().tolist() == [[1, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0]]
+    assert shown[1, 0].equal(shown[1, 1])
+    assert shown[1, 0].nonzero().tolist() == [[2]]
+    assert shown[2, 1].nonzero().flatten().tolist() == [3, 4, 5]
+    assert not shown[3].any(), "a look at nothing"
+
+
+def test_boxes_cover_the_tokens_that_show_them(trainee):
+    layout = trainee.layouts[Tier.HIGH]
+    everything = torch.tensor([[0, 0, 140, 112], [0, 0, 3, 3]])
+    length = len(trainee.prefix_ids(Tier.HIGH))
+    whole, corner = tokens_under(everything, layout, length)
+    used = layout.idx_CV[1:][layout.idx_CV[1:] >= 0]
+    assert whole.nonzero().flatten().tolist() == sorted(used.tolist())
+    assert corner.sum() == 1
+    assert corner.nonzero().item() == used.min()

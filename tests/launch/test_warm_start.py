@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from launch.recipes import embedded_scratch
+from launch.recipes import embedded, embedded_scratch
 from launch.warm_start import (
     examples_from_profile,
     on_this_clock,
@@ -13,6 +13,7 @@ from launch.warm_start import (
     warm_start_from_profile,
 )
 from learner.warm_start import WarmStartConfig
+from rollout.build import WorkerConfig
 from rollout.fleet import LocalFleet
 from tests import launch_rig, table_rig
 from tests.rollout import rig
@@ -48,6 +49,13 @@ def test_a_profile_of_a_slower_device_is_scaled(table):
         latencies_ms=slower.latencies_ms[:, 5:7],
     )
     assert on_this_clock(part, budgets) is part
+
+
+def test_the_shipped_profile_is_refused_for_another_model_or_other_tasks():
+    for worker in (WorkerConfig(model="/other"), WorkerConfig(tasks=("digits",))):
+        with pytest.raises(ValueError, match="shipped profile"):
+            replace(embedded(), worker=worker)
+        assert replace(embedded_scratch(), worker=worker).warm_start_profile is None
 
 
 def test_examples_hold_what_the_controller_would_see(table, tmp_path):
