@@ -183,9 +183,20 @@ def embedded_scratch() -> JointGRPOConfig:
     """The small MolmoE and its tasks, on a laptop, from a controller that knows nothing."""
     return JointGRPOConfig(
         recipe="embedded-scratch",
-        steps=300,
-        pid=PIDConfig(kp=0.2, ki=0.02, smoothing=0.8, maximum=1.5),
-        learner=_annealed(300, learning_rate=1e-3, epochs=4, entropy=(0.05, 0.002)),
+        steps=400,
+        groups_per_step=12,
+        group_size=4,
+        pid=PIDConfig(
+            target=0.035,
+            kp=0.2,
+            ki=0.2,
+            smoothing=0.8,
+            initial=1.0,
+            minimum=0.5,
+            maximum=4.0,
+            bins=8,
+        ),
+        learner=_annealed(400, learning_rate=1e-3, epochs=10, entropy=(0.05, 0.002)),
     )
 
 
@@ -194,6 +205,7 @@ def embedded() -> JointGRPOConfig:
     return replace(
         embedded_scratch(),
         recipe="embedded",
+        steps=300,
         warm_start_profile=SHIPPED_PROFILE,
         learner=_annealed(300, learning_rate=1e-4, epochs=2, entropy=(0.005, 0.001)),
         evaluation=EvaluationConfig(num_samples=96),

@@ -17,7 +17,7 @@ import ray
 import tyro
 from rich.console import Console
 
-from envs.reward import PIDLambda
+from envs.reward import LambdaByBudget
 from launch.cluster import RayFleet
 from launch.console import connect
 from launch.doctor import doctor
@@ -176,7 +176,7 @@ class Session:
         checkpoint: Checkpoint | None,
     ) -> Run:
         config = self.config
-        steering = PIDLambda(config.pid)
+        steering = LambdaByBudget(config.pid, setup.budgets)
         next_step = 0
         if checkpoint is not None:
             steering.load_state_dict(checkpoint.state["steering"])

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from envs.reward import BudgetReward, PIDLambda, Reward, RewardFunction
+from envs.reward import BudgetReward, LambdaByBudget, Reward, RewardFunction
 from envs.spec import BudgetRange, BudgetSampler
 from launch.evaluation import evaluate, feasible_budgets
 from launch.plots import choices_figure, latency_figure
@@ -23,10 +23,10 @@ from launch.reporting import Reporter
 from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.learner import UpdateRecord
 from learner.metrics import (
-    feasible_violation_rate,
     rollout_scalars,
     stage_scalars,
     update_scalars,
+    violations,
 )
 from policy.controller import Controller, ControllerConfig
 from rollout.batch import GroupRollout
@@ -105,7 +105,7 @@ class Run:
         learner: owns the weights.
         reporter: shows numbers.
         store: keeps checkpoints.
-        steering: lambda and its rule.
+        steering: lambda by budget and its rule.
         next_step: the first step that is not done yet.
         is_stopping: asked between steps; True ends the loop.
         on_saved: called with the folder of every checkpoint, such as to copy it elsewhere.
@@ -117,7 +117,7 @@ class Run:
     learner: LearnerLike
     reporter: Reporter
     store: CheckpointStore
-    steering: PIDLambda
+    steering: LambdaByBudget
     next_step: int = 0
     is_stopping: Callable[[], bool] = lambda: False
     on_saved: Callable[[Path], object] = lambda _path: None
@@ -144,14 +144,12 @@ class Run:
         """The run's reward, with the lambda in force."""
         reward = self.config.reward_function()
         if isinstance(reward, BudgetReward):
-            reward.violation_cost = self.steering.value
+            reward.violation_cost = self.steering.costs
         return reward
 
     def finish_step(self, groups: Sequence[GroupRollout]) -> None:
         """Lets lambda follow the violation rate of the feasible budgets; the step is done."""
-        rate = feasible_violation_rate(groups, self.setup.budgets)
-        if rate is not None:
-            self.steering.update(rate)
+        self.steering.update([g.budget_ms for g in groups], violations(groups).mean(1))
         self.next_step += 1
 
     def report(
@@ -163,7 +161,7 @@ class Run:
         num_episodes = sum(g.group_size for g in groups)
         scalars = {
             **update_scalars(update, reward),
-            "reward/lambda": self.steering.value,
+            **self.steering.scalars(),
             **rollout_scalars(groups, self.setup.budgets),
             **stage_scalars(groups),
             **times,

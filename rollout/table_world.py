@@ -238,11 +238,11 @@ class TableFleet:
             )
         return results
 
-    def latencies_ms(
+    def outcomes(
         self, request: GroupRequest, table: ProfileTable, row: int, columns_G: np.ndarray
-    ) -> np.ndarray:
-        """Latencies [G] of some configurations on one sample."""
-        return table.latencies_ms[row, columns_G].astype(np.float64)
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and latencies in ms, [G] each, of some configurations on one sample."""
+        return table.scores[row, columns_G], table.latencies_ms[row, columns_G].astype(np.float64)
 
     def _install(self, setup: PolicySetup, weights: PolicyWeights) -> Controller:
         if self._controller is None or self._controller[0] != setup:
@@ -263,8 +263,7 @@ class TableFleet:
         samples = self.splits[request.split]
         table = samples.table
         columns_G = self._columns[request.split][tuple(actions_G4.T)]
-        scores_G = table.scores[row, columns_G]
-        latencies_G = self.latencies_ms(request, table, row, columns_G)
+        scores_G, latencies_G = self.outcomes(request, table, row, columns_G)
         return GroupRollout(
             group_id=request.group_id,
             sample_id=table.sample_ids[row],

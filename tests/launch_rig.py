@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from envs.reward import PIDLambda
+from envs.reward import LambdaByBudget
 from envs.spec import FULL_KNOBS, all_knobs
 from launch.recipes import EvaluationConfig, JointGRPOConfig
 from launch.reporting import Reporter
@@ -65,7 +65,7 @@ def local_run(run_dir: Path, settings: JointGRPOConfig, fleet: Any = None) -> Ru
     torch.manual_seed(settings.seed)
     learner = LocalLearner(Controller(setup().controller), settings.learner, run_dir)
     store = CheckpointStore(run_dir / "checkpoints", settings.keep_last)
-    steering = PIDLambda(settings.pid)
+    steering = LambdaByBudget(settings.pid, rig.BUDGETS)
     first_step = 0
     checkpoint = store.load_latest()
     if checkpoint is not None:

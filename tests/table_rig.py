@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from scipy.stats import norm
 
-from envs.reward import PIDLambda
+from envs.reward import LambdaByBudget
 from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, BudgetSampler, all_knobs
 from envs.tasks import Mixture, load_tasks
 from launch.recipes import EvaluationConfig, JointGRPOConfig
@@ -118,7 +118,7 @@ def table_run(run_dir: Path, settings: JointGRPOConfig, fleet: TableFleet) -> Ru
         learner=LocalLearner(Controller(setup.controller), settings.learner, run_dir),
         reporter=Reporter(run_dir, first_step=0, num_steps=settings.steps),
         store=CheckpointStore(run_dir / "checkpoints", settings.keep_last),
-        steering=PIDLambda(settings.pid),
+        steering=LambdaByBudget(settings.pid, budgets),
     )
 
 

@@ -2,7 +2,8 @@
 
 The yardstick is the best policy that sees what the controller sees, the kind of question and the
 budget: `oracle_per_task`, by enumeration of all configurations. Under shuffled budgets or prompts
-the controller may not beat the best policy that lacks that input.
+the controller may not beat the best policy that lacks that input. It may beat the yardstick by a
+little, because it recognises single prompts, where the yardstick knows their kind alone.
 """
 
 from dataclasses import replace
@@ -21,7 +22,7 @@ from launch.baselines import (
 )
 from launch.evaluation import Evaluation, evaluate, feasible_budgets
 from launch.joint_grpo import train
-from launch.recipes import embedded_scratch
+from launch.recipes import JointGRPOConfig, embedded, embedded_scratch
 from launch.warm_start import warm_start_from_profile
 from rollout.latency.profile_table import ProfileTable
 from rollout.table_world import TableFleet
@@ -31,8 +32,10 @@ from tests import table_rig
 NUM_BUDGETS = 9
 EPISODES = 20_000
 
-FROM_SCRATCH_SHARE = 0.88
-"""Of the optimum with at most 5 % violations; the goal is 0.97, seeds reach 0.91 to 0.92."""
+FROM_SCRATCH_SHARE = 0.97
+"""Of the in-budget accuracy of the best policy by kind and budget with at most 5 % violations."""
+
+MAX_VIOLATION = 0.06
 
 
 class ShuffledBudgets(TableFleet):
@@ -43,13 +46,23 @@ class ShuffledBudgets(TableFleet):
 
     budgets: BudgetSampler
 
-    def latencies_ms(
+    def outcomes(
         self, request: GroupRequest, table: ProfileTable, row: int, columns_G: np.ndarray
-    ) -> np.ndarray:
+    ) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng([request.group_id, 1])
         counting_ms = rng.choice(feasible_budgets(self.budgets, NUM_BUDGETS))
-        latencies_ms = super().latencies_ms(request, table, row, columns_G)
-        return latencies_ms * (request.budget_ms / counting_ms)
+        scores_G, latencies_G = super().outcomes(request, table, row, columns_G)
+        return scores_G, latencies_G * (request.budget_ms / counting_ms)
+
+
+class ShuffledPrompts(TableFleet):
+    """Each group is another sample's than the one whose prompt the controller sees."""
+
+    def outcomes(
+        self, request: GroupRequest, table: ProfileTable, row: int, columns_G: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        other = np.random.default_rng([request.group_id, 2]).integers(len(table.sample_ids))
+        return super().outcomes(request, table, int(other), columns_G)
 
 
 @cache
@@ -61,16 +74,23 @@ def budgets_ms(table: ProfileTable) -> np.ndarray:
     return feasible_budgets(table_rig.budgets_of(table), NUM_BUDGETS)
 
 
-def learn(tmp_path, fleet: TableFleet, seed: int, episodes: int, warm: bool = False) -> Evaluation:
-    """The embedded recipe's run, evaluated greedily on every sample and budget."""
-    base = embedded_scratch()
-    steps = episodes // (base.groups_per_step * base.group_size)
+def learn(
+    tmp_path,
+    fleet: TableFleet,
+    seed: int,
+    episodes: int = EPISODES,
+    *,
+    base: JointGRPOConfig | None = None,
+) -> Evaluation:
+    """A recipe's run, from scratch by default, evaluated greedily on every sample and budget."""
+    base = base or embedded_scratch()
+    steps = max(1, episodes // (base.groups_per_step * base.group_size))
     entropy = replace(base.learner.entropy, steps=steps)
     learner = replace(base.learner, entropy=entropy, lr_steps=steps)
     settings = table_rig.settings(base, seed=seed, steps=steps, learner=learner)
-    run = table_rig.table_run(tmp_path / f"{seed}-{warm}", settings, fleet)
+    run = table_rig.table_run(tmp_path / f"{base.recipe}-{seed}", settings, fleet)
     table = fleet.splits["train"].table
-    if warm:
+    if base.warm_start_profile:
         warm_start_from_profile(run.learner.controller, table, run.setup.budgets, fleet)
     train(run)
     return evaluate(
@@ -137,10 +157,12 @@ def test_warm_start_then_grpo_beats_scratch_at_equal_episodes(tmp_path):
     table = table_rig.synthetic_table(240)
     best = oracle_per_task(table, budgets_ms(table))
     shares = {
-        name: show(name, learn(tmp_path, table_rig.fleet_of(table), 0, 2_000, warm), best)
-        for name, warm in (("scratch", False), ("warm start", True))
+        base.recipe: show(
+            base.recipe, learn(tmp_path, table_rig.fleet_of(table), 0, 2_000, base=base), best
+        )
+        for base in (embedded_scratch(), embedded())
     }
-    assert shares["warm start"] > shares["scratch"] + 0.05
+    assert shares["embedded"] > shares["embedded-scratch"] + 0.05
 
 
 def test_a_few_episodes_help(tmp_path):
@@ -158,25 +180,25 @@ def test_a_few_episodes_help(tmp_path):
 def test_from_scratch(tmp_path, seed):
     table = whole_table()
     best = oracle_per_task(table, budgets_ms(table), max_violation=0.05)
-    result = learn(tmp_path, table_rig.fleet_of(table), seed, EPISODES)
+    result = learn(tmp_path, table_rig.fleet_of(table), seed)
     share = show(f"seed {seed}", result, best)
     assert share >= FROM_SCRATCH_SHARE
     accuracy = in_budget(result)
     assert (np.diff(accuracy) > -0.03).all(), "accuracy rises with the budget"
     assert accuracy[-1] > accuracy[0] + 0.1
-    assert result.violations.mean() <= 0.06
+    assert result.violations.mean(0).max() <= MAX_VIOLATION
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_imitation_alone_comes_close_to_the_optimum(tmp_path, seed):
-    """So the controller can hold the best policy; the 64 episodes behind it hardly move it."""
+    """So the controller can hold the best policy; the one step behind it hardly moves it."""
     table = whole_table()
     best = oracle_per_task(table, budgets_ms(table), max_violation=0.05)
-    result = learn(tmp_path, table_rig.fleet_of(table), seed, 64, warm=True)
+    result = learn(tmp_path, table_rig.fleet_of(table), seed, 1, base=embedded())
     assert show(f"imitation, seed {seed}", result, best) >= 0.97
-    assert result.violations.mean(0).max() <= 0.06
+    assert result.violations.mean(0).max() <= MAX_VIOLATION
 
 
 @pytest.mark.slow
@@ -185,7 +207,7 @@ def test_shuffled_budgets_tell_nothing(tmp_path):
     table = whole_table()
     fleet = ShuffledBudgets(table_rig.fleet_of(table).splits, table_rig.fleet_of(table).blocks)
     fleet.budgets = table_rig.budgets_of(table)
-    result = learn(tmp_path, fleet, 0, EPISODES)
+    result = learn(tmp_path, fleet, 0)
     bound = constant_per_task(table, budgets_ms(table)).in_budget_accuracy.mean()
     informed = oracle_per_task(table, budgets_ms(table)).in_budget_accuracy.mean()
     accuracy = in_budget(result).mean()
@@ -197,9 +219,9 @@ def test_shuffled_budgets_tell_nothing(tmp_path):
 @pytest.mark.timeout(1800)
 def test_shuffled_prompts_lose_what_the_prompt_gave(tmp_path):
     table = whole_table()
-    order = np.random.default_rng(0).permutation(len(table.sample_ids))
-    fleet = table_rig.fleet_of(table, table_rig.features(table)[order])
+    fleet = table_rig.fleet_of(table)
+    fleet = ShuffledPrompts(fleet.splits, fleet.blocks)
     bound = oracle_per_budget(table, budgets_ms(table)).in_budget_accuracy.mean()
-    accuracy = in_budget(learn(tmp_path, fleet, 0, EPISODES)).mean()
+    accuracy = in_budget(learn(tmp_path, fleet, 0)).mean()
     print(f"shuffled prompts: {accuracy:.3f}, best constants {bound:.3f}")
     assert accuracy <= bound + 0.02
