@@ -5,7 +5,7 @@ configurations; composed latencies of a shared group against unshared runs; epis
 shared group of 8 against the earlier flow (two passes an episode, nothing shared); cost of the
 vector-Jacobian product; cost of the controller. Everything interleaved, on one thread.
 
-python -m benchmarks.episodes [--model embedded] [--samples 12]
+python -m benchmarks.episodes [--model embedded] [--samples 12] [--groups 60]
 """
 
 import argparse
@@ -35,6 +35,19 @@ def milliseconds(call: Callable[[], object]) -> float:
 def spread(values: list[float], unit: str = "ms") -> str:
     low, middle, high = statistics.quantiles(values, n=4)
     return f"{middle:.3f} {unit} [{low:.3f} {high:.3f}]"
+
+
+def median_interval(values_SR: np.ndarray) -> str:
+    """The median, and its 95 % interval by resampling whole samples (rows), which share noise."""
+    rng, rows = np.random.default_rng(0), len(values_SR)
+    medians = [np.median(values_SR[rng.integers(0, rows, rows)]) for _ in range(2000)]
+    low, high = np.quantile(medians, (0.025, 0.975))
+    return f"{np.median(values_SR):.3f}, 95 % interval {low:.3f} to {high:.3f}"
+
+
+def interquartile(values: np.ndarray) -> float:
+    low, high = np.quantile(values, (0.25, 0.75))
+    return float(high - low)
 
 
 def token_of(executor: MolmoEExecutor, seed: int = 0) -> np.ndarray:
@@ -90,10 +103,16 @@ def section_hooks(worker: RolloutWorker, samples: list[Sample]) -> None:
             _, (execution,) = run_group(executor, sample, [FULL_KNOBS])
             return execution.latency_ms - execution.stages_ms["budget_token"]
 
-        for _ in range(4):
-            without = milliseconds(bare)
-            ratios.append(hooked() / without - 1)
-    print(f"hooks on against off, one full episode: {spread([100 * r for r in ratios], '%')}")
+        pairs = []
+        for turn in range(12):
+            if turn % 2:
+                took, without = hooked(), milliseconds(bare)
+            else:
+                without, took = milliseconds(bare), hooked()
+            pairs.append(100 * (took / without - 1))
+        ratios.append(pairs)
+    interval = median_interval(np.array(ratios))
+    print(f"hooks on against off, one full episode, in per cent: {interval}")
 
 
 def section_repeatability(worker: RolloutWorker, sample: Sample) -> None:
@@ -109,7 +128,11 @@ def section_repeatability(worker: RolloutWorker, sample: Sample) -> None:
 
 
 def section_composed(worker: RolloutWorker, samples: list[Sample]) -> None:
-    """A shared group, then all members unshared, then once more: the same time lies between."""
+    """A shared group, then all members unshared, then once more: the same time lies between.
+
+    Members of a group share what happened to the clock in their common segments, so that it takes
+    many groups to compare spreads: intervals come from resampling groups.
+    """
     rng, every, ratios, own = np.random.default_rng(0), list(all_knobs()), [], []
     for sample in samples:
         members = [every[i] for i in rng.integers(0, len(every), 8)]
@@ -118,9 +141,19 @@ def section_composed(worker: RolloutWorker, samples: list[Sample]) -> None:
             [run_group(worker.executor, sample, [knobs])[1][0].latency_ms for knobs in members]
             for _ in range(2)
         )
-        ratios += [x.latency_ms / y for x, y in zip(shared, first, strict=True)]
-        own += [y / x for x, y in zip(first, second, strict=True)]
-    print(f"composed / unshared latency: {spread(ratios, '')}; the clock's own: {spread(own, '')}")
+        ratios.append([x.latency_ms / y for x, y in zip(shared, first, strict=True)])
+        own.append([y / x for x, y in zip(first, second, strict=True)])
+    ratios_SG, own_SG = np.array(ratios), np.array(own)
+    rows = [rng.integers(0, len(samples), len(samples)) for _ in range(2000)]
+    widths = [interquartile(ratios_SG[r]) / interquartile(own_SG[r]) for r in rows]
+    low, high = np.quantile(widths, (0.025, 0.975))
+    print(f"composed / unshared latency: {median_interval(ratios_SG)}")
+    print(f"the clock's own, unshared twice: {median_interval(own_SG)}")
+    print(
+        f"interquartile range, composed over the clock's own: {interquartile(ratios_SG):.3f} / "
+        f"{interquartile(own_SG):.3f} = {interquartile(ratios_SG) / interquartile(own_SG):.2f}, "
+        f"95 % interval {low:.2f} to {high:.2f}"
+    )
 
 
 def section_sharing(worker: RolloutWorker, samples: list[Sample]) -> None:
@@ -211,17 +244,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--samples", type=int, default=12)
+    parser.add_argument("--groups", type=int, default=60, help="groups to compose latencies of")
     parser.add_argument("--max-new-tokens", type=int, default=16)
     options = parser.parse_args()
     executor = ExecutorConfig(max_new_tokens=options.max_new_tokens)
     worker = build_worker(WorkerConfig(model=options.model, executor=executor))
     torch.set_num_threads(1)
     worker.warm_up()
-    samples = [worker.tasks.sample("validation", index) for index in range(options.samples)]
+    many = [worker.tasks.sample("validation", index) for index in range(options.groups)]
+    samples = many[: options.samples]
     section_clock(worker, samples)
     section_hooks(worker, samples)
     section_repeatability(worker, samples[0])
-    section_composed(worker, samples)
+    section_composed(worker, many)
     section_sharing(worker, samples)
     section_further_sharing(worker)
     section_gradient(worker, samples)

@@ -72,6 +72,48 @@ def sweep_figure(
     return figure
 
 
+def curves_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """A run's curves, from the rows of its metrics.jsonl; training as a mean over 20 steps."""
+    figure = Figure(figsize=(13, 3.4), layout="constrained")
+    panels = {
+        "reward": ("reward/mean", None),
+        "accuracy within budget": (
+            "rollout/in_budget_accuracy",
+            "evaluation/in_budget_accuracy",
+        ),
+        "violations of feasible budgets": ("violation/feasible", "evaluation/violation"),
+    }
+    *axes_of_panels, last = figure.subplots(1, 4)
+    for axes, (title, (training, held_out)) in zip(axes_of_panels, panels.items(), strict=True):
+        axes.plot(*_running_mean(rows, training), label="training, sampled")
+        if held_out:
+            pairs = [(row["step"] + 1, row[held_out]) for row in rows if held_out in row]
+            axes.plot(*zip(*pairs, strict=True), "o-", label="held out, greedy")
+        axes.set_title(title, fontsize=9)
+        axes.legend(fontsize=7)
+    for name in sorted({name for row in rows for name in row if name.startswith("entropy/")}):
+        last.plot(*_running_mean(rows, name), label=name.removeprefix("entropy/"))
+    last.set_title("entropy (nats)", fontsize=9)
+    last.legend(fontsize=7)
+    for axes in (*axes_of_panels, last):
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def _running_mean(
+    rows: Sequence[Mapping[str, Any]], name: str, width: int = 20
+) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and the mean of the last `width` values at each."""
+    pairs = np.array([(row["step"] + 1, row[name]) for row in rows if name in row], float)
+    if not len(pairs):
+        return np.zeros(0), np.zeros(0)
+    sums = np.concatenate([[0.0], np.cumsum(pairs[:, 1])])
+    starts = np.maximum(np.arange(len(pairs)) + 1 - width, 0)
+    counts = np.arange(len(pairs)) + 1 - starts
+    return pairs[:, 0], (sums[1:] - sums[starts]) / counts
+
+
 def latency_figure(budgets_ms: np.ndarray, latencies_ms_SK: np.ndarray) -> Figure:
     """Latency percentiles of a policy against its budget."""
     figure = Figure(figsize=(6, 4.2), layout="constrained")

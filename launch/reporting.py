@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,7 +38,7 @@ class Reporter:
         self.path = run_dir / "metrics.jsonl"
         rows = _complete_rows(self.path, before_step=first_step)
         temporary = self.path.with_suffix(".partial")
-        temporary.write_text("".join(rows))
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
         os.replace(temporary, self.path)
 
     def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -47,6 +48,10 @@ class Reporter:
         row = {"step": step, **({"label": self.label} if self.label else {}), **scalars}
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows of the run so far."""
+        return _complete_rows(self.path)
 
     def choices(self, step: int, groups: Sequence[GroupRollout]) -> None:
         """Histograms of every head's choices."""
@@ -87,15 +92,16 @@ class Reporter:
         self.writer.close()
 
 
-def _complete_rows(path: Path, *, before_step: int) -> list[str]:
-    """The whole lines of an earlier run up to a step; a torn last line is left out."""
-    rows: list[str] = []
+def _complete_rows(path: Path, *, before_step: float = math.inf) -> list[dict[str, Any]]:
+    """The whole rows up to a step; a torn last line is left out."""
+    rows: list[dict[str, Any]] = []
     if not path.is_file():
         return rows
     for line in path.read_text().splitlines():
         try:
-            if json.loads(line)["step"] < before_step:
-                rows.append(line + "\n")
+            row = json.loads(line)
+            if row["step"] < before_step:
+                rows.append(row)
         except (json.JSONDecodeError, KeyError):
             continue
     return rows

@@ -22,6 +22,7 @@ from launch.cluster import RayFleet
 from launch.console import connect
 from launch.doctor import doctor
 from launch.evaluation import evaluate, feasible_budgets
+from launch.plots import curves_figure
 from launch.recipes import RECIPES, JointGRPOConfig
 from launch.remote_learner import LearnerLostError, RemoteLearner
 from launch.reporting import Reporter
@@ -219,7 +220,7 @@ class Session:
         return Learner(controller, config.learner, self.run_dir).state_dict()
 
     def _finish(self, run: Run) -> None:
-        """One greedy sweep over the test split; its JSON lies beside the checkpoints."""
+        """One greedy sweep over the test split, and the run's curves as one picture."""
         budgets = run.setup.budgets
         result = evaluate(
             run.fleet,
@@ -232,8 +233,9 @@ class Session:
         path = self.run_dir / "evaluation.json"
         row = {"latency_source": self.label or "measured", **result.to_json()}
         path.write_text(json.dumps(row) + "\n")
+        curves_figure(run.reporter.rows()).savefig(self.run_dir / "curves.png", dpi=110)
         run.reporter.say(
             f"test split: in budget {result.in_budget_accuracy:.3f}, violations "
             f"{float(result.violations.mean()):.1%}  evaluation {path}  "
-            f"checkpoint {run.store.root}"
+            f"curves {self.run_dir / 'curves.png'}  checkpoint {run.store.root}"
         )
