@@ -205,9 +205,9 @@ def embedded() -> JointGRPOConfig:
     return replace(
         embedded_scratch(),
         recipe="embedded",
-        steps=300,
+        steps=200,
         warm_start_profile=SHIPPED_PROFILE,
-        learner=_annealed(300, learning_rate=1e-4, epochs=2, entropy=(0.005, 0.001)),
+        learner=_annealed(200, learning_rate=1e-4, epochs=2, entropy=(0.005, 0.001)),
         evaluation=EvaluationConfig(num_samples=96),
     )
 
