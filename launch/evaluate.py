@@ -40,6 +40,12 @@ from rollout.build import WorkerConfig, build_worker
 from rollout.latency.profile_table import ProfileTable
 from rollout.worker import PolicySetup
 
+NOT_DRAWN = ("lookup", "lookup with margin", "tier only", "top-k only", "blocks only")
+"""Policies that the table has and the plot leaves out; both lookups are drawn as run live."""
+
+TABLE_WIDTH = 150
+"""Columns of the table where the terminal is narrower, or the output is a file."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateConfig:
@@ -210,7 +216,7 @@ def main() -> int:
     floor = clock_floor(fleet)
     fleet.shutdown()
     found = collect_outcomes(result, live, validation, test)
-    console = Console()
+    console = Console(width=max(Console().width, TABLE_WIDTH))
     print_table(found, budgets_ms, console)
     console.print(verdict(found, test, budgets_ms))
     console.print(f"the clock itself: {floor}")
@@ -245,7 +251,7 @@ def write(
         "controller_episodes": result.to_json(),
     }
     (folder / "evaluation.json").write_text(json.dumps(content) + "\n")
-    shown = {n: r for n, r in rows.items() if n not in ("tier only", "top-k only", "blocks only")}
+    shown = {name: row for name, row in rows.items() if name not in NOT_DRAWN}
     sweep_figure(result.budgets_ms.tolist(), shown, floor["exceeds_own_p95"]).savefig(
         folder / "sweep.png", dpi=120
     )

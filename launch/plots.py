@@ -44,31 +44,26 @@ def sweep_figure(
     budgets_ms: Sequence[float], rows: Mapping[str, Mapping[str, Any]], floor: float | None = None
 ) -> Figure:
     """Accuracy within budget and violation rate against budget, one line for each policy."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for name, row in rows.items():
+    for number, (name, row) in enumerate(rows.items()):
         is_ours = name == "controller"
-        style = {"lw": 2.4 if is_ours else 1.2, "zorder": 3 if is_ours else 2}
+        color = "black" if is_ours else f"C{number % 10}"
+        style = {"lw": 2.4 if is_ours else 1.2, "color": color, "zorder": 3 if is_ours else 2}
         marker = "o" if is_ours else "."
-        left.errorbar(
-            budgets_ms,
-            row["in_budget_accuracy"],
-            yerr=row.get("ci"),
-            marker=marker,
-            label=name,
-            capsize=2 if is_ours else 0,
-            **style,
-        )
+        error = row.get("ci") if is_ours else None
+        accuracy = row["in_budget_accuracy"]
+        left.errorbar(budgets_ms, accuracy, yerr=error, marker=marker, capsize=2, **style)
         right.plot(budgets_ms, row["violation"], marker=marker, label=name, **style)
     left.set_ylabel("accuracy within budget")
     right.set_ylabel("violation rate")
-    right.axhline(0.06, color="grey", ls=":", lw=1)
+    right.axhline(0.06, color="grey", ls=":", lw=1, label="6 %")
     if floor is not None:
         right.axhline(floor, color="grey", ls="--", lw=1, label="clock's own floor")
     for axes in (left, right):
         axes.set_xlabel("latency budget (ms)")
         axes.grid(alpha=0.3)
-    left.legend(fontsize=7)
+    figure.legend(loc="outside right", fontsize=8)
     return figure
 
 

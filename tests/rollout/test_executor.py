@@ -1,6 +1,7 @@
 """Knobs that change what is computed, stages that add up, the budget token and its gradient."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from rollout.molmoe.moe import SparseMoE
 from tests.rollout import rig
 
 SAMPLE = rig.NoiseTask().sample("train", 1)
+MIDDLE = Knobs(tier=Tier.MEDIUM, position=2, top_k=6, num_blocks=14)
 TOKEN = np.random.default_rng(0).normal(size=32).astype(np.float32)
 
 
@@ -54,20 +56,52 @@ def watch(executor, monkeypatch):
     return entered, evaluations
 
 
-@pytest.mark.parametrize("knobs", list(all_knobs())[::11])
-def test_every_knob_is_applied_in_prefill_and_decode(executor, monkeypatch, knobs):
+def check_knobs(executor, monkeypatch, knobs, sample=SAMPLE):
+    """Fails unless exactly the blocks and experts that the knobs ask for are run."""
+    inputs = executor.preprocessor(sample.image, sample.prompt, max_crops=knobs.tier.max_crops)
+    num_tokens = len(inputs.token_ids)
     entered, evaluations = watch(executor, monkeypatch)
-    execution = run(executor, knobs)
+    execution = run(executor, knobs, sample=sample)
     kept = executor.importance.kept(knobs.position, knobs.num_blocks)
     assert len(kept) == knobs.num_blocks
     k = {i: 8 if i < knobs.position else knobs.top_k for i in range(16)}
-    num_tokens = len(executor.begin(SAMPLE, knobs.tier, TOKEN).inputs.token_ids)
     prefix = [(i, num_tokens, k[i]) for i in kept[: knobs.position]]
     budget = [(i, 1, 8) for i in range(knobs.position)]
     rest = [(i, num_tokens, k[i]) for i in kept[knobs.position :]]
     steps = [(i, 1, k[i]) for i in kept] * (execution.num_output_tokens - 1)
     assert entered == prefix + budget + rest + steps
     assert sum(evaluations) == sum(tokens * top_k for _, tokens, top_k in entered)
+
+
+@pytest.mark.parametrize("knobs", list(all_knobs())[::11])
+def test_every_knob_is_applied_in_prefill_and_decode(executor, monkeypatch, knobs):
+    check_knobs(executor, monkeypatch, knobs)
+
+
+@pytest.mark.parametrize(
+    "ignored", [{"tier": Tier.HIGH}, {"position": 1}, {"top_k": 8}, {"num_blocks": 16}], ids=str
+)
+def test_an_executor_that_ignores_a_knob_is_found_out(monkeypatch, ignored):
+    big = replace(SAMPLE, image=Image.new("RGB", (200, 160)))
+    executor = rig.executor()
+    check_knobs(executor, monkeypatch, MIDDLE, big)
+    monkeypatch.undo()
+    begin, deepen, advance = executor.begin, executor.deepen, executor.advance
+
+    def deaf_begin(sample, tier, token):
+        return begin(sample, ignored.get("tier", tier), token)
+
+    def deaf_deepen(prefix, position):
+        deepen(prefix, ignored.get("position", position))
+
+    def deaf_advance(prefix, knobs):
+        return advance(prefix, replace(knobs, **ignored))
+
+    monkeypatch.setattr(executor, "begin", deaf_begin)
+    monkeypatch.setattr(executor, "deepen", deaf_deepen)
+    monkeypatch.setattr(executor, "advance", deaf_advance)
+    with pytest.raises(AssertionError):
+        check_knobs(executor, monkeypatch, MIDDLE, big)
 
 
 def test_crops_fall_with_the_tier(executor):
