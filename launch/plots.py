@@ -63,7 +63,8 @@ def sweep_figure(
     for axes in (left, right):
         axes.set_xlabel("latency budget (ms)")
         axes.grid(alpha=0.3)
-    figure.legend(loc="outside right", fontsize=8)
+    beside: Any = "outside right"  # the type stubs lack it
+    figure.legend(loc=beside, fontsize=8)
     return figure
 
 
