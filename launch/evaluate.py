@@ -2,7 +2,8 @@
 
 Needs profiles of the same machine, made by launch/profile.py: one of the validation split, which
 the lookup tables are read off, and one of the test split, which scores every baseline. The
-controller and the lookup table with margin also run live, sample by sample in turn.
+controller and the lookup tables also run live, a few samples each in turn, because the clock of
+shared cores drifts.
 
 python launch/evaluate.py RUN_DIR --validation V/table.npz --test T/table.npz
 """
@@ -16,6 +17,7 @@ if __name__ == "__main__":
 
 import functools
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
@@ -42,6 +44,12 @@ from rollout.worker import PolicySetup
 
 NOT_DRAWN = ("lookup", "lookup with margin", "tier only", "top-k only", "blocks only")
 """Policies that the table has and the plot leaves out; both lookups are drawn as run live."""
+
+SAMPLES_A_TURN = 10
+"""Samples after which controller, lookup tables and the clock's repeats take turns."""
+
+REPEATS_A_TURN = 8
+"""Runs of one fixed configuration in each turn."""
 
 TABLE_WIDTH = 150
 """Columns of the table where the terminal is narrower, or the output is a file."""
@@ -89,14 +97,14 @@ def _profile_call(handle: Any, *, configurations: tuple[Knobs, ...], split: str,
 
 
 def run_live(
-    fleet: RayFleet, columns: dict[str, list[int]], table: ProfileTable, num_samples: int
+    fleet: RayFleet, columns: dict[str, list[int]], table: ProfileTable, indices: range
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Scores and latencies [S, K] of lookup choices, run again on the test samples."""
+    """Scores and latencies [S, K] of lookup choices, run again on these test samples."""
     distinct = sorted({c for chosen in columns.values() for c in chosen})
     configurations = tuple(table.configurations[c] for c in distinct)
     calls = [
         functools.partial(_profile_call, configurations=configurations, split="test", index=index)
-        for index in range(num_samples)
+        for index in indices
     ]
     records = list(fleet.run_each(calls, "live lookups"))
     scores = np.array([[r.score for r in row] for row in records])
@@ -108,19 +116,28 @@ def run_live(
     }
 
 
-def clock_floor(fleet: RayFleet, repeats: int = 60) -> dict[str, float]:
-    """How often one fixed configuration on one sample exceeds its own 95th percentile, live.
+def joined(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """One pair of scores and latencies of those of many samples."""
+    scores, latencies = zip(*parts, strict=True)
+    return np.concatenate(scores), np.concatenate(latencies)
+
+
+def run_repeats(fleet: RayFleet) -> list[float]:
+    """Latencies in ms of one fixed configuration on one sample."""
+    calls = [
+        functools.partial(_profile_call, configurations=(FULL_KNOBS,), split="test", index=0)
+        for _ in range(REPEATS_A_TURN)
+    ]
+    return [records[0].execution.latency_ms for records in fleet.run_each(calls, "repeats")]
+
+
+def clock_floor(latencies_ms: Sequence[float]) -> dict[str, float]:
+    """How often one fixed configuration on one sample exceeds its own 95th percentile.
 
     The percentile is of one half of the runs, the rate of the other half: a perfect policy could
     do no better than this rate at a budget set to that percentile.
     """
-    calls = [
-        functools.partial(_profile_call, configurations=(FULL_KNOBS,), split="test", index=0)
-        for _ in range(repeats)
-    ]
-    runs = np.array(
-        [records[0].execution.latency_ms for records in fleet.run_each(calls, "repeats")]
-    )
+    runs = np.array(latencies_ms)
     first, second = runs[::2], runs[1::2]
     return {
         "coefficient_of_variation": float(runs.std() / runs.mean()),
@@ -202,19 +219,27 @@ def main() -> int:
     arrays = checkpoint.controller.to_numpy()
     weights = PublishedWeights(version=0, sha256=weights_sha256(arrays), refs=(ray.put(arrays),))
     setup = PolicySetup(controller=checkpoint.controller.config, budgets=budgets)
-    result = evaluate(
-        fleet,
-        setup,
-        weights,
-        split="test",
-        num_samples=num_samples,
-        budgets_ms=budgets_ms.tolist(),
-    )
     chosen = baselines.lookup_columns(validation, budgets_ms)
     columns = {name: chosen[name][0] for name in ("lookup", "lookup with margin")}
-    live = run_live(fleet, columns, validation, num_samples)
-    floor = clock_floor(fleet)
+    parts, live_parts, repeats = [], [], []
+    for first in range(0, num_samples, SAMPLES_A_TURN):
+        indices = range(first, min(first + SAMPLES_A_TURN, num_samples))
+        parts.append(
+            evaluate(
+                fleet,
+                setup,
+                weights,
+                split="test",
+                num_samples=len(indices),
+                budgets_ms=budgets_ms.tolist(),
+                first_index=first,
+            )
+        )
+        live_parts.append(run_live(fleet, columns, validation, indices))
+        repeats += run_repeats(fleet)
     fleet.shutdown()
+    result, floor = Evaluation.joined(parts), clock_floor(repeats)
+    live = {name: joined([part[name] for part in live_parts]) for name in columns}
     found = collect_outcomes(result, live, validation, test)
     console = Console(width=max(Console().width, TABLE_WIDTH))
     print_table(found, budgets_ms, console)

@@ -65,6 +65,18 @@ class Evaluation:
             scalars[f"{prefix}_violation/budget_{budget_ms:.0f}_ms"] = float(rate)
         return scalars
 
+    @staticmethod
+    def joined(parts: Sequence[Evaluation]) -> Evaluation:
+        """One sweep of parts with the same budgets and different samples."""
+        return Evaluation(
+            budgets_ms=parts[0].budgets_ms,
+            scores=np.concatenate([part.scores for part in parts]),
+            latencies_ms=np.concatenate([part.latencies_ms for part in parts]),
+            actions=np.concatenate([part.actions for part in parts]),
+            tasks=tuple(task for part in parts for task in part.tasks),
+            sample_ids=tuple(name for part in parts for name in part.sample_ids),
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Everything, as plain JSON values."""
         return {

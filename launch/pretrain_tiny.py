@@ -2,9 +2,9 @@
 
 python launch/pretrain_tiny.py --out /data/tiny --num-workers 2
 
-Three stages: the vision encoder on sheets of glyphs, the decoder on text alone, then everything on
-the tasks' training splits, always at full depth and with all eight experts. A killed run goes on
-from its last checkpoint when it is started again with the same --out.
+Four stages: the vision encoder on sheets of glyphs, the decoder on text alone, everything on the
+tasks' training splits, then mostly the experts; always at full depth and with all eight experts.
+A killed run goes on from its last checkpoint when it is started again with the same --out.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from envs.tasks.metrics import exact_match
 from envs.tasks.render import Canvas
 from envs.tasks.task import Box, Question, Scene, sample_from_scene, split_of
 
-MAX_STEPS = 6
+MAX_STEPS = 5
 PERMUTATIONS = {
     "zig": (3, 7, 0, 9, 1, 8, 2, 6, 5, 4),
     "zag": (6, 2, 9, 5, 8, 0, 4, 3, 7, 1),
@@ -73,7 +73,7 @@ def chain_question(
 
 
 class Chain:
-    """One to four digits, 10 to 32 px; one to six steps from one of them.
+    """One to four digits, 10 to 32 px; one to five steps from one of them.
 
     Four steps leave many of 16 blocks idle.
     """

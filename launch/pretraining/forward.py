@@ -30,7 +30,7 @@ class Hidden:
     Attributes:
         x_BTD: hidden states behind the last block.
         balance: load-balance loss, 1 when experts are used evenly.
-        dominance: by how much the stronger half of a token's experts outweighs the weaker half.
+        dominance: how much a token's weaker experts lack to their share of the work.
         blindness: how little of the guided heads' attention falls where it should, 0 without.
     """
 
@@ -73,11 +73,13 @@ class Layout:
         bias: 0 where a token may look, -inf elsewhere, [B, 1, T, T].
         cos: [B, 1, T, K].
         sin: [B, 1, T, K].
+        prefix: number of tokens of the shared prefix.
     """
 
     bias: Tensor
     cos: Tensor
     sin: Tensor
+    prefix: int
 
 
 def make_layout(
@@ -91,7 +93,12 @@ def make_layout(
     frequencies = 1.0 / theta ** (torch.arange(0, head_dim, 2).float() / head_dim)
     angles = positions_BT[..., None].float() * frequencies
     angles = torch.cat([angles, angles], dim=-1)[:, None]
-    return Layout(bias=bias[:, None], cos=angles.cos().to(dtype), sin=angles.sin().to(dtype))
+    return Layout(
+        bias=bias[:, None],
+        cos=angles.cos().to(dtype),
+        sin=angles.sin().to(dtype),
+        prefix=int((segments_BT[0] == 0).sum()),
+    )
 
 
 def explicit_attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> Tensor:
@@ -144,7 +151,7 @@ def decode(
         k = model.config.top_k if top_k is None or index == 0 else top_k
         attended, blind = attend(block.attn, x_BTD, layout, guides.get(index))
         x_BTD = x_BTD + attended
-        out, logits, excess = experts(block.mlp, x_BTD, k, layout.bias.dtype)
+        out, logits, excess = experts(block.mlp, x_BTD, k, layout)
         x_BTD = x_BTD + out
         balance = balance + balance_loss(logits, k) / len(model.blocks)
         dominance = dominance + excess / len(model.blocks)
@@ -181,13 +188,14 @@ def rotate(x_BHTK: Tensor, layout: Layout) -> Tensor:
 
 
 def experts(
-    moe: SparseMoE, x_BTD: Tensor, top_k: int, dtype: torch.dtype
+    moe: SparseMoE, x_BTD: Tensor, top_k: int, layout: Layout
 ) -> tuple[Tensor, Tensor, Tensor]:
     """All experts at once, the unchosen ones with weight 0.
 
     Returns:
-        [B, T, D], router logits [N, E] and the dominance among the chosen.
+        [B, T, D], router logits [N, E] and the dominance among the chosen, where questions are.
     """
+    dtype = layout.bias.dtype
     x_ND = norm(moe.ff_norm, x_BTD, torch.float32).flatten(0, 1)
     logits_NE = F.linear(x_ND, moe.gate.weight)
     probs_NE = logits_NE.softmax(-1)
@@ -200,23 +208,35 @@ def experts(
     gate, up = (t.unflatten(-1, (num_experts, -1)) for t in (gate, up))
     hidden = swiglu(gate, up, weights_NE.to(dtype))
     down = moe.down.to(dtype).permute(1, 0, 2).reshape(dim, -1)
-    excess = dominance(hidden[::DOMINANCE_STRIDE], chosen[::DOMINANCE_STRIDE])
-    return F.linear(hidden.flatten(1), down).float().view_as(x_BTD), logits_NE, excess
+    out_ND = F.linear(hidden.flatten(1), down)
+    rows = torch.arange(len(out_ND)).view(x_BTD.shape[:2])[:, layout.prefix :: DOMINANCE_STRIDE]
+    rows = rows.flatten()
+    excess = dominance(hidden[rows], chosen[rows], out_ND[rows], down)
+    return out_ND.float().view_as(x_BTD), logits_NE, excess
 
 
-DOMINANCE_STRIDE = 4
-"""Dominance is measured on every so many tokens."""
+WEAKER_SHARE = 0.7
+"""Share of the energy that the weaker half of a token's experts should add."""
+
+DOMINANCE_STRIDE = 2
+"""Dominance is measured on every so many tokens behind the prefix."""
 
 
-def dominance(hidden_NEH: Tensor, chosen_Nk: Tensor) -> Tensor:
-    """By how much the weaker half of the chosen experts gives less than half of the energy.
+def dominance(hidden_NEH: Tensor, chosen_Nk: Tensor, out_ND: Tensor, down_DF: Tensor) -> Tensor:
+    """By how much the weaker half of the chosen experts adds less than `WEAKER_SHARE`.
 
-    Without it the first few experts do nearly all of the work, and the model would lose nothing
-    by leaving the others out. `chosen_Nk` is sorted by router probability.
+    Without it the first few experts do nearly all of the work, or all do the same, and the model
+    would lose nothing by leaving some out: what counts is the energy of the weaker half's output
+    across the direction of the stronger half's. `chosen_Nk` is sorted by router probability;
+    `down_DF` holds the down projections of all experts side by side.
     """
-    energy_Nk = hidden_NEH.float().square().sum(-1).gather(1, chosen_Nk)
-    weaker = energy_Nk[:, chosen_Nk.shape[1] // 2 :].sum(-1) / (energy_Nk.sum(-1) + 1e-9)
-    return F.relu(0.5 - weaker).mean()
+    weaker = chosen_Nk[:, chosen_Nk.shape[1] // 2 :]
+    kept_NE = torch.zeros(hidden_NEH.shape[:2], dtype=hidden_NEH.dtype).scatter_(1, weaker, 1.0)
+    late_ND = F.linear((hidden_NEH * kept_NE[..., None]).flatten(1), down_DF).float()
+    early_ND = out_ND.float() - late_ND
+    early = early_ND.square().sum(-1) + 1e-9
+    late = late_ND.square().sum(-1) - (late_ND * early_ND).sum(-1).square() / early
+    return F.relu(WEAKER_SHARE - late / (late + early)).mean()
 
 
 def swiglu(gate_NEH: Tensor, up_NEH: Tensor, weights_NE: Tensor) -> Tensor:

@@ -15,10 +15,16 @@ from torch import Tensor, nn
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
+def product_dtype() -> torch.dtype:
+    """bfloat16 where this CPU multiplies it in hardware, else float32, which is then far faster."""
+    able = torch.cpu.get_capabilities()
+    return torch.bfloat16 if able.get("amx_bf16") or able.get("avx512_bf16") else torch.float32
+
+
 def orthogonalize(stack_NRC: Tensor, steps: int = 4) -> Tensor:
-    """Newton-Schulz iteration in bfloat16: singular values of each matrix move near one."""
+    """Newton-Schulz iteration: singular values of each matrix move near one."""
     a, b, c = COEFFICIENTS
-    x = stack_NRC.to(torch.bfloat16)
+    x = stack_NRC.to(product_dtype())
     tall = x.shape[-2] > x.shape[-1]
     x = x.transpose(-1, -2) if tall else x
     x = x / (x.float().norm(dim=(-2, -1), keepdim=True) + 1e-7).to(x.dtype)
@@ -102,6 +108,8 @@ class OptimizerConfig:
     """Decoupled decay of the matrices, times the rate."""
     vision_share: float = 1.0
     """The vision encoder's rates are this share of the others."""
+    attention_share: float = 1.0
+    """The rates of the decoder's attention are this share of the others."""
 
 
 def make_optimizers(model: nn.Module, config: OptimizerConfig) -> tuple[Muon, torch.optim.AdamW]:
@@ -110,7 +118,11 @@ def make_optimizers(model: nn.Module, config: OptimizerConfig) -> tuple[Muon, to
     for name, weight in model.named_parameters():
         if not weight.requires_grad:
             continue
-        share = config.vision_share if ".vision." in f".{name}" else 1.0
+        share = 1.0
+        if ".vision." in f".{name}":
+            share = config.vision_share
+        elif ".attn." in name:
+            share = config.attention_share
         if is_matrix(name, weight):
             peak = config.muon_lr * share
             matrices.append(

@@ -1,4 +1,4 @@
-"""The three stages (vision labels, text alone, everything) and the loop that runs them."""
+"""The four stages (vision labels, text alone, everything, experts) and the loop that runs them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ class StageConfig:
     decay_share: float = 0.45
     """Share of the steps at the end over which the rates fall to 2 %."""
     vision_every: int = 1
-    """Gradients reach the vision encoder in every n-th step only (they cost a third of it)."""
+    """Gradients reach the vision encoder in every n-th step only (they cost a third of it); with
+    0 in none."""
+    experts_gain: float = 1.0
+    """Factor on the experts' outputs before the first step."""
 
 
 def _vision() -> StageConfig:
@@ -77,6 +80,26 @@ def _joint() -> StageConfig:
     )
 
 
+def _experts() -> StageConfig:
+    """What attention alone did not learn, facts above all, goes into the experts."""
+    return StageConfig(
+        steps=3100,
+        stream=StreamConfig(
+            num_scenes=3,
+            tail_tokens=112,
+            task_weights=(0.05, 0.12, 0.16, 0.19, 0.36, 0.12),
+            seed=3,
+            tier_weights=(0.2, 0.2, 0.6),
+        ),
+        optimizer=OptimizerConfig(
+            muon_lr=0.004, adam_lr=0.001, vision_share=0.0, attention_share=0.2
+        ),
+        decay_share=0.6,
+        vision_every=0,
+        experts_gain=3.0,
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     """The whole pretraining."""
@@ -86,6 +109,7 @@ class TrainConfig:
     vision: StageConfig = field(default_factory=_vision)
     text: StageConfig = field(default_factory=_text)
     joint: StageConfig = field(default_factory=_joint)
+    experts: StageConfig = field(default_factory=_experts)
     loss: LossConfig = field(default_factory=LossConfig)
     seed: int = 0
     threads: int = 1
@@ -96,7 +120,7 @@ class TrainConfig:
     """Steps between lines in the log."""
 
 
-STAGES = ("vision", "text", "joint")
+STAGES = ("vision", "text", "joint", "experts")
 
 
 def rate_share(step: int, config: StageConfig) -> float:
@@ -149,6 +173,8 @@ class Pretraining:
         stream = Stream(stage.stream, rank=self.rank)
         if name == "joint" and self.step == 0:
             self.trainee.calm_vision(Stream(stage.stream)[0])
+        if self.step == 0:
+            self.trainee.raise_experts(stage.experts_gain)
         rest = Subset(stream, range(self.step, stage.steps))
         loader = DataLoader(
             rest, batch_size=None, num_workers=1, prefetch_factor=6, multiprocessing_context="fork"
@@ -190,7 +216,7 @@ class Pretraining:
             log = {"loss/labels": float(loss.detach()), f"patches/{tier}": patches}
             log[f"tokens/{tier}"] = tokens
         else:
-            tune = self.step % stage.vision_every == 0
+            tune = stage.vision_every > 0 and self.step % stage.vision_every == 0
             with torch.set_grad_enabled(tune):
                 seen = trainee.see(batch)
             loss, log = trainee.answer_losses(batch, seen, self.config.loss)
@@ -257,11 +283,9 @@ def average_gradients(weights: list[torch.nn.Parameter]) -> None:
         start = stop
 
 
-def with_steps(config: TrainConfig, *, vision: int, text: int, joint: int) -> TrainConfig:
-    """The same with other lengths of the stages."""
+def with_steps(config: TrainConfig, **steps: int) -> TrainConfig:
+    """The same with other lengths of the named stages."""
     return replace(
         config,
-        vision=replace(config.vision, steps=vision),
-        text=replace(config.text, steps=text),
-        joint=replace(config.joint, steps=joint),
+        **{name: replace(getattr(config, name), steps=count) for name, count in steps.items()},
     )

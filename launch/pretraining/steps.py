@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from envs.tasks.render import NUM_CLASSES, NUM_COLORS
 from launch.pretraining import forward as fw
 from launch.pretraining.batches import IGNORE, SOURCES, Batch
 from launch.pretraining.blueprint import build_tokenizer
+from launch.pretraining.muon import product_dtype
 from launch.pretraining.pixels import (
     PATCH_POINTS,
     TOKEN_POINTS,
@@ -45,8 +47,9 @@ class LossConfig:
     """Even use of the experts."""
     blindness: float = 0.3
     """Attention of the guided heads beside what they should look at."""
-    dominance: float = 0.5
-    """Dominance of each token's first experts over its others."""
+    dominance: float = 8.0
+    """Dominance of each token's first experts over its others; at 0.5 the last blocks, which
+    decide on the answer, left it all to one expert."""
 
 
 def shown_by_look(look_M: Tensor, shown_MP: Tensor, num_looks: int) -> Tensor:
@@ -98,13 +101,13 @@ class Trainee(nn.Module):
 
     Args:
         model: trainable.
-        dtype: of the matrix products.
+        dtype: of the matrix products; the faster one by default.
     """
 
-    def __init__(self, model: MolmoE, dtype: torch.dtype = torch.bfloat16) -> None:
+    def __init__(self, model: MolmoE, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.model = model
-        self.dtype = dtype
+        self.dtype = product_dtype() if dtype is None else dtype
         vision = model.config.vision
         self.token_head = LabelHead(model.config.d_model, TOKEN_POINTS)
         self.patch_head = LabelHead(vision.dim * len(model.config.vit_layers), PATCH_POINTS)
@@ -136,6 +139,17 @@ class Trainee(nn.Module):
         """
         words = self.model.wte.embedding.square().mean().sqrt()
         self.model.vision.projector.w2.weight *= words / self.see(batch).square().mean().sqrt()
+
+    @torch.no_grad()
+    def raise_experts(self, gain: float) -> None:
+        """Makes the experts' outputs larger, those of the first and the last two blocks apart.
+
+        Router probabilities are not renormalised, so a block's experts start with a whisper
+        beside its attention, and what attention alone can learn it will have learned alone.
+        """
+        for block in self.model.blocks[1:-2]:
+            mlp: Any = block.mlp
+            mlp.down *= gain
 
     def _keep_features(self, module: nn.Module, args: object, output: Tensor) -> None:
         self.features = output

@@ -145,7 +145,7 @@ def test_rates_warm_up_and_decay():
 @pytest.mark.slow
 def test_interrupted_run_equals_an_undisturbed_one(tmp_path: Path):
     def config(name: str) -> TrainConfig:
-        short = with_steps(TrainConfig(out=tmp_path / name), vision=3, text=0, joint=4)
+        short = with_steps(TrainConfig(out=tmp_path / name), vision=3, text=0, joint=4, experts=0)
         return type(short)(
             **{f: getattr(short, f) for f in short.__slots__} | {"checkpoint_steps": 2}
         )
