@@ -1,4 +1,4 @@
-"""What every command shares: one clear error, and the way to a Ray cluster."""
+"""What every command shares: one clear error, wide tables, the way to a Ray cluster."""
 
 from __future__ import annotations
 
@@ -22,6 +22,15 @@ def one_clear_error(command: Callable[[], int]) -> int:
     except (ValueError, RuntimeError, TimeoutError, OSError) as error:
         Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False)
         return 1
+
+
+TABLE_WIDTH = 150
+"""Columns of wide tables where the terminal is narrower, or the output is a file."""
+
+
+def wide_console() -> Console:
+    """A console whose tables keep their columns."""
+    return Console(width=max(Console().width, TABLE_WIDTH))
 
 
 def connect(address: str) -> None:

@@ -30,7 +30,7 @@ from envs.spec import FULL_KNOBS, Knobs
 from launch import baselines
 from launch.baselines import Outcome
 from launch.cluster import RayFleet
-from launch.console import connect, one_clear_error
+from launch.console import connect, one_clear_error, wide_console
 from launch.evaluation import Evaluation, evaluate, feasible_budgets
 from launch.plots import choices_figure, latency_figure, sweep_figure
 from launch.recipes import ClusterConfig
@@ -50,9 +50,6 @@ SAMPLES_A_TURN = 10
 
 REPEATS_A_TURN = 8
 """Runs of one fixed configuration in each turn."""
-
-TABLE_WIDTH = 150
-"""Columns of the table where the terminal is narrower, or the output is a file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,7 +238,7 @@ def main() -> int:
     result, floor = Evaluation.joined(parts), clock_floor(repeats)
     live = {name: joined([part[name] for part in live_parts]) for name in columns}
     found = collect_outcomes(result, live, validation, test)
-    console = Console(width=max(Console().width, TABLE_WIDTH))
+    console = wide_console()
     print_table(found, budgets_ms, console)
     console.print(verdict(found, test, budgets_ms))
     console.print(f"the clock itself: {floor}")

@@ -26,8 +26,9 @@ from rich.progress import track
 from rich.table import Table
 
 from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, POSITIONS, TIERS, Knobs, all_knobs
+from launch.blind import blind_scores
 from launch.cluster import RayFleet
-from launch.console import connect, one_clear_error
+from launch.console import connect, one_clear_error, wide_console
 from launch.knob_effects import (
     best_by_kind_table,
     configuration_name,
@@ -193,8 +194,24 @@ def summarise(table: ProfileTable) -> dict[str, Any]:
     }
 
 
+def blind_baselines(rows: Sequence[dict[str, Any]], split: str, config: WorkerConfig) -> Any:
+    """Accuracy of chance and of the majority answer, overall and by task."""
+    tasks = build_tasks(config.tasks)
+    samples = [tasks.sample(split, row["index"]) for row in rows]
+    names = np.array([sample.task for sample in samples])
+    return {
+        name: {
+            "accuracy": round(float(scores.mean()), 4),
+            "by_task": {
+                task: round(float(scores[names == task].mean()), 4) for task in sorted(set(names))
+            },
+        }
+        for name, scores in blind_scores(tasks, samples).items()
+    }
+
+
 def print_table(summary: dict[str, Any], console: Console) -> None:
-    """The configurations on the Pareto front, cheapest first, and the two ends."""
+    """The baselines, then the configurations on the Pareto front and the two ends."""
     rows = sorted(summary["configurations"].items(), key=lambda item: item[1]["median_ms"])
     best, front = -1.0, []
     for name, row in rows:
@@ -204,6 +221,9 @@ def print_table(summary: dict[str, Any], console: Console) -> None:
         best = max(best, row["accuracy"])
     tasks = list(rows[0][1]["by_task"])
     table = Table("configuration", "median ms", "p95 ms", "accuracy", *tasks)
+    for name, row in summary["baselines"].items():
+        by_task = (f"{row['by_task'][task]:.2f}" for task in tasks)
+        table.add_row(name, "", "", f"{row['accuracy']:.3f}", *by_task)
     for name, row in front:
         table.add_row(
             name,
@@ -228,11 +248,12 @@ def main() -> int:
     table.save(config.output_dir / "table.npz")
     effects = knob_effects(rows)
     summary = {"device": rows[0]["device"], "split": config.split, **summarise(table)}
+    summary["baselines"] = blind_baselines(rows, config.split, config.worker)
     if effects is not None:
         summary["knobs"] = asdict(effects)
     (config.output_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     pareto_figure(summary).savefig(config.output_dir / "pareto.png", dpi=120)
-    console = Console()
+    console = wide_console()
     print_table(summary, console)
     console.print(best_by_kind_table(table))
     if effects is not None:
