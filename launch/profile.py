@@ -206,7 +206,7 @@ def blind_baselines(rows: Sequence[dict[str, Any]], split: str, config: WorkerCo
                 task: round(float(scores[names == task].mean()), 4) for task in sorted(set(names))
             },
         }
-        for name, scores in blind_scores(tasks, samples).items()
+        for name, scores in blind_scores(tasks.score, samples).items()
     }
 
 
