@@ -11,13 +11,6 @@ def exact(sample, answer):
     return float(answer in sample.answers)
 
 
-def sample(self, split, index):
-        raise NotImplementedError
-
-    def score(self, sample, answer):
-        return float(answer in sample.answers)
-
-
 def sample(number, task, kind, answer):
     image = Image.new("RGB", (4, 4))
     return Sample(
