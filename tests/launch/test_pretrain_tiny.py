@@ -31,8 +31,9 @@ def processes():
 
 
 def train_workers(driver_pid):
-    """Pids of the driver's own Ray Train workers."""
+    """Pids of the driver's own Ray Train workers; their forked data loaders bear their name too."""
     running = processes()
+    named = {pid for pid, (_, line) in running.items() if "RayTrainWorker" in line}
 
     def descends(pid):
         while pid in running:
@@ -41,7 +42,7 @@ def train_workers(driver_pid):
             pid = running[pid][0]
         return False
 
-    return [p for p, (_, line) in running.items() if "RayTrainWorker" in line and descends(p)]
+    return sorted(pid for pid in named if running[pid][0] not in named and descends(pid))
 
 
 def test_a_killed_worker_costs_the_steps_since_the_checkpoint(tmp_path):
