@@ -175,7 +175,6 @@ def test_a_few_episodes_help(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="0.966, 0.966, 0.978; violations 11.5, 4.5, 6.0 % at the tightest budget")
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_from_scratch(tmp_path, seed):
@@ -191,7 +190,6 @@ def test_from_scratch(tmp_path, seed):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="0.982, 0.978, 0.982, but violations of 6, 7, 8 % at the tightest budget")
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_imitation_alone_comes_close_to_the_optimum(tmp_path, seed):

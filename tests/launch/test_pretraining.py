@@ -134,6 +134,30 @@ def test_muon_orthogonalises_each_matrix():
     assert len(muon.param_groups) + len(adam.param_groups) == len(names)
 
 
+def test_dominance_counts_what_the_weaker_experts_add():
+    chosen, hidden = torch.tensor([[0, 1, 2, 3]]), torch.ones(1, 4, 1)
+
+    def lacking(weaker: list[float]) -> float:
+        down = torch.tensor([[1.0, 1.0, weaker[0], weaker[0]], [0.0, 0.0, weaker[1], weaker[1]]])
+        return float(fw.dominance(hidden, chosen, hidden.flatten(1) @ down.T, down))
+
+    assert lacking([0.0, 0.0]) == pytest.approx(fw.WEAKER_SHARE)
+    assert lacking([5.0, 0.0]) == pytest.approx(fw.WEAKER_SHARE), "more of the same adds nothing"
+    assert lacking([0.0, 1.0]) == pytest.approx(fw.WEAKER_SHARE - 0.5)
+    assert lacking([0.0, 2.0]) == 0.0
+
+
+def test_experts_are_raised_between_the_first_and_the_last_two_blocks(trainee: Trainee):
+    before = [block.mlp.down.detach().clone() for block in trainee.model.blocks]
+    trainee.raise_experts(3.0)
+    ratios = [
+        float((block.mlp.down / old).nanmean())
+        for block, old in zip(trainee.model.blocks, before, strict=True)
+    ]
+    trainee.raise_experts(1 / 3)
+    assert ratios == pytest.approx([1.0, *[3.0] * (len(before) - 3), 1.0, 1.0])
+
+
 def test_rates_warm_up_and_decay():
     stage = with_steps(TrainConfig(), vision=1, text=1, joint=1000).joint
     assert rate_share(0, stage) == pytest.approx(1 / stage.warmup_steps)
