@@ -128,6 +128,36 @@ def run_repeats(fleet: RayFleet) -> list[float]:
     return [records[0].execution.latency_ms for records in fleet.run_each(calls, "repeats")]
 
 
+def run_in_turns(
+    fleet: RayFleet,
+    setup: PolicySetup,
+    weights: PublishedWeights,
+    columns: dict[str, list[int]],
+    table: ProfileTable,
+    budgets_ms: list[float],
+    num_samples: int,
+) -> tuple[Evaluation, dict[str, tuple[np.ndarray, np.ndarray]], list[float]]:
+    """Controller, lookup choices and repeats, some samples each in turn: drift hits all alike."""
+    swept, live, repeats = [], [], []
+    for first in range(0, num_samples, SAMPLES_A_TURN):
+        indices = range(first, min(first + SAMPLES_A_TURN, num_samples))
+        swept.append(
+            evaluate(
+                fleet,
+                setup,
+                weights,
+                split="test",
+                num_samples=len(indices),
+                budgets_ms=budgets_ms,
+                first_index=first,
+            )
+        )
+        live.append(run_live(fleet, columns, table, indices))
+        repeats += run_repeats(fleet)
+    choices = {name: joined([part[name] for part in live]) for name in columns}
+    return Evaluation.joined(swept), choices, repeats
+
+
 def clock_floor(latencies_ms: Sequence[float]) -> dict[str, float]:
     """How often one fixed configuration on one sample exceeds its own 95th percentile.
 
@@ -218,25 +248,11 @@ def main() -> int:
     setup = PolicySetup(controller=checkpoint.controller.config, budgets=budgets)
     chosen = baselines.lookup_columns(validation, budgets_ms)
     columns = {name: chosen[name][0] for name in ("lookup", "lookup with margin")}
-    parts, live_parts, repeats = [], [], []
-    for first in range(0, num_samples, SAMPLES_A_TURN):
-        indices = range(first, min(first + SAMPLES_A_TURN, num_samples))
-        parts.append(
-            evaluate(
-                fleet,
-                setup,
-                weights,
-                split="test",
-                num_samples=len(indices),
-                budgets_ms=budgets_ms.tolist(),
-                first_index=first,
-            )
-        )
-        live_parts.append(run_live(fleet, columns, validation, indices))
-        repeats += run_repeats(fleet)
+    result, live, repeats = run_in_turns(
+        fleet, setup, weights, columns, validation, budgets_ms.tolist(), num_samples
+    )
     fleet.shutdown()
-    result, floor = Evaluation.joined(parts), clock_floor(repeats)
-    live = {name: joined([part[name] for part in live_parts]) for name in columns}
+    floor = clock_floor(repeats)
     found = collect_outcomes(result, live, validation, test)
     console = wide_console()
     print_table(found, budgets_ms, console)
