@@ -101,3 +101,30 @@ def test_profile_resumes_and_is_read_by_the_estimator(folder, tmp_path):
     other = run("profile.py", tmp_path, "--num-samples", 3, "--configurations", "grid")
     assert other.returncode == 1
     assert "use a new folder" in other.stderr
+
+
+@pytest.mark.slow
+def test_evaluation_takes_turns_and_writes_every_policy(folder, tmp_path):
+    options = ("--worker.model", folder, "--worker.executor.max-new-tokens", 3)
+    options += ("--cluster.num-actors", 1)
+    for split, count in (("validation", 2), ("test", 12)):
+        size = ("--split", split, "--num-samples", count, "--configurations", "corners")
+        done = run("profile.py", tmp_path / split, *size, *options)
+        assert done.returncode == 0, done.stderr
+    small = ("--groups-per-step", 2, "--group-size", 3, "--evaluation.num-samples", 1)
+    budgets = ("--budget.low-ms", 1, "--budget.high-ms", 900, "--budget.feasible-from-ms", 500)
+    learned = run(
+        "joint_grpo.py",
+        *("embedded-scratch", "--run-dir", tmp_path / "run", "--steps", 1, *small, *budgets),
+        *options,
+    )
+    assert learned.returncode == 0, learned.stdout + learned.stderr
+    tables = ("--validation", tmp_path / "validation/table.npz", "--test")
+    done = run("evaluate.py", tmp_path / "run", *tables, tmp_path / "test/table.npz", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "run/evaluation/evaluation.json").read_text())
+    assert found["num_samples"] == 12
+    episodes = found["controller_episodes"]
+    assert len(set(episodes["sample_ids"])) == 12, "two turns, each with its own samples"
+    assert len(found["policies"]["lookup with margin (live)"]["violation"]) == 8
+    assert (tmp_path / "run/evaluation/sweep.png").stat().st_size > 1000
