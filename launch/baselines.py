@@ -171,23 +171,30 @@ def oracle_per_task(
     of a violation that keeps it is then found by bisection, the same for all tasks. Where
     nothing keeps it, violations are as few as they can be.
     """
-    rows_of = [np.flatnonzero(np.array(table.tasks) == task) for task in sorted(set(table.tasks))]
-    pick_SK = np.empty((len(table.sample_ids), len(budgets_ms)), dtype=int)
-    for k, budget_ms in enumerate(budgets_ms):
-        over_SC = table.latencies_ms > budget_ms
-        inside_SC = table.scores * ~over_SC
-        inside_TC = np.stack([inside_SC[rows].mean(0) for rows in rows_of])
-        over_TC = np.stack([over_SC[rows].mean(0) for rows in rows_of])
-        shares_T = np.array([len(rows) for rows in rows_of]) / len(over_SC)
-        columns_T = _columns_within(inside_TC, over_TC, shares_T, max_violation)
-        for rows, column in zip(rows_of, columns_T, strict=True):
-            pick_SK[rows, k] = column
+    task_S = np.unique(table.tasks, return_inverse=True)[1]
+    pick_SK = best_by_task(table, budgets_ms, max_violation=max_violation)[task_S]
     return outcome(
         np.take_along_axis(table.scores, pick_SK, 1),
         np.take_along_axis(table.latencies_ms, pick_SK, 1),
         budgets_ms,
         ("by task",) * len(budgets_ms),
     )
+
+
+def best_by_task(
+    table: ProfileTable, budgets_ms: np.ndarray, *, max_violation: float
+) -> np.ndarray:
+    """Columns that `oracle_per_task` picks, int64 [tasks in alphabetical order, K]."""
+    task_S = np.unique(table.tasks, return_inverse=True)[1]
+    member_TS = np.eye(task_S.max() + 1, dtype=np.float32)[:, task_S]
+    shares_T = member_TS.mean(1)
+    member_TS /= member_TS.sum(1, keepdims=True)
+    columns_KT = []
+    for budget_ms in budgets_ms:
+        over_SC = (table.latencies_ms > budget_ms).astype(np.float32)
+        inside_TC = member_TS @ (table.scores * (1 - over_SC))
+        columns_KT.append(_columns_within(inside_TC, member_TS @ over_SC, shares_T, max_violation))
+    return np.array(columns_KT).T
 
 
 def _columns_within(

@@ -33,7 +33,7 @@ class BudgetConfig:
     high_ms: float | None = None
     feasible_from_ms: float | None = None
     infeasible_share: float = 0.1
-    num_samples: int = 24
+    num_samples: int = 64
 
     def fixed(self) -> BudgetSampler | None:
         """The stated budgets, or None if they are to be measured; raises ValueError for half."""

@@ -13,14 +13,18 @@ import numpy as np
 import torch
 
 from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, BudgetSampler
-from launch.baselines import lookup
+from launch.baselines import best_by_task
 from learner.warm_start import WarmStartConfig, WarmStartExamples, WarmStartRecord, warm_start
 from policy.controller import Controller
 from rollout.latency.profile_table import ProfileTable
 from rollout.worker import Prefixes, PrefixRequest
 
-QUANTILE = 0.95
-"""Tail margin: a configuration fits if this quantile of its latencies does."""
+MAX_VIOLATION = 0.035
+"""Largest share of violations that the imitated configurations may have at a budget: below the
+target of 5 %, because they are chosen in hindsight."""
+
+NUM_TARGETS = 200
+"""Budgets at which the best configurations are looked for; those between take the next lower."""
 
 BUDGETS_OF_A_SAMPLE = 8
 
@@ -36,15 +40,19 @@ class PrefixSource(Protocol):
         ...
 
 
-def targets(table: ProfileTable, budgets_SK: np.ndarray, *, quantile: float) -> np.ndarray:
-    """Best feasible configuration of each sample's kind at its budgets: columns, int64 [S, K]."""
-    columns_SK = np.empty(budgets_SK.shape, dtype=np.int64)
-    every = np.ones(len(table.configurations), dtype=bool)
-    for task in sorted(set(table.tasks)):
-        rows = np.flatnonzero(np.array(table.tasks) == task)
-        found = lookup(table.rows(rows), budgets_SK[rows].ravel(), quantile=quantile, allowed=every)
-        columns_SK[rows] = np.reshape(found, (len(rows), -1))
-    return columns_SK
+def targets(
+    table: ProfileTable, budgets_SK: np.ndarray, *, max_violation: float = MAX_VIOLATION
+) -> np.ndarray:
+    """Best feasible configuration of each sample's kind at its budgets: columns, int64 [S, K].
+
+    A kind that can hardly keep a budget takes up what share of violations is allowed, so that the
+    others have to keep it more strictly.
+    """
+    grid_ms = np.linspace(budgets_SK.min(), budgets_SK.max(), NUM_TARGETS)
+    columns_TG = best_by_task(table, grid_ms, max_violation=max_violation)
+    task_S = np.unique(table.tasks, return_inverse=True)[1]
+    places_SK = np.searchsorted(grid_ms, budgets_SK, side="right") - 1
+    return columns_TG[task_S[:, None], places_SK]
 
 
 def on_this_clock(table: ProfileTable, budgets: BudgetSampler) -> ProfileTable:
@@ -79,7 +87,7 @@ def examples_from_profile(
     budgets: BudgetSampler,
     source: PrefixSource,
     *,
-    quantile: float = QUANTILE,
+    max_violation: float = MAX_VIOLATION,
     num_budgets: int = BUDGETS_OF_A_SAMPLE,
     seed: int = 0,
 ) -> WarmStartExamples:
@@ -91,7 +99,7 @@ def examples_from_profile(
     rng = np.random.default_rng(seed)
     low_ms, high_ms = budgets.range.low_ms, budgets.range.high_ms
     budgets_SK = rng.uniform(low_ms, high_ms, (len(table.sample_ids), num_budgets))
-    columns_SK = targets(table, budgets_SK, quantile=quantile)
+    columns_SK = targets(table, budgets_SK, max_violation=max_violation)
     with torch.no_grad():
         tokens_BD = controller.budget_tokens(torch.from_numpy(budgets_SK.ravel())).cpu().numpy()
     tokens_SKD = tokens_BD.reshape(*budgets_SK.shape, -1)

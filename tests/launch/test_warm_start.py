@@ -24,18 +24,17 @@ def table():
     return table_rig.synthetic_table(60)
 
 
-def test_targets_fit_their_budget_with_a_margin(table):
+def test_targets_keep_their_budget_over_all_kinds(table):
     budgets = table_rig.budgets_of(table)
     budgets_SK = np.tile([budgets.range.low_ms, budgets.range.high_ms], (60, 1))
-    columns_SK = targets(table, budgets_SK, quantile=0.95)
+    columns_SK = targets(table, budgets_SK, max_violation=0.05)
     tasks = np.array(table.tasks)
     for task in set(table.tasks):
         rows = np.flatnonzero(tasks == task)
         assert len(np.unique(columns_SK[rows], axis=0)) == 1, "one target a kind and budget"
-        tail = np.quantile(table.latencies_ms[rows][:, columns_SK[rows[0], 1]], 0.95)
-        assert tail <= budgets.range.high_ms
-    low, high = (table.latencies_ms[np.arange(60), columns_SK[:, k]].mean() for k in (0, 1))
-    assert low < 0.8 * high
+    low_ms, high_ms = (table.latencies_ms[np.arange(60), columns_SK[:, k]] for k in (0, 1))
+    assert (high_ms > budgets.range.high_ms).mean() <= 0.05
+    assert low_ms.mean() < 0.8 * high_ms.mean()
 
 
 def test_a_profile_of_a_slower_device_is_scaled(table):
