@@ -3,7 +3,8 @@
 Needs profiles of the same machine, made by launch/profile.py: one of the validation split, which
 the lookup tables are read off, and one of the test split, which scores every baseline. The
 controller and the lookup tables also run live, a few samples each in turn, because the clock of
-shared cores drifts.
+shared cores drifts; what both they and the test table measured says by how much, and the table's
+latencies are scaled by it.
 
 python launch/evaluate.py RUN_DIR --validation V/table.npz --test T/table.npz
 """
@@ -18,7 +19,7 @@ if __name__ == "__main__":
 import functools
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -173,6 +174,21 @@ def clock_floor(latencies_ms: Sequence[float]) -> dict[str, float]:
     }
 
 
+def clock_factor(
+    live: dict[str, tuple[np.ndarray, np.ndarray]],
+    columns: dict[str, list[int]],
+    test: ProfileTable,
+) -> float:
+    """How much slower the sweep ran than the test table: median over what both have measured.
+
+    `columns` are the test table's, for the same samples and budgets as the latencies in `live`.
+    """
+    ratios = [
+        latencies / test.latencies_ms[:, columns[name]] for name, (_, latencies) in live.items()
+    ]
+    return float(np.median(np.stack(ratios)))
+
+
 def collect_outcomes(
     result: Evaluation,
     live: dict[str, tuple[np.ndarray, np.ndarray]],
@@ -231,6 +247,11 @@ def main() -> int:
     config = tyro.cli(EvaluateConfig, prog="evaluate.py", description=__doc__)
     checkpoint = load_checkpoint(config.run_dir)
     validation, test = ProfileTable.load(config.validation), ProfileTable.load(config.test)
+    if validation.configurations != test.configurations:
+        raise ValueError(
+            f"{config.validation} and {config.test} hold different configurations: profile both "
+            "splits with the same ones"
+        )
     num_samples = min(config.num_samples or len(test.sample_ids), len(test.sample_ids))
     test = test.rows(np.arange(num_samples))
     budgets = budgets_from_state(checkpoint.state)
@@ -253,6 +274,10 @@ def main() -> int:
     )
     fleet.shutdown()
     floor = clock_floor(repeats)
+    # The tables' policies are judged on the clock on which the controller ran.
+    floor["sweep_over_test_table"] = clock_factor(live, columns, test)
+    scale = np.float32(floor["sweep_over_test_table"])
+    test = replace(test, latencies_ms=test.latencies_ms * scale)
     found = collect_outcomes(result, live, validation, test)
     console = wide_console()
     print_table(found, budgets_ms, console)

@@ -1,0 +1,47 @@
+"""What the evaluation computes from latencies that it has measured."""
+
+import numpy as np
+import pytest
+
+from launch.baselines import best_by_task, oracle_per_task
+from launch.evaluate import clock_factor, clock_floor
+from launch.warm_start import targets
+from tests import table_rig
+
+
+@pytest.fixture(scope="module")
+def table():
+    return table_rig.synthetic_table(60)
+
+
+def test_clock_factor_is_what_both_have_measured(table):
+    columns = {"lookup": [3, 3, 70], "lookup with margin": [0, 3, 224]}
+    live = {
+        name: (table.scores[:, chosen], 1.25 * table.latencies_ms[:, chosen])
+        for name, chosen in columns.items()
+    }
+    live["lookup"][1][:5] *= 10  # a slow moment
+    assert clock_factor(live, columns, table) == pytest.approx(1.25)
+
+
+def test_clock_floor_of_a_steady_and_of_a_drifting_clock():
+    assert clock_floor([10.0] * 20)["exceeds_own_p95"] == 0.0
+    assert clock_floor([10.0, 11.0] * 10)["exceeds_own_p95"] == 1.0
+
+
+def test_best_by_task_takes_the_fastest_where_nothing_fits(table):
+    columns_TK = best_by_task(table, np.array([0.1, 1e6]), max_violation=0.05)
+    assert columns_TK.shape == (len(set(table.tasks)), 2)
+    for task, (nothing_fits, _) in zip(sorted(set(table.tasks)), columns_TK, strict=True):
+        rows = np.array(table.tasks) == task
+        assert nothing_fits == table.latencies_ms[rows].mean(0).argmin()
+
+
+def test_imitated_targets_are_the_oracles_between_two_budgets(table):
+    budgets = table_rig.budgets_of(table)
+    ms = np.array([budgets.range.low_ms, budgets.feasible_from_ms, budgets.range.high_ms])
+    columns_SK = targets(table, np.tile(ms, (60, 1)), max_violation=0.05)
+    best = oracle_per_task(table, ms[[0, 2]], max_violation=0.05)
+    over_SK = np.take_along_axis(table.latencies_ms, columns_SK, 1) > ms
+    inside = (np.take_along_axis(table.scores, columns_SK, 1) * ~over_SK).mean(0)
+    assert inside[[0, 2]] == pytest.approx(best.in_budget_accuracy)
