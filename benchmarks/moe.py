@@ -4,7 +4,7 @@
 each of its expert implementations. One process, interleaved in a random order (what runs behind a
 large allocation is slower), medians with quartiles.
 
-python -m benchmarks.moe [--quick]
+python -m benchmarks.moe [--quick] [--sizes full] [--dtypes bfloat16] [--tokens 1 64]
 """
 
 import argparse
@@ -29,6 +29,7 @@ SIZES = {
 }
 TOKENS = (1, 64, 400, 1200)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+CRAWL = 8  # a way whose first call takes this many times ours, and half a second, is timed once
 
 
 class PlainLoop(torch.nn.Module):
@@ -93,10 +94,15 @@ def interleaved(ways: dict[str, Callable[[], object]], seconds: float) -> dict[s
     while time.perf_counter() < end or len(next(iter(times.values()))) < 5:
         rng.shuffle(order)
         for name, call in order:
-            started = time.perf_counter()
-            call()
-            times[name].append((time.perf_counter() - started) * 1e3)
+            times[name].append(once_ms(call))
     return times
+
+
+def once_ms(call: Callable[[], object]) -> float:
+    """Milliseconds of one call."""
+    started = time.perf_counter()
+    call()
+    return (time.perf_counter() - started) * 1e3
 
 
 @torch.no_grad()
@@ -105,6 +111,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="less time a row")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
+    parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))
+    parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     seconds = 0.5 if options.quick else 2.0
@@ -112,13 +120,14 @@ def main() -> None:
     table = Table("size", "dtype", "tokens", "k", *names, "ours / best other", "copy / ours")
     for size in options.sizes:
         config = SIZES[size]
-        for dtype_name, dtype in DTYPES.items():
+        for dtype_name in options.dtypes:
+            dtype = DTYPES[dtype_name]
             layer = SparseMoE(config).requires_grad_(False)
             for weight in layer.parameters():
                 torch.nn.init.normal_(weight, std=0.02)
             layer = layer.to(dtype)
             loop = PlainLoop(layer)
-            for tokens in TOKENS:
+            for tokens in options.tokens:
                 for top_k in (4, 8):
                     x = torch.randn(tokens, config.d_model, dtype=dtype)
                     cells = row(layer, loop, config, x, top_k, seconds)
@@ -130,7 +139,7 @@ def main() -> None:
 
 
 def row(layer, loop, config, x, top_k, seconds) -> list[str]:
-    """Cells of one line of the table; an implementation that fails or crawls shows a dash."""
+    """Cells of one line of the table; a dash for an implementation that fails."""
 
     def ours(function):
         def call():
@@ -146,23 +155,27 @@ def row(layer, loop, config, x, top_k, seconds) -> list[str]:
         "grouped": ours(grouped_experts),
         "plain loop": lambda: loop(x, top_k),
     }
+    first_ms, crawling = once_ms(ways["ours"]), {}
     for name in ("eager", "batched_mm", "grouped_mm"):
         if name == "batched_mm" and len(x) > 64:
             continue  # gathers a copy of k experts' weights for every token
         call = olmoe(layer, config, top_k, name)
         try:
-            call(x)
+            milliseconds = once_ms(lambda call=call: call(x))
         except (RuntimeError, ValueError, KeyError, NotImplementedError):
+            continue
+        if milliseconds > max(CRAWL * first_ms, 500):
+            crawling[name] = milliseconds
             continue
         ways[name] = lambda call=call: call(x)
     read = 3 * config.d_model * config.expert_hidden * x.element_size() * top_k
     if len(x) == 1:
         ways["copy"] = plain_copy(read)
     times = interleaved(ways, seconds)
-    cells, medians = [], {}
+    cells, medians = [], dict(crawling)
     for name in ("ours", "looped", "grouped", "plain loop", "eager", "batched_mm", "grouped_mm"):
         if name not in times:
-            cells.append("-")
+            cells.append(f"{crawling[name]:.0f}, once" if name in crawling else "-")
             continue
         low, middle, high = statistics.quantiles(times[name], n=4)
         medians[name] = middle
