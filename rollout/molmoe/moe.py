@@ -51,11 +51,11 @@ def grouped_experts(
     counts = torch.zeros(len(gate_up), dtype=torch.int32, device=x_TD.device)
     counts.scatter_add_(0, flat, torch.ones_like(flat, dtype=torch.int32))
     ends = counts.cumsum(0, dtype=torch.int32)
-    rows = x_TD[order // top_k]
+    rows, scale = x_TD[order // top_k], weights_Tk.flatten()[order, None]
     gate, up = F.grouped_mm(rows, gate_up.transpose(1, 2), offs=ends).chunk(2, dim=-1)
-    out = F.grouped_mm(F.silu(gate) * up, down.transpose(1, 2), offs=ends)
-    unsorted = torch.empty_like(out).index_copy(0, order, out)
-    return (unsorted.view(*experts_Tk.shape, -1) * weights_Tk[..., None]).sum(1)
+    out = F.grouped_mm(F.silu(gate) * up * scale, down.transpose(1, 2), offs=ends)
+    unsorted = torch.empty_like(out).index_copy_(0, order, out)
+    return unsorted.view(*experts_Tk.shape, -1).sum(1)
 
 
 def looped_experts(
@@ -77,8 +77,8 @@ def looped_experts(
         if count:
             rows = tokens[start : start + count]
             gate, up = F.linear(x_TD[rows], gate_up[expert]).chunk(2, dim=-1)
-            out = F.linear(F.silu(gate) * up, down[expert])
-            result.index_add_(0, rows, out * scale[start : start + count])
+            hidden = F.silu(gate) * up * scale[start : start + count]
+            result.index_add_(0, rows, F.linear(hidden, down[expert]))
             start += count
     return result
 
