@@ -8,11 +8,13 @@ python -m benchmarks.moe [--quick] [--sizes full] [--dtypes bfloat16] [--tokens 
 """
 
 import argparse
+import functools
 import random
 import statistics
 import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from rich.console import Console
@@ -29,7 +31,9 @@ SIZES = {
 }
 TOKENS = (1, 64, 400, 1200)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-CRAWL = 8  # a way whose first call takes this many times ours, and half a second, is timed once
+OURS = ("looped", "grouped")
+OTHERS = ("plain loop", "eager", "batched_mm", "grouped_mm")
+LARGE_BYTES = 2**30  # batched_mm gathering more than this is timed once, behind all others
 
 
 class PlainLoop(torch.nn.Module):
@@ -83,15 +87,17 @@ def plain_copy(num_bytes: int) -> Callable[[], object]:
     return lambda: target.copy_(source)
 
 
-def interleaved(ways: dict[str, Callable[[], object]], seconds: float) -> dict[str, list[float]]:
-    """Milliseconds of each way, run in turn until the time is used up."""
+def interleaved(
+    ways: dict[str, Callable[[], object]], seconds: float, rounds: int
+) -> dict[str, list[float]]:
+    """Milliseconds of each way, run in turn until time and rounds are used up."""
     for call in ways.values():
         call()
         call()
     times: dict[str, list[float]] = {name: [] for name in ways}
     end = time.perf_counter() + seconds
     order, rng = list(ways.items()), random.Random(0)
-    while time.perf_counter() < end or len(next(iter(times.values()))) < 5:
+    while time.perf_counter() < end or len(next(iter(times.values()))) < rounds:
         rng.shuffle(order)
         for name, call in order:
             times[name].append(once_ms(call))
@@ -111,13 +117,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="less time a row")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
+    parser.add_argument("--rounds", type=int, default=5, help="at least so many times each")
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))
     parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     seconds = 0.5 if options.quick else 10.0
-    names = ["ours", "looped", "grouped", "plain loop", "eager", "batched_mm", "grouped_mm"]
-    table = Table("size", "dtype", "tokens", "k", *names, "ours / best other", "copy / ours")
+    table = Table(
+        "size", "dtype", "tokens", "k", *OURS, *OTHERS, "ours / best other", "copy / ours"
+    )
     for size in options.sizes:
         config = SIZES[size]
         for dtype_name in options.dtypes:
@@ -130,15 +138,15 @@ def main() -> None:
             for tokens in options.tokens:
                 for top_k in (4, 8):
                     x = torch.randn(tokens, config.d_model, dtype=dtype)
-                    cells = row(layer, loop, config, x, top_k, seconds)
+                    cells = row(layer, loop, config, x, top_k, seconds, options.rounds)
                     table.add_row(size, dtype_name, str(tokens), str(top_k), *cells)
             del layer, loop
     Console(width=220).print(table)
-    print("medians in ms with quartiles; copy / ours: the time of a plain copy of as many bytes as")
-    print("the k experts' weights have, run in turn with the others, over our time at one token")
+    print("medians in ms with quartiles; * what the rule takes; ratios: medians over the rounds;")
+    print("copy: a plain copy of as many bytes as the k experts' weights have, at one token")
 
 
-def row(layer, loop, config, x, top_k, seconds) -> list[str]:
+def row(layer, loop, config, x, top_k, seconds, rounds) -> list[str]:
     """Cells of one line of the table; a dash for an implementation that fails."""
 
     def ours(function):
@@ -150,40 +158,43 @@ def row(layer, loop, config, x, top_k, seconds) -> list[str]:
         return call
 
     ways = {
-        "ours": ours(layer.experts_for(x, top_k)),
         "looped": ours(looped_experts),
         "grouped": ours(grouped_experts),
         "plain loop": lambda: loop(x, top_k),
     }
-    first_ms, crawling = once_ms(ways["ours"]), {}
+    expert_bytes = 3 * config.d_model * config.expert_hidden * x.element_size()
+    large = {}
     for name in ("eager", "batched_mm", "grouped_mm"):
-        if name == "batched_mm" and len(x) > 64:
-            continue  # gathers a copy of k experts' weights for every token
-        call = olmoe(layer, config, top_k, name)
+        call = functools.partial(olmoe(layer, config, top_k, name), x)
+        gathers = name == "batched_mm"  # a copy of k experts' weights for every token
+        if gathers and len(x) > 64:
+            continue
+        if gathers and len(x) * top_k * expert_bytes > LARGE_BYTES:
+            large[name] = call
+            continue
         try:
-            milliseconds = once_ms(lambda call=call: call(x))
+            call()
         except (RuntimeError, ValueError, KeyError, NotImplementedError):
             continue
-        if milliseconds > max(CRAWL * first_ms, 500):
-            crawling[name] = milliseconds
-            continue
-        ways[name] = lambda call=call: call(x)
-    read = 3 * config.d_model * config.expert_hidden * x.element_size() * top_k
+        ways[name] = call
     if len(x) == 1:
-        ways["copy"] = plain_copy(read)
-    times = interleaved(ways, seconds)
-    cells, medians = [], dict(crawling)
-    for name in ("ours", "looped", "grouped", "plain loop", "eager", "batched_mm", "grouped_mm"):
+        ways["copy"] = plain_copy(top_k * expert_bytes)
+    times = interleaved(ways, seconds, rounds)
+    rule = layer.experts_for(x, top_k)
+    chosen = np.array(times["looped" if rule is looped_experts else "grouped"])
+    medians = {name: once_ms(call) for name, call in large.items()}
+    cells = []
+    for name in (*OURS, *OTHERS):
         if name not in times:
-            cells.append(f"{crawling[name]:.0f}, once" if name in crawling else "-")
+            cells.append(f"{medians[name]:.0f}, once" if name in large else "-")
             continue
         low, middle, high = statistics.quantiles(times[name], n=4)
-        medians[name] = middle
-        cells.append(f"{middle:.2f} [{low:.2f} {high:.2f}]")
-    others = min(v for n, v in medians.items() if n not in ("ours", "looped", "grouped", "copy"))
-    cells.append(f"{medians['ours'] / others:.2f}")
+        mark = "* " if times[name] == list(chosen) else ""
+        cells.append(f"{mark}{middle:.2f} [{low:.2f} {high:.2f}]")
+    others = [np.array(times[name]) for name in OTHERS if name in times]
+    cells.append(f"{max(np.median(chosen / other) for other in others):.2f}")
     copy = times.get("copy")
-    cells.append("" if copy is None else f"{statistics.median(copy) / medians['ours']:.2f}")
+    cells.append("" if copy is None else f"{np.median(np.array(copy) / chosen):.2f}")
     return cells
 
 

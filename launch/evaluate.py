@@ -1,12 +1,12 @@
 """A greedy sweep over budgets on held-out samples, against baselines read off a profile.
 
-Needs profiles of the same machine, made by launch/profile.py: one of the validation split, which
-the lookup tables are read off, and one of the test split, which scores every baseline. The
-controller and the lookup tables also run live, a few samples each in turn, because the clock of
-shared cores drifts; what both they and the test table measured says by how much, and the table's
-latencies are scaled by it.
+Needs two profiles made by launch/profile.py: one of the validation split, which the lookup tables
+are read off (the shipped one by default), and one of the test split, which scores every baseline.
+The clock of shared cores drifts. So the validation table is scaled to the clock of the run, as
+imitation does; the controller and the lookup tables run live, a few samples each in turn; and the
+test table is scaled by how much slower or faster the lookups ran than it says.
 
-python launch/evaluate.py RUN_DIR --validation V/table.npz --test T/table.npz
+python launch/evaluate.py RUN_DIR --test T/table.npz [--validation V/table.npz]
 """
 
 import sys
@@ -34,8 +34,9 @@ from launch.cluster import RayFleet
 from launch.console import connect, one_clear_error, wide_console
 from launch.evaluation import Evaluation, evaluate, feasible_budgets
 from launch.plots import choices_figure, latency_figure, sweep_figure
-from launch.recipes import ClusterConfig
+from launch.recipes import SHIPPED_PROFILE, ClusterConfig
 from launch.training import budgets_from_state
+from launch.warm_start import on_this_clock
 from learner.checkpoint import Checkpoint, CheckpointStore
 from policy.weights import weights_sha256
 from rollout.actor import PublishedWeights
@@ -59,8 +60,8 @@ class EvaluateConfig:
 
     Attributes:
         run_dir: folder of a training run; its best checkpoint is taken, else its newest.
-        validation: profile table of the validation split, measured on this machine.
-        test: profile table of the test split, measured on this machine.
+        test: profile table of the test split, measured on this kind of machine.
+        validation: profile table of the validation split.
         output_dir: where the table, JSON and plots go; RUN_DIR/evaluation by default.
         num_budgets: evenly spread over the feasible range.
         num_samples: samples of the test split; all of the test table by default.
@@ -69,8 +70,8 @@ class EvaluateConfig:
     """
 
     run_dir: Annotated[Path, tyro.conf.Positional]
-    validation: Path
     test: Path
+    validation: Path = SHIPPED_PROFILE
     output_dir: Path | None = None
     num_budgets: int = 8
     num_samples: int = 0
@@ -163,10 +164,12 @@ def clock_floor(latencies_ms: Sequence[float]) -> dict[str, float]:
     """How often one fixed configuration on one sample exceeds its own 95th percentile.
 
     The percentile is of one half of the runs, the rate of the other half: a perfect policy could
-    do no better than this rate at a budget set to that percentile.
+    do no better than this rate at a budget set to that percentile. The halves alternate twice a
+    turn, so that every actor has a part in both.
     """
     runs = np.array(latencies_ms)
-    first, second = runs[::2], runs[1::2]
+    is_second = np.arange(len(runs)) // (REPEATS_A_TURN // 2) % 2 == 1
+    first, second = runs[~is_second], runs[is_second]
     return {
         "coefficient_of_variation": float(runs.std() / runs.mean()),
         "p95_over_p50": float(np.quantile(runs, 0.95) / np.median(runs)),
@@ -256,6 +259,7 @@ def main() -> int:
     test = test.rows(np.arange(num_samples))
     budgets = budgets_from_state(checkpoint.state)
     budgets_ms = feasible_budgets(budgets, config.num_budgets)
+    validation = on_this_clock(validation, budgets)
     connect(config.cluster.address)
     fleet = RayFleet(
         functools.partial(build_worker, config.worker),
