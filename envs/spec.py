@@ -108,9 +108,6 @@ class Knobs:
 FULL_KNOBS = Knobs(tier=Tier.HIGH, position=1, top_k=8, num_blocks=16)
 CHEAPEST_KNOBS = Knobs(tier=Tier.LOW, position=1, top_k=4, num_blocks=12)
 
-FEASIBLE_QUANTILE = 0.98
-"""Share of its runs with which the cheapest configuration meets a feasible budget."""
-
 
 def all_knobs() -> Iterator[Knobs]:
     """The 225 valid configurations, tiers outermost."""
@@ -260,13 +257,12 @@ class BudgetSampler:
     ) -> BudgetSampler:
         """The range that a device's own measurements span.
 
-        From 0.8 of the cheapest configuration's median, which nothing meets, over its 98th
-        percentile, from where budgets count as feasible, to the full configuration's 95th. (At
-        the cheapest's 95th nothing could stay below 5 % violations.)
+        From 0.8 of the cheapest configuration's median, which nothing meets, over its 95th
+        percentile, from where budgets count as feasible, to the full configuration's 95th.
         """
         cheapest, full = np.asarray(cheapest_ms), np.asarray(full_ms)
         low_ms = 0.8 * float(np.median(cheapest))
-        feasible_ms = max(float(np.quantile(cheapest, FEASIBLE_QUANTILE)), low_ms)
+        feasible_ms = max(float(np.quantile(cheapest, 0.95)), low_ms)
         high_ms = max(float(np.quantile(full, 0.95)), 1.2 * feasible_ms)
         return cls(
             range=BudgetRange(low_ms=low_ms, high_ms=high_ms),

@@ -59,7 +59,8 @@ class EvaluateConfig:
     """One evaluation.
 
     Attributes:
-        run_dir: folder of a training run; its best checkpoint is taken, else its newest.
+        run_dir: folder of a training run; its newest checkpoint is taken, because figures of
+            different hours, and so of different clocks, do not tell which was the best.
         test: profile table of the test split, measured on this kind of machine.
         validation: profile table of the validation split.
         output_dir: where the table, JSON and plots go; RUN_DIR/evaluation by default.
@@ -80,12 +81,10 @@ class EvaluateConfig:
 
 
 def load_checkpoint(run_dir: Path) -> Checkpoint:
-    """The best checkpoint of a run, else the newest; raises ValueError if there is none."""
+    """The newest checkpoint of a run; raises ValueError if there is none."""
     if not (run_dir / "checkpoints").is_dir():
         raise ValueError(f"{run_dir} holds no checkpoints: give the run-dir of a training run")
-    store = CheckpointStore(run_dir / "checkpoints")
-    best = store.best()
-    checkpoint = store.load_latest() if best is None else store.load(best)
+    checkpoint = CheckpointStore(run_dir / "checkpoints").load_latest()
     if checkpoint is None:
         raise ValueError(f"{run_dir} holds no checkpoint yet: train first")
     return checkpoint

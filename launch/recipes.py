@@ -187,7 +187,7 @@ def embedded_scratch() -> JointGRPOConfig:
         groups_per_step=12,
         group_size=4,
         pid=PIDConfig(
-            target=0.025,
+            target=0.035,
             kp=0.2,
             ki=0.2,
             smoothing=0.8,

@@ -185,8 +185,7 @@ def test_from_scratch(tmp_path, seed):
     assert share >= FROM_SCRATCH_SHARE
     accuracy = in_budget(result)
     assert (np.diff(accuracy) > -0.03).all(), "accuracy rises with the budget"
-    optimum = best.in_budget_accuracy
-    assert accuracy[-1] - accuracy[0] > (optimum[-1] - optimum[0]) / 2
+    assert accuracy[-1] > accuracy[0] + 0.1
     assert result.violations.mean(0).max() <= MAX_VIOLATION
 
 
