@@ -2,7 +2,7 @@
 
 Needs two profiles made by launch/profile.py: one of the validation split, which the lookup tables
 are read off (the shipped one by default), and one of the test split, which scores every baseline.
-The clock of shared cores drifts. So the validation table is scaled to the clock of the run, as
+The clock of shared cores drifts. So the validation table is scaled to what the clock is now, as
 imitation does; the controller and the lookup tables run live, a few samples each in turn; and the
 test table is scaled by how much slower or faster the lookups ran than it says.
 
@@ -49,6 +49,9 @@ NOT_DRAWN = ("lookup", "lookup with margin", "tier only", "top-k only", "blocks 
 
 SAMPLES_A_TURN = 10
 """Samples after which controller, lookup tables and the clock's repeats take turns."""
+
+CLOCK_SAMPLES = 64
+"""Samples at the cheapest and the full configuration that tell how fast this clock is."""
 
 REPEATS_A_TURN = 8
 """Runs of one fixed configuration in each turn."""
@@ -258,7 +261,6 @@ def main() -> int:
     test = test.rows(np.arange(num_samples))
     budgets = budgets_from_state(checkpoint.state)
     budgets_ms = feasible_budgets(budgets, config.num_budgets)
-    validation = on_this_clock(validation, budgets)
     connect(config.cluster.address)
     fleet = RayFleet(
         functools.partial(build_worker, config.worker),
@@ -267,6 +269,9 @@ def main() -> int:
     )
     import ray
 
+    validation = on_this_clock(
+        validation, fleet.measure_budgets(CLOCK_SAMPLES, budgets.infeasible_share)
+    )
     arrays = checkpoint.controller.to_numpy()
     weights = PublishedWeights(version=0, sha256=weights_sha256(arrays), refs=(ray.put(arrays),))
     setup = PolicySetup(controller=checkpoint.controller.config, budgets=budgets)

@@ -207,7 +207,7 @@ def embedded() -> JointGRPOConfig:
         recipe="embedded",
         steps=200,
         warm_start_profile=SHIPPED_PROFILE,
-        learner=_annealed(200, learning_rate=1e-4, epochs=2, entropy=(0.005, 0.001)),
+        learner=_annealed(200, learning_rate=3e-5, epochs=2, entropy=(0.005, 0.001)),
         evaluation=EvaluationConfig(num_samples=96),
     )
 

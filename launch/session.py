@@ -28,7 +28,7 @@ from launch.remote_learner import LearnerLostError, RemoteLearner
 from launch.reporting import Reporter
 from launch.storage import fetch_latest, is_uri, mirror, staging_folder
 from launch.training import Run, Stopped, budgets_from_state, check_resumable, controller_config
-from launch.warm_start import warm_start_from_profile
+from launch.warm_start import on_this_clock, warm_start_from_profile
 from learner.actor import initial_controller
 from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.learner import Learner
@@ -212,7 +212,11 @@ class Session:
         config = self.config
         if config.warm_start_profile is None:
             return None
-        table = ProfileTable.load(config.warm_start_profile)
+        limits = config.budget
+        measured = setup.budgets
+        if limits.fixed() is not None:
+            measured = fleet.measure_budgets(limits.num_samples, limits.infeasible_share)
+        table = on_this_clock(ProfileTable.load(config.warm_start_profile), measured)
         controller = initial_controller(setup.controller, config.seed)
         record = warm_start_from_profile(controller, table, setup.budgets, fleet)
         hits = ", ".join(f"{head} {hit:.0%}" for head, hit in record.accuracy_by_head.items())

@@ -26,7 +26,7 @@ target of 5 %, because they are chosen in hindsight."""
 NUM_TARGETS = 200
 """Budgets at which the best configurations are looked for; those between take the next lower."""
 
-BUDGETS_OF_A_SAMPLE = 8
+BUDGETS_OF_A_SAMPLE = 4
 
 IMITATION = WarmStartConfig(steps=1500, batch_size=128, learning_rate=2e-3, entropy_coef=0.01)
 """Long enough to follow targets that change within a few milliseconds of budget."""
@@ -55,19 +55,20 @@ def targets(
     return columns_TG[task_S[:, None], places_SK]
 
 
-def on_this_clock(table: ProfileTable, budgets: BudgetSampler) -> ProfileTable:
+def on_this_clock(table: ProfileTable, measured: BudgetSampler) -> ProfileTable:
     """The profile with its latencies scaled to the run's device.
 
-    Budgets come from measurements of the cheapest and the full configuration; those that the
-    profile itself would give say how much faster or slower the profiled device was. A profile
-    without these configurations is taken as it is.
+    `measured` is what the device's own cheapest and full configurations span; what the profile's
+    span says how much faster or slower the profiled device was: the geometric mean of the ratios
+    at both ends. A profile without these configurations is taken as it is.
     """
     if not {CHEAPEST_KNOBS, FULL_KNOBS} <= set(table.configurations):
         return table
     ends = (table.latencies_ms[:, table.column(k)] for k in (CHEAPEST_KNOBS, FULL_KNOBS))
-    own = BudgetSampler.from_latencies(*(latencies.tolist() for latencies in ends))
-    factor = budgets.range.high_ms / own.range.high_ms
-    return replace(table, latencies_ms=table.latencies_ms * np.float32(factor))
+    own = BudgetSampler.from_latencies(*(latencies.tolist() for latencies in ends)).range
+    ratios = measured.range.low_ms / own.low_ms, measured.range.high_ms / own.high_ms
+    factor = np.float32(np.prod(ratios) ** 0.5)
+    return replace(table, latencies_ms=table.latencies_ms * factor)
 
 
 def sample_place(sample_id: str) -> tuple[str, int]:
@@ -133,6 +134,9 @@ def warm_start_from_profile(
     source: PrefixSource,
     config: WarmStartConfig | None = None,
 ) -> WarmStartRecord:
-    """Trains the controller's stages in place; raises ValueError for an unusable profile."""
-    examples = examples_from_profile(controller, on_this_clock(table, budgets), budgets, source)
+    """Trains the controller's stages in place; raises ValueError for an unusable profile.
+
+    The table's latencies are those of the run's clock (`on_this_clock`).
+    """
+    examples = examples_from_profile(controller, table, budgets, source)
     return warm_start(controller, examples, config or IMITATION)

@@ -41,6 +41,8 @@ def test_a_profile_of_a_slower_device_is_scaled(table):
     budgets = table_rig.budgets_of(table)
     slower = replace(table, latencies_ms=table.latencies_ms * 3)
     assert np.allclose(on_this_clock(slower, budgets).latencies_ms, table.latencies_ms, rtol=1e-5)
+    wider = replace(budgets, range=replace(budgets.range, high_ms=4 * budgets.range.high_ms))
+    assert np.allclose(on_this_clock(table, wider).latencies_ms, 2 * table.latencies_ms, rtol=1e-5)
     part = replace(
         slower,
         configurations=slower.configurations[5:7],
