@@ -207,7 +207,10 @@ def embedded() -> JointGRPOConfig:
         recipe="embedded",
         steps=200,
         warm_start_profile=SHIPPED_PROFILE,
-        learner=_annealed(200, learning_rate=3e-5, epochs=2, entropy=(0.005, 0.001)),
+        learner=replace(
+            _annealed(200, learning_rate=3e-5, epochs=2, entropy=(0.005, 0.001)),
+            budget_lr_ratio=0.1,
+        ),
         evaluation=EvaluationConfig(num_samples=96),
     )
 

@@ -37,13 +37,15 @@ class LearnerConfig:
     """The optimizer, the loss and when to give up.
 
     Attributes:
-        learning_rate: Adam's, of the budget encoder and stage 2, at the first update.
+        learning_rate: Adam's, of stage 2, at the first update.
         final_lr_ratio: share of every learning rate that is left after `lr_steps` updates; it
             falls linearly, and stays from there on.
         lr_steps: updates that the fall takes.
         weight_decay: Adam's L2 term.
         grad_clip: largest norm of the whole gradient.
         stage1_lr_ratio: stage 1's learning rate as a multiple of `learning_rate`.
+        budget_lr_ratio: the budget encoder's. Small changes of its weights add up to large ones of
+            the token that both stages read, so one that is relied upon should change slowly.
         advantage: leave_one_out, mean_only or group_standardised; the last one cancels most of
             lambda (see `learner.advantages.combine`).
         epochs: passes over each batch.
@@ -59,6 +61,7 @@ class LearnerConfig:
     weight_decay: float = 1e-5
     grad_clip: float = 1.0
     stage1_lr_ratio: float = 1.0
+    budget_lr_ratio: float = 1.0
     advantage: AdvantageForm = "leave_one_out"
     epochs: int = 1
     max_nonfinite_updates: int = 3
@@ -66,7 +69,7 @@ class LearnerConfig:
     entropy: EntropySchedule = field(default_factory=EntropySchedule)
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "grad_clip", "stage1_lr_ratio"):
+        for name in ("learning_rate", "grad_clip", "stage1_lr_ratio", "budget_lr_ratio"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: give a positive number")
         if not 0 <= self.final_lr_ratio <= 1 or self.lr_steps < 1:
@@ -367,11 +370,14 @@ class Learner:
 
 
 def _make_optimizer(controller: Controller, config: LearnerConfig) -> torch.optim.Adam:
-    stage1_lr = config.learning_rate * config.stage1_lr_ratio
-    others = [*controller.budget_encoder.parameters(), *controller.stage2.parameters()]
+    ratios = (
+        (controller.budget_encoder, config.budget_lr_ratio),
+        (controller.stage1, config.stage1_lr_ratio),
+        (controller.stage2, 1.0),
+    )
     groups = [
-        {"params": list(controller.stage1.parameters()), "initial_lr": stage1_lr},
-        {"params": others, "initial_lr": config.learning_rate},
+        {"params": list(part.parameters()), "initial_lr": config.learning_rate * ratio}
+        for part, ratio in ratios
     ]
     return torch.optim.Adam(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
 

@@ -46,12 +46,18 @@ def test_one_update_changes_all_trained_weights_and_the_version(tmp_path):
 
 
 def test_first_step_of_adam_by_hand(tmp_path):
-    """Adam's first step is lr * sign(gradient), so the two rates can be read off the weights."""
-    learner = make_learner(tmp_path, learning_rate=1e-3, stage1_lr_ratio=0.5, weight_decay=0.0)
+    """Adam's first step is lr * sign(gradient), so the rates can be read off the weights."""
+    ratios = {"stage1_lr_ratio": 0.5, "budget_lr_ratio": 0.1}
+    learner = make_learner(tmp_path, learning_rate=1e-3, weight_decay=0.0, **ratios)
     before = learner.weights().arrays
     update(learner, *make_groups(learner))
     after = learner.weights().arrays
-    for name, rate in (("stage1.heads.bias", 5e-4), ("stage2.heads.bias", 1e-3)):
+    rates = {
+        "stage1.heads.bias": 5e-4,
+        "stage2.heads.bias": 1e-3,
+        "budget_encoder.mlp.3.weight": 1e-4,
+    }
+    for name, rate in rates.items():
         np.testing.assert_allclose(np.abs(after[name] - before[name]), rate, rtol=1e-2)
 
 
@@ -197,6 +203,6 @@ def test_learning_rates_fall_linearly_and_stay(tmp_path):
         update(learner, *make_groups(learner, seed=seed))
         rates.append([group["lr"] for group in learner.optimizer.param_groups])
     expected = np.array([1.0, 0.8, 0.6, 0.4, 0.2, 0.2])
-    np.testing.assert_allclose(rates, np.outer(expected, [5e-3, 1e-2]))
+    np.testing.assert_allclose(rates, np.outer(expected, [1e-2, 5e-3, 1e-2]))
     with pytest.raises(ValueError, match="final_lr_ratio"):
         LearnerConfig(final_lr_ratio=1.5)
