@@ -12,7 +12,6 @@ import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError, RayTaskError
 
-from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, BudgetSampler
 from launch.jobs import LOST, Job, Slot, kill, last_line
 from launch.recipes import ClusterConfig
 from launch.training import Stopped
@@ -135,23 +134,18 @@ class RayFleet:
             for group, gradient in zip(groups, gradients, strict=True)
         ]
 
-    def measure_budgets(self, num_samples: int, infeasible_share: float) -> BudgetSampler:
-        """The budget range of the fleet's devices, all actors measuring at once as in training."""
-        latencies: dict[Any, list[float]] = {}
-        for knobs in (CHEAPEST_KNOBS, FULL_KNOBS):
-            jobs = [
-                Job(
-                    call=lambda h, k=knobs: h.latencies.remote(k, "train", num_samples),
-                    prefer=slot.name,
-                )
-                for slot in self.slots
-            ]
-            self._queue.extend(jobs)
-            self._run(jobs, "latency measurements", self.config.step_timeout_s)
-            latencies[knobs] = [ms for job in jobs if job.result for ms in job.result.value]
-        return BudgetSampler.from_latencies(
-            latencies[CHEAPEST_KNOBS], latencies[FULL_KNOBS], infeasible_share=infeasible_share
-        )
+    def end_latencies(self, split: str, num_samples: int) -> np.ndarray:
+        """Of the cheapest and the full configuration in ms, on every actor at once: [N, 2]."""
+        jobs = [
+            Job(
+                call=lambda h: h.end_latencies.remote(split, num_samples),
+                prefer=slot.name,
+            )
+            for slot in self.slots
+        ]
+        self._queue.extend(jobs)
+        self._run(jobs, "latency measurements", self.config.step_timeout_s)
+        return np.concatenate([job.result.value for job in jobs if job.result])
 
     def run_each(self, calls: Sequence[Callable[[Any], Any]], what: str) -> Iterator[Any]:
         """Runs one call for each on whichever actor is free, and yields the values in order."""

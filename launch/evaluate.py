@@ -2,9 +2,10 @@
 
 Needs two profiles made by launch/profile.py: one of the validation split, which the lookup tables
 are read off (the shipped one by default), and one of the test split, which scores every baseline.
-The clock of shared cores drifts. So the validation table is scaled to what the clock is now, as
-imitation does; the controller and the lookup tables run live, a few samples each in turn; and the
-test table is scaled by how much slower or faster the lookups ran than it says.
+The clock of shared cores drifts. So the devices are measured anew: the budgets are what they span
+now (unless the run's were stated), and controller and validation table are put on this clock alike;
+the controller and the lookup tables run live, a few samples each in turn; and the test table is
+scaled by how much slower or faster the lookups ran than it says.
 
 python launch/evaluate.py RUN_DIR --test T/table.npz [--validation V/table.npz]
 """
@@ -30,13 +31,13 @@ from rich.table import Table
 from envs.spec import FULL_KNOBS, Knobs
 from launch import baselines
 from launch.baselines import Outcome
+from launch.calibration import calibrated, recalibrated
 from launch.cluster import RayFleet
 from launch.console import connect, one_clear_error, wide_console
 from launch.evaluation import Evaluation, evaluate, feasible_budgets
 from launch.plots import choices_figure, latency_figure, sweep_figure
 from launch.recipes import SHIPPED_PROFILE, ClusterConfig
-from launch.training import budgets_from_state
-from launch.warm_start import on_this_clock
+from launch.training import budgets_from_state, calibration_from_state
 from learner.checkpoint import Checkpoint, CheckpointStore
 from policy.weights import weights_sha256
 from rollout.actor import PublishedWeights
@@ -49,9 +50,6 @@ NOT_DRAWN = ("lookup", "lookup with margin", "tier only", "top-k only", "blocks 
 
 SAMPLES_A_TURN = 10
 """Samples after which controller, lookup tables and the clock's repeats take turns."""
-
-CLOCK_SAMPLES = 64
-"""Samples at the cheapest and the full configuration that tell how fast this clock is."""
 
 REPEATS_A_TURN = 8
 """Runs of one fixed configuration in each turn."""
@@ -259,8 +257,6 @@ def main() -> int:
         )
     num_samples = min(config.num_samples or len(test.sample_ids), len(test.sample_ids))
     test = test.rows(np.arange(num_samples))
-    budgets = budgets_from_state(checkpoint.state)
-    budgets_ms = feasible_budgets(budgets, config.num_budgets)
     connect(config.cluster.address)
     fleet = RayFleet(
         functools.partial(build_worker, config.worker),
@@ -269,12 +265,19 @@ def main() -> int:
     )
     import ray
 
-    validation = on_this_clock(
-        validation, fleet.measure_budgets(CLOCK_SAMPLES, budgets.infeasible_share)
+    trained = calibration_from_state(checkpoint.state)
+    setup, now = recalibrated(
+        PolicySetup(
+            controller=checkpoint.controller.config, budgets=budgets_from_state(checkpoint.state)
+        ),
+        trained,
+        fleet,
+        keeps_budgets=checkpoint.state["budgets"]["are_stated"],
     )
+    budgets_ms = feasible_budgets(setup.budgets, config.num_budgets)
+    validation = calibrated(validation, now)
     arrays = checkpoint.controller.to_numpy()
     weights = PublishedWeights(version=0, sha256=weights_sha256(arrays), refs=(ray.put(arrays),))
-    setup = PolicySetup(controller=checkpoint.controller.config, budgets=budgets)
     chosen = baselines.lookup_columns(validation, budgets_ms)
     columns = {name: chosen[name][0] for name in ("lookup", "lookup with margin")}
     result, live, repeats = run_in_turns(
@@ -284,6 +287,8 @@ def main() -> int:
     floor = clock_floor(repeats)
     # The tables' policies are judged on the clock on which the controller ran.
     floor["sweep_over_test_table"] = clock_factor(live, columns, test)
+    floor["cheapest_over_training"] = now.cheapest_ms / trained.cheapest_ms
+    floor["full_over_training"] = now.full_ms / trained.full_ms
     scale = np.float32(floor["sweep_over_test_table"])
     test = replace(test, latencies_ms=test.latencies_ms * scale)
     found = collect_outcomes(result, live, validation, test)

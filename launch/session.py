@@ -18,6 +18,7 @@ import tyro
 from rich.console import Console
 
 from envs.reward import LambdaByBudget
+from launch.calibration import Calibration, calibrated, measure, recalibrated
 from launch.cluster import RayFleet
 from launch.console import connect
 from launch.doctor import doctor
@@ -27,8 +28,15 @@ from launch.recipes import RECIPES, JointGRPOConfig
 from launch.remote_learner import LearnerLostError, RemoteLearner
 from launch.reporting import Reporter
 from launch.storage import fetch_latest, is_uri, mirror, staging_folder
-from launch.training import Run, Stopped, budgets_from_state, check_resumable, controller_config
-from launch.warm_start import on_this_clock, warm_start_from_profile
+from launch.training import (
+    Run,
+    Stopped,
+    budgets_from_state,
+    calibration_from_state,
+    check_resumable,
+    controller_config,
+)
+from launch.warm_start import warm_start_from_profile
 from learner.actor import initial_controller
 from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.learner import Learner
@@ -83,6 +91,8 @@ def resolve_run_dir(run_dir: str) -> Path:
 
 class Session:
     """One invocation: a Ray connection, a fleet, and runs of the loop until it ends."""
+
+    calibration: Calibration
 
     def __init__(self, config: JointGRPOConfig, train: Callable[[Run], None]) -> None:
         self.train = train
@@ -147,16 +157,18 @@ class Session:
         settings = self.config.budget
         if checkpoint is not None:
             budgets = budgets_from_state(checkpoint.state)
+            self.calibration = calibration_from_state(checkpoint.state)
         else:
-            budgets = settings.fixed() or fleet.measure_budgets(
-                settings.num_samples, settings.infeasible_share
+            self.calibration, spanned = measure(
+                fleet, settings.num_samples, settings.infeasible_share
             )
+            budgets = settings.fixed() or spanned
         setup = PolicySetup(controller=controller_config(self.d_model, budgets), budgets=budgets)
         for _ in range(MAX_LEARNER_RESTARTS):
             run = self._assemble(fleet, store, setup, checkpoint)
             try:
                 self.train(run)
-                self._finish(run)
+                self._finish(run, fleet)
                 return 0
             except Stopped:
                 run.save()
@@ -193,6 +205,7 @@ class Session:
             ),
             store=store,
             steering=steering,
+            calibration=self.calibration,
             next_step=next_step,
             is_stopping=lambda: self.is_stopping,
             on_saved=functools.partial(mirror, uri=self.uri) if self.uri else lambda _path: None,
@@ -212,27 +225,32 @@ class Session:
         config = self.config
         if config.warm_start_profile is None:
             return None
-        limits = config.budget
-        measured = setup.budgets
-        if limits.fixed() is not None:
-            measured = fleet.measure_budgets(limits.num_samples, limits.infeasible_share)
-        table = on_this_clock(ProfileTable.load(config.warm_start_profile), measured)
+        table = calibrated(ProfileTable.load(config.warm_start_profile), self.calibration)
         controller = initial_controller(setup.controller, config.seed)
         record = warm_start_from_profile(controller, table, setup.budgets, fleet)
         hits = ", ".join(f"{head} {hit:.0%}" for head, hit in record.accuracy_by_head.items())
         logging.info("warm start from %s imitates %s", config.warm_start_profile, hits)
         return Learner(controller, config.learner, self.run_dir).state_dict()
 
-    def _finish(self, run: Run) -> None:
-        """One greedy sweep over the test split, and the run's curves as one picture."""
-        budgets = run.setup.budgets
+    def _finish(self, run: Run, fleet: RayFleet) -> None:
+        """One greedy sweep over the test split, and the run's curves as one picture.
+
+        The devices are measured again: what the clock has drifted since is not the controller's.
+        """
+        settings = self.config.evaluation
+        setup, _ = recalibrated(
+            run.setup,
+            run.calibration,
+            fleet,
+            keeps_budgets=self.config.budget.fixed() is not None,
+        )
         result = evaluate(
             run.fleet,
-            run.setup,
+            setup,
             run.learner.weights(),
             split="test",
-            num_samples=self.config.evaluation.num_samples,
-            budgets_ms=feasible_budgets(budgets, self.config.evaluation.num_budgets).tolist(),
+            num_samples=settings.num_samples,
+            budgets_ms=feasible_budgets(setup.budgets, settings.num_budgets).tolist(),
         )
         path = self.run_dir / "evaluation.json"
         row = {"latency_source": self.label or "measured", **result.to_json()}

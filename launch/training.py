@@ -7,7 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ import numpy as np
 
 from envs.reward import BudgetReward, LambdaByBudget, Reward, RewardFunction
 from envs.spec import BudgetRange, BudgetSampler
+from launch.calibration import Calibration
 from launch.evaluation import evaluate, feasible_budgets
 from launch.plots import choices_figure, latency_figure
 from launch.recipes import JointGRPOConfig
@@ -106,6 +107,7 @@ class Run:
         reporter: shows numbers.
         store: keeps checkpoints.
         steering: lambda by budget and its rule.
+        calibration: the devices as they were when the run began.
         next_step: the first step that is not done yet.
         is_stopping: asked between steps; True ends the loop.
         on_saved: called with the folder of every checkpoint, such as to copy it elsewhere.
@@ -118,6 +120,7 @@ class Run:
     reporter: Reporter
     store: CheckpointStore
     steering: LambdaByBudget
+    calibration: Calibration
     next_step: int = 0
     is_stopping: Callable[[], bool] = lambda: False
     on_saved: Callable[[Path], object] = lambda _path: None
@@ -217,7 +220,9 @@ class Run:
                 "high_ms": sampler.range.high_ms,
                 "feasible_from_ms": sampler.feasible_from_ms,
                 "infeasible_share": sampler.infeasible_share,
+                "are_stated": self.config.budget.fixed() is not None,
             },
+            "calibration": asdict(self.calibration),
             "latency_source": self.reporter.label or "measured",
             "configuration": repr(self.config),
             "git_revision": git_revision(),
@@ -237,6 +242,11 @@ def budgets_from_state(state: dict[str, Any]) -> BudgetSampler:
         feasible_from_ms=saved["feasible_from_ms"],
         infeasible_share=saved["infeasible_share"],
     )
+
+
+def calibration_from_state(state: dict[str, Any]) -> Calibration:
+    """How fast the devices of a checkpoint's run were when it began."""
+    return Calibration(**state["calibration"])
 
 
 def check_resumable(checkpoint: Checkpoint, config: JointGRPOConfig, label: str) -> None:

@@ -6,14 +6,14 @@ Shapes: K budgets of a sample, B examples, D d_model.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 import torch
 
-from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, BudgetSampler
+from envs.spec import BudgetSampler
 from launch.baselines import best_by_task
+from launch.calibration import sample_place
 from learner.warm_start import WarmStartConfig, WarmStartExamples, WarmStartRecord, warm_start
 from policy.controller import Controller
 from rollout.latency.profile_table import ProfileTable
@@ -53,33 +53,6 @@ def targets(
     task_S = np.unique(table.tasks, return_inverse=True)[1]
     places_SK = np.searchsorted(grid_ms, budgets_SK, side="right") - 1
     return columns_TG[task_S[:, None], places_SK]
-
-
-def on_this_clock(table: ProfileTable, measured: BudgetSampler) -> ProfileTable:
-    """The profile with its latencies scaled to the run's device.
-
-    `measured` is what the device's own cheapest and full configurations span; what the profile's
-    span says how much faster or slower the profiled device was: the geometric mean of the ratios
-    at both ends. A profile without these configurations is taken as it is.
-    """
-    if not {CHEAPEST_KNOBS, FULL_KNOBS} <= set(table.configurations):
-        return table
-    ends = (table.latencies_ms[:, table.column(k)] for k in (CHEAPEST_KNOBS, FULL_KNOBS))
-    own = BudgetSampler.from_latencies(*(latencies.tolist() for latencies in ends)).range
-    ratios = measured.range.low_ms / own.low_ms, measured.range.high_ms / own.high_ms
-    factor = np.float32(np.prod(ratios) ** 0.5)
-    return replace(table, latencies_ms=table.latencies_ms * factor)
-
-
-def sample_place(sample_id: str) -> tuple[str, int]:
-    """Split and index of a sample, from an id such as digits/validation/12."""
-    parts = sample_id.rsplit("/", 2)
-    if len(parts) != 3 or not parts[2].isdigit():
-        raise ValueError(
-            f"sample {sample_id!r} of the profile names no split and index: warm-start from a "
-            "profile that launch/profile.py wrote on this run's tasks"
-        )
-    return parts[1], int(parts[2])
 
 
 def examples_from_profile(
@@ -136,7 +109,7 @@ def warm_start_from_profile(
 ) -> WarmStartRecord:
     """Trains the controller's stages in place; raises ValueError for an unusable profile.
 
-    The table's latencies are those of the run's clock (`on_this_clock`).
+    The table's latencies are those of the run's device (`launch.calibration.calibrated`).
     """
     examples = examples_from_profile(controller, table, budgets, source)
     return warm_start(controller, examples, config or IMITATION)

@@ -95,14 +95,9 @@ class RolloutActor:
             reference_latency_ms=self.worker.reference_latency_ms(),
         )
 
-    def latencies(self, knobs: Knobs, split: str, num_samples: int) -> Timed:
-        """Latencies in ms of one configuration on the first samples of a split."""
-        return self._timed(
-            lambda: [
-                self.worker.execute(knobs, split, index)[0].latency_ms
-                for index in range(num_samples)
-            ]
-        )
+    def end_latencies(self, split: str, num_samples: int) -> Timed:
+        """See `RolloutWorker.end_latencies`."""
+        return self._timed(lambda: self.worker.end_latencies(split, num_samples))
 
     def profile(self, configurations: Sequence[Knobs], split: str, index: int) -> Timed:
         """Records of many configurations on one sample."""

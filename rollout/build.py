@@ -10,7 +10,7 @@ import torch
 
 from envs.latency_budget import LatencyBudgetEnv, TaskSource
 from envs.reward import BudgetReward
-from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, BudgetSampler
+from envs.spec import BudgetSampler
 from envs.tasks import WEIGHTS, Mixture, load_tasks
 from policy.controller import Controller, ControllerConfig
 from rollout.executor import ExecutorConfig, MolmoEExecutor
@@ -100,11 +100,7 @@ def build_worker(
 def measure_budgets(worker: RolloutWorker, num_samples: int = 24) -> BudgetSampler:
     """The budget range of this device, from the cheapest and the full configuration."""
     worker.warm_up()
-    cheapest, full = (
-        [worker.execute(knobs, "train", i)[0].latency_ms for i in range(num_samples)]
-        for knobs in (CHEAPEST_KNOBS, FULL_KNOBS)
-    )
-    return BudgetSampler.from_latencies(cheapest, full)
+    return BudgetSampler.from_latencies(*worker.end_latencies("train", num_samples).T)
 
 
 def make_env(

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from envs.reward import LambdaByBudget
-from envs.spec import FULL_KNOBS, all_knobs
+from envs.spec import all_knobs
+from launch.calibration import Calibration
 from launch.recipes import EvaluationConfig, JointGRPOConfig
 from launch.reporting import Reporter
 from launch.training import Run, controller_config
@@ -20,7 +21,7 @@ from rollout.latency.simulated import SimulatedLatency
 from rollout.worker import PolicySetup, RolloutWorker
 from tests.rollout import rig
 
-__all__ = ["FULL_KNOBS"]
+CALIBRATION = Calibration(cheapest_ms=15.0, full_ms=85.0, num_samples=4)
 
 
 def simulated() -> SimulatedLatency:
@@ -80,5 +81,6 @@ def local_run(run_dir: Path, settings: JointGRPOConfig, fleet: Any = None) -> Ru
         reporter=Reporter(run_dir, first_step=first_step, num_steps=settings.steps),
         store=store,
         steering=steering,
+        calibration=CALIBRATION,
         next_step=first_step,
     )

@@ -11,6 +11,7 @@ from scipy.stats import norm
 from envs.reward import LambdaByBudget
 from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, BudgetSampler, all_knobs
 from envs.tasks import Mixture, load_tasks
+from launch.calibration import Calibration
 from launch.recipes import EvaluationConfig, JointGRPOConfig
 from launch.reporting import Reporter
 from launch.training import Run, controller_config
@@ -89,10 +90,18 @@ def features(table: ProfileTable) -> np.ndarray:
 
 def budgets_of(table: ProfileTable) -> BudgetSampler:
     """As a run measures them on its device."""
-    cheapest, full = (table.column(knobs) for knobs in (CHEAPEST_KNOBS, FULL_KNOBS))
-    return BudgetSampler.from_latencies(
-        table.latencies_ms[:, cheapest].tolist(), table.latencies_ms[:, full].tolist()
-    )
+    return BudgetSampler.from_latencies(*end_latencies(table).T)
+
+
+def end_latencies(table: ProfileTable) -> np.ndarray:
+    """Of the cheapest and the full configuration, [S, 2]."""
+    columns = [table.column(knobs) for knobs in (CHEAPEST_KNOBS, FULL_KNOBS)]
+    return table.latencies_ms[:, columns].astype(np.float64)
+
+
+def calibration_of(table: ProfileTable) -> Calibration:
+    """On all its samples."""
+    return Calibration.of_latencies(end_latencies(table), len(table.sample_ids))
 
 
 def fleet_of(table: ProfileTable, feature_SD: np.ndarray | None = None) -> TableFleet:
@@ -119,6 +128,7 @@ def table_run(run_dir: Path, settings: JointGRPOConfig, fleet: TableFleet) -> Ru
         reporter=Reporter(run_dir, first_step=0, num_steps=settings.steps),
         store=CheckpointStore(run_dir / "checkpoints", settings.keep_last),
         steering=LambdaByBudget(settings.pid, budgets),
+        calibration=calibration_of(samples.table),
     )
 
 

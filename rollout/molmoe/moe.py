@@ -88,10 +88,22 @@ def _one_token(
 ) -> Tensor:
     """Elementwise work once for all k experts, because at one token it is calls that cost."""
     experts = experts_1k[0].tolist()
-    gate, up = torch.cat([F.linear(x_1D, gate_up[e]) for e in experts]).chunk(2, dim=-1)
+    gate, up = torch.cat([_row_product(x_1D, gate_up[e]) for e in experts]).chunk(2, dim=-1)
     hidden_kH = F.silu(gate) * up * weights_1k[0][:, None]
-    out = [F.linear(hidden_kH[i : i + 1], down[e]) for i, e in enumerate(experts)]
+    out = [_row_product(hidden_kH[i : i + 1], down[e]) for i, e in enumerate(experts)]
     return torch.cat(out).sum(0, keepdim=True)
+
+
+def _row_product(x_1I: Tensor, weight_OI: Tensor) -> Tensor:
+    """`F.linear` of one row, in float32 as a batch of one block of outputs a thread.
+
+    On some CPUs the library leaves a matrix-vector product to one thread, but never a batch.
+    """
+    blocks = torch.get_num_threads() if x_1I.dtype == torch.float32 else 1
+    if blocks == 1 or len(weight_OI) % blocks:
+        return F.linear(x_1I, weight_OI)
+    blocks_bIO = weight_OI.unflatten(0, (blocks, -1)).transpose(1, 2)
+    return torch.bmm(x_1I.expand(blocks, 1, -1), blocks_bIO).view(1, -1)
 
 
 class SparseMoE(nn.Module):

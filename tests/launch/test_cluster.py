@@ -97,7 +97,7 @@ def test_sigkill_of_rollout_actors_changes_nothing(two_actors, tmp_path, undistu
 
 def test_health_answers_while_a_group_runs(two_actors):
     slot = two_actors.slots[0]
-    busy = slot.handle.latencies.remote(launch_rig.FULL_KNOBS, "train", 60)
+    busy = slot.handle.end_latencies.remote("train", 40)
     time.sleep(0.1)
     started = time.monotonic()
     status = ray.get(slot.handle.status.remote(), timeout=10)

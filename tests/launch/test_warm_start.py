@@ -7,8 +7,6 @@ import torch
 from launch.recipes import embedded, embedded_scratch
 from launch.warm_start import (
     examples_from_profile,
-    on_this_clock,
-    sample_place,
     targets,
     warm_start_from_profile,
 )
@@ -35,21 +33,6 @@ def test_targets_keep_their_budget_over_all_kinds(table):
     low_ms, high_ms = (table.latencies_ms[np.arange(60), columns_SK[:, k]] for k in (0, 1))
     assert (high_ms > budgets.range.high_ms).mean() <= 0.05
     assert low_ms.mean() < 0.8 * high_ms.mean()
-
-
-def test_a_profile_of_a_slower_device_is_scaled(table):
-    budgets = table_rig.budgets_of(table)
-    slower = replace(table, latencies_ms=table.latencies_ms * 3)
-    assert np.allclose(on_this_clock(slower, budgets).latencies_ms, table.latencies_ms, rtol=1e-5)
-    wider = replace(budgets, range=replace(budgets.range, high_ms=4 * budgets.range.high_ms))
-    assert np.allclose(on_this_clock(table, wider).latencies_ms, 2 * table.latencies_ms, rtol=1e-5)
-    part = replace(
-        slower,
-        configurations=slower.configurations[5:7],
-        scores=slower.scores[:, 5:7],
-        latencies_ms=slower.latencies_ms[:, 5:7],
-    )
-    assert on_this_clock(part, budgets) is part
 
 
 def test_the_shipped_profile_is_refused_for_another_model_or_other_tasks():
@@ -86,9 +69,3 @@ def test_it_runs_through_the_model(table):
         controller, small, rig.BUDGETS, fleet, WarmStartConfig(steps=30, batch_size=8)
     )
     assert record.cross_entropy_after < record.cross_entropy_before
-
-
-def test_a_profile_of_unknown_samples_is_refused():
-    assert sample_place("digits/validation/12") == ("validation", 12)
-    with pytest.raises(ValueError, match="names no split and index"):
-        sample_place("12")
