@@ -24,22 +24,24 @@ class Devices(Protocol):
     """A fleet, as far as a calibration needs it."""
 
     def end_latencies(self, split: str, num_samples: int) -> np.ndarray:
-        """Latencies in ms of the cheapest and the full configuration, on every device: [N, 2]."""
+        """Latencies in ms of the cheapest and the full configuration: [R, N, 2], see `measure`."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """Median latencies in ms of the two extreme configurations, on given samples.
+    """Latencies of the two extreme configurations, on given samples.
 
     Attributes:
-        cheapest_ms: of `CHEAPEST_KNOBS`.
-        full_ms: of `FULL_KNOBS`.
+        cheapest_ms: median of `CHEAPEST_KNOBS`.
+        full_ms: median of `FULL_KNOBS`.
+        scatter: standard deviation of the logarithm of a latency that is measured again.
         num_samples: how many of the validation split, from its first on.
     """
 
     cheapest_ms: float
     full_ms: float
+    scatter: float
     num_samples: int
 
     def __post_init__(self) -> None:
@@ -50,10 +52,17 @@ class Calibration:
             )
 
     @classmethod
-    def of_latencies(cls, latencies_N2: np.ndarray, num_samples: int) -> Self:
-        """From latencies in ms of (cheapest, full), N of them on `num_samples` samples."""
-        cheapest_ms, full_ms = np.median(latencies_N2, axis=0).tolist()
-        return cls(cheapest_ms=cheapest_ms, full_ms=full_ms, num_samples=num_samples)
+    def of_latencies(cls, latencies_RN2: np.ndarray) -> Self:
+        """From R measurements in ms of (cheapest, full) on N samples; 0 scatter from a single."""
+        cheapest_ms, full_ms = np.median(latencies_RN2, axis=(0, 1)).tolist()
+        repeats = len(latencies_RN2)
+        variance = np.log(latencies_RN2).var(0, ddof=1).mean() if repeats > 1 else 0.0
+        return cls(
+            cheapest_ms=cheapest_ms,
+            full_ms=full_ms,
+            scatter=float(variance**0.5),
+            num_samples=latencies_RN2.shape[1],
+        )
 
     def convert(self, ms: ArrayLike, to: Calibration) -> np.ndarray:
         """Milliseconds of this calibration as those of another, by the line through both ends."""
@@ -61,32 +70,48 @@ class Calibration:
         return to.cheapest_ms + slope * (np.asarray(ms) - self.cheapest_ms)
 
 
-def measure(
-    devices: Devices, num_samples: int, infeasible_share: float
-) -> tuple[Calibration, BudgetSampler]:
-    """The devices as they are now, and the budgets that they span."""
-    latencies_N2 = devices.end_latencies(CALIBRATION_SPLIT, num_samples)
-    budgets = BudgetSampler.from_latencies(*latencies_N2.T, infeasible_share=infeasible_share)
-    return Calibration.of_latencies(latencies_N2, num_samples), budgets
+@dataclass(frozen=True, slots=True, eq=False)
+class EndLatencies:
+    """What the devices take now, of the cheapest and the full configuration.
+
+    Attributes:
+        latencies_RN2: R times the first N samples of the validation split, in ms.
+    """
+
+    latencies_RN2: np.ndarray
+
+    @classmethod
+    def measure(cls, devices: Devices, num_samples: int) -> Self:
+        """On all devices at once, each sample several times."""
+        return cls(devices.end_latencies(CALIBRATION_SPLIT, num_samples))
+
+    @property
+    def calibration(self) -> Calibration:
+        """Its medians and its scatter."""
+        return Calibration.of_latencies(self.latencies_RN2)
+
+    def budgets(self, infeasible_share: float) -> BudgetSampler:
+        """The budgets that the devices span."""
+        ends = self.latencies_RN2.reshape(-1, 2).T
+        return BudgetSampler.from_latencies(*ends, infeasible_share=infeasible_share)
 
 
 def recalibrated(
-    setup: PolicySetup, own: Calibration, devices: Devices, *, keeps_budgets: bool
-) -> tuple[PolicySetup, Calibration]:
+    setup: PolicySetup, own: Calibration, now: EndLatencies, *, keeps_budgets: bool
+) -> PolicySetup:
     """A controller on devices other than those, or at a time other than that, of its training.
 
     It sees every budget in the milliseconds of its own calibration. The budgets that count are
     those that the devices span now, unless the user had stated them.
     """
-    now, spanned = measure(devices, own.num_samples, setup.budgets.infeasible_share)
     low_ms, high_ms = setup.controller.budget_low_ms, setup.controller.budget_high_ms
     controller = replace(
         setup.controller,
-        budget_low_ms=float(own.convert(low_ms, now)),
-        budget_high_ms=float(own.convert(high_ms, now)),
+        budget_low_ms=float(own.convert(low_ms, now.calibration)),
+        budget_high_ms=float(own.convert(high_ms, now.calibration)),
     )
-    budgets = setup.budgets if keeps_budgets else spanned
-    return PolicySetup(controller=controller, budgets=budgets), now
+    budgets = setup.budgets if keeps_budgets else now.budgets(setup.budgets.infeasible_share)
+    return PolicySetup(controller=controller, budgets=budgets)
 
 
 def sample_place(sample_id: str) -> tuple[str, int]:
@@ -100,22 +125,31 @@ def sample_place(sample_id: str) -> tuple[str, int]:
     return parts[1], int(parts[2])
 
 
-def calibrated(table: ProfileTable, to: Calibration) -> ProfileTable:
-    """The profile with the latencies that the calibration's device would have measured.
+def calibrated(table: ProfileTable, now: EndLatencies, seed: int = 0) -> ProfileTable:
+    """The profile with the latencies that these devices would have measured.
+
+    Where they scatter more than the profile, the difference is added at random (log-normal).
 
     Raises:
-        ValueError: if the profile lacks the calibration's samples or configurations.
+        ValueError: if the profile lacks the measured samples or configurations.
     """
-    wanted = {(CALIBRATION_SPLIT, index) for index in range(to.num_samples)}
+    to = now.calibration
     places = [sample_place(sample_id) for sample_id in table.sample_ids]
-    rows = [row for row, place in enumerate(places) if place in wanted]
+    wanted = [(CALIBRATION_SPLIT, index) for index in range(to.num_samples)]
     ends = (CHEAPEST_KNOBS, FULL_KNOBS)
-    if len(rows) < len(wanted) or not set(ends) <= set(table.configurations):
+    if not set(wanted) <= set(places) or not set(ends) <= set(table.configurations):
         raise ValueError(
-            f"the profile has {len(rows)} of the first {len(wanted)} {CALIBRATION_SPLIT} samples: "
-            "to put it on this device's clock, profile them all, with "
-            f"{ends[0]} and {ends[1]} among the configurations"
+            f"the profile has {len(set(wanted) & set(places))} of the first {len(wanted)} "
+            f"{CALIBRATION_SPLIT} samples: to put it on this device's clock, profile them all, "
+            f"with {ends[0]} and {ends[1]} among the configurations"
         )
-    latencies_N2 = table.latencies_ms[np.ix_(rows, [table.column(knobs) for knobs in ends])]
-    own = Calibration.of_latencies(latencies_N2, to.num_samples)
-    return replace(table, latencies_ms=own.convert(table.latencies_ms, to).astype(np.float32))
+    rows, columns = [places.index(p) for p in wanted], [table.column(knobs) for knobs in ends]
+    profiled_N2 = table.latencies_ms[np.ix_(rows, columns)].astype(np.float64)
+    own = Calibration.of_latencies(profiled_N2[None])
+    mean_N2 = np.log(now.latencies_RN2).mean(0)
+    apart = (np.log(own.convert(profiled_N2, to)) - mean_N2).var(0).mean()
+    own_variance = max(0.0, apart - to.scatter**2 / len(now.latencies_RN2))
+    added = max(0.0, to.scatter**2 - own_variance) ** 0.5
+    noise = np.random.default_rng(seed).normal(0.0, added, table.latencies_ms.shape)
+    latencies_ms = own.convert(table.latencies_ms, to) * np.exp(noise)
+    return replace(table, latencies_ms=latencies_ms.astype(np.float32))

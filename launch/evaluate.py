@@ -31,7 +31,7 @@ from rich.table import Table
 from envs.spec import FULL_KNOBS, Knobs
 from launch import baselines
 from launch.baselines import Outcome
-from launch.calibration import calibrated, recalibrated
+from launch.calibration import EndLatencies, calibrated, recalibrated
 from launch.cluster import RayFleet
 from launch.console import connect, one_clear_error, wide_console
 from launch.evaluation import Evaluation, evaluate, feasible_budgets
@@ -266,12 +266,13 @@ def main() -> int:
     import ray
 
     trained = calibration_from_state(checkpoint.state)
-    setup, now = recalibrated(
+    now = EndLatencies.measure(fleet, trained.num_samples)
+    setup = recalibrated(
         PolicySetup(
             controller=checkpoint.controller.config, budgets=budgets_from_state(checkpoint.state)
         ),
         trained,
-        fleet,
+        now,
         keeps_budgets=checkpoint.state["budgets"]["are_stated"],
     )
     budgets_ms = feasible_budgets(setup.budgets, config.num_budgets)
@@ -287,8 +288,9 @@ def main() -> int:
     floor = clock_floor(repeats)
     # The tables' policies are judged on the clock on which the controller ran.
     floor["sweep_over_test_table"] = clock_factor(live, columns, test)
-    floor["cheapest_over_training"] = now.cheapest_ms / trained.cheapest_ms
-    floor["full_over_training"] = now.full_ms / trained.full_ms
+    floor["cheapest_over_training"] = now.calibration.cheapest_ms / trained.cheapest_ms
+    floor["full_over_training"] = now.calibration.full_ms / trained.full_ms
+    floor["scatter"], floor["scatter_in_training"] = now.calibration.scatter, trained.scatter
     scale = np.float32(floor["sweep_over_test_table"])
     test = replace(test, latencies_ms=test.latencies_ms * scale)
     found = collect_outcomes(result, live, validation, test)

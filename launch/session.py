@@ -18,7 +18,7 @@ import tyro
 from rich.console import Console
 
 from envs.reward import LambdaByBudget
-from launch.calibration import Calibration, calibrated, measure, recalibrated
+from launch.calibration import Calibration, EndLatencies, calibrated, recalibrated
 from launch.cluster import RayFleet
 from launch.console import connect
 from launch.doctor import doctor
@@ -92,6 +92,7 @@ def resolve_run_dir(run_dir: str) -> Path:
 class Session:
     """One invocation: a Ray connection, a fleet, and runs of the loop until it ends."""
 
+    measured: EndLatencies
     calibration: Calibration
 
     def __init__(self, config: JointGRPOConfig, train: Callable[[Run], None]) -> None:
@@ -159,10 +160,9 @@ class Session:
             budgets = budgets_from_state(checkpoint.state)
             self.calibration = calibration_from_state(checkpoint.state)
         else:
-            self.calibration, spanned = measure(
-                fleet, settings.num_samples, settings.infeasible_share
-            )
-            budgets = settings.fixed() or spanned
+            self.measured = EndLatencies.measure(fleet, settings.num_samples)
+            self.calibration = self.measured.calibration
+            budgets = settings.fixed() or self.measured.budgets(settings.infeasible_share)
         setup = PolicySetup(controller=controller_config(self.d_model, budgets), budgets=budgets)
         for _ in range(MAX_LEARNER_RESTARTS):
             run = self._assemble(fleet, store, setup, checkpoint)
@@ -225,7 +225,7 @@ class Session:
         config = self.config
         if config.warm_start_profile is None:
             return None
-        table = calibrated(ProfileTable.load(config.warm_start_profile), self.calibration)
+        table = calibrated(ProfileTable.load(config.warm_start_profile), self.measured)
         controller = initial_controller(setup.controller, config.seed)
         record = warm_start_from_profile(controller, table, setup.budgets, fleet)
         hits = ", ".join(f"{head} {hit:.0%}" for head, hit in record.accuracy_by_head.items())
@@ -238,10 +238,10 @@ class Session:
         The devices are measured again: what the clock has drifted since is not the controller's.
         """
         settings = self.config.evaluation
-        setup, _ = recalibrated(
+        setup = recalibrated(
             run.setup,
             run.calibration,
-            fleet,
+            EndLatencies.measure(fleet, run.calibration.num_samples),
             keeps_budgets=self.config.budget.fixed() is not None,
         )
         result = evaluate(

@@ -21,7 +21,7 @@ from rollout.latency.simulated import SimulatedLatency
 from rollout.worker import PolicySetup, RolloutWorker
 from tests.rollout import rig
 
-CALIBRATION = Calibration(cheapest_ms=15.0, full_ms=85.0, num_samples=4)
+CALIBRATION = Calibration(cheapest_ms=15.0, full_ms=85.0, scatter=0.0, num_samples=4)
 
 
 def simulated() -> SimulatedLatency:

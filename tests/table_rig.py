@@ -101,7 +101,7 @@ def end_latencies(table: ProfileTable) -> np.ndarray:
 
 def calibration_of(table: ProfileTable) -> Calibration:
     """On all its samples."""
-    return Calibration.of_latencies(end_latencies(table), len(table.sample_ids))
+    return Calibration.of_latencies(end_latencies(table)[None])
 
 
 def fleet_of(table: ProfileTable, feature_SD: np.ndarray | None = None) -> TableFleet:

@@ -6,8 +6,8 @@ import pytest
 from launch.calibration import (
     CALIBRATION_SPLIT,
     Calibration,
+    EndLatencies,
     calibrated,
-    measure,
     recalibrated,
     sample_place,
 )
@@ -26,21 +26,26 @@ def table():
 class Bent:
     """Devices on which short work takes twice as long as the table says, and long work thrice."""
 
-    def __init__(self, table):
-        self.ends = table_rig.end_latencies(table)
+    def __init__(self, table, scatter: float = 0.0):
+        self.ends, self.scatter = table_rig.end_latencies(table), scatter
 
     def end_latencies(self, split: str, num_samples: int) -> np.ndarray:
         assert split == CALIBRATION_SPLIT
         once = self.ends[:num_samples] * [2.0, 3.0]
-        return np.concatenate([once, once])
+        noise = np.random.default_rng(7).normal(0.0, self.scatter, (4, *once.shape))
+        return once * np.exp(noise)
+
+
+def measured(table, scatter: float = 0.0) -> EndLatencies:
+    return EndLatencies.measure(Bent(table, scatter), NUM_SAMPLES)
 
 
 def test_a_profile_takes_the_devices_own_latencies_at_both_ends_and_keeps_the_order(table):
-    now, budgets = measure(Bent(table), NUM_SAMPLES, infeasible_share=0.1)
+    now = measured(table)
     moved = calibrated(table, now)
     first = np.median(table_rig.end_latencies(moved)[:NUM_SAMPLES], axis=0)
-    assert first == pytest.approx([now.cheapest_ms, now.full_ms], rel=1e-5)
-    assert budgets.range.low_ms == pytest.approx(0.8 * now.cheapest_ms)
+    assert first == pytest.approx([now.calibration.cheapest_ms, now.calibration.full_ms], rel=1e-5)
+    assert now.budgets(0.1).range.low_ms == pytest.approx(0.8 * now.calibration.cheapest_ms)
     before, after = (np.median(t.latencies_ms, axis=0) for t in (table, moved))
     assert (np.argsort(before) == np.argsort(after)).all()
     ratios = after / before
@@ -48,27 +53,36 @@ def test_a_profile_takes_the_devices_own_latencies_at_both_ends_and_keeps_the_or
     assert ratios.max() <= 3.05
 
 
-def test_a_device_like_the_profiled_one_changes_nothing(table):
-    own = table_rig.calibration_of(table)
+def test_devices_that_scatter_more_than_the_profile_make_it_scatter(table):
+    now = measured(table, scatter=0.2)
+    assert now.calibration.scatter == pytest.approx(0.2, rel=0.15)
+    steady, noisy = (np.log(calibrated(table, m).latencies_ms) for m in (measured(table), now))
+    assert (noisy - steady).std() == pytest.approx(0.2, rel=0.2)
+
+
+def test_devices_like_the_profiled_one_change_nothing(table):
+    own = EndLatencies(table_rig.end_latencies(table)[None])
     assert np.allclose(calibrated(table, own).latencies_ms, table.latencies_ms, rtol=1e-6)
 
 
 def test_a_controller_answers_on_another_clock_as_it_did_on_its_own(table):
     budgets = table_rig.budgets_of(table)
     setup = PolicySetup(controller=controller_config(96, budgets), budgets=budgets)
-    own = Calibration.of_latencies(table_rig.end_latencies(table)[:NUM_SAMPLES], NUM_SAMPLES)
-    moved, now = recalibrated(setup, own, Bent(table), keeps_budgets=False)
-    for own_ms, now_ms in ((own.cheapest_ms, now.cheapest_ms), (own.full_ms, now.full_ms)):
+    own = Calibration.of_latencies(table_rig.end_latencies(table)[None, :NUM_SAMPLES])
+    now = measured(table)
+    moved = recalibrated(setup, own, now, keeps_budgets=False)
+    to = now.calibration
+    for own_ms, now_ms in ((own.cheapest_ms, to.cheapest_ms), (own.full_ms, to.full_ms)):
         seen = setup.controller.budget_range.normalise(own_ms)
         assert moved.controller.budget_range.normalise(now_ms) == pytest.approx(seen)
-    assert (now, moved.budgets) == measure(Bent(table), NUM_SAMPLES, infeasible_share=0.1)
-    stated, _ = recalibrated(setup, own, Bent(table), keeps_budgets=True)
+    assert moved.budgets == now.budgets(budgets.infeasible_share)
+    stated = recalibrated(setup, own, now, keeps_budgets=True)
     assert stated.budgets == budgets
     assert stated.controller == moved.controller
 
 
 def test_what_cannot_be_compared_is_refused(table):
-    now, _ = measure(Bent(table), NUM_SAMPLES, infeasible_share=0.1)
+    now = measured(table)
     with pytest.raises(ValueError, match="15 of the first 20 validation samples"):
         calibrated(table.rows(np.arange(15)), now)
     part = replace(
@@ -80,7 +94,7 @@ def test_what_cannot_be_compared_is_refused(table):
     with pytest.raises(ValueError, match="high-p1-k8-b16 among the configurations"):
         calibrated(part, now)
     with pytest.raises(ValueError, match="too busy to be measured"):
-        Calibration(cheapest_ms=30.0, full_ms=29.0, num_samples=8)
+        Calibration(cheapest_ms=30.0, full_ms=29.0, scatter=0.1, num_samples=8)
 
 
 def test_a_profile_of_unknown_samples_is_refused():
