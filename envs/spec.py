@@ -49,7 +49,7 @@ STAGE1_SIZES = (len(TIERS), len(POSITIONS))
 STAGE2_SIZES = (len(TOP_KS), len(NUM_BLOCKS))
 MIN_BLOCKS_AFTER_POSITION = 11
 
-FEASIBLE_QUANTILE = 0.98
+FEASIBLE_QUANTILE = 0.97
 """Share of runs of the cheapest configuration that keep a budget which counts as feasible."""
 
 
@@ -261,7 +261,7 @@ class BudgetSampler:
     ) -> BudgetSampler:
         """The range that a device's own measurements span.
 
-        From 0.8 of the cheapest configuration's median, which nothing meets, over its 98th
+        From 0.8 of the cheapest configuration's median, which nothing meets, over its 97th
         percentile, from where budgets count as feasible, to the full configuration's 95th. At its
         95th the cheapest violates 5 % by definition, and no policy could keep that target.
         """

@@ -184,40 +184,50 @@ def oracle_per_task(
 def best_by_task(
     table: ProfileTable, budgets_ms: np.ndarray, *, max_violation: float
 ) -> np.ndarray:
-    """Columns that `oracle_per_task` picks, int64 [tasks in alphabetical order, K].
+    """Columns that `oracle_per_task` picks, int64 [tasks in alphabetical order, K]."""
+    return priced_gains(table, budgets_ms, max_violation=max_violation).argmax(-1).T
 
-    Of equals, for instance where nothing fits, the fastest.
+
+def priced_gains(
+    table: ProfileTable, budgets_ms: np.ndarray, *, max_violation: float
+) -> np.ndarray:
+    """What each configuration earns for each task: [K, tasks in alphabetical order, C].
+
+    The accuracy within budget, less what its violations cost at the price of the budget. Of
+    equals, for instance where nothing fits, the fastest earns most.
     """
     task_S = np.unique(table.tasks, return_inverse=True)[1]
     member_TS = np.eye(task_S.max() + 1)[:, task_S]
     shares_T = member_TS.mean(1)
     member_TS /= member_TS.sum(1, keepdims=True)
     slowness_TC = 1e-6 * (member_TS @ table.latencies_ms) / table.latencies_ms.max()
-    columns_KT = []
+    gains = []
     for budget_ms in budgets_ms:
         fits_SC = (table.latencies_ms <= budget_ms).astype(np.float64)
         gain_TC = member_TS @ (table.scores * fits_SC) - slowness_TC
         over_TC = 1 - (member_TS @ fits_SC).round(9)
-        columns_KT.append(_columns_within(gain_TC, over_TC, shares_T, max_violation))
-    return np.array(columns_KT).T
+        gains.append(gain_TC - _price_within(gain_TC, over_TC, shares_T, max_violation) * over_TC)
+    return np.array(gains)
 
 
-def _columns_within(
+def _price_within(
     gain_TC: np.ndarray, over_TC: np.ndarray, shares_T: np.ndarray, max_violation: float
-) -> np.ndarray:
-    """Each task's column, at the lowest price of violations that keeps their share."""
+) -> float:
+    """The lowest price of violations that keeps their share, the highest if none does."""
 
-    def columns(price: float) -> tuple[np.ndarray, float]:
+    def violation(price: float) -> float:
         chosen_T = (gain_TC - price * over_TC).argmax(1)
-        return chosen_T, float(shares_T @ over_TC[np.arange(len(shares_T)), chosen_T])
+        return float(shares_T @ over_TC[np.arange(len(shares_T)), chosen_T])
 
     low, high = 0.0, 1e3
-    if columns(low)[1] <= max_violation or columns(high)[1] > max_violation:
-        return columns(low if columns(low)[1] <= max_violation else high)[0]
+    if violation(low) <= max_violation:
+        return low
+    if violation(high) > max_violation:
+        return high
     for _ in range(50):
         middle = (low + high) / 2
-        low, high = (low, middle) if columns(middle)[1] <= max_violation else (middle, high)
-    return columns(high)[0]
+        low, high = (low, middle) if violation(middle) <= max_violation else (middle, high)
+    return high
 
 
 def constant_per_task(table: ProfileTable, budgets_ms: np.ndarray) -> Outcome:

@@ -35,6 +35,9 @@ IN_FLIGHT = 2
 
 POLL_S = 0.5
 
+MEASURING_ROUNDS = 4
+"""Times that every actor measures each sample, when it tells how fast it is."""
+
 
 class RayFleet:
     """Rollout actors; implements `rollout.fleet.Fleet` for `PublishedWeights`.
@@ -135,13 +138,13 @@ class RayFleet:
         ]
 
     def end_latencies(self, split: str, num_samples: int) -> np.ndarray:
-        """Of the cheapest and the full configuration in ms: [2 * actors, N, 2].
+        """Of the cheapest and the full configuration in ms: [rounds * actors, N, 2].
 
-        All actors measure at once, as in training, and all of them twice.
+        All actors measure at once, as in training, and long enough for a clock that wavers.
         """
         jobs = [
             Job(call=lambda h: h.end_latencies.remote(split, num_samples), prefer=slot.name)
-            for _ in range(2)
+            for _ in range(MEASURING_ROUNDS)
             for slot in self.slots
         ]
         self._queue.extend(jobs)

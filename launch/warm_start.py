@@ -1,6 +1,6 @@
 """Warm start: before GRPO, both stages imitate the best feasible configurations of a profile.
 
-Shapes: K budgets of a sample, B examples, D d_model.
+Shapes: S samples, K budgets of a sample, C configurations, B examples, D d_model.
 """
 
 from __future__ import annotations
@@ -12,23 +12,25 @@ import numpy as np
 import torch
 
 from envs.spec import BudgetSampler
-from launch.baselines import best_by_task
+from launch.baselines import priced_gains
 from launch.calibration import sample_place
 from learner.warm_start import WarmStartConfig, WarmStartExamples, WarmStartRecord, warm_start
 from policy.controller import Controller
 from rollout.latency.profile_table import ProfileTable
 from rollout.worker import Prefixes, PrefixRequest
 
-MAX_VIOLATION = 0.035
+MAX_VIOLATION = 0.02
 """Largest share of violations that the imitated configurations may have at a budget: below the
-target of 5 %, because they are chosen in hindsight."""
+target of 5 %, because they are chosen in hindsight, and because a clock wavers. Less costs accuracy
+(on half of the shipped profile, judged on the other: 0.802 and at most 5.0 % violations; 0.803 and
+6.0 % with 0.035; 0.796 and 4.9 % with 0.01)."""
 
 NUM_TARGETS = 200
 """Budgets at which the best configurations are looked for; those between take the next lower."""
 
 BUDGETS_OF_A_SAMPLE = 4
 
-IMITATION = WarmStartConfig(steps=1500, batch_size=128, learning_rate=2e-3, entropy_coef=0.01)
+IMITATION = WarmStartConfig(steps=1500, batch_size=256, learning_rate=2e-3, entropy_coef=0.01)
 """Long enough to follow targets that change within a few milliseconds of budget."""
 
 
@@ -40,19 +42,34 @@ class PrefixSource(Protocol):
         ...
 
 
-def targets(
+def gains(
     table: ProfileTable, budgets_SK: np.ndarray, *, max_violation: float = MAX_VIOLATION
 ) -> np.ndarray:
-    """Best feasible configuration of each sample's kind at its budgets: columns, int64 [S, K].
+    """What each configuration earns a sample's kind at its budgets, float64 [S, K, C].
 
     A kind that can hardly keep a budget takes up what share of violations is allowed, so that the
     others have to keep it more strictly.
     """
     grid_ms = np.linspace(budgets_SK.min(), budgets_SK.max(), NUM_TARGETS)
-    columns_TG = best_by_task(table, grid_ms, max_violation=max_violation)
+    gains_GTC = priced_gains(table, grid_ms, max_violation=max_violation)
     task_S = np.unique(table.tasks, return_inverse=True)[1]
     places_SK = np.searchsorted(grid_ms, budgets_SK, side="right") - 1
-    return columns_TG[task_S[:, None], places_SK]
+    return gains_GTC[places_SK, task_S[:, None]]
+
+
+def detours(table: ProfileTable, gains_SKC: np.ndarray) -> np.ndarray:
+    """Columns [S, K] of the best stage 2 behind a tier and a position that are not the best.
+
+    Tier and position are those of two other budgets of the sample: what stage 1 may well choose
+    by mistake, and stage 2 has to answer for.
+    """
+    tier_C = np.array([knobs.tier for knobs in table.configurations])
+    position_C = np.array([knobs.position for knobs in table.configurations])
+    best_SK = gains_SKC.argmax(-1)
+    tier_SK, position_SK = tier_C[np.roll(best_SK, 1, 1)], position_C[np.roll(best_SK, 2, 1)]
+    fits_SKC = (tier_C == tier_SK[..., None]) & (position_C == position_SK[..., None])
+    fits_SKC |= ~fits_SKC.any(-1, keepdims=True)  # a profile of some configurations only
+    return np.where(fits_SKC, gains_SKC, -np.inf).argmax(-1)
 
 
 def examples_from_profile(
@@ -68,12 +85,15 @@ def examples_from_profile(
     """Each profiled sample at some budgets, with the configuration that its kind should get.
 
     The targets are chosen by (kind of question, budget): what one sample alone would need is
-    not visible before it is answered.
+    not visible before it is answered. Each budget comes twice, with its target and with a detour.
     """
     rng = np.random.default_rng(seed)
     low_ms, high_ms = budgets.range.low_ms, budgets.range.high_ms
     budgets_SK = rng.uniform(low_ms, high_ms, (len(table.sample_ids), num_budgets))
-    columns_SK = targets(table, budgets_SK, max_violation=max_violation)
+    gains_SKC = gains(table, budgets_SK, max_violation=max_violation)
+    columns_SK = np.concatenate([gains_SKC.argmax(-1), detours(table, gains_SKC)], axis=1)
+    is_best_SK = np.arange(2 * num_budgets) < np.full_like(columns_SK, num_budgets)
+    budgets_SK = np.tile(budgets_SK, 2)
     with torch.no_grad():
         tokens_BD = controller.budget_tokens(torch.from_numpy(budgets_SK.ravel())).cpu().numpy()
     tokens_SKD = tokens_BD.reshape(*budgets_SK.shape, -1)
@@ -91,12 +111,15 @@ def examples_from_profile(
         )
     prefixes = source.prefixes(requests)
     return WarmStartExamples(
-        language_feature_BD=np.repeat([p.language_feature for p in prefixes], num_budgets, axis=0),
+        language_feature_BD=np.repeat(
+            [p.language_feature for p in prefixes], budgets_SK.shape[1], axis=0
+        ),
         budgets_ms_B=budgets_SK.ravel(),
         latency_token_BD=np.concatenate([p.latency_tokens for p in prefixes]),
         actions_B4=np.array(
             [table.configurations[column].indices() for column in columns_SK.ravel()]
         ),
+        is_stage1_target_B=is_best_SK.ravel(),
     )
 
 

@@ -44,12 +44,15 @@ class WarmStartExamples:
         latency_token_BD: float32, taken at the target's tier and position with the controller's
             present budget encoder.
         actions_B4: int64 choice indices of the targets.
+        is_stage1_target_B: bool; where it is false, tier and position are only what stage 2 has to
+            answer for.
     """
 
     language_feature_BD: np.ndarray
     budgets_ms_B: np.ndarray
     latency_token_BD: np.ndarray
     actions_B4: np.ndarray
+    is_stage1_target_B: np.ndarray
 
     def __post_init__(self) -> None:
         count = len(self.budgets_ms_B)
@@ -58,11 +61,12 @@ class WarmStartExamples:
             self.language_feature_BD.shape,
             self.latency_token_BD.shape,
             self.actions_B4.shape,
+            self.is_stage1_target_B.shape,
         )
-        if count == 0 or shapes != ((count, width), (count, width), (count, 4)):
+        if count == 0 or shapes != ((count, width), (count, width), (count, 4), (count,)):
             raise ValueError(
-                f"{count} budgets with features, latency tokens and actions of shapes {shapes}: "
-                "give [B, D], [B, D] and [B, 4] for B budgets, at least one"
+                f"{count} budgets with features, latency tokens, actions and stage 1 targets of "
+                f"shapes {shapes}: give [B, D], [B, D], [B, 4] and [B] for B budgets, at least one"
             )
 
 
@@ -91,7 +95,7 @@ def warm_start(
     for _ in range(config.steps):
         rows_B = torch.randint(len(data.actions_B4), (config.batch_size,), generator=rng)
         evaluation = controller.evaluate(*data.rows(rows_B))
-        cross_entropy = -evaluation.log_probs_B4.sum(-1).mean()
+        cross_entropy = -(data.is_target_B4[rows_B] * evaluation.log_probs_B4).sum(-1).mean()
         loss = cross_entropy - config.entropy_coef * evaluation.entropies_B4.sum(-1).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -113,6 +117,8 @@ class _Tensors:
         self.language_feature_BD = torch.from_numpy(examples.language_feature_BD).to(like)
         self.latency_token_BD = torch.from_numpy(examples.latency_token_BD).to(like)
         self.actions_B4 = torch.from_numpy(examples.actions_B4).to(like.device)
+        self.is_target_B4 = torch.ones_like(self.actions_B4, dtype=like.dtype)
+        self.is_target_B4[:, :2] = torch.from_numpy(examples.is_stage1_target_B)[:, None]
         with torch.no_grad():
             self.budget_token_BD = controller.budget_tokens(torch.from_numpy(examples.budgets_ms_B))
 
@@ -132,11 +138,8 @@ class _Tensors:
         features = (self.language_feature_BD, self.budget_token_BD, self.latency_token_BD)
         distributions = controller.log_distributions(*features, self.actions_B4[:, 1])
         log_probs_B4 = controller.evaluate(*features, self.actions_B4).log_probs_B4
-        accuracy_by_head = {
-            name: (distributions[head].argmax(-1) == self.actions_B4[:, head])
-            .double()
-            .mean()
-            .item()
-            for head, name in enumerate(HEADS)
-        }
-        return -log_probs_B4.sum(-1).mean().item(), accuracy_by_head
+        accuracy_by_head = {}
+        for head, name in enumerate(HEADS):
+            hits_B = distributions[head].argmax(-1) == self.actions_B4[:, head]
+            accuracy_by_head[name] = hits_B[self.is_target_B4[:, head] > 0].double().mean().item()
+        return -(self.is_target_B4 * log_probs_B4).sum(-1).mean().item(), accuracy_by_head

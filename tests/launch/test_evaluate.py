@@ -5,7 +5,7 @@ import pytest
 
 from launch.baselines import best_by_task, oracle_per_task
 from launch.evaluate import clock_factor, clock_floor
-from launch.warm_start import targets
+from launch.warm_start import gains
 from tests import table_rig
 
 
@@ -41,7 +41,7 @@ def test_best_by_task_takes_the_fastest_where_nothing_fits(table):
 def test_imitated_targets_are_the_oracles_between_two_budgets(table):
     budgets = table_rig.budgets_of(table)
     ms = np.array([budgets.range.low_ms, budgets.feasible_from_ms, budgets.range.high_ms])
-    columns_SK = targets(table, np.tile(ms, (60, 1)), max_violation=0.05)
+    columns_SK = gains(table, np.tile(ms, (60, 1)), max_violation=0.05).argmax(-1)
     best = oracle_per_task(table, ms[[0, 2]], max_violation=0.05)
     over_SK = np.take_along_axis(table.latencies_ms, columns_SK, 1) > ms
     inside = (np.take_along_axis(table.scores, columns_SK, 1) * ~over_SK).mean(0)

@@ -6,8 +6,9 @@ import torch
 
 from launch.recipes import embedded, embedded_scratch
 from launch.warm_start import (
+    detours,
     examples_from_profile,
-    targets,
+    gains,
     warm_start_from_profile,
 )
 from learner.warm_start import WarmStartConfig
@@ -25,7 +26,7 @@ def table():
 def test_targets_keep_their_budget_over_all_kinds(table):
     budgets = table_rig.budgets_of(table)
     budgets_SK = np.tile([budgets.range.low_ms, budgets.range.high_ms], (60, 1))
-    columns_SK = targets(table, budgets_SK, max_violation=0.05)
+    columns_SK = gains(table, budgets_SK, max_violation=0.05).argmax(-1)
     tasks = np.array(table.tasks)
     for task in set(table.tasks):
         rows = np.flatnonzero(tasks == task)
@@ -33,6 +34,27 @@ def test_targets_keep_their_budget_over_all_kinds(table):
     low_ms, high_ms = (table.latencies_ms[np.arange(60), columns_SK[:, k]] for k in (0, 1))
     assert (high_ms > budgets.range.high_ms).mean() <= 0.05
     assert low_ms.mean() < 0.8 * high_ms.mean()
+
+
+def test_detours_are_the_best_behind_what_other_budgets_would_get(table):
+    budgets = table_rig.budgets_of(table)
+    low, high = budgets.feasible_from_ms, budgets.range.high_ms
+    budgets_SK = np.tile(np.linspace(low, high, 3), (60, 1))
+    gains_SKC = gains(table, budgets_SK)
+    best_SK, detour_SK = gains_SKC.argmax(-1), detours(table, gains_SKC)
+    knobs = table.configurations
+    for sample in range(60):
+        for place in range(3):
+            chosen = knobs[detour_SK[sample, place]]
+            assert chosen.tier == knobs[best_SK[sample, place - 1]].tier
+            assert chosen.position == knobs[best_SK[sample, place - 2]].position
+            rivals = [
+                gains_SKC[sample, place, column]
+                for column, other in enumerate(knobs)
+                if (other.tier, other.position) == (chosen.tier, chosen.position)
+            ]
+            assert gains_SKC[sample, place, detour_SK[sample, place]] == max(rivals)
+    assert (detour_SK != best_SK).any()
 
 
 def test_the_shipped_profile_is_refused_for_another_model_or_other_tasks():
@@ -47,9 +69,10 @@ def test_examples_hold_what_the_controller_would_see(table, tmp_path):
     run = table_rig.table_run(tmp_path, table_rig.settings(embedded_scratch()), fleet)
     controller = run.learner.controller
     examples = examples_from_profile(controller, table, run.setup.budgets, fleet, num_budgets=3)
-    assert len(examples.budgets_ms_B) == 180
+    assert len(examples.budgets_ms_B) == 360
+    assert examples.is_stage1_target_B.reshape(60, 6)[7].tolist() == [True] * 3 + [False] * 3
     row = 100
-    sample = row // 3
+    sample = row // 6
     feature = fleet.splits["train"].language_feature_SD[sample]
     assert np.array_equal(examples.language_feature_BD[row], feature)
     with torch.no_grad():

@@ -23,6 +23,7 @@ def make_examples(controller, count: int = 60) -> WarmStartExamples:
         budgets_ms_B=budgets.numpy(),
         latency_token_BD=latency.numpy(),
         actions_B4=actions.numpy(),
+        is_stage1_target_B=np.ones(count, dtype=bool),
     )
 
 
@@ -38,6 +39,21 @@ def test_both_stages_learn_the_targets_and_the_budget_encoder_keeps_its_weights(
     assert encoder
     assert all(np.array_equal(before[name], after[name]) for name in encoder)
     assert not np.array_equal(before["stage1.language.weight"], after["stage1.language.weight"])
+
+
+def test_stage1_does_not_learn_from_detours():
+    controller = make_controller()
+    before = controller.to_numpy()
+    examples = make_examples(controller)
+    none = np.zeros(len(examples.budgets_ms_B), dtype=bool)
+    config = WarmStartConfig(steps=20, entropy_coef=0.0)
+    warm_start(controller, dataclasses.replace(examples, is_stage1_target_B=none), config)
+    changed = {
+        name.split(".")[0]
+        for name, weight in controller.to_numpy().items()
+        if not np.array_equal(before[name], weight)
+    }
+    assert changed == {"stage2"}
 
 
 def test_same_seed_same_weights():
