@@ -36,7 +36,7 @@ IN_FLIGHT = 2
 POLL_S = 0.5
 
 MEASURING_ROUNDS = 4
-"""Times that every actor measures each sample, when it tells how fast it is."""
+"""Times that each sample is measured for every actor, to tell how fast they are."""
 
 
 class RayFleet:
@@ -138,18 +138,19 @@ class RayFleet:
         ]
 
     def end_latencies(self, split: str, num_samples: int) -> np.ndarray:
-        """Of the cheapest and the full configuration in ms: [rounds * actors, N, 2].
+        """Of the cheapest and the full configuration in ms: [rounds, N, 2].
 
-        All actors measure at once, as in training, and long enough for a clock that wavers.
+        Handed out sample by sample to all actors at once, so that the driver disturbs them as it
+        does in training; long enough for a clock that wavers.
         """
-        jobs = [
-            Job(call=lambda h: h.end_latencies.remote(split, num_samples), prefer=slot.name)
-            for _ in range(MEASURING_ROUNDS)
-            for slot in self.slots
+        rounds = MEASURING_ROUNDS * len(self.slots)
+        calls = [
+            lambda h, i=index: h.end_latencies.remote(split, i)
+            for _ in range(rounds)
+            for index in range(num_samples)
         ]
-        self._queue.extend(jobs)
-        self._run(jobs, "latency measurements", self.config.step_timeout_s)
-        return np.stack([job.result.value for job in jobs if job.result])
+        latencies = list(self.run_each(calls, "latency measurements"))
+        return np.array(latencies).reshape(rounds, num_samples, 2)
 
     def run_each(self, calls: Sequence[Callable[[Any], Any]], what: str) -> Iterator[Any]:
         """Runs one call for each on whichever actor is free, and yields the values in order."""

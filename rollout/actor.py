@@ -95,9 +95,9 @@ class RolloutActor:
             reference_latency_ms=self.worker.reference_latency_ms(),
         )
 
-    def end_latencies(self, split: str, num_samples: int) -> Timed:
+    def end_latencies(self, split: str, index: int) -> Timed:
         """See `RolloutWorker.end_latencies`."""
-        return self._timed(lambda: self.worker.end_latencies(split, num_samples))
+        return self._timed(lambda: self.worker.end_latencies(split, index))
 
     def profile(self, configurations: Sequence[Knobs], split: str, index: int) -> Timed:
         """Records of many configurations on one sample."""

@@ -100,7 +100,8 @@ def build_worker(
 def measure_budgets(worker: RolloutWorker, num_samples: int = 24) -> BudgetSampler:
     """The budget range of this device, from the cheapest and the full configuration."""
     worker.warm_up()
-    return BudgetSampler.from_latencies(*worker.end_latencies("train", num_samples).T)
+    ends = [worker.end_latencies("train", index) for index in range(num_samples)]
+    return BudgetSampler.from_latencies(*zip(*ends, strict=True))
 
 
 def make_env(

@@ -205,14 +205,12 @@ class RolloutWorker:
         assert execution is not None
         return execution, self.tasks.score(sample, execution.answer)
 
-    def end_latencies(self, split: str, num_samples: int) -> np.ndarray:
-        """Latencies in ms of the cheapest and the full configuration, in turn: [N, 2]."""
-        return np.array(
-            [
-                [self.execute(k, split, i)[0].latency_ms for k in (CHEAPEST_KNOBS, FULL_KNOBS)]
-                for i in range(num_samples)
-            ]
-        )
+    def end_latencies(self, split: str, index: int) -> list[float]:
+        """Latencies in ms of the cheapest and the full configuration on one sample."""
+        return [
+            self.execute(knobs, split, index)[0].latency_ms
+            for knobs in (CHEAPEST_KNOBS, FULL_KNOBS)
+        ]
 
     def profile(
         self, configurations: Sequence[Knobs], split: str, index: int

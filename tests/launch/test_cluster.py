@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import ray
 
+from envs.spec import all_knobs
 from launch.cluster import RayFleet
 from launch.joint_grpo import train
 from launch.recipes import ClusterConfig
@@ -97,7 +98,7 @@ def test_sigkill_of_rollout_actors_changes_nothing(two_actors, tmp_path, undistu
 
 def test_health_answers_while_a_group_runs(two_actors):
     slot = two_actors.slots[0]
-    busy = slot.handle.end_latencies.remote("train", 40)
+    busy = slot.handle.profile.remote(tuple(all_knobs()), "train", 0)
     time.sleep(0.1)
     started = time.monotonic()
     status = ray.get(slot.handle.status.remote(), timeout=10)

@@ -113,6 +113,7 @@ def test_evaluation_takes_turns_and_writes_every_policy(folder, tmp_path):
         assert done.returncode == 0, done.stderr
     small = ("--groups-per-step", 2, "--group-size", 3, "--evaluation.num-samples", 1)
     budgets = ("--budget.low-ms", 1, "--budget.high-ms", 900, "--budget.feasible-from-ms", 500)
+    budgets += ("--budget.num-samples", 2)
     learned = run(
         "joint_grpo.py",
         *("embedded-scratch", "--run-dir", tmp_path / "run", "--steps", 1, *small, *budgets),
