@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import ndtr
 
 from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, Knobs
 from rollout.latency.profile_table import ProfileTable
@@ -189,12 +190,13 @@ def best_by_task(
 
 
 def priced_gains(
-    table: ProfileTable, budgets_ms: np.ndarray, *, max_violation: float
+    table: ProfileTable, budgets_ms: np.ndarray, *, max_violation: float, scatter: float = 0.0
 ) -> np.ndarray:
     """What each configuration earns for each task: [K, tasks in alphabetical order, C].
 
     The accuracy within budget, less what its violations cost at the price of the budget. Of
-    equals, for instance where nothing fits, the fastest earns most.
+    equals, for instance where nothing fits, the fastest earns most. Under a scatter each latency
+    stands for a log-normal distribution of that standard deviation, and counts by its chance.
     """
     task_S = np.unique(table.tasks, return_inverse=True)[1]
     member_TS = np.eye(task_S.max() + 1)[:, task_S]
@@ -203,7 +205,10 @@ def priced_gains(
     slowness_TC = 1e-6 * (member_TS @ table.latencies_ms) / table.latencies_ms.max()
     gains = []
     for budget_ms in budgets_ms:
-        fits_SC = (table.latencies_ms <= budget_ms).astype(np.float64)
+        if scatter:
+            fits_SC = ndtr(np.log(budget_ms / table.latencies_ms) / scatter)
+        else:
+            fits_SC = (table.latencies_ms <= budget_ms).astype(np.float64)
         gain_TC = member_TS @ (table.scores * fits_SC) - slowness_TC
         over_TC = 1 - (member_TS @ fits_SC).round(9)
         gains.append(gain_TC - _price_within(gain_TC, over_TC, shares_T, max_violation) * over_TC)

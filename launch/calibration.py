@@ -125,10 +125,12 @@ def sample_place(sample_id: str) -> tuple[str, int]:
     return parts[1], int(parts[2])
 
 
-def calibrated(table: ProfileTable, now: EndLatencies, seed: int = 0) -> ProfileTable:
+def calibrated(table: ProfileTable, now: EndLatencies) -> tuple[ProfileTable, float]:
     """The profile with the latencies that these devices would have measured.
 
-    Where they scatter more than the profile, the difference is added at random (log-normal).
+    Returns:
+        The profile, and by how much these devices scatter more than it: the standard deviation of
+        the logarithm of a factor that each latency still lacks.
 
     Raises:
         ValueError: if the profile lacks the measured samples or configurations.
@@ -150,6 +152,11 @@ def calibrated(table: ProfileTable, now: EndLatencies, seed: int = 0) -> Profile
     apart = (np.log(own.convert(profiled_N2, to)) - mean_N2).var(0).mean()
     own_variance = max(0.0, apart - to.scatter**2 / len(now.latencies_RN2))
     added = max(0.0, to.scatter**2 - own_variance) ** 0.5
-    noise = np.random.default_rng(seed).normal(0.0, added, table.latencies_ms.shape)
-    latencies_ms = own.convert(table.latencies_ms, to) * np.exp(noise)
-    return replace(table, latencies_ms=latencies_ms.astype(np.float32))
+    latencies_ms = own.convert(table.latencies_ms, to).astype(np.float32)
+    return replace(table, latencies_ms=latencies_ms), float(added)
+
+
+def scattered(table: ProfileTable, scatter: float, seed: int = 0) -> ProfileTable:
+    """The profile with log-normal noise of this standard deviation."""
+    noise = np.random.default_rng(seed).normal(0.0, scatter, table.latencies_ms.shape)
+    return replace(table, latencies_ms=(table.latencies_ms * np.exp(noise)).astype(np.float32))

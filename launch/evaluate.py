@@ -31,7 +31,7 @@ from rich.table import Table
 from envs.spec import FULL_KNOBS, Knobs
 from launch import baselines
 from launch.baselines import Outcome
-from launch.calibration import EndLatencies, calibrated, recalibrated
+from launch.calibration import EndLatencies, calibrated, recalibrated, scattered
 from launch.cluster import RayFleet
 from launch.console import connect, one_clear_error, wide_console
 from launch.evaluation import Evaluation, evaluate, feasible_budgets
@@ -276,7 +276,7 @@ def main() -> int:
         keeps_budgets=checkpoint.state["budgets"]["are_stated"],
     )
     budgets_ms = feasible_budgets(setup.budgets, config.num_budgets)
-    validation = calibrated(validation, now)
+    validation = scattered(*calibrated(validation, now))
     arrays = checkpoint.controller.to_numpy()
     weights = PublishedWeights(version=0, sha256=weights_sha256(arrays), refs=(ray.put(arrays),))
     chosen = baselines.lookup_columns(validation, budgets_ms)

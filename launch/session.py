@@ -225,9 +225,10 @@ class Session:
         config = self.config
         if config.warm_start_profile is None:
             return None
-        table = calibrated(ProfileTable.load(config.warm_start_profile), self.measured)
+        profile = ProfileTable.load(config.warm_start_profile)
+        table, scatter = calibrated(profile, self.measured)
         controller = initial_controller(setup.controller, config.seed)
-        record = warm_start_from_profile(controller, table, setup.budgets, fleet)
+        record = warm_start_from_profile(controller, table, setup.budgets, fleet, scatter=scatter)
         hits = ", ".join(f"{head} {hit:.0%}" for head, hit in record.accuracy_by_head.items())
         logging.info("warm start from %s imitates %s", config.warm_start_profile, hits)
         return Learner(controller, config.learner, self.run_dir).state_dict()

@@ -19,11 +19,9 @@ from policy.controller import Controller
 from rollout.latency.profile_table import ProfileTable
 from rollout.worker import Prefixes, PrefixRequest
 
-MAX_VIOLATION = 0.02
+MAX_VIOLATION = 0.04
 """Largest share of violations that the imitated configurations may have at a budget: below the
-target of 5 %, because they are chosen in hindsight, and because a clock wavers. Less costs accuracy
-(on half of the shipped profile, judged on the other: 0.802 and at most 5.0 % violations; 0.803 and
-6.0 % with 0.035; 0.796 and 4.9 % with 0.01)."""
+target of 5 %, because they are chosen in hindsight."""
 
 NUM_TARGETS = 200
 """Budgets at which the best configurations are looked for; those between take the next lower."""
@@ -43,7 +41,11 @@ class PrefixSource(Protocol):
 
 
 def gains(
-    table: ProfileTable, budgets_SK: np.ndarray, *, max_violation: float = MAX_VIOLATION
+    table: ProfileTable,
+    budgets_SK: np.ndarray,
+    *,
+    max_violation: float = MAX_VIOLATION,
+    scatter: float = 0.0,
 ) -> np.ndarray:
     """What each configuration earns a sample's kind at its budgets, float64 [S, K, C].
 
@@ -51,7 +53,7 @@ def gains(
     others have to keep it more strictly.
     """
     grid_ms = np.linspace(budgets_SK.min(), budgets_SK.max(), NUM_TARGETS)
-    gains_GTC = priced_gains(table, grid_ms, max_violation=max_violation)
+    gains_GTC = priced_gains(table, grid_ms, max_violation=max_violation, scatter=scatter)
     task_S = np.unique(table.tasks, return_inverse=True)[1]
     places_SK = np.searchsorted(grid_ms, budgets_SK, side="right") - 1
     return gains_GTC[places_SK, task_S[:, None]]
@@ -78,7 +80,7 @@ def examples_from_profile(
     budgets: BudgetSampler,
     source: PrefixSource,
     *,
-    max_violation: float = MAX_VIOLATION,
+    scatter: float = 0.0,
     num_budgets: int = BUDGETS_OF_A_SAMPLE,
     seed: int = 0,
 ) -> WarmStartExamples:
@@ -90,7 +92,7 @@ def examples_from_profile(
     rng = np.random.default_rng(seed)
     low_ms, high_ms = budgets.range.low_ms, budgets.range.high_ms
     budgets_SK = rng.uniform(low_ms, high_ms, (len(table.sample_ids), num_budgets))
-    gains_SKC = gains(table, budgets_SK, max_violation=max_violation)
+    gains_SKC = gains(table, budgets_SK, scatter=scatter)
     columns_SK = np.concatenate([gains_SKC.argmax(-1), detours(table, gains_SKC)], axis=1)
     is_best_SK = np.arange(2 * num_budgets) < np.full_like(columns_SK, num_budgets)
     budgets_SK = np.tile(budgets_SK, 2)
@@ -129,10 +131,13 @@ def warm_start_from_profile(
     budgets: BudgetSampler,
     source: PrefixSource,
     config: WarmStartConfig | None = None,
+    *,
+    scatter: float = 0.0,
 ) -> WarmStartRecord:
     """Trains the controller's stages in place; raises ValueError for an unusable profile.
 
-    The table's latencies are those of the run's device (`launch.calibration.calibrated`).
+    The table's latencies are those of the run's devices, and `scatter` what they lack of these
+    devices' noise (`launch.calibration.calibrated`).
     """
-    examples = examples_from_profile(controller, table, budgets, source)
+    examples = examples_from_profile(controller, table, budgets, source, scatter=scatter)
     return warm_start(controller, examples, config or IMITATION)

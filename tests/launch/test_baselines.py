@@ -77,3 +77,15 @@ def test_rows_must_cover_the_same_configurations():
         ProfileTable.from_rows(rows)
     with pytest.raises(ValueError, match="no sample"):
         ProfileTable.from_rows([])
+
+
+def test_under_a_scatter_a_latency_counts_by_its_chance(table):
+    budgets = np.array([24.0])
+    hard = baselines.priced_gains(table, budgets, max_violation=1.0)
+    soft = baselines.priced_gains(table, budgets, max_violation=1.0, scatter=0.1)
+    easy, middle = 0, 1
+    assert hard[0, easy, middle] == pytest.approx(1.0, abs=1e-5)
+    chance = 0.9659  # that 20 ms times exp(N(0, 0.1)) stays within 24 ms: ln(1.2) / 0.1 = 1.82
+    assert soft[0, easy, middle] == pytest.approx(chance, abs=1e-3)
+    steady = baselines.priced_gains(table, budgets, max_violation=1.0, scatter=1e-6)
+    assert steady[0, easy] == pytest.approx(hard[0, easy])

@@ -10,6 +10,7 @@ from launch.calibration import (
     calibrated,
     recalibrated,
     sample_place,
+    scattered,
 )
 from launch.training import controller_config
 from rollout.worker import PolicySetup
@@ -42,7 +43,8 @@ def measured(table, scatter: float = 0.0) -> EndLatencies:
 
 def test_a_profile_takes_the_devices_own_latencies_at_both_ends_and_keeps_the_order(table):
     now = measured(table)
-    moved = calibrated(table, now)
+    moved, scatter = calibrated(table, now)
+    assert scatter == pytest.approx(0.0, abs=1e-6)
     first = np.median(table_rig.end_latencies(moved)[:NUM_SAMPLES], axis=0)
     assert first == pytest.approx([now.calibration.cheapest_ms, now.calibration.full_ms], rel=1e-5)
     assert now.budgets(0.1).range.low_ms == pytest.approx(0.8 * now.calibration.cheapest_ms)
@@ -56,13 +58,15 @@ def test_a_profile_takes_the_devices_own_latencies_at_both_ends_and_keeps_the_or
 def test_devices_that_scatter_more_than_the_profile_make_it_scatter(table):
     now = measured(table, scatter=0.2)
     assert now.calibration.scatter == pytest.approx(0.2, rel=0.15)
-    steady, noisy = (np.log(calibrated(table, m).latencies_ms) for m in (measured(table), now))
-    assert (noisy - steady).std() == pytest.approx(0.2, rel=0.2)
+    moved, scatter = calibrated(table, now)
+    assert scatter == pytest.approx(0.2, rel=0.2)
+    ratios = scattered(moved, scatter).latencies_ms / moved.latencies_ms
+    assert np.log(ratios).std() == pytest.approx(scatter, rel=0.05)
 
 
 def test_devices_like_the_profiled_one_change_nothing(table):
     own = EndLatencies(table_rig.end_latencies(table)[None])
-    assert np.allclose(calibrated(table, own).latencies_ms, table.latencies_ms, rtol=1e-6)
+    assert np.allclose(calibrated(table, own)[0].latencies_ms, table.latencies_ms, rtol=1e-6)
 
 
 def test_a_controller_answers_on_another_clock_as_it_did_on_its_own(table):
