@@ -65,6 +65,12 @@ class Chaos(threading.Thread):
                 ray.kill(self.learners[-1].actor)
                 self.learner_killed = True
 
+    def await_kills(self, number: int):
+        """Holds a step up, a minute at most, so that the run does not outrun the kills."""
+        deadline = time.monotonic() + 60
+        while self.kills < number and time.monotonic() < deadline:
+            time.sleep(0.05)
+
     def replace_node(self):
         """Once, after some kills; from the main thread, which alone may start nodes."""
         if self.kills >= 3 and not self.node_replaced:
@@ -108,6 +114,7 @@ def test_chaos_changes_nothing(cluster, tmp_path, monkeypatch):
     def finish_step(run, groups):
         counted.append([g.group_id for g in groups])
         chaos.replace_node()
+        chaos.await_kills((run.next_step + 4) * NUM_KILLS // 40)
         original(run, groups)
 
     monkeypatch.setattr(Run, "finish_step", finish_step)
