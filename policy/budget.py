@@ -31,8 +31,9 @@ def sinusoids(scaled_B: Tensor, dim: int = SINUSOID_DIM) -> Tensor:
 class BudgetEncoder(nn.Module):
     """Budgets in ms to budget tokens; only `mlp` has weights.
 
-    A budget is mapped to [0, 1] by the run's range (not clipped outside it), multiplied by
-    `sinusoid_scale`, encoded by fixed sinusoids, and projected to the model's width.
+    A budget is mapped to [0, 1] by the run's range, multiplied by `sinusoid_scale`, encoded by
+    fixed sinusoids, and projected to the model's width. One outside the range is clipped to it:
+    the sinusoids of what was never trained would mean anything.
     """
 
     def __init__(self, d_model: int, budget_range: BudgetRange, sinusoid_scale: float = 1.0):
@@ -51,5 +52,6 @@ class BudgetEncoder(nn.Module):
         """Returns the budget tokens [B, D] of budgets [B] in ms."""
         weight = next(self.mlp.parameters())
         low_ms, high_ms = self.budget_range.low_ms, self.budget_range.high_ms
-        normalised_B = (budgets_ms_B.to(weight.device, torch.float64) - low_ms) / (high_ms - low_ms)
+        budgets_ms_B = budgets_ms_B.to(weight.device, torch.float64).clamp(low_ms, high_ms)
+        normalised_B = (budgets_ms_B - low_ms) / (high_ms - low_ms)
         return self.mlp(sinusoids(normalised_B * self.sinusoid_scale).to(weight.dtype))
