@@ -47,7 +47,7 @@ class Batch:
         offsets: int64 [B, T]: place within the question.
         targets: int64 [B, T]: the answer token to predict here, or IGNORE.
         traces: int64 [B, T]: the running value after this step of a chain, or IGNORE.
-        tasks: int64 [B, T]: index of the task at answer positions, else -1.
+        tasks: int64 [B, T]: index of the question's task, -1 in padding.
         looks: int64 [L, 3]: tokens that should look at something in the image: row, place in the
             row, and 1 if the answer is read off there, 0 if the words only name a place.
         boxes: int64 [M, 5]: what they should look at: index of the look, then the box in px.
@@ -234,7 +234,7 @@ def assemble(
             offsets[number, span] = np.arange(len(question.ids))
             targets[number, span] = question.targets
             traces[number, span] = question.traces
-            tasks[number, span] = np.where(np.array(question.targets) != IGNORE, task, -1)
+            tasks[number, span] = task
             for place, is_answer, seen in question.looks:
                 boxes += [(len(looks), *box) for box in seen]
                 looks.append((number, start + place, is_answer))

@@ -30,7 +30,7 @@ class Hidden:
     Attributes:
         x_BTD: hidden states behind the last block.
         balance: load-balance loss, 1 when experts are used evenly.
-        dominance: how much a token's weaker experts lack to their share of the work.
+        dominance: by how much the weaker experts miss their share of the work.
         blindness: how little of the guided heads' attention falls where it should, 0 without.
     """
 
@@ -74,18 +74,28 @@ class Layout:
         cos: [B, 1, T, K].
         sin: [B, 1, T, K].
         prefix: number of tokens of the shared prefix.
+        easy: whether a token belongs to an easy question, bool [B, T].
     """
 
     bias: Tensor
     cos: Tensor
     sin: Tensor
     prefix: int
+    easy: Tensor
 
 
 def make_layout(
-    segments_BT: Tensor, positions_BT: Tensor, head_dim: int, theta: float, dtype: torch.dtype
+    segments_BT: Tensor,
+    positions_BT: Tensor,
+    easy_BT: Tensor,
+    rope: tuple[int, float],
+    dtype: torch.dtype,
 ) -> Layout:
-    """Segment 0 is the prefix, 1.. the questions; every token sees itself, so none is NaN."""
+    """Segment 0 is the prefix, 1.. the questions; every token sees itself, so none is NaN.
+
+    `rope` is head width and theta.
+    """
+    head_dim, theta = rope
     length = segments_BT.shape[1]
     same = segments_BT[:, :, None] == segments_BT[:, None, :]
     seen = (same | (segments_BT == 0)[:, None, :]) & torch.ones(length, length).tril().bool()
@@ -98,6 +108,7 @@ def make_layout(
         cos=angles.cos().to(dtype),
         sin=angles.sin().to(dtype),
         prefix=int((segments_BT[0] == 0).sum()),
+        easy=easy_BT,
     )
 
 
@@ -193,7 +204,7 @@ def experts(
     """All experts at once, the unchosen ones with weight 0.
 
     Returns:
-        [B, T, D], router logits [N, E] and the dominance among the chosen, where questions are.
+        [B, T, D], router logits [N, E] and the dominance loss, where questions are.
     """
     dtype = layout.bias.dtype
     x_ND = norm(moe.ff_norm, x_BTD, torch.float32).flatten(0, 1)
@@ -211,24 +222,27 @@ def experts(
     out_ND = F.linear(hidden.flatten(1), down)
     rows = torch.arange(len(out_ND)).view(x_BTD.shape[:2])[:, layout.prefix :: DOMINANCE_STRIDE]
     rows = rows.flatten()
-    excess = dominance(hidden[rows], chosen[rows], out_ND[rows], down)
+    share = weaker_share(hidden[rows], chosen[rows], out_ND[rows], down)
+    excess = share_loss(share, layout.easy.flatten()[rows])
     return out_ND.float().view_as(x_BTD), logits_NE, excess
 
 
 WEAKER_SHARE = 0.7
-"""Share of the energy that the weaker half of a token's experts should add."""
+"""Least share of the energy that the weaker half of a token's experts should add."""
+
+EASY_WEAKER_SHARE = 0.2
+"""Largest such share in easy questions, which half of the experts should suffice for."""
 
 DOMINANCE_STRIDE = 2
 """Dominance is measured on every so many tokens behind the prefix."""
 
 
-def dominance(hidden_NEH: Tensor, chosen_Nk: Tensor, out_ND: Tensor, down_DF: Tensor) -> Tensor:
-    """By how much the weaker half of the chosen experts adds less than `WEAKER_SHARE`.
+def weaker_share(hidden_NEH: Tensor, chosen_Nk: Tensor, out_ND: Tensor, down_DF: Tensor) -> Tensor:
+    """Share of the energy that the weaker half of the chosen experts adds, [N].
 
-    Without it the first few experts do nearly all of the work, or all do the same, and the model
-    would lose nothing by leaving some out: what counts is the energy of the weaker half's output
-    across the direction of the stronger half's. `chosen_Nk` is sorted by router probability;
-    `down_DF` holds the down projections of all experts side by side.
+    What counts is the energy of the weaker half's output across the direction of the stronger
+    half's. `chosen_Nk` is sorted by router probability; `down_DF` holds the down projections of
+    all experts side by side.
     """
     weaker = chosen_Nk[:, chosen_Nk.shape[1] // 2 :]
     kept_NE = torch.zeros(hidden_NEH.shape[:2], dtype=hidden_NEH.dtype).scatter_(1, weaker, 1.0)
@@ -236,7 +250,17 @@ def dominance(hidden_NEH: Tensor, chosen_Nk: Tensor, out_ND: Tensor, down_DF: Te
     early_ND = out_ND.float() - late_ND
     early = early_ND.square().sum(-1) + 1e-9
     late = late_ND.square().sum(-1) - (late_ND * early_ND).sum(-1).square() / early
-    return F.relu(WEAKER_SHARE - late / (late + early)).mean()
+    return late / (late + early)
+
+
+def share_loss(share_N: Tensor, easy_N: Tensor) -> Tensor:
+    """By how much the shares of the weaker experts miss what they should be.
+
+    Without it the first few experts do nearly all of the work, or all do the same, and no question
+    would lose anything by leaving some out; or every question would, the easiest ones too.
+    """
+    lacking_N, beyond_N = WEAKER_SHARE - share_N, share_N - EASY_WEAKER_SHARE
+    return F.relu(torch.where(easy_N, beyond_N, lacking_N)).mean()
 
 
 def swiglu(gate_NEH: Tensor, up_NEH: Tensor, weights_NE: Tensor) -> Tensor:

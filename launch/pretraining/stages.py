@@ -87,7 +87,7 @@ def _experts() -> StageConfig:
         stream=StreamConfig(
             num_scenes=3,
             tail_tokens=112,
-            task_weights=(0.05, 0.12, 0.16, 0.19, 0.36, 0.12),
+            task_weights=(0.14, 0.13, 0.16, 0.16, 0.30, 0.11),
             seed=3,
             tier_weights=(0.2, 0.2, 0.6),
         ),

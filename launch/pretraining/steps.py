@@ -28,6 +28,9 @@ from launch.pretraining.pixels import (
 from rollout.molmoe import MolmoE, Preprocessor
 
 FIRST_SHAPE_CLASS = NUM_CLASSES - 3
+EASY_TASK = list(SOURCES).index("easy_vqa")
+"""Index of the task that half of the experts should suffice for."""
+
 GUIDED_BLOCKS = (3, 6)
 """Where heads are shown what a named place holds, and what an answer's token is read off."""
 
@@ -48,8 +51,8 @@ class LossConfig:
     blindness: float = 0.3
     """Attention of the guided heads beside what they should look at."""
     dominance: float = 8.0
-    """Dominance of each token's first experts over its others; at 0.5 the last blocks, which
-    decide on the answer, left it all to one expert."""
+    """Share of the work that each token's weaker experts should have; at 0.5 the last blocks,
+    which decide on the answer, left it all to one expert."""
 
 
 def shown_by_look(look_M: Tensor, shown_MP: Tensor, num_looks: int) -> Tensor:
@@ -186,7 +189,9 @@ class Trainee(nn.Module):
         places = torch.arange(start).expand(rows, -1)
         positions = torch.cat([places, batch.offsets + start], dim=1)
         config = self.model.config
-        layout = fw.make_layout(segments, positions, config.head_dim, config.rope_theta, self.dtype)
+        easy = F.pad(batch.tasks == EASY_TASK, (start, 0))
+        rope = (config.head_dim, config.rope_theta)
+        layout = fw.make_layout(segments, positions, easy, rope, self.dtype)
         x = fw.embed(self.model, tokens, vision_BCVD, None if tier is None else self.layouts[tier])
         guides = {} if tier is None else self._guides(batch, start)
         out = fw.decode(self.model, x, layout, top_k=top_k, skipped=skipped, guides=guides)

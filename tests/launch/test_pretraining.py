@@ -134,17 +134,25 @@ def test_muon_orthogonalises_each_matrix():
     assert len(muon.param_groups) + len(adam.param_groups) == len(names)
 
 
-def test_dominance_counts_what_the_weaker_experts_add():
+def test_share_of_the_weaker_experts_is_what_they_add():
     chosen, hidden = torch.tensor([[0, 1, 2, 3]]), torch.ones(1, 4, 1)
 
-    def lacking(weaker: list[float]) -> float:
+    def share(weaker: list[float]) -> float:
         down = torch.tensor([[1.0, 1.0, weaker[0], weaker[0]], [0.0, 0.0, weaker[1], weaker[1]]])
-        return float(fw.dominance(hidden, chosen, hidden.flatten(1) @ down.T, down))
+        return float(fw.weaker_share(hidden, chosen, hidden.flatten(1) @ down.T, down))
 
-    assert lacking([0.0, 0.0]) == pytest.approx(fw.WEAKER_SHARE)
-    assert lacking([5.0, 0.0]) == pytest.approx(fw.WEAKER_SHARE), "more of the same adds nothing"
-    assert lacking([0.0, 1.0]) == pytest.approx(fw.WEAKER_SHARE - 0.5)
-    assert lacking([0.0, 2.0]) == 0.0
+    assert share([0.0, 0.0]) == 0.0
+    assert share([5.0, 0.0]) == pytest.approx(0.0), "more of the same adds nothing"
+    assert share([0.0, 1.0]) == pytest.approx(0.5)
+    assert share([0.0, 2.0]) == pytest.approx(0.8)
+
+
+def test_weaker_experts_should_add_much_and_in_easy_questions_little():
+    is_easy = torch.tensor([True])
+    for share, hard, easy in ((0.0, 0.7, 0.0), (0.5, 0.2, 0.3), (1.0, 0.0, 0.8)):
+        shares = torch.tensor([share])
+        assert float(fw.share_loss(shares, ~is_easy)) == pytest.approx(hard)
+        assert float(fw.share_loss(shares, is_easy)) == pytest.approx(easy)
 
 
 def test_experts_are_raised_between_the_first_and_the_last_two_blocks(trainee: Trainee):
