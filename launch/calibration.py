@@ -126,7 +126,7 @@ def sample_place(sample_id: str) -> tuple[str, int]:
 
 
 def calibrated(table: ProfileTable, now: EndLatencies) -> tuple[ProfileTable, float]:
-    """The profile with the latencies that these devices would have measured.
+    """The profile with the latencies that these devices would have measured, but steady.
 
     Returns:
         The profile, and by how much these devices scatter more than it: the standard deviation of
@@ -135,7 +135,7 @@ def calibrated(table: ProfileTable, now: EndLatencies) -> tuple[ProfileTable, fl
     Raises:
         ValueError: if the profile lacks the measured samples or configurations.
     """
-    to = now.calibration
+    table, to = table.steadied(), now.calibration
     places = [sample_place(sample_id) for sample_id in table.sample_ids]
     wanted = [(CALIBRATION_SPLIT, index) for index in range(to.num_samples)]
     ends = (CHEAPEST_KNOBS, FULL_KNOBS)

@@ -6,7 +6,7 @@ Shapes: S samples, C configurations.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 from zipfile import BadZipFile
@@ -105,6 +105,20 @@ class ProfileTable:
             return self.configurations.index(knobs)
         except ValueError:
             raise ValueError(f"{knobs} is not in the profile") from None
+
+    def steadied(self) -> Self:
+        """The same with latencies as a steady clock would have shown them.
+
+        Each is its sample's mean times what its configuration takes of that in the sample's task,
+        both on average of logarithms: what is left out is the noise of a single measurement.
+        """
+        log_SC = np.log(self.latencies_ms.astype(np.float64))
+        sample_S1 = log_SC.mean(1, keepdims=True)
+        tasks = np.array(self.tasks)
+        for task in set(self.tasks):
+            rows = tasks == task
+            log_SC[rows] = sample_S1[rows] + (log_SC[rows] - sample_S1[rows]).mean(0)
+        return replace(self, latencies_ms=np.exp(log_SC).astype(np.float32))
 
     def only_task(self, task: str) -> Self:
         """The rows of one task."""
