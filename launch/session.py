@@ -229,8 +229,12 @@ class Session:
         table, scatter = calibrated(profile, self.measured)
         controller = initial_controller(setup.controller, config.seed)
         record = warm_start_from_profile(controller, table, setup.budgets, fleet, scatter=scatter)
-        hits = ", ".join(f"{head} {hit:.0%}" for head, hit in record.accuracy_by_head.items())
-        logging.info("warm start from %s imitates %s", config.warm_start_profile, hits)
+        logging.info(
+            "warm start from %s: its likeliest choices lose %.3f against the best, %.3f before",
+            config.warm_start_profile,
+            record.regret_after,
+            record.regret_before,
+        )
         return Learner(controller, config.learner, self.run_dir).state_dict()
 
     def _finish(self, run: Run, fleet: RayFleet) -> None:

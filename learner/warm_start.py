@@ -1,6 +1,9 @@
-"""Warm start: both stages imitate given configurations before GRPO begins.
+"""Warm start: both stages learn from known gains of all configurations before GRPO begins.
 
-Shapes: B examples, D d_model, 4 heads in the order tier, position, top_k, num_blocks.
+With the gains known, the policy's expectation needs no sampling: each stage ascends it directly.
+
+Shapes: B examples (a sample and a budget each), D d_model, A = 3 tiers, P = 5 positions, K = 5
+top_ks, N = 5 num_blocks, R = B STAGE1_CHOICES.
 """
 
 from __future__ import annotations
@@ -9,104 +12,140 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from policy.controller import HEADS, Controller
+from policy.controller import Controller
+from policy.distributions import entropy
+from policy.stage1 import Stage1Logits
+from rollout.batch import HEAD_SIZES
+
+MAX_SHORTFALL = 1.0
+"""What a choice counts less than the best one at most: one whole answer."""
+
+STAGE1_CHOICES = 2
+"""Tiers and positions of an example that stage 2 answers for in a step."""
+
+STRAY_SHARE = 0.3
+"""Of those, the share drawn uniformly instead of from stage 1: what that may choose by mistake,
+stage 2 has to answer for too."""
+
+COOLING_SHARE = 0.7
+"""Share of the steps after which the last temperature is reached."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WarmStartConfig:
-    """How long and how fast to imitate.
+    """How long and how fast to learn.
 
     Attributes:
         steps: optimizer steps.
         batch_size: examples of each step, drawn with replacement.
-        learning_rate: Adam's.
-        entropy_coef: weight of an entropy bonus that leaves GRPO something to explore.
+        learning_rate: Adam's at first; it falls linearly to zero.
+        first_temperature: weight of the entropy beside the gain at first, so that no early choice
+            is final.
+        last_temperature: at the end; in between it falls geometrically.
         grad_clip: largest norm of the gradient.
         seed: of the draws.
     """
 
-    steps: int = 500
-    batch_size: int = 64
-    learning_rate: float = 1e-3
-    entropy_coef: float = 0.05
+    steps: int = 1500
+    batch_size: int = 256
+    learning_rate: float = 2e-3
+    first_temperature: float = 0.2
+    last_temperature: float = 0.01
     grad_clip: float = 1.0
     seed: int = 0
+
+    def temperature(self, step: int) -> float:
+        """Of a step, counted from 0."""
+        share = min(step / (COOLING_SHARE * self.steps), 1.0)
+        return self.first_temperature * (self.last_temperature / self.first_temperature) ** share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class WarmStartExamples:
-    """Target configurations, for instance the best feasible ones of a profile.
+    """What the controller would see, and what every configuration would earn.
 
     Attributes:
         language_feature_BD: float32.
         budgets_ms_B: float64.
-        latency_token_BD: float32, taken at the target's tier and position with the controller's
-            present budget encoder.
-        actions_B4: int64 choice indices of the targets.
-        is_stage1_target_B: bool; where it is false, tier and position are only what stage 2 has to
-            answer for.
+        latency_token_BAPD: float32, behind every tier and position, with the controller's present
+            budget encoder.
+        gains_BAPKN: float32; -inf for masked or unknown configurations.
     """
 
     language_feature_BD: np.ndarray
     budgets_ms_B: np.ndarray
-    latency_token_BD: np.ndarray
-    actions_B4: np.ndarray
-    is_stage1_target_B: np.ndarray
+    latency_token_BAPD: np.ndarray
+    gains_BAPKN: np.ndarray
 
     def __post_init__(self) -> None:
-        count = len(self.budgets_ms_B)
-        width = self.language_feature_BD.shape[-1]
+        count, width = len(self.budgets_ms_B), self.language_feature_BD.shape[-1]
         shapes = (
             self.language_feature_BD.shape,
-            self.latency_token_BD.shape,
-            self.actions_B4.shape,
-            self.is_stage1_target_B.shape,
+            self.latency_token_BAPD.shape,
+            self.gains_BAPKN.shape,
         )
-        if count == 0 or shapes != ((count, width), (count, width), (count, 4), (count,)):
+        expected = ((count, width), (count, *HEAD_SIZES[:2], width), (count, *HEAD_SIZES))
+        if count == 0 or shapes != expected:
             raise ValueError(
-                f"{count} budgets with features, latency tokens, actions and stage 1 targets of "
-                f"shapes {shapes}: give [B, D], [B, D], [B, 4] and [B] for B budgets, at least one"
+                f"{count} budgets with features, latency tokens and gains of shapes {shapes}: give "
+                "[B, D], [B, 3, 5, D] and [B, 3, 5, 5, 5] for B budgets, at least one"
             )
+        if not np.isfinite(self.gains_BAPKN).reshape(count, -1).any(1).all():
+            raise ValueError("an example has no configuration of finite gain: leave it out")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WarmStartRecord:
-    """Cross-entropy (nats an episode) and share of targets hit by argmax, over all examples."""
+    """Mean gain that the likeliest choices lose against the best ones, over all examples."""
 
-    cross_entropy_before: float
-    cross_entropy_after: float
-    accuracy_by_head: dict[str, float]
+    regret_before: float
+    regret_after: float
 
 
 def warm_start(
     controller: Controller, examples: WarmStartExamples, config: WarmStartConfig
 ) -> WarmStartRecord:
-    """Trains the two stages by cross-entropy on the targets, in place.
+    """Trains the two stages in place, by gradient ascent on the expected gain and the entropy.
 
     The budget encoder keeps its weights: with them, the latency tokens of the examples stay those
     that the frozen model gives.
     """
     data = _Tensors(controller, examples)
-    before, _ = data.evaluate(controller)
+    before = data.regret(controller)
     weights = [*controller.stage1.parameters(), *controller.stage2.parameters()]
     optimizer = torch.optim.Adam(weights, lr=config.learning_rate)
     rng = torch.Generator().manual_seed(config.seed)
-    for _ in range(config.steps):
-        rows_B = torch.randint(len(data.actions_B4), (config.batch_size,), generator=rng)
-        evaluation = controller.evaluate(*data.rows(rows_B))
-        cross_entropy = -(data.is_target_B4[rows_B] * evaluation.log_probs_B4).sum(-1).mean()
-        loss = cross_entropy - config.entropy_coef * evaluation.entropies_B4.sum(-1).mean()
+    for step in range(config.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * (1 - step / config.steps)
+        rows_B = torch.randint(len(data.budget_token_BD), (config.batch_size,), generator=rng)
+        loss = -data.objective(controller, rows_B, config.temperature(step), rng)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, config.grad_clip)
         optimizer.step()
-    after, accuracy_by_head = data.evaluate(controller)
-    return WarmStartRecord(
-        cross_entropy_before=before,
-        cross_entropy_after=after,
-        accuracy_by_head=accuracy_by_head,
-    )
+    return WarmStartRecord(regret_before=before, regret_after=data.regret(controller))
+
+
+def soft_value(
+    first_logits: Tensor, second_logits: Tensor, gains: Tensor, temperature: float
+) -> Tensor:
+    """Expected gain of two independent choices over the temperature, plus their entropy.
+
+    Args:
+        first_logits: [..., M].
+        second_logits: [..., N]; -inf where masked.
+        gains: [..., M, N], finite.
+        temperature: in units of the gains.
+
+    Returns:
+        [...].
+    """
+    first, second = first_logits.log_softmax(-1), second_logits.log_softmax(-1)
+    expected = torch.einsum("...m,...n,...mn->...", first.exp(), second.exp(), gains)
+    return expected / temperature + entropy(first) + entropy(second)
 
 
 class _Tensors:
@@ -115,31 +154,50 @@ class _Tensors:
     def __init__(self, controller: Controller, examples: WarmStartExamples):
         like = next(controller.parameters())
         self.language_feature_BD = torch.from_numpy(examples.language_feature_BD).to(like)
-        self.latency_token_BD = torch.from_numpy(examples.latency_token_BD).to(like)
-        self.actions_B4 = torch.from_numpy(examples.actions_B4).to(like.device)
-        self.is_target_B4 = torch.ones_like(self.actions_B4, dtype=like.dtype)
-        self.is_target_B4[:, :2] = torch.from_numpy(examples.is_stage1_target_B)[:, None]
+        self.latency_token_BAPD = torch.from_numpy(examples.latency_token_BAPD).to(like)
+        gains_BAPKN = torch.from_numpy(examples.gains_BAPKN).to(like)
+        best_B = gains_BAPKN.flatten(1).amax(1)
+        behind_BAPKN = gains_BAPKN - best_B[:, None, None, None, None]
+        self.behind_BAPKN = behind_BAPKN.clamp(min=-MAX_SHORTFALL)
+        self.behind_BAP = self.behind_BAPKN.amax((3, 4))
         with torch.no_grad():
             self.budget_token_BD = controller.budget_tokens(torch.from_numpy(examples.budgets_ms_B))
 
-    def rows(self, rows_B: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The arguments of `Controller.evaluate` for some examples."""
-        rows_B = rows_B.to(self.actions_B4.device)
-        return (
-            self.language_feature_BD[rows_B],
-            self.budget_token_BD[rows_B],
-            self.latency_token_BD[rows_B],
-            self.actions_B4[rows_B],
+    def objective(
+        self, controller: Controller, rows_B: Tensor, temperature: float, rng: torch.Generator
+    ) -> Tensor:
+        """Stage 1's soft value, with the best of stage 2 behind it, plus stage 2's: a number."""
+        rows_B = rows_B.to(self.budget_token_BD.device)
+        stage1 = controller.stage1_logits(
+            self.language_feature_BD[rows_B], self.budget_token_BD[rows_B]
         )
+        value_B = soft_value(*stage1, self.behind_BAP[rows_B], temperature)
+        tier_R, position_R = _draw(stage1, rng)
+        rows_R = rows_B.repeat_interleave(STAGE1_CHOICES)
+        stage2 = controller.stage2_logits(
+            self.latency_token_BAPD[rows_R, tier_R, position_R], position_R
+        )
+        value_R = soft_value(*stage2, self.behind_BAPKN[rows_R, tier_R, position_R], temperature)
+        return value_B.mean() + value_R.mean()
 
     @torch.no_grad()
-    def evaluate(self, controller: Controller) -> tuple[float, dict[str, float]]:
-        """Mean cross-entropy and argmax accuracy by head; the target's position is given."""
-        features = (self.language_feature_BD, self.budget_token_BD, self.latency_token_BD)
-        distributions = controller.log_distributions(*features, self.actions_B4[:, 1])
-        log_probs_B4 = controller.evaluate(*features, self.actions_B4).log_probs_B4
-        accuracy_by_head = {}
-        for head, name in enumerate(HEADS):
-            hits_B = distributions[head].argmax(-1) == self.actions_B4[:, head]
-            accuracy_by_head[name] = hits_B[self.is_target_B4[:, head] > 0].double().mean().item()
-        return -(self.is_target_B4 * log_probs_B4).sum(-1).mean().item(), accuracy_by_head
+    def regret(self, controller: Controller) -> float:
+        """Mean gain that the likeliest choices lose."""
+        stage1 = controller.stage1_logits(self.language_feature_BD, self.budget_token_BD)
+        rows_B = torch.arange(len(self.budget_token_BD), device=self.budget_token_BD.device)
+        tier_B, position_B = (logits.argmax(-1) for logits in stage1)
+        tokens_BD = self.latency_token_BAPD[rows_B, tier_B, position_B]
+        stage2 = controller.stage2_logits(tokens_BD, position_B)
+        top_k_B, num_blocks_B = (logits.argmax(-1) for logits in stage2)
+        return -self.behind_BAPKN[rows_B, tier_B, position_B, top_k_B, num_blocks_B].mean().item()
+
+
+@torch.no_grad()
+def _draw(stage1: Stage1Logits, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Tiers and positions [R] for stage 2 to answer for, as choice indices."""
+    tier_BA, position_BP = (logits.softmax(-1) for logits in stage1)
+    chance_BC = (tier_BA[:, :, None] * position_BP[:, None]).flatten(1)
+    chance_BC = (1 - STRAY_SHARE) * chance_BC + STRAY_SHARE / chance_BC.shape[1]
+    choice_BR = chance_BC.cpu().multinomial(STAGE1_CHOICES, replacement=True, generator=rng)
+    choice_R = choice_BR.flatten().to(tier_BA.device)
+    return choice_R // HEAD_SIZES[1], choice_R % HEAD_SIZES[1]

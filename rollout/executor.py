@@ -199,6 +199,25 @@ class MolmoEExecutor:
         prefix.stages.update(timeline.take())
 
     @torch.no_grad()
+    def latency_tokens(self, prefix: Prefix, budget_tokens_KD: np.ndarray) -> np.ndarray:
+        """What other budget tokens become behind each block of a prefix, off the clock.
+
+        Returns:
+            float32 [K, depth, D].
+        """
+        tokens_KD = torch.from_numpy(budget_tokens_KD).to(self.model.device, self.model.dtype)
+        behind = []
+        for token_D in tokens_KD:
+            y_11D, states = token_D[None, None], []
+            for index in range(prefix.depth):
+                y_11D = self.model.run_blocks(
+                    y_11D, index, index + 1, cache=prefix.cache, store=False
+                )
+                states.append(y_11D[0, 0])
+            behind.append(torch.stack(states))
+        return torch.stack(behind).float().cpu().numpy()
+
+    @torch.no_grad()
     def advance(self, prefix: Prefix, knobs: Knobs, budget_ms: float | None = None) -> Execution:
         """Runs the blocks from the insertion position on and decodes; the prefix stays intact.
 

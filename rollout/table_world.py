@@ -223,17 +223,21 @@ class TableFleet:
         for request in requests:
             samples = self.splits[request.split]
             row = request.index % len(samples.table.sample_ids)
-            feature_1D = torch.from_numpy(samples.language_feature_SD[row])[None]
-            actions = [(int(tier), POSITIONS.index(p)) for tier, p in request.choices]
-            latency_token_KD = self.blocks(
-                torch.from_numpy(request.budget_tokens_KD),
-                feature_1D.expand(len(actions), -1),
-                *torch.tensor(actions).unbind(1),
+            feature_D = torch.from_numpy(samples.language_feature_SD[row])
+            token_KD = torch.from_numpy(request.budget_tokens_KD)
+            places = torch.cartesian_prod(torch.arange(len(TIERS)), torch.arange(len(POSITIONS)))
+            count, num_places = len(token_KD), len(places)
+            latency_token_BD = self.blocks(
+                token_KD.repeat_interleave(num_places, 0),
+                feature_D.expand(count * num_places, -1),
+                *places.repeat(count, 1).unbind(1),
             )
             results.append(
                 Prefixes(
                     language_feature=samples.language_feature_SD[row],
-                    latency_tokens=latency_token_KD.numpy(),
+                    latency_tokens=latency_token_BD.view(
+                        count, len(TIERS), len(POSITIONS), -1
+                    ).numpy(),
                 )
             )
         return results

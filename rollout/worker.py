@@ -24,7 +24,6 @@ from envs.spec import (
     BudgetSampler,
     Execution,
     Knobs,
-    Tier,
 )
 from policy.controller import Controller, ControllerConfig
 from policy.weights import PolicyWeights
@@ -72,24 +71,22 @@ class FailedGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefixRequest:
-    """One sample taken to some insertion positions, each with a budget token of its own.
+    """One sample taken to every insertion position at every tier, with some budget tokens.
 
     Attributes:
         split: of the tasks.
         index: of the sample in the split.
-        choices: K pairs of tier and insertion position.
         budget_tokens_KD: float32, what enters block 0.
     """
 
     split: str
     index: int
-    choices: tuple[tuple[Tier, int], ...]
     budget_tokens_KD: np.ndarray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prefixes:
-    """What the controller would see of one sample: float32 [D] and [K, D]."""
+    """What the controller would see of one sample: float32 [D] and [K, 3, 5, D]."""
 
     language_feature: np.ndarray
     latency_tokens: np.ndarray
@@ -231,12 +228,13 @@ class RolloutWorker:
         """Latency tokens of one sample, without a controller and without an answer."""
         sample = self.tasks.sample(request.split, request.index)
         tokens = []
-        for choice, token_D in zip(request.choices, request.budget_tokens_KD, strict=True):
-            group = EpisodeGroup(self.executor, sample, budget_ms=1e9)
-            tokens.append(group.begin([choice], token_D)[0])
+        for tier in TIERS:
+            prefix = self.executor.begin(sample, tier, request.budget_tokens_KD[0])
+            self.executor.deepen(prefix, max(POSITIONS))
+            tokens.append(self.executor.latency_tokens(prefix, request.budget_tokens_KD))
         return Prefixes(
             language_feature=self.executor.language_feature(sample),
-            latency_tokens=np.stack(tokens),
+            latency_tokens=np.stack(tokens, axis=1),
         )
 
     def warm_up(self, rounds: int = 2) -> None:

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from envs.spec import Tier
 from launch.recipes import embedded, embedded_scratch
 from launch.warm_start import (
-    detours,
+    by_choice,
     examples_from_profile,
     gains,
     warm_start_from_profile,
@@ -14,6 +15,7 @@ from launch.warm_start import (
 from learner.warm_start import WarmStartConfig
 from rollout.build import WorkerConfig
 from rollout.fleet import LocalFleet
+from rollout.worker import PrefixRequest
 from tests import launch_rig, table_rig
 from tests.rollout import rig
 
@@ -36,25 +38,17 @@ def test_targets_keep_their_budget_over_all_kinds(table):
     assert low_ms.mean() < 0.8 * high_ms.mean()
 
 
-def test_detours_are_the_best_behind_what_other_budgets_would_get(table):
-    budgets = table_rig.budgets_of(table)
-    low, high = budgets.feasible_from_ms, budgets.range.high_ms
-    budgets_SK = np.tile(np.linspace(low, high, 3), (60, 1))
-    gains_SKC = gains(table, budgets_SK)
-    best_SK, detour_SK = gains_SKC.argmax(-1), detours(table, gains_SKC)
-    knobs = table.configurations
-    for sample in range(60):
-        for place in range(3):
-            chosen = knobs[detour_SK[sample, place]]
-            assert chosen.tier == knobs[best_SK[sample, place - 1]].tier
-            assert chosen.position == knobs[best_SK[sample, place - 2]].position
-            rivals = [
-                gains_SKC[sample, place, column]
-                for column, other in enumerate(knobs)
-                if (other.tier, other.position) == (chosen.tier, chosen.position)
-            ]
-            assert gains_SKC[sample, place, detour_SK[sample, place]] == max(rivals)
-    assert (detour_SK != best_SK).any()
+def test_gains_are_arranged_by_choice(table):
+    some = replace(
+        table,
+        configurations=table.configurations[3:5],
+        scores=table.scores[:, 3:5],
+        latencies_ms=table.latencies_ms[:, 3:5],
+    )
+    arranged = by_choice(some, np.arange(12.0).reshape(2, 3, 2))
+    assert arranged.shape == (6, 3, 5, 5, 5)
+    assert arranged[4, *some.configurations[1].indices()] == 9.0
+    assert np.isfinite(arranged).sum() == 12
 
 
 def test_the_shipped_profile_is_refused_for_another_model_or_other_tasks():
@@ -69,17 +63,32 @@ def test_examples_hold_what_the_controller_would_see(table, tmp_path):
     run = table_rig.table_run(tmp_path, table_rig.settings(embedded_scratch()), fleet)
     controller = run.learner.controller
     examples = examples_from_profile(controller, table, run.setup.budgets, fleet, num_budgets=3)
-    assert len(examples.budgets_ms_B) == 360
-    assert examples.is_stage1_target_B.reshape(60, 6)[7].tolist() == [True] * 3 + [False] * 3
+    assert len(examples.budgets_ms_B) == 180
     row = 100
-    sample = row // 6
+    sample = row // 3
     feature = fleet.splits["train"].language_feature_SD[sample]
     assert np.array_equal(examples.language_feature_BD[row], feature)
     with torch.no_grad():
         token = controller.budget_tokens(torch.from_numpy(examples.budgets_ms_B[row : row + 1]))
-        tier, position, *_ = torch.from_numpy(examples.actions_B4[row : row + 1]).unbind(1)
-        latency = fleet.blocks(token, torch.from_numpy(feature)[None], tier, position)
-    assert torch.allclose(torch.from_numpy(examples.latency_token_BD[row]), latency[0], atol=1e-5)
+        places = (torch.tensor([2]), torch.tensor([3]))
+        latency = fleet.blocks(token, torch.from_numpy(feature)[None], *places)
+    found = torch.from_numpy(examples.latency_token_BAPD[row, 2, 3])
+    assert torch.allclose(found, latency[0], atol=1e-5)
+    budgets_SK = examples.budgets_ms_B.reshape(60, 3)
+    best = table.configurations[int(gains(table, budgets_SK)[sample, row % 3].argmax())]
+    assert examples.gains_BAPKN[row, *best.indices()] == examples.gains_BAPKN[row].max()
+
+
+def test_a_worker_gives_the_tokens_of_a_rollout():
+    """Whatever tier and position a rollout takes, the warm start saw the very same token."""
+    worker = launch_rig.worker()
+    token = np.random.default_rng(0).normal(size=(2, rig.SIXTEEN.d_model)).astype(np.float32)
+    prefixes = worker.prefixes(PrefixRequest(split="train", index=1, budget_tokens_KD=token))
+    sample = worker.tasks.sample("train", 1)
+    for tier, position in ((Tier.LOW, 1), (Tier.HIGH, 4)):
+        group = worker.executor.open(sample, 50.0)
+        (alone,) = group.begin([(tier, position)], token[1])
+        assert np.array_equal(prefixes.latency_tokens[1, tier, position - 1], alone)
 
 
 def test_it_runs_through_the_model(table):
@@ -91,4 +100,4 @@ def test_it_runs_through_the_model(table):
     record = warm_start_from_profile(
         controller, small, rig.BUDGETS, fleet, WarmStartConfig(steps=30, batch_size=8)
     )
-    assert record.cross_entropy_after < record.cross_entropy_before
+    assert record.regret_after < record.regret_before
