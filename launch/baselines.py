@@ -29,23 +29,48 @@ class Outcome:
         in_budget_accuracy: mean score, counted only within budget, [K].
         ci: half width of its 95 % interval over samples, [K].
         violation: share of episodes over budget, [K].
+        by_sample: mean over the budgets of each sample's score within budget, [S].
         names: what it chose at each budget, for tables.
     """
 
     in_budget_accuracy: np.ndarray
     ci: np.ndarray
     violation: np.ndarray
+    by_sample: np.ndarray
     names: tuple[str, ...]
 
+    @classmethod
+    def of(cls, inside_SK: np.ndarray, violation: np.ndarray, names: Sequence[str] = ()) -> Outcome:
+        """From scores that count zero over budget, and violation rates [K]."""
+        return cls(
+            in_budget_accuracy=inside_SK.mean(0),
+            ci=1.96 * inside_SK.std(0) / max(len(inside_SK), 1) ** 0.5,
+            violation=violation,
+            by_sample=inside_SK.mean(1),
+            names=tuple(names),
+        )
 
-def outcome(scores_SK: np.ndarray, latencies_SK: np.ndarray, budgets_ms: np.ndarray, names=()):
+    @property
+    def accuracy(self) -> float:
+        """Mean score within budget over all budgets."""
+        return float(self.by_sample.mean())
+
+    def ahead_of(self, other: Outcome) -> tuple[float, float]:
+        """Mean difference of `accuracy` on the same samples, and half its 95 % interval."""
+        difference_S = self.by_sample - other.by_sample
+        error = 1.96 * difference_S.std() / max(len(difference_S), 1) ** 0.5
+        return float(difference_S.mean()), float(error)
+
+
+def outcome(
+    scores_SK: np.ndarray,
+    latencies_SK: np.ndarray,
+    budgets_ms: np.ndarray,
+    names: Sequence[str] = (),
+) -> Outcome:
     """The outcome of measured episodes, one for each sample and budget."""
     over = latencies_SK > budgets_ms
-    inside = scores_SK * ~over
-    error = 1.96 * inside.std(0) / max(len(inside), 1) ** 0.5
-    return Outcome(
-        in_budget_accuracy=inside.mean(0), ci=error, violation=over.mean(0), names=tuple(names)
-    )
+    return Outcome.of(scores_SK * ~over, over.mean(0), names)
 
 
 def of_columns(table: ProfileTable, columns: Sequence[int], budgets_ms: np.ndarray) -> Outcome:
@@ -80,9 +105,8 @@ def margin_quantile(table: ProfileTable, budgets_ms: np.ndarray, allowed: np.nda
     for quantile in QUANTILES:
         columns = lookup(table, budgets_ms, quantile=quantile, allowed=allowed)
         result = of_columns(table, columns, budgets_ms)
-        accuracy = float(result.in_budget_accuracy.mean())
-        if result.violation.mean() <= TARGET_VIOLATION and accuracy > best_accuracy:
-            best, best_accuracy = quantile, accuracy
+        if result.violation.mean() <= TARGET_VIOLATION and result.accuracy > best_accuracy:
+            best, best_accuracy = quantile, result.accuracy
     return best
 
 
@@ -134,7 +158,7 @@ def static_policies(table: ProfileTable, budgets_ms: np.ndarray) -> dict[str, Ou
 def named_statics(table: ProfileTable, budgets_ms: np.ndarray) -> dict[str, Outcome]:
     """The cheapest, the full, and the configuration that is best over all budgets."""
     every = static_policies(table, budgets_ms)
-    best = max(every, key=lambda name: float(every[name].in_budget_accuracy.mean()))
+    best = max(every, key=lambda name: every[name].accuracy)
     chosen = {"cheapest": str(CHEAPEST_KNOBS), "full": str(FULL_KNOBS), "best": best}
     return {
         f"static {kind} ({name})": every[name] for kind, name in chosen.items() if name in every
@@ -145,12 +169,7 @@ def random_policy(table: ProfileTable, budgets_ms: np.ndarray) -> Outcome:
     """The expectation of choosing among all configurations with equal probability."""
     over = table.latencies_ms[:, :, None] > budgets_ms
     inside_SK = (table.scores[:, :, None] * ~over).mean(1)
-    return Outcome(
-        in_budget_accuracy=inside_SK.mean(0),
-        ci=1.96 * inside_SK.std(0) / len(inside_SK) ** 0.5,
-        violation=over.mean((0, 1)),
-        names=("uniform",) * len(budgets_ms),
-    )
+    return Outcome.of(inside_SK, over.mean((0, 1)), ("uniform",) * len(budgets_ms))
 
 
 def oracle_per_budget(table: ProfileTable, budgets_ms: np.ndarray) -> Outcome:
@@ -260,9 +279,4 @@ def oracle_per_sample(table: ProfileTable, budgets_ms: np.ndarray) -> Outcome:
     inside = table.scores[:, :, None] * (table.latencies_ms[:, :, None] <= budgets_ms)
     best_SK = inside.max(1)
     fits = (table.latencies_ms[:, :, None] <= budgets_ms).any(1)
-    return Outcome(
-        in_budget_accuracy=best_SK.mean(0),
-        ci=1.96 * best_SK.std(0) / len(best_SK) ** 0.5,
-        violation=1 - fits.mean(0),
-        names=("by sample",) * len(budgets_ms),
-    )
+    return Outcome.of(best_SK, 1 - fits.mean(0), ("by sample",) * len(budgets_ms))

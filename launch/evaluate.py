@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any
 
 import numpy as np
+import ray
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -31,7 +32,7 @@ from rich.table import Table
 from envs.spec import FULL_KNOBS, Knobs
 from launch import baselines
 from launch.baselines import Outcome
-from launch.calibration import EndLatencies, calibrated, recalibrated, scattered
+from launch.calibration import Calibration, EndLatencies, calibrated, recalibrated, scattered
 from launch.cluster import RayFleet
 from launch.console import connect, one_clear_error, wide_console
 from launch.evaluation import Evaluation, evaluate, feasible_budgets
@@ -213,23 +214,30 @@ def collect_outcomes(
 
 
 def verdict(found: dict[str, Outcome], test: ProfileTable, budgets_ms: np.ndarray) -> str:
-    """Whether the controller beats what it must, in words; never silent about a miss."""
-    ours = float(found["controller"].in_budget_accuracy.mean())
+    """Whether the controller beats what it must, in words; never silent about a miss.
+
+    Differences are on the same samples, with 95 % intervals.
+    """
+    ours = found["controller"]
+    statics = baselines.static_policies(test, budgets_ms).values()
     rivals = {
-        "every static configuration": max(
-            float(o.in_budget_accuracy.mean())
-            for o in baselines.static_policies(test, budgets_ms).values()
-        ),
-        "random": float(found["random"].in_budget_accuracy.mean()),
-        "the lookup table with margin": float(
-            found["lookup with margin (live)"].in_budget_accuracy.mean()
-        ),
+        "every static configuration": max(statics, key=lambda outcome: outcome.accuracy),
+        "random": found["random"],
+        "the lookup table with margin": found["lookup with margin (live)"],
     }
-    parts = [
-        f"{'beats' if ours > value else 'DOES NOT BEAT'} {name} ({ours:.3f} against {value:.3f})"
-        for name, value in rivals.items()
-    ]
-    return "the controller " + ", ".join(parts)
+    parts = []
+    for name, rival in rivals.items():
+        ahead, error = ours.ahead_of(rival)
+        if abs(ahead) <= error:
+            word = "is within chance of"
+        else:
+            word = "beats" if ahead > 0 else "DOES NOT BEAT"
+        parts.append(f"{word} {name} ({rival.accuracy:.3f}, {ahead:+.3f} ± {error:.3f})")
+    worst = float(ours.violation.max())
+    return (
+        f"the controller ({ours.accuracy:.3f}) {', '.join(parts)}; violations {worst:.1%} at most, "
+        f"{float(ours.violation.mean()):.1%} on average"
+    )
 
 
 def print_table(found: dict[str, Outcome], budgets_ms: np.ndarray, console: Console) -> None:
@@ -239,16 +247,12 @@ def print_table(found: dict[str, Outcome], budgets_ms: np.ndarray, console: Cons
         cells = [
             f"{a:.2f} / {v:.0%}" for a, v in zip(row.in_budget_accuracy, row.violation, strict=True)
         ]
-        table.add_row(
-            name, *cells, f"{row.in_budget_accuracy.mean():.3f} / {row.violation.mean():.1%}"
-        )
+        table.add_row(name, *cells, f"{row.accuracy:.3f} / {row.violation.mean():.1%}")
     console.print(table)
 
 
-def main() -> int:
-    """Runs the sweep, prints the table and the verdict, writes JSON and plots."""
-    config = tyro.cli(EvaluateConfig, prog="evaluate.py", description=__doc__)
-    checkpoint = load_checkpoint(config.run_dir)
+def load_tables(config: EvaluateConfig) -> tuple[ProfileTable, ProfileTable]:
+    """The validation table and as many samples of the test table as are asked for."""
     validation, test = ProfileTable.load(config.validation), ProfileTable.load(config.test)
     if validation.configurations != test.configurations:
         raise ValueError(
@@ -256,15 +260,40 @@ def main() -> int:
             "splits with the same ones"
         )
     num_samples = min(config.num_samples or len(test.sample_ids), len(test.sample_ids))
-    test = test.rows(np.arange(num_samples))
+    return validation, test.rows(np.arange(num_samples))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """What was measured, and what it was measured with.
+
+    Attributes:
+        result: the controller's episodes.
+        live: scores and latencies [S, K] of the lookup tables.
+        columns: what the lookup tables chose at each budget.
+        repeats_ms: latencies of one fixed configuration on one sample.
+        validation: the validation table on the present clock.
+        now: how fast the devices were.
+    """
+
+    result: Evaluation
+    live: dict[str, tuple[np.ndarray, np.ndarray]]
+    columns: dict[str, list[int]]
+    repeats_ms: list[float]
+    validation: ProfileTable
+    now: Calibration
+
+
+def sweep(
+    config: EvaluateConfig, checkpoint: Checkpoint, validation: ProfileTable, num_samples: int
+) -> Sweep:
+    """Measures the devices, then runs controller and lookup tables on them."""
     connect(config.cluster.address)
     fleet = RayFleet(
         functools.partial(build_worker, config.worker),
         config.cluster,
         num_threads=config.worker.num_threads,
     )
-    import ray
-
     trained = calibration_from_state(checkpoint.state)
     now = EndLatencies.measure(fleet, trained.num_samples)
     setup = recalibrated(
@@ -285,21 +314,42 @@ def main() -> int:
         fleet, setup, weights, columns, validation, budgets_ms.tolist(), num_samples
     )
     fleet.shutdown()
-    floor = clock_floor(repeats)
+    return Sweep(
+        result=result,
+        live=live,
+        columns=columns,
+        repeats_ms=repeats,
+        validation=validation,
+        now=now.calibration,
+    )
+
+
+def main() -> int:
+    """Runs the sweep, prints the table and the verdict, writes JSON and plots."""
+    config = tyro.cli(EvaluateConfig, prog="evaluate.py", description=__doc__)
+    checkpoint = load_checkpoint(config.run_dir)
+    validation, test = load_tables(config)
+    measured = sweep(config, checkpoint, validation, len(test.sample_ids))
+    trained, now = calibration_from_state(checkpoint.state), measured.now
+    factor = clock_factor(measured.live, measured.columns, test)
+    clock = {
+        **clock_floor(measured.repeats_ms),
+        "sweep_over_test_table": factor,
+        "cheapest_over_training": now.cheapest_ms / trained.cheapest_ms,
+        "full_over_training": now.full_ms / trained.full_ms,
+        "scatter": now.scatter,
+        "scatter_in_training": trained.scatter,
+    }
     # The tables' policies are judged on the clock on which the controller ran.
-    floor["sweep_over_test_table"] = clock_factor(live, columns, test)
-    floor["cheapest_over_training"] = now.calibration.cheapest_ms / trained.cheapest_ms
-    floor["full_over_training"] = now.calibration.full_ms / trained.full_ms
-    floor["scatter"], floor["scatter_in_training"] = now.calibration.scatter, trained.scatter
-    scale = np.float32(floor["sweep_over_test_table"])
-    test = replace(test, latencies_ms=test.latencies_ms * scale)
-    found = collect_outcomes(result, live, validation, test)
+    test = replace(test, latencies_ms=test.latencies_ms * np.float32(factor))
+    found = collect_outcomes(measured.result, measured.live, measured.validation, test)
+    budgets_ms = measured.result.budgets_ms
     console = wide_console()
     print_table(found, budgets_ms, console)
     console.print(verdict(found, test, budgets_ms))
-    console.print(f"the clock itself: {floor}")
+    console.print("the clock itself: " + ", ".join(f"{k} {v:.3f}" for k, v in clock.items()))
     folder = config.output_dir or config.run_dir / "evaluation"
-    write(folder, checkpoint, result, found, floor)
+    write(folder, checkpoint, measured.result, found, clock)
     console.print(f"written to {folder}", markup=False)
     return 0
 
@@ -309,7 +359,7 @@ def write(
     checkpoint: Checkpoint,
     result: Evaluation,
     found: dict[str, Outcome],
-    floor: dict[str, float],
+    clock: dict[str, float],
 ) -> None:
     """JSON of everything and the three plots."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -325,12 +375,12 @@ def write(
         "budgets_ms": result.budgets_ms.tolist(),
         "num_samples": len(result.scores),
         "policies": rows,
-        "clock": floor,
+        "clock": clock,
         "controller_episodes": result.to_json(),
     }
     (folder / "evaluation.json").write_text(json.dumps(content) + "\n")
     shown = {name: row for name, row in rows.items() if name not in NOT_DRAWN}
-    sweep_figure(result.budgets_ms.tolist(), shown, floor["exceeds_own_p95"]).savefig(
+    sweep_figure(result.budgets_ms.tolist(), shown, clock["exceeds_own_p95"]).savefig(
         folder / "sweep.png", dpi=120
     )
     latency_figure(result.budgets_ms, result.latencies_ms).savefig(folder / "latency.png", dpi=120)

@@ -48,6 +48,17 @@ def test_oracles(table):
     assert by_sample.violation.tolist() == [0.5, 0, 0]
 
 
+def test_differences_are_taken_sample_by_sample(table):
+    every = baselines.static_policies(table, BUDGETS)
+    full, cheapest = every[str(FULL_KNOBS)], every[str(CHEAPEST_KNOBS)]
+    assert full.by_sample == pytest.approx([1 / 3, 1 / 3])
+    assert cheapest.by_sample == pytest.approx([1.0, 0.0])
+    assert full.accuracy == pytest.approx(1 / 3)
+    ahead, error = full.ahead_of(cheapest)
+    assert ahead == pytest.approx(-1 / 6)
+    assert error == pytest.approx(1.96 * 0.5 / 2**0.5)
+
+
 def test_random_is_the_mean_over_configurations(table):
     outcome = baselines.random_policy(table, BUDGETS)
     assert outcome.in_budget_accuracy == pytest.approx([1 / 6, 2 / 6, 4 / 6])

@@ -1,10 +1,12 @@
 """What the evaluation computes from latencies that it has measured."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from launch.baselines import best_by_task, oracle_per_task
-from launch.evaluate import clock_factor, clock_floor
+from launch.baselines import best_by_task, oracle_per_task, outcome
+from launch.evaluate import clock_factor, clock_floor, verdict
 from launch.warm_start import gains
 from tests import table_rig
 
@@ -22,6 +24,26 @@ def test_clock_factor_is_what_both_have_measured(table):
     }
     live["lookup"][1][:5] *= 10  # a slow moment
     assert clock_factor(live, columns, table) == pytest.approx(1.25)
+
+
+def test_verdict_names_what_is_not_beaten(table):
+    budgets = np.array([1e6])
+    rng = np.random.default_rng(0)
+    latencies = np.ones((60, 1))
+    right, wrong = np.ones((60, 1)), np.zeros((60, 1))
+    half = (rng.random((60, 1)) < 0.5).astype(float)
+    found = {
+        "controller": outcome(half, latencies, budgets),
+        "random": outcome(wrong, latencies, budgets),
+        "lookup with margin (live)": outcome(half, latencies, budgets),
+    }
+    text = verdict(found, replace(table, scores=np.ones_like(table.scores)), budgets)
+    assert "DOES NOT BEAT every static configuration (1.000" in text
+    assert "beats random (0.000" in text
+    assert "is within chance of the lookup table with margin" in text
+    assert "violations 0.0% at most" in text
+    found["controller"] = outcome(right, latencies * 1e7, budgets)
+    assert "violations 100.0% at most" in verdict(found, table, budgets)
 
 
 def test_clock_floor_of_a_steady_and_of_a_drifting_clock():
