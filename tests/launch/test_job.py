@@ -7,10 +7,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
 
+from learner.checkpoint import CheckpointStore
 from tests import launch_rig
 from tests.rollout import rig
 
@@ -53,12 +55,10 @@ def head(tmp_path):
     shutil.rmtree(sockets, ignore_errors=True)
 
 
-def submit(environment, working_dir, *arguments):
+def ray_job(environment, *arguments):
+    """One `ray job` command."""
     return subprocess.run(
-        [
-            *(RAY, "job", "submit", "--working-dir", str(working_dir), "--"),
-            *("python", "launch/joint_grpo.py", *arguments),
-        ],
+        [RAY, "job", *map(str, arguments)],
         env=environment,
         capture_output=True,
         text=True,
@@ -67,26 +67,54 @@ def submit(environment, working_dir, *arguments):
     )
 
 
-@pytest.mark.slow
-def test_a_job_runs_to_its_end_and_carries_its_exit_code(head, tmp_path):
-    working_dir = tmp_path / "clone"
+@pytest.fixture
+def clone(tmp_path):
+    """A clean clone, and a model for it."""
+    working_dir, model = tmp_path / "clone", tmp_path / "model"
     subprocess.run(["git", "clone", "-q", str(ROOT), str(working_dir)], check=True)
     shutil.rmtree(working_dir / ".git")
-    model = tmp_path / "model"
     rig.write_model_folder(model)
     (model / "latency.json").write_text(json.dumps(dict(launch_rig.simulated().table_ms)))
     options = [
-        *("embedded-scratch", "--steps", "2", "--groups-per-step", "2", "--group-size", "2"),
-        *("--worker.model", str(model), "--worker.executor.max-new-tokens", "3"),
-        *("--simulated-latency", str(model / "latency.json"), "--cluster.num-actors", "1"),
-        *("--budget.low-ms", "5", "--budget.high-ms", "100", "--evaluation.num-samples", "1"),
+        *("python", "launch/joint_grpo.py", "embedded-scratch"),
+        *("--groups-per-step", "2", "--group-size", "2", "--worker.model", str(model)),
+        *("--worker.executor.max-new-tokens", "3", "--cluster.num-actors", "1"),
+        *("--simulated-latency", str(model / "latency.json"), "--evaluation.num-samples", "1"),
+        *("--budget.low-ms", "5", "--budget.high-ms", "100"),
     ]
+    return ["submit", "--working-dir", working_dir], options
+
+
+@pytest.mark.slow
+def test_a_job_runs_to_its_end_and_carries_its_exit_code(head, clone, tmp_path):
+    submit, options = clone
     run_dir = tmp_path / "run"
-    done = submit(head, working_dir, *options, "--run-dir", str(run_dir))
+    done = ray_job(head, *submit, "--", *options, "--steps", 2, "--run-dir", run_dir)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "step 2/2" in done.stdout
     assert (run_dir / "evaluation.json").is_file()
     assert (run_dir / "checkpoints" / "latest").exists()
-    refused = submit(head, working_dir, *options)
+    refused = ray_job(head, *submit, "--", *options, "--steps", 2)
     assert refused.returncode != 0
     assert "absolute --run-dir" in refused.stdout + refused.stderr
+
+
+@pytest.mark.slow
+def test_a_stopped_job_leaves_a_checkpoint_of_its_last_step(head, clone, tmp_path):
+    submit, options = clone
+    run_dir = tmp_path / "run"
+    options += ["--steps", 100_000, "--checkpoint-every", 50_000, "--evaluation.every", 50_000]
+    started = ray_job(
+        head, *submit, "--no-wait", "--submission-id", "one", "--", *options, "--run-dir", run_dir
+    )
+    assert started.returncode == 0, started.stdout + started.stderr
+    rows, deadline = run_dir / "metrics.jsonl", time.monotonic() + 120
+    while not rows.is_file() or len(rows.read_text().splitlines()) < 3:
+        assert time.monotonic() < deadline, ray_job(head, "logs", "one").stdout
+        time.sleep(0.1)
+    stopped = ray_job(head, "stop", "one")
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+    assert "STOPPED" in ray_job(head, "status", "one").stderr
+    store = CheckpointStore(run_dir / "checkpoints")
+    last_step = json.loads(rows.read_text().splitlines()[-1])["step"]
+    assert max(store.steps()) == last_step + 1 >= 3
