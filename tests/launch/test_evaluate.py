@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from launch.baselines import best_by_task, oracle_per_task, outcome
-from launch.evaluate import clock_factor, clock_floor, verdict
+from launch.evaluate import live_outcomes, verdict
+from launch.evaluation import Evaluation
+from launch.turns import Turn, clock_factor, clock_floor
 from launch.warm_start import gains
 from tests import table_rig
 
@@ -44,6 +46,31 @@ def test_verdict_names_what_is_not_beaten(table):
     assert "violations 0.0% at most" in text
     found["controller"] = outcome(right, latencies * 1e7, budgets)
     assert "violations 100.0% at most" in verdict(found, table, budgets)
+
+
+def test_a_slow_turn_is_put_on_the_clock_of_the_first_measurement():
+    """The second turn ran twice as slowly: it violates as measured, and not by its own clock."""
+    budgets = np.array([10.0, 20.0])
+    turns = []
+    for slowness in (1.0, 2.0):
+        latencies = np.array([[8.0, 12.0]]) * slowness
+        result = Evaluation(
+            budgets_ms=budgets,
+            scores=np.ones((1, 2)),
+            latencies_ms=latencies,
+            actions=np.zeros((1, 2, 4), int),
+            tasks=("digits",),
+            sample_ids=("one",),
+        )
+        live = {"lookup": (np.ones((1, 2)), latencies + slowness)}
+        turns.append(Turn(result=result, live=live, repeats_ms=[5.0 * slowness], slowness=slowness))
+    raw, steady = Turn.joined(turns), Turn.joined([turn.steadied() for turn in turns])
+    assert raw.repeats_ms == [5.0, 10.0]
+    assert steady.repeats_ms == [5.0, 5.0]
+    assert live_outcomes(raw)["controller"].violation.tolist() == [0.5, 0.5]
+    found = live_outcomes(steady)
+    assert found["controller"].violation.tolist() == [0.0, 0.0]
+    assert found["lookup (live)"].accuracy == 1.0
 
 
 def test_clock_floor_of_a_steady_and_of_a_drifting_clock():
