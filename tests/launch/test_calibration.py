@@ -99,6 +99,13 @@ def test_a_controller_answers_on_another_clock_as_it_did_on_its_own(table):
     assert stated.controller == moved.controller
 
 
+def test_short_budgets_stay_positive_on_another_clock():
+    own = Calibration(cheapest_ms=20.0, full_ms=40.0, scatter=0.1, num_samples=8)
+    to = Calibration(cheapest_ms=10.0, full_ms=50.0, scatter=0.1, num_samples=8)
+    converted = own.convert([1.0, 19.999, 20.0, 30.0, 50.0], to)
+    assert converted == pytest.approx([0.5, 9.9995, 10.0, 30.0, 70.0])
+
+
 def test_what_cannot_be_compared_is_refused(table):
     now = measured(table)
     with pytest.raises(ValueError, match="15 of the first 20 validation samples"):

@@ -53,17 +53,19 @@ class Chaos(threading.Thread):
 
     def run(self):
         rng = np.random.default_rng(1)
-        while not self.done.is_set() and self.kills < NUM_KILLS:
+        while not self.done.is_set() and not (self.learner_killed and self.kills >= NUM_KILLS):
             time.sleep(float(rng.uniform(0.3, 2.0)))
+            if self.kills >= 6 and self.learners and not self.learner_killed:
+                ray.kill(self.learners[-1].actor)
+                self.learner_killed = True
+            if self.kills >= NUM_KILLS:
+                continue  # all actors have been killed before there was a learner
             facts = self.fleet.slots[int(rng.integers(len(self.fleet.slots)))].facts
             if facts is None:
                 continue
             with contextlib.suppress(ProcessLookupError):
                 os.kill(facts.pid, signal.SIGKILL)
                 self.kills += 1
-            if self.kills == 6 and not self.learner_killed:
-                ray.kill(self.learners[-1].actor)
-                self.learner_killed = True
 
     def await_kills(self, number: int):
         """Holds a step up, a minute at most, so that the run does not outrun the kills."""

@@ -114,7 +114,7 @@ def test_a_stopped_job_leaves_a_checkpoint_of_its_last_step(head, clone, tmp_pat
         time.sleep(0.1)
     stopped = ray_job(head, "stop", "one")
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
-    assert "STOPPED" in ray_job(head, "status", "one").stderr
+    assert "'one' was stopped" in ray_job(head, "status", "one").stdout
     store = CheckpointStore(run_dir / "checkpoints")
     last_step = json.loads(rows.read_text().splitlines()[-1])["step"]
     assert max(store.steps()) == last_step + 1 >= 3
