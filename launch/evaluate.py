@@ -186,9 +186,9 @@ def verdict(found: dict[str, Outcome], test: ProfileTable, budgets_ms: np.ndarra
     Differences are on the same samples, with 95 % intervals.
     """
     ours = found["controller"]
-    statics = baselines.static_policies(test, budgets_ms).values()
+    fixed = baselines.static_policies(test, budgets_ms).values()
     rivals = {
-        "every static configuration": max(statics, key=lambda outcome: outcome.accuracy),
+        "every static configuration": max(fixed, key=lambda outcome: outcome.accuracy),
         "random": found["random"],
         "the lookup table with margin": found["lookup with margin (live)"],
     }
