@@ -109,8 +109,8 @@ class JointGRPOConfig:
         reward: `budget` (score minus lambda times violation) or `reference` (the earlier one).
         checkpoint_every: steps between checkpoints.
         keep_last: checkpoints kept besides the best.
-        warm_start_profile: profile table (.npz) whose best feasible configurations both stages
-            imitate before the first step.
+        warm_start_profile: profile table (.npz); before the first step both stages learn what it
+            says the configurations earn.
         simulated_latency: JSON file of latencies by configuration INSTEAD of the clock; for tests
             and dry runs.
         dry_run: validates, sizes resources, runs one real step and stops.
@@ -201,7 +201,7 @@ def embedded_scratch() -> JointGRPOConfig:
 
 
 def embedded() -> JointGRPOConfig:
-    """The small MolmoE and its tasks: imitates the shipped profile, then GRPO by small steps."""
+    """The small MolmoE and its tasks: learns the shipped profile, then GRPO by small steps."""
     return replace(
         embedded_scratch(),
         recipe="embedded",

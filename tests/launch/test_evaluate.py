@@ -87,7 +87,7 @@ def test_best_by_task_takes_the_fastest_where_nothing_fits(table):
         assert nothing_fits == table.latencies_ms[rows].mean(0).argmin()
 
 
-def test_imitated_targets_are_the_oracles_between_two_budgets(table):
+def test_what_earns_most_is_the_oracles_choice_between_two_budgets(table):
     budgets = table_rig.budgets_of(table)
     ms = np.array([budgets.range.low_ms, budgets.feasible_from_ms, budgets.range.high_ms])
     columns_SK = gains(table, np.tile(ms, (60, 1)), max_violation=0.05).argmax(-1)

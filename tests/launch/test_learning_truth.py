@@ -192,12 +192,12 @@ def test_from_scratch(tmp_path, seed):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_imitation_alone_comes_close_to_the_optimum(tmp_path, seed):
+def test_the_profile_alone_comes_close_to_the_optimum(tmp_path, seed):
     """So the controller can hold the best policy; the one step behind it hardly moves it."""
     table = whole_table()
     best = oracle_per_task(table, budgets_ms(table), max_violation=0.05)
     result = learn(tmp_path, table_rig.fleet_of(table), seed, 1, base=embedded())
-    assert show(f"imitation, seed {seed}", result, best) >= 0.97
+    assert show(f"profile alone, seed {seed}", result, best) >= 0.97
     assert result.violations.mean(0).max() <= MAX_VIOLATION
 
 
