@@ -67,13 +67,11 @@ class Calibration:
     def convert(self, ms: ArrayLike, to: Calibration) -> np.ndarray:
         """Milliseconds of this calibration as those of another.
 
-        By the line through both ends; in proportion below the lower one, so that what is positive
-        stays so.
+        By the line through both ends, but never as far down as zero.
         """
-        ms = np.asarray(ms)
         slope = (to.full_ms - to.cheapest_ms) / (self.full_ms - self.cheapest_ms)
-        line_ms = to.cheapest_ms + slope * (ms - self.cheapest_ms)
-        return np.where(ms < self.cheapest_ms, ms * to.cheapest_ms / self.cheapest_ms, line_ms)
+        line_ms = to.cheapest_ms + slope * (np.asarray(ms) - self.cheapest_ms)
+        return np.maximum(line_ms, 0.01 * to.cheapest_ms)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

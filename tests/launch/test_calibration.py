@@ -103,7 +103,7 @@ def test_short_budgets_stay_positive_on_another_clock():
     own = Calibration(cheapest_ms=20.0, full_ms=40.0, scatter=0.1, num_samples=8)
     to = Calibration(cheapest_ms=10.0, full_ms=50.0, scatter=0.1, num_samples=8)
     converted = own.convert([1.0, 19.999, 20.0, 30.0, 50.0], to)
-    assert converted == pytest.approx([0.5, 9.9995, 10.0, 30.0, 70.0])
+    assert converted == pytest.approx([0.1, 9.998, 10.0, 30.0, 70.0])
 
 
 def test_what_cannot_be_compared_is_refused(table):
