@@ -195,11 +195,9 @@ def verdict(found: dict[str, Outcome], test: ProfileTable, budgets_ms: np.ndarra
     parts = []
     for name, rival in rivals.items():
         ahead, error = ours.ahead_of(rival)
-        if abs(ahead) <= error:
-            word = "is within chance of"
-        else:
-            word = "beats" if ahead > 0 else "DOES NOT BEAT"
-        parts.append(f"{word} {name} ({rival.accuracy:.3f}, {ahead:+.3f} ± {error:.3f})")
+        word = "beats" if ahead > error else "DOES NOT BEAT"
+        chance = ", within chance" if abs(ahead) <= error else ""
+        parts.append(f"{word} {name} ({rival.accuracy:.3f}, {ahead:+.3f} ± {error:.3f}{chance})")
     return f"{in_words({'the controller': ours})}; it {', '.join(parts)}"
 
 
