@@ -32,7 +32,9 @@ class KnobEffects:
     """Paired differences of cut configurations to the full one.
 
     Attributes:
-        cuts: names of the cuts, in the order of the other fields' first axis.
+        cuts: names of the cuts, in the order of the other fields' lists.
+        full: by task, number of samples and the full configuration's accuracy as (mean, half
+            width of its 95 % interval).
         lost: by task, (mean accuracy lost, half width of its 95 % interval) of each cut;
             the key "mixture" holds all samples.
         language_model_share: median over samples of the language model's time against full.
@@ -40,6 +42,7 @@ class KnobEffects:
     """
 
     cuts: tuple[str, ...]
+    full: dict[str, tuple[int, tuple[float, float]]]
     lost: dict[str, list[tuple[float, float]]]
     language_model_share: list[float]
     latency_share: list[float]
@@ -73,6 +76,7 @@ def knob_effects(rows: Sequence[dict[str, Any]]) -> KnobEffects | None:
             lost[task].append(_mean_and_ci(difference[members]))
     return KnobEffects(
         cuts=tuple(wanted),
+        full={task: (int(m.sum()), _mean_and_ci(full[m])) for task, m in groups.items()},
         lost=lost,
         language_model_share=[share(name, LANGUAGE_MODEL) for name in wanted.values()],
         latency_share=[share(name, END_TO_END) for name in wanted.values()],
@@ -93,10 +97,12 @@ def configuration_name(record: dict[str, Any]) -> str:
 
 
 def effects_table(effects: KnobEffects) -> Table:
-    """Accuracy lost by task and cut, and the time that is left."""
-    table = Table("accuracy lost by", *effects.cuts)
+    """Accuracy of the full configuration, what each cut loses by task, and the time left."""
+    table = Table("accuracy lost by", *effects.cuts, "full configuration", "samples")
     for task, cells in effects.lost.items():
-        table.add_row(task, *(f"{mean:+.3f} ± {error:.3f}" for mean, error in cells))
+        count, (accuracy, half_width) = effects.full[task]
+        lost = (f"{mean:+.3f} ± {error:.3f}" for mean, error in cells)
+        table.add_row(task, *lost, f"{accuracy:.3f} ± {half_width:.3f}", str(count))
     for title, shares in (
         ("language model's time", effects.language_model_share),
         ("whole latency", effects.latency_share),

@@ -45,6 +45,7 @@ def test_differences_are_paired_by_sample():
     assert effects.lost["mixture"][0][1] == pytest.approx(1.96 * 1 / 3**0.5)
     assert effects.language_model_share == [0.5] * 4
     assert effects.latency_share == [0.6] * 4
+    assert effects.full["mixture"] == (3, (pytest.approx(2 / 3), pytest.approx(1.96 / 3)))
     assert np.isnan(effects.lost["b"][0][1]), "one sample has no interval"
 
 
@@ -73,3 +74,4 @@ def test_tables_name_tasks_and_the_fastest_of_equals(capsys):
     assert line_a.count(str(cheapest)) == 3
     assert "high-p1-k8-b12 (1.00)" in shown
     assert "x 0.50" in shown
+    assert "1.000 ± 0.000" in shown
