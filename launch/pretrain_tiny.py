@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from envs.tasks import WEIGHTS
+from launch.console import one_clear_error
 from launch.fit_latency_estimator import start_ray
 from launch.pretraining.blueprint import write_folder
 from launch.pretraining.evaluation import Evaluator, held_out
@@ -95,8 +96,9 @@ def _with_error(mean: float, count: int) -> str:
     return f"{mean:.3f} ± {(mean * (1 - mean) / count) ** 0.5:.3f}"
 
 
-def main(options: Options) -> None:
+def main() -> int:
     """Trains (or goes on), evaluates, writes the model's folder."""
+    options = tyro.cli(Options, prog="pretrain_tiny.py", description=__doc__)
     config = options.train
     if not config.out.is_absolute():
         raise ValueError(f"--out {config.out} is relative: workers need an absolute folder")
@@ -110,10 +112,8 @@ def main(options: Options) -> None:
     torch.set_num_threads(config.threads)
     report(pretraining, options.num_samples)
     print(f"written to {config.out / 'model'}")
+    return 0
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Options, description=__doc__))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    sys.exit(one_clear_error(main))

@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -262,10 +263,17 @@ class Pretraining:
         temporary.replace(self.path)
 
     def _load(self) -> None:
-        state = torch.load(self.path, weights_only=True)
-        self.trainee.load_state_dict(state["trainee"])
-        self.stage, self.step = state["stage"], state["step"]
-        self.saved_optimizers = state["optimizers"] or None
+        try:
+            state = torch.load(self.path, weights_only=True)
+            self.trainee.load_state_dict(state["trainee"])
+            self.stage, self.step = state["stage"], state["step"]
+            self.saved_optimizers = state["optimizers"] or None
+        except (RuntimeError, KeyError, EOFError, UnpicklingError) as error:
+            reason = (str(error) or "it is empty").splitlines()[0]
+            raise ValueError(
+                f"{self.path} is no whole checkpoint of this model ({reason}): move it away to "
+                "begin anew, or give another --out"
+            ) from error
         if self.rank == 0:
             print(f"resumed from {self.path}: stage {self.stage}, step {self.step}", flush=True)
 

@@ -203,6 +203,17 @@ def test_interrupted_run_equals_an_undisturbed_one(tmp_path: Path):
         torch.testing.assert_close(one, two)
 
 
+@pytest.mark.parametrize("content", [b"", b"half a file", None])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, content: bytes | None):
+    config = TrainConfig(out=tmp_path)
+    pretraining = Pretraining(config, writes_curves=False)
+    pretraining.save([])
+    whole = pretraining.path.read_bytes()
+    pretraining.path.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is no whole checkpoint.*move it away"):
+        Pretraining(config, writes_curves=False)
+
+
 def test_held_out_samples_are_scored_by_task(trainee: Trainee):
     evaluator = Evaluator(trainee, held_out("test", 2), rows=5)
     scores = evaluator.scores(Tier.LOW)
