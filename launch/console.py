@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -20,10 +19,6 @@ def one_clear_error(command: Callable[[], int]) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         return command()
-    except BrokenPipeError:
-        # Whoever read the output has left (`| head`), and flushing it at exit would fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except (ValueError, RuntimeError, TimeoutError, OSError) as error:
         Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False)
         return 1

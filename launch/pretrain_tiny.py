@@ -103,6 +103,7 @@ def main() -> int:
     if not config.out.is_absolute():
         raise ValueError(f"--out {config.out} is relative: workers need an absolute folder")
     config.out.mkdir(parents=True, exist_ok=True)
+    Pretraining(config, writes_curves=False)  # a damaged checkpoint is named before workers start
     if options.num_workers:
         train_on_ray(config, options.num_workers)
     else:

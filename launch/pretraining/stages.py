@@ -269,10 +269,9 @@ class Pretraining:
             self.stage, self.step = state["stage"], state["step"]
             self.saved_optimizers = state["optimizers"] or None
         except (RuntimeError, KeyError, EOFError, UnpicklingError) as error:
-            reason = (str(error) or "it is empty").splitlines()[0]
             raise ValueError(
-                f"{self.path} is no whole checkpoint of this model ({reason}): move it away to "
-                "begin anew, or give another --out"
+                f"{self.path} is no whole checkpoint of this model ({type(error).__name__}): "
+                "move it away to begin anew, or give another --out"
             ) from error
         if self.rank == 0:
             print(f"resumed from {self.path}: stage {self.stage}, step {self.step}", flush=True)

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -212,6 +214,17 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, content: bytes | None):
     pretraining.path.write_bytes(whole[: len(whole) // 2] if content is None else content)
     with pytest.raises(ValueError, match=r"checkpoint\.pt is no whole checkpoint.*move it away"):
         Pretraining(config, writes_curves=False)
+
+
+def test_a_damaged_checkpoint_is_one_error_before_any_worker_starts(tmp_path: Path):
+    (tmp_path / "checkpoint.pt").write_bytes(b"half a file")
+    program = Path(__file__).resolve().parents[2] / "launch" / "pretrain_tiny.py"
+    command = [sys.executable, str(program), "--out", str(tmp_path), "--num-workers", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "ray").exists()
 
 
 def test_held_out_samples_are_scored_by_task(trainee: Trainee):
