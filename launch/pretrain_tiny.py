@@ -78,22 +78,21 @@ def train_on_ray(config: TrainConfig, num_workers: int) -> None:
 
 
 def report(pretraining: Pretraining, num_samples: int) -> None:
-    """Prints accuracy by task of validation and test, with the standard error."""
-    table = Table("task", "weight", "validation", "test", title=f"{num_samples} samples a task")
-    columns = {}
+    """Prints accuracy by task of validation and test, with 95 % intervals."""
+    title = f"accuracy on {num_samples} samples a task, with 95 % intervals"
+    table = Table("task", "weight", "validation", "test", title=title)
+    cells: dict[str, list[str]] = {name: [] for name in (*WEIGHTS, "mixture")}
     for split in ("validation", "test"):
         evaluator = Evaluator(pretraining.trainee, held_out(split, num_samples))
-        columns[split] = evaluator.by_task(evaluator.scores())
-    for name, weight in WEIGHTS.items():
-        cells = [_with_error(columns[split][name], num_samples) for split in columns]
-        table.add_row(name, f"{weight:.2f}", *cells)
-    means = [sum(WEIGHTS[n] * column[n] for n in WEIGHTS) for column in columns.values()]
-    table.add_row("mixture", "1.00", *(f"{mean:.3f}" for mean in means))
+        means = evaluator.by_task(evaluator.scores())
+        variances = {name: means[name] * (1 - means[name]) / num_samples for name in WEIGHTS}
+        means["mixture"] = sum(share * means[name] for name, share in WEIGHTS.items())
+        variances["mixture"] = sum(share**2 * variances[n] for n, share in WEIGHTS.items())
+        for name, column in cells.items():
+            column.append(f"{means[name]:.3f} ± {1.96 * variances[name] ** 0.5:.3f}")
+    for name, columns in cells.items():
+        table.add_row(name, f"{WEIGHTS.get(name, 1.0):.2f}", *columns)
     Console().print(table)
-
-
-def _with_error(mean: float, count: int) -> str:
-    return f"{mean:.3f} ± {(mean * (1 - mean) / count) ** 0.5:.3f}"
 
 
 def main() -> int:
