@@ -14,7 +14,7 @@ from rollout.build import EMBEDDED, WorkerConfig
 from rollout.executor import ExecutorConfig
 
 SHIPPED_PROFILE = EMBEDDED / "profile.npz"
-"""All 225 configurations of the embedded model on 480 validation samples."""
+"""All 225 configurations of the embedded model on 200 validation samples."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
