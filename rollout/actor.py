@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import ray
 import torch
 
@@ -16,7 +15,15 @@ from envs.spec import Knobs
 from policy.weights import PolicyWeights
 from rollout.batch import GroupRollout
 from rollout.latency.clock import DeviceFacts
-from rollout.worker import FailedGroup, GroupRequest, PolicySetup, PrefixRequest, RolloutWorker
+from rollout.fingerprint import Fingerprint
+from rollout.worker import (
+    FailedGroup,
+    GradientRequest,
+    GroupRequest,
+    PolicySetup,
+    PrefixRequest,
+    RolloutWorker,
+)
 
 FETCH_TIMEOUT_S = 60.0
 """Longest wait for new weights from the object store."""
@@ -40,6 +47,7 @@ class ActorFacts:
     node: str
     pid: int
     facts: DeviceFacts
+    fingerprint: Fingerprint
     reference_latency_ms: float
 
 
@@ -92,6 +100,7 @@ class RolloutActor:
             node=ray.get_runtime_context().get_node_id(),
             pid=os.getpid(),
             facts=self.worker.facts(),
+            fingerprint=self.worker.fingerprint(),
             reference_latency_ms=self.worker.reference_latency_ms(),
         )
 
@@ -114,17 +123,9 @@ class RolloutActor:
         self._install(setup, weights)
         return self._timed(lambda: self._rollout(request))
 
-    def budget_gradient(
-        self,
-        request: GroupRequest,
-        actions_G4: np.ndarray,
-        gradients_GD: np.ndarray,
-        setup: PolicySetup,
-        weights: PublishedWeights,
-    ) -> Timed:
+    def budget_gradient(self, request: GradientRequest) -> Timed:
         """See `RolloutWorker.budget_gradient`."""
-        self._install(setup, weights)
-        return self._timed(lambda: self.worker.budget_gradient(request, actions_G4, gradients_GD))
+        return self._timed(lambda: self.worker.budget_gradient(request))
 
     def _rollout(self, request: GroupRequest) -> GroupRollout | FailedGroup:
         return self.worker.rollout(request)

@@ -21,11 +21,14 @@ class GroupRollout:
 
     Attributes:
         group_id: number of the group in the run, unique.
+        split: of the tasks.
+        index: of the sample in the split.
         sample_id: id of the sample.
         task: task type of the sample.
         budget_ms: latency budget of every episode of the group.
         policy_version: version of the weights that chose the actions.
         policy_sha256: hash of those weights.
+        budget_token: float32 [D], the budget token of those weights, as it entered block 0.
         language_feature: float32 [D], mean word embedding of the prompt.
         actions: int64 [G, 4], choice indices (`Knobs.from_indices`).
         log_probs: float32 [G, 4], the log-probability of each head's choice when it was made.
@@ -39,11 +42,14 @@ class GroupRollout:
     """
 
     group_id: int
+    split: str
+    index: int
     sample_id: str
     task: str
     budget_ms: float
     policy_version: int
     policy_sha256: str
+    budget_token: np.ndarray
     language_feature: np.ndarray
     actions: np.ndarray
     log_probs: np.ndarray
@@ -60,6 +66,7 @@ class GroupRollout:
         if size == 0:
             raise ValueError(f"group {self.group_id} has no episode: run at least one")
         self._check_array("language_feature", (width,), np.float32)
+        self._check_array("budget_token", (width,), np.float32)
         self._check_array("actions", (size, 4), np.int64)
         self._check_array("log_probs", (size, 4), np.float32)
         self._check_array("latency_tokens", (size, width), np.float32)

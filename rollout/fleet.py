@@ -16,6 +16,7 @@ from policy.weights import PolicyWeights
 from rollout.batch import GroupRollout
 from rollout.worker import (
     FailedGroup,
+    GradientRequest,
     GroupRequest,
     PolicySetup,
     Prefixes,
@@ -96,7 +97,6 @@ class LocalFleet:
         self.worker = worker
         self.stats = FleetStats()
         self._batches: dict[int, tuple[list[GroupRequest], PolicySetup, PolicyWeights]] = {}
-        self._requests: dict[int, GroupRequest] = {}
         self._next_ticket = 0
 
     def submit(
@@ -112,14 +112,12 @@ class LocalFleet:
         """Runs the batch's groups one after another."""
         requests, setup, weights = self._batches.pop(ticket)
         self.worker.install(setup, weights)
-        self._requests.clear()
         self.stats.busy_share = {self.worker.name: 1.0}
         self.stats.slowest = self.worker.name
         return [self._run(request) for request in sorted(requests, key=lambda r: r.group_id)]
 
     def _run(self, request: GroupRequest) -> GroupRollout:
         for attempt in range(MAX_REPLACEMENTS + 1):
-            self._requests[request.group_id] = request
             result = self.worker.rollout(request)
             if isinstance(result, GroupRollout):
                 return result
@@ -132,7 +130,7 @@ class LocalFleet:
     ) -> list[np.ndarray]:
         """Vector-Jacobian products of a collected batch; groups without gradient cost nothing."""
         return [
-            self.worker.budget_gradient(self._requests[group.group_id], group.actions, gradient)
+            self.worker.budget_gradient(GradientRequest.of(group, gradient))
             if gradient.any()
             else np.zeros_like(gradient[0])
             for group, gradient in zip(groups, gradients, strict=True)

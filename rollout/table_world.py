@@ -192,7 +192,13 @@ class TableFleet:
         tokens_NGD = latency_token_BD.view(len(requests), size, -1).numpy()
         return [
             self._record(
-                request, weights, rows[n], actions_NG4[n].numpy(), log_probs_NG4[n].numpy(), tokens
+                request,
+                weights,
+                rows[n],
+                token_ND[n].numpy(),
+                actions_NG4[n].numpy(),
+                log_probs_NG4[n].numpy(),
+                tokens,
             )
             for n, (request, tokens) in enumerate(zip(requests, tokens_NGD, strict=True))
         ]
@@ -260,6 +266,7 @@ class TableFleet:
         request: GroupRequest,
         weights: PolicyWeights,
         row: int,
+        budget_token_D: np.ndarray,
         actions_G4: np.ndarray,
         log_probs_G4: np.ndarray,
         latency_tokens_GD: np.ndarray,
@@ -270,11 +277,14 @@ class TableFleet:
         scores_G, latencies_G = self.outcomes(request, table, row, columns_G)
         return GroupRollout(
             group_id=request.group_id,
+            split=request.split,
+            index=request.index,
             sample_id=table.sample_ids[row],
             task=table.tasks[row],
             budget_ms=request.budget_ms,
             policy_version=weights.version,
             policy_sha256=weights.sha256,
+            budget_token=budget_token_D,
             language_feature=samples.language_feature_SD[row],
             actions=actions_G4,
             log_probs=log_probs_G4,

@@ -30,6 +30,7 @@ from policy.weights import PolicyWeights
 from rollout.batch import GroupRollout
 from rollout.episodes import EpisodeGroup
 from rollout.executor import MolmoEExecutor
+from rollout.fingerprint import Fingerprint
 from rollout.group import GroupRunner
 from rollout.latency.clock import DeviceFacts
 from rollout.latency.records import ProfileRecord
@@ -67,6 +68,42 @@ class FailedGroup:
 
     group_id: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class GradientRequest:
+    """The vector-Jacobian product of one group; it needs no policy, because the token is in it.
+
+    Attributes:
+        group_id: number of the group in the run.
+        split: of the tasks.
+        index: of the sample in the split.
+        budget_ms: latency budget of the group.
+        budget_token_D: what entered block 0 when the group ran.
+        actions_G4: choice indices of the members.
+        gradients_GD: dL/d(latency token) of each member.
+    """
+
+    group_id: int
+    split: str
+    index: int
+    budget_ms: float
+    budget_token_D: np.ndarray
+    actions_G4: np.ndarray
+    gradients_GD: np.ndarray
+
+    @classmethod
+    def of(cls, group: GroupRollout, gradients_GD: np.ndarray) -> GradientRequest:
+        """For a group that ran, wherever it did."""
+        return cls(
+            group_id=group.group_id,
+            split=group.split,
+            index=group.index,
+            budget_ms=group.budget_ms,
+            budget_token_D=group.budget_token,
+            actions_G4=group.actions,
+            gradients_GD=gradients_GD,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,11 +196,14 @@ class RolloutWorker:
         version, sha256 = self._weights
         return GroupRollout(
             group_id=request.group_id,
+            split=request.split,
+            index=request.index,
             sample_id=sample.id,
             task=sample.task,
             budget_ms=request.budget_ms,
             policy_version=version,
             policy_sha256=sha256,
+            budget_token=result.episodes.budget_token_D,
             language_feature=result.language_feature,
             actions=result.actions,
             log_probs=result.log_probs,
@@ -176,22 +216,19 @@ class RolloutWorker:
             incarnation=self.incarnation,
         )
 
-    def budget_gradient(
-        self, request: GroupRequest, actions_G4: np.ndarray, gradients_GD: np.ndarray
-    ) -> np.ndarray:
+    def budget_gradient(self, request: GradientRequest) -> np.ndarray:
         """dL/d(latency token) of a group -> dL/d(budget token), [D].
 
         A group that this worker did not run, or no longer keeps, is prefilled again.
         """
         group = self._kept.get(request.group_id)
-        if group is None:
-            assert self._runner is not None, "install a policy first"
+        if group is None or not np.array_equal(group.budget_token_D, request.budget_token_D):
             sample = self.tasks.sample(request.split, request.index)
-            token_D = self._runner.env(1).encode_budget(request.budget_ms)
             group = EpisodeGroup(self.executor, sample, request.budget_ms)
-            group.begin([(TIERS[t], POSITIONS[p]) for t, p, *_ in actions_G4], token_D)
+            stage1 = [(TIERS[t], POSITIONS[p]) for t, p, *_ in request.actions_G4]
+            group.begin(stage1, request.budget_token_D)
             self._keep(request.group_id, group)
-        return group.budget_gradient(gradients_GD)
+        return group.budget_gradient(request.gradients_GD)
 
     def execute(self, knobs: Knobs, split: str, index: int) -> tuple[Execution, float]:
         """Runs one configuration on one sample, without a controller: execution and score."""
@@ -258,6 +295,10 @@ class RolloutWorker:
     def facts(self) -> DeviceFacts:
         """Device, dtype, torch version and threads of this worker."""
         return self.executor.device_facts()
+
+    def fingerprint(self) -> Fingerprint:
+        """What this worker's answers and latencies depend on; read once, it goes over all weights."""
+        return Fingerprint.of(self.executor, self.tasks)
 
     def status(self) -> dict[str, Any]:
         """What a health check shows."""

@@ -10,7 +10,7 @@ from launch.training import Stopped
 from policy.weights import weights_sha256
 from rollout.batch import GroupRollout
 from rollout.fleet import LocalFleet
-from rollout.worker import FailedGroup
+from rollout.worker import FailedGroup, GradientRequest
 from tests import launch_rig
 
 
@@ -136,7 +136,7 @@ def test_worker_records_are_whole(tmp_path):
     assert np.array_equal(first.actions, again.actions)
     assert first.policy_sha256 == run.learner.weights().sha256
     gradient = np.ones((4, 32), dtype=np.float32)
-    kept = worker.budget_gradient(request, first.actions, gradient)
+    kept = worker.budget_gradient(GradientRequest.of(again, gradient))
     worker._kept.clear()
-    rebuilt = worker.budget_gradient(request, first.actions, gradient)
+    rebuilt = worker.budget_gradient(GradientRequest.of(first, gradient))
     assert np.array_equal(kept, rebuilt)

@@ -95,11 +95,14 @@ def make_group(
     size = len(actions)
     return GroupRollout(
         group_id=group_id,
+        split="train",
+        index=group_id,
         sample_id=str(group_id),
         task="synthetic",
         budget_ms=budget_ms,
         policy_version=version,
         policy_sha256="",
+        budget_token=np.zeros(language.shape[-1], np.float32),
         language_feature=language.float().numpy(),
         actions=actions.numpy(),
         log_probs=log_probs.float().numpy(),

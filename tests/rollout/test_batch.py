@@ -7,11 +7,14 @@ from rollout.batch import GroupRollout
 
 GOOD = {
     "group_id": 3,
+    "split": "train",
+    "index": 7,
     "sample_id": "a",
     "task": "vqa",
     "budget_ms": 200.0,
     "policy_version": 1,
     "policy_sha256": "0" * 64,
+    "budget_token": np.zeros(6, np.float32),
     "language_feature": np.zeros(6, np.float32),
     "actions": np.array([[0, 0, 0, 0], [2, 4, 4, 4]]),
     "log_probs": np.zeros((2, 4), np.float32),

@@ -1,0 +1,117 @@
+"""What answers and latencies depend on besides the configuration of the knobs.
+
+It is kept with every checkpoint and profile, so that a controller is not evaluated on a model, a
+mixture of tasks or a kind of device that it was not trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from envs.latency_budget import TaskSource
+from envs.tasks import Mixture
+from rollout.executor import MolmoEExecutor
+
+RUNTIME = "eager"
+"""How the frozen model's kernels are launched; latencies of two runtimes cannot be compared."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fingerprint:
+    """One frozen model with its tasks on one kind of device.
+
+    Attributes:
+        architecture: hash of the model's configuration.
+        weights: hash of the model's weights, in the dtype in which they run.
+        dtype: of the model.
+        device: kind of device, such as cpu or cuda.
+        runtime: how kernels are launched.
+        tasks: names of the tasks in the mixture, in order.
+        importance: hash of the block importance scores.
+        max_new_tokens: longest answer, in tokens.
+        budget_scope: `total` or `prefill`.
+    """
+
+    architecture: str
+    weights: str
+    dtype: str
+    device: str
+    runtime: str
+    tasks: tuple[str, ...]
+    importance: str
+    max_new_tokens: int
+    budget_scope: str
+
+    @classmethod
+    def of(cls, executor: MolmoEExecutor, tasks: TaskSource) -> Self:
+        """Of an executor and its tasks; reads every weight once."""
+        model = executor.model
+        return cls(
+            architecture=_short(json.dumps(model.config.to_dict(), sort_keys=True).encode()),
+            weights=weights_fingerprint(model),
+            dtype=str(model.dtype).removeprefix("torch."),
+            device=model.device.type,
+            runtime=RUNTIME,
+            tasks=tuple(tasks.tasks) if isinstance(tasks, Mixture) else (type(tasks).__name__,),
+            importance=_short(repr(executor.importance).encode()),
+            max_new_tokens=executor.config.max_new_tokens,
+            budget_scope="prefill" if executor.config.prefill_only else "total",
+        )
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Reads what `to_json` wrote; raises ValueError if a field is absent or unknown."""
+        names = {field.name for field in fields(cls)}
+        if set(data) != names:
+            wrong = ", ".join(sorted(names ^ set(data)))
+            raise ValueError(f"fingerprint with absent or unknown fields ({wrong}): made elsewhere")
+        return cls(**{**data, "tasks": tuple(data["tasks"])})
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**asdict(self), "tasks": list(self.tasks)}
+
+    def differences(self, other: Fingerprint) -> str:
+        """Fields that differ, as `name: ours / theirs`; empty if none does."""
+        mine, theirs = self.to_json(), other.to_json()
+        return "; ".join(
+            f"{name}: {_text(mine[name])} / {_text(theirs[name])}"
+            for name in mine
+            if mine[name] != theirs[name]
+        )
+
+    def check_same(self, other: Fingerprint, mine: str, theirs: str, cure: str) -> None:
+        """Raises ValueError that names both sides and every field that differs."""
+        found = self.differences(other)
+        if found:
+            raise ValueError(f"{mine} and {theirs} do not belong together ({found}): {cure}")
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """Hash of names, shapes and the sums of the bit patterns of every row of every weight.
+
+    Computed on the model's device, and only the sums are read on the host: seconds for a model of
+    billions of weights, where a hash of all bytes would take minutes.
+    """
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        digest.update(f"{name}\0{weight.dtype}\0{tuple(weight.shape)}\0".encode())
+        integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]
+        rows = weight.detach().contiguous().view(integers).reshape(-1, weight.shape[-1])
+        digest.update(rows.sum(-1, dtype=torch.int64).cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _short(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _text(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
