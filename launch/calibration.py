@@ -13,7 +13,7 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, BudgetSampler
+from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, BudgetRange, BudgetSampler
 from rollout.latency.profile_table import ProfileTable
 from rollout.worker import PolicySetup
 
@@ -98,6 +98,18 @@ class EndLatencies:
         """The budgets that the devices span."""
         ends = self.latencies_RN2.reshape(-1, 2).T
         return BudgetSampler.from_latencies(*ends, infeasible_share=infeasible_share)
+
+    def check_straddles(self, stated: BudgetRange) -> None:
+        """Raises ValueError if no stated budget lies where configurations differ on the devices."""
+        cheapest_ms = float(np.median(self.latencies_RN2[..., 0]))
+        full_ms = float(np.quantile(self.latencies_RN2[..., 1], 0.95))
+        if stated.low_ms >= full_ms or stated.high_ms <= cheapest_ms:
+            raise ValueError(
+                f"the stated budgets are {stated.low_ms:g}..{stated.high_ms:g} ms, and what was "
+                f"measured goes from {cheapest_ms:.1f} ms (cheapest configuration, median) to "
+                f"{full_ms:.1f} ms (full one, 95th percentile): no configuration would matter; "
+                "state a range that overlaps it, or leave budget.low-ms and budget.high-ms out"
+            )
 
 
 def recalibrated(

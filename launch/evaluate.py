@@ -19,7 +19,6 @@ if __name__ == "__main__":
     # This folder would come first, and its profile.py shadow the standard library's.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import functools
 import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated
@@ -33,17 +32,21 @@ from rich.table import Table
 from launch import baselines
 from launch.baselines import Outcome
 from launch.calibration import Calibration, EndLatencies, calibrated, recalibrated, scattered
-from launch.cluster import RayFleet
+from launch.cluster import open_fleet
 from launch.console import connect, one_clear_error, wide_console
 from launch.evaluation import Evaluation, feasible_budgets
 from launch.plots import choices_figure, latency_figure, sweep_figure
-from launch.recipes import SHIPPED_PROFILE, ClusterConfig
-from launch.training import budgets_from_state, calibration_from_state
+from launch.recipes import SHIPPED_PROFILE, ClusterConfig, from_json
+from launch.training import (
+    budgets_from_state,
+    calibration_from_state,
+    fingerprint_from_state,
+)
 from launch.turns import Turn, clock_factor, clock_floor, run_in_turns
 from learner.checkpoint import Checkpoint, CheckpointStore
 from policy.weights import weights_sha256
 from rollout.actor import PublishedWeights
-from rollout.build import WorkerConfig, build_worker
+from rollout.build import WorkerConfig
 from rollout.latency.profile_table import ProfileTable
 from rollout.worker import PolicySetup
 
@@ -63,7 +66,7 @@ class EvaluateConfig:
         output_dir: where the table, JSON and plots go; RUN_DIR/evaluation by default.
         num_budgets: evenly spread over the feasible range.
         num_samples: samples of the test split; all of the test table by default.
-        worker: the frozen model and its tasks.
+        worker: the frozen model and its tasks; those of the run by default.
         cluster: actors and limits.
     """
 
@@ -87,9 +90,15 @@ def load_checkpoint(run_dir: Path) -> Checkpoint:
     return checkpoint
 
 
-def load_tables(config: EvaluateConfig) -> tuple[ProfileTable, ProfileTable]:
+def load_tables(
+    config: EvaluateConfig, checkpoint: Checkpoint
+) -> tuple[ProfileTable, ProfileTable]:
     """The validation table and as many samples of the test table as are asked for."""
     validation, test = ProfileTable.load(config.validation), ProfileTable.load(config.test)
+    trained_on = fingerprint_from_state(checkpoint.state)
+    if trained_on is not None:
+        for path, table in ((config.validation, validation), (config.test, test)):
+            table.check_fingerprint(trained_on, str(path), f"the run in {config.run_dir}")
     if validation.configurations != test.configurations:
         raise ValueError(
             f"{config.validation} and {config.test} hold different configurations: profile both "
@@ -121,11 +130,15 @@ def sweep(
 ) -> Sweep:
     """Measures the devices, then runs controller and lookup tables on them."""
     connect(config.cluster.address)
-    fleet = RayFleet(
-        functools.partial(build_worker, config.worker),
-        config.cluster,
-        num_threads=config.worker.num_threads,
-    )
+    fleet = open_fleet(config.worker, config.cluster)
+    trained_on = fingerprint_from_state(checkpoint.state)
+    if trained_on is not None:
+        trained_on.check_same(
+            fleet.pool.first_facts().fingerprint,
+            f"the run in {config.run_dir}",
+            "this fleet",
+            "evaluate with the run's own model, tasks and kind of device",
+        )
     trained = calibration_from_state(checkpoint.state)
     now = EndLatencies.measure(fleet, trained.num_samples)
     setup = recalibrated(
@@ -212,11 +225,19 @@ def print_table(found: dict[str, Outcome], budgets_ms: np.ndarray, console: Cons
     console.print(table)
 
 
+def parse() -> tuple[EvaluateConfig, Checkpoint]:
+    """The command line and the run that it names, whose model and tasks are the defaults."""
+    first = tyro.cli(EvaluateConfig, prog="evaluate.py", description=__doc__)
+    checkpoint = load_checkpoint(first.run_dir)
+    own = from_json(checkpoint.state["configuration"]).worker
+    config = tyro.cli(EvaluateConfig, prog="evaluate.py", default=replace(first, worker=own))
+    return config, checkpoint
+
+
 def main() -> int:
     """Runs the sweep, prints the table and the verdict, writes JSON and plots."""
-    config = tyro.cli(EvaluateConfig, prog="evaluate.py", description=__doc__)
-    checkpoint = load_checkpoint(config.run_dir)
-    validation, test = load_tables(config)
+    config, checkpoint = parse()
+    validation, test = load_tables(config, checkpoint)
     measured = sweep(config, checkpoint, validation, len(test.sample_ids))
     raw, steady = measured.turns, Turn.joined([turn.steadied() for turn in measured.turns])
     trained, now = calibration_from_state(checkpoint.state), measured.now

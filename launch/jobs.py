@@ -12,6 +12,7 @@ from ray.exceptions import (
     ObjectLostError,
     OutOfMemoryError,
     RayActorError,
+    RayTaskError,
     WorkerCrashedError,
 )
 
@@ -20,22 +21,48 @@ from rollout.actor import ActorFacts, Timed
 LOST = (RayActorError, WorkerCrashedError, ObjectLostError, OutOfMemoryError)
 """What a call raises when its actor, its node or its result is gone."""
 
+MAX_ERRORS = 3
+"""Actors on which one call may raise, or take too long, before the run gives up."""
+
+MAX_LOSSES = 10
+"""Actors whose process may die during one call; other causes than the call are likelier then."""
+
+
+class GroupFailedError(RuntimeError):
+    """The same call failed on several actors: its cause is not the actor."""
+
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Job:
     """One call on some rollout actor.
 
     Attributes:
+        what: in words, for errors.
         call: starts it on an actor's handle and returns the reference.
         check: returns what is wrong with a result, or an empty string.
         prefer: name of the actor that should run it, if it is at hand.
         result: once done.
+        num_errors: times that it raised or took too long.
+        num_losses: times that the process that ran it died.
     """
 
+    what: str
     call: Callable[[Any], Any]
     check: Callable[[Timed], str] = lambda _timed: ""
     prefer: str = ""
     result: Timed | None = None
+    num_errors: int = 0
+    num_losses: int = 0
+
+    def blame(self, actor: str, cause: str, *, is_error: bool) -> None:
+        """Counts one failure; raises GroupFailedError when it is one too many."""
+        self.num_errors += is_error
+        self.num_losses += not is_error
+        if self.num_errors >= MAX_ERRORS or self.num_losses >= MAX_LOSSES:
+            raise GroupFailedError(
+                f"{self.what} failed on {self.num_errors + self.num_losses} actors, the last time "
+                f"on {actor}: {cause}"
+            )
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -57,6 +84,13 @@ class Slot:
     facts: ActorFacts | None = None
     busy_s: float = 0.0
     num_done: int = 0
+
+
+def raised_by_our_code(error: BaseException) -> bool:
+    """Whether a call or a constructor raised, rather than its process or node being gone."""
+    if isinstance(error, RayTaskError):
+        return not isinstance(error, LOST)
+    return "error raised in its creation task" in str(error)
 
 
 def kill(handle: Any) -> None:

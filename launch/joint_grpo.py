@@ -12,23 +12,18 @@ if __name__ == "__main__":
     # This folder would come first, and its profile.py shadow the standard library's.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from collections import deque
-
-from launch.training import Run, Stopped
+from launch.stopping import Stopped
+from launch.training import Run
 from learner.metrics import rewards_of
 
 
 def train(run: Run) -> None:
-    """The loop: draw, roll out, advantages, gradients through the model, update, broadcast."""
-    config, watch = run.config, run.watch
-    in_flight: deque[int] = deque()
-    drawn = run.next_step
-    for step in range(run.next_step, config.steps):
-        while drawn <= min(step + config.max_staleness, config.steps - 1):
-            in_flight.append(run.fleet.submit(run.draw(drawn), run.setup, run.learner.weights()))
-            drawn += 1
-        with watch.part("rollout"):
-            groups = run.fleet.collect(in_flight.popleft())
+    """The loop: submit, collect, advantages, gradients through the model, update, broadcast."""
+    watch = run.watch
+    for step in range(run.next_step, run.config.steps):
+        run.submit()
+        run.commit_if_due()
+        groups = run.collect()
         reward = rewards_of(groups, run.reward_function())
         with watch.part("learn"):
             pending = run.learner.prepare(groups, reward.score, reward.constraint)
@@ -38,15 +33,11 @@ def train(run: Run) -> None:
             update = run.learner.apply(pending, gradients)
         run.finish_step(groups)
         run.report(step, groups, reward, update)
-        is_last = run.next_step == config.steps
-        if is_last or run.next_step % config.evaluation.every == 0:
-            with watch.part("evaluate"):
-                run.evaluate(step)
-        if is_last or run.next_step % config.checkpoint_every == 0:
-            with watch.part("checkpoint"):
-                run.save()
+        if run.is_evaluation_due():
+            run.evaluate(step)
         if run.is_stopping():
             raise Stopped
+    run.commit()
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from rich.table import Table
 
 from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, POSITIONS, TIERS, Knobs, all_knobs
 from launch.blind import blind_scores
-from launch.cluster import RayFleet
+from launch.cluster import open_fleet
 from launch.console import connect, one_clear_error, wide_console
 from launch.knob_effects import (
     best_by_kind_table,
@@ -37,7 +37,8 @@ from launch.knob_effects import (
 )
 from launch.plots import pareto_figure
 from launch.recipes import ClusterConfig
-from rollout.build import WorkerConfig, build_tasks, build_worker
+from rollout.build import WorkerConfig, build_tasks
+from rollout.fingerprint import Fingerprint
 from rollout.latency.profile_table import ProfileTable
 from rollout.latency.records import write_items
 
@@ -109,25 +110,43 @@ def measure(config: ProfileConfig, configurations: tuple[Knobs, ...], rows_path:
         with rows_path.open("a") as file:
             file.write("\n")
     connect(config.cluster.address)
-    fleet = RayFleet(
-        functools.partial(build_worker, config.worker),
-        config.cluster,
-        num_threads=config.worker.num_threads,
-    )
+    fleet = open_fleet(config.worker, config.cluster)
+    facts = fleet.pool.first_facts()
+    common = {
+        "split": config.split,
+        "device": asdict(facts.facts),
+        "fingerprint": facts.fingerprint.to_json(),
+    }
+    for row in read_rows(rows_path):
+        Fingerprint.from_json(row["fingerprint"]).check_same(
+            facts.fingerprint, str(rows_path), "this fleet", "profile into a new folder"
+        )
+    parts = in_parts(configurations, facts.reference_latency_ms, config.cluster.group_timeout_s)
     calls = [
-        functools.partial(_call, configurations=configurations, split=config.split, index=index)
+        functools.partial(_call, configurations=part, split=config.split, index=index)
         for index in missing
+        for part in parts
     ]
     results = fleet.run_each(calls, "profiled samples")
     with rows_path.open("a") as file:
-        for index, records in zip(
-            missing, track(results, "profiling", total=len(missing)), strict=True
-        ):
-            row = {"index": index, "split": config.split, "device": asdict(fleet.device_facts())}
-            row["records"] = [record.to_json() for record in records]
+        for index in track(missing, "profiling"):
+            records = [record for _ in parts for record in next(results)]
+            row = {"index": index, **common, "records": [record.to_json() for record in records]}
             file.write(json.dumps(row) + "\n")
             file.flush()
     fleet.shutdown()
+
+
+def in_parts(
+    configurations: Sequence[Knobs], full_ms: float, limit_s: float
+) -> list[tuple[Knobs, ...]]:
+    """The configurations in calls that stay far below the limit of one call.
+
+    Even if each of them took as long as the full one, on the fleet's reference sample, a call would
+    take a quarter of the limit. Configurations of one part share what they have in common.
+    """
+    size = max(1, int(0.25 * limit_s * 1e3 / full_ms))
+    return [tuple(configurations[i : i + size]) for i in range(0, len(configurations), size)]
 
 
 def _call(handle: Any, *, configurations: tuple[Knobs, ...], split: str, index: int) -> Any:
@@ -158,6 +177,7 @@ def write_results(rows: Sequence[dict[str, Any]], folder: Path) -> None:
 def to_table(rows: Sequence[dict[str, Any]], split: str, config: WorkerConfig) -> ProfileTable:
     """Scores and latencies by sample and configuration, with the prompts."""
     tasks = build_tasks(config.tasks)
+    fingerprint = Fingerprint.from_json(rows[0]["fingerprint"])
     return ProfileTable.from_rows(
         [
             {
@@ -168,7 +188,8 @@ def to_table(rows: Sequence[dict[str, Any]], split: str, config: WorkerConfig) -
                 "latencies_ms": {configuration_name(r): r["latency_ms"] for r in row["records"]},
             }
             for row in rows
-        ]
+        ],
+        fingerprint,
     )
 
 

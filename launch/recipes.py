@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
 
 from envs.reward import BudgetReward, PIDConfig, ReferenceReward, RewardFunction
 from envs.spec import BudgetRange, BudgetSampler
@@ -15,6 +18,9 @@ from rollout.executor import ExecutorConfig
 
 SHIPPED_PROFILE = EMBEDDED / "profile.npz"
 """All 225 configurations of the embedded model on 200 validation samples."""
+
+EPOCH_SAMPLES = 1000
+"""Samples of what the recipe `earlier` counts as one epoch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,11 +61,14 @@ class EvaluationConfig:
 
     Attributes:
         every: steps between evaluations; the last step always has one.
+        first_index: of the validation samples; those of the shipped profile, of calibration and
+            of importance lie below it, so that none of them is asked again.
         num_samples: held-out samples, each asked at every budget.
         num_budgets: budgets, evenly spread over the feasible range.
     """
 
     every: int = 50
+    first_index: int = 20_000
     num_samples: int = 24
     num_budgets: int = 5
 
@@ -103,11 +112,13 @@ class JointGRPOConfig:
             evaluations; resumed if it holds a checkpoint. Empty: a new folder under runs/.
         seed: of everything random.
         steps: updates.
-        groups_per_step: samples in a batch.
+        groups_per_step: samples in a batch; 0 takes two for each rollout actor, at least 8.
         group_size: episodes of each sample.
-        max_staleness: batches that may be collected ahead of the update; 0 is synchronous.
+        max_staleness: batches that may be collected ahead of the update, so that the actors work
+            while the learner does; 0 is synchronous.
         reward: `budget` (score minus lambda times violation) or `reference` (the earlier one).
-        checkpoint_every: steps between checkpoints.
+        checkpoint_every: steps between commits to the run folder, which is what a killed driver
+            resumes from; a killed learner never needs them.
         keep_last: checkpoints kept besides the best.
         warm_start_profile: profile table (.npz); before the first step both stages learn what it
             says the configurations earn.
@@ -127,11 +138,11 @@ class JointGRPOConfig:
     run_dir: str = ""
     seed: int = 42
     steps: int = 400
-    groups_per_step: int = 8
+    groups_per_step: int = 0
     group_size: int = 8
     max_staleness: int = 0
     reward: Literal["budget", "reference"] = "budget"
-    checkpoint_every: int = 25
+    checkpoint_every: int = 1
     keep_last: int = 3
     warm_start_profile: Path | None = None
     simulated_latency: Path | None = None
@@ -145,7 +156,7 @@ class JointGRPOConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
-        minimum = {"steps": 1, "groups_per_step": 1, "group_size": 2, "max_staleness": 0}
+        minimum = {"steps": 1, "groups_per_step": 0, "group_size": 2, "max_staleness": 0}
         for name, least in {**minimum, "checkpoint_every": 1, "keep_last": 1}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}: give at least {least}")
@@ -161,9 +172,25 @@ class JointGRPOConfig:
                 "or another warm_start_profile"
             )
 
+    def sized_for(self, num_actors: int) -> JointGRPOConfig:
+        """The configuration with its number of groups decided for a fleet."""
+        if self.groups_per_step:
+            return self
+        return replace(self, groups_per_step=max(8, 2 * num_actors))
+
     def reward_function(self) -> RewardFunction:
         """The reward that this run maximises."""
         return BudgetReward() if self.reward == "budget" else ReferenceReward()
+
+
+def to_json(config: JointGRPOConfig) -> dict[str, Any]:
+    """The whole configuration as plain JSON values."""
+    return TypeAdapter(JointGRPOConfig).dump_python(config, mode="json")
+
+
+def from_json(data: Mapping[str, Any]) -> JointGRPOConfig:
+    """The configuration of `to_json`'s values; raises ValueError for what this version lacks."""
+    return TypeAdapter(JointGRPOConfig).validate_python(data)
 
 
 def _annealed(
@@ -186,6 +213,7 @@ def embedded_scratch() -> JointGRPOConfig:
         steps=400,
         groups_per_step=12,
         group_size=4,
+        worker=WorkerConfig(device="cpu", dtype="float32"),
         pid=PIDConfig(
             target=0.035,
             kp=0.2,
@@ -216,37 +244,54 @@ def embedded() -> JointGRPOConfig:
 
 
 def molmoe_h100() -> JointGRPOConfig:
-    """MolmoE-1B-0924 in bfloat16, one rollout actor a GPU, budgets of 170 to 380 ms."""
+    """MolmoE-1B-0924 in bfloat16, one rollout actor per GPU; name tasks with --worker.tasks.
+
+    Batches are collected one step ahead. Budgets are measured on the GPUs. The images of the
+    embedded tasks are so small that every tier of this model cuts them alike, which leaves stage 1
+    nothing to decide; so the recipe names no task and does not start until you do.
+    """
     return JointGRPOConfig(
         recipe="molmoe-h100",
         steps=2000,
+        max_staleness=1,
         worker=WorkerConfig(
             model="allenai/MolmoE-1B-0924",
             dtype="bfloat16",
             device="cuda",
+            tasks=(),
             executor=ExecutorConfig(max_new_tokens=64),
         ),
-        budget=BudgetConfig(low_ms=170.0, high_ms=380.0),
     )
 
 
 def earlier() -> JointGRPOConfig:
-    """The earlier implementation's values: reference reward, groups of 5, standardised."""
+    """The earlier implementation's values: reference reward, groups of 5, standardised.
+
+    Its 100 epochs are counted over EPOCH_SAMPLES samples, because tasks that draw samples without
+    end have no epoch of their own. Like molmoe-h100 it needs --worker.tasks.
+    """
     base = molmoe_h100()
+    groups_per_step = 8
     return JointGRPOConfig(
         recipe="earlier",
         seed=42,
-        steps=100,
-        groups_per_step=8,
+        steps=100 * EPOCH_SAMPLES // groups_per_step,
+        groups_per_step=groups_per_step,
         group_size=5,
         reward="reference",
         worker=base.worker,
-        budget=base.budget,
+        budget=BudgetConfig(low_ms=170.0, high_ms=380.0),
         learner=LearnerConfig(
             learning_rate=1e-4, weight_decay=1e-5, advantage="group_standardised"
         ),
     )
 
+
+NAMELESS_TASKS = (
+    "this recipe names no task: give --worker.tasks with data whose images its tiers cut "
+    "differently (the embedded tasks' images are so small that every tier of MolmoE-1B-0924 cuts "
+    "them alike, and stage 1 would have nothing to decide)"
+)
 
 RECIPES = {
     "embedded": embedded,

@@ -1,27 +1,30 @@
-"""The learner's actor, seen from the driver."""
+"""The learner's actor, seen from the driver, who holds all that a new one needs to go on."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
+import torch
 from ray.exceptions import GetTimeoutError, RayTaskError
 
-from launch.jobs import LOST, kill, last_line
+from launch.cluster import publish
+from launch.jobs import LOST, kill, last_line, raised_by_our_code
 from launch.recipes import JointGRPOConfig
 from learner.actor import LearnerActor
 from learner.learner import UpdateRecord
 from policy.controller import Controller, ControllerConfig
+from policy.weights import PolicyWeights
 from rollout.actor import PublishedWeights
 from rollout.batch import GroupRollout
 
 
 class LearnerLostError(RuntimeError):
-    """The learner's process is gone; the run goes on from its last checkpoint."""
+    """The learner's process is gone; `RemoteLearner.restart` brings another one to its state."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +32,21 @@ class RemotePending:
     """An update that waits inside the learner's actor."""
 
     latency_token_grads: list[np.ndarray]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """The learner's state after its last update: references that the driver owns.
+
+    Attributes:
+        weights: the controller's, as rollout actors get them.
+        rest: optimizer and counters.
+        initial: the initial controller's weights.
+    """
+
+    weights: PublishedWeights
+    rest: Any
+    initial: Any
 
 
 class RemoteLearner:
@@ -47,11 +65,28 @@ class RemoteLearner:
     ) -> None:
         self.controller = controller
         self.timeout_s = config.cluster.learner_timeout_s
+        self._config, self._inspection_folder = config, inspection_folder
+        self._start(state)
+
+    def _start(self, state: dict[str, Any] | None) -> None:
         actor_class: Any = ray.remote(num_cpus=0, max_restarts=0)(LearnerActor)
         self.actor = actor_class.options(max_task_retries=0).remote(
-            controller, config.learner, config.seed, inspection_folder, state
+            self.controller, self._config.learner, self._config.seed, self._inspection_folder, state
         )
-        self._published: PublishedWeights | None = None
+        proof, arrays, rest, initial = self.actor.state.options(num_returns=4).remote()
+        version, sha256 = self._get(proof, "state")
+        weights = PublishedWeights(version=version, sha256=sha256, refs=(arrays,))
+        self._held = Held(weights=weights, rest=rest, initial=initial)
+
+    def restart(self) -> None:
+        """Starts another actor where the last update left off; nothing is done again.
+
+        Raises:
+            LearnerLostError: the state was lost too, with the node that it lay on.
+        """
+        _, state = self.snapshot()
+        self.shutdown()
+        self._start(state)
 
     def prepare(
         self, groups: Sequence[GroupRollout], score_NG: np.ndarray, constraint_NG: np.ndarray
@@ -64,22 +99,36 @@ class RemoteLearner:
         self, pending: RemotePending, budget_token_grads: Sequence[np.ndarray]
     ) -> UpdateRecord:
         """Second half of the update."""
-        self._published = None
-        return self._get(self.actor.apply.remote(budget_token_grads), "apply")
+        call = self.actor.apply.options(num_returns=3)
+        first, arrays, rest = call.remote(budget_token_grads)
+        record, sha256 = self._get(first, "apply")
+        weights = PublishedWeights(version=record.version, sha256=sha256, refs=(arrays,))
+        self._held = Held(weights=weights, rest=rest, initial=self._held.initial)
+        return record
 
     def weights(self) -> PublishedWeights:
         """A reference to the current weights, owned by the driver."""
-        if self._published is None:
-            proof, arrays = self.actor.weights.options(num_returns=2).remote()
-            version, sha256 = self._get(proof, "weights")
-            self._published = PublishedWeights(version=version, sha256=sha256, refs=(arrays,))
-        return self._published
+        return self._held.weights
+
+    def publish(self, weights: PolicyWeights) -> PublishedWeights:
+        """A reference to other weights, for batches that a checkpoint found in flight."""
+        return publish(weights)
+
+    def fetch(self, weights: PublishedWeights) -> PolicyWeights:
+        """The weights behind a reference."""
+        arrays: Mapping[str, np.ndarray] = self._get(weights.refs[0], "weights")
+        return PolicyWeights(version=weights.version, sha256=weights.sha256, arrays=arrays)
 
     def snapshot(self) -> tuple[Controller, dict[str, Any]]:
-        """The controller and the learner's state, for a checkpoint."""
-        state = self._get(self.actor.state.remote(), "state")
+        """The controller and the learner's state after the last update; needs no learner."""
+        arrays = self.fetch(self._held.weights).arrays
         controller = Controller(self.controller)
-        controller.load_state_dict(state["controller"])
+        controller.load_numpy(arrays)
+        state = {
+            "controller": {name: torch.from_numpy(np.array(a)) for name, a in arrays.items()},
+            "initial_controller": self._get(self._held.initial, "initial controller"),
+            **self._get(self._held.rest, "optimizer"),
+        }
         return controller, state
 
     def shutdown(self) -> None:
@@ -91,7 +140,9 @@ class RemoteLearner:
             return ray.get(ref, timeout=self.timeout_s)
         except RayTaskError as error:
             if isinstance(error, LOST):
-                raise LearnerLostError(f"learner lost in {what}: {last_line(error)}") from None
+                raise LearnerLostError(
+                    f"the learner was lost in {what}: {last_line(error)}"
+                ) from None
             raise
         except GetTimeoutError:
             self.shutdown()
@@ -99,4 +150,6 @@ class RemoteLearner:
                 f"the learner did not answer {what} within {self.timeout_s:.0f} s"
             ) from None
         except LOST as error:
-            raise LearnerLostError(f"learner lost in {what}: {last_line(error)}") from None
+            if raised_by_our_code(error):
+                raise RuntimeError(f"the learner could not start: {last_line(error)}") from None
+            raise LearnerLostError(f"the learner was lost in {what}: {last_line(error)}") from None

@@ -21,7 +21,7 @@ CHOICES = {"tier": TIERS, "position": POSITIONS, "top_k": TOP_KS, "num_blocks": 
 
 
 class Reporter:
-    """Writes one run's numbers; a resumed run continues behind its last step.
+    """Writes one run's numbers; a resumed run continues after its last step.
 
     Args:
         run_dir: `tensorboard/` and `metrics.jsonl` are made in it.
@@ -74,7 +74,7 @@ class Reporter:
             f"step {step + 1}/{self.num_steps}",
             f"reward {scalars['reward/mean']:+.3f}",
             f"in budget {scalars['rollout/in_budget_accuracy']:.3f}",
-            f"violations {scalars.get('violation/feasible', 0):.1%}",
+            f"violations {_percent(scalars.get('violation/feasible'))}",
             f"lambda {scalars['reward/lambda']:.2f}",
             f"p95 {scalars['latency/p95_ms']:.0f} ms",
             f"{scalars['time/step_s']:.1f} s",
@@ -90,6 +90,10 @@ class Reporter:
     def close(self) -> None:
         """Flushes everything."""
         self.writer.close()
+
+
+def _percent(share: float | None) -> str:
+    return "none feasible" if share is None else f"{share:.1%}"
 
 
 def _complete_rows(path: Path, *, before_step: float = math.inf) -> list[dict[str, Any]]:

@@ -3,47 +3,50 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import logging
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ray
 import tyro
 from rich.console import Console
 
 from envs.reward import LambdaByBudget
+from envs.spec import BudgetSampler
 from launch.calibration import Calibration, EndLatencies, calibrated, recalibrated
-from launch.cluster import RayFleet
+from launch.cluster import RayFleet, open_fleet
 from launch.console import connect
 from launch.doctor import doctor
 from launch.evaluation import evaluate, feasible_budgets
 from launch.plots import curves_figure
-from launch.recipes import RECIPES, JointGRPOConfig
+from launch.recipes import NAMELESS_TASKS, RECIPES, JointGRPOConfig, to_json
 from launch.remote_learner import LearnerLostError, RemoteLearner
 from launch.reporting import Reporter
+from launch.stopping import Stopped
 from launch.storage import fetch_latest, is_uri, mirror, staging_folder
 from launch.training import (
     Run,
-    Stopped,
     budgets_from_state,
     calibration_from_state,
     check_resumable,
     controller_config,
+    fingerprint_from_state,
 )
 from launch.warm_start import warm_start_from_profile
 from learner.actor import initial_controller
 from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.learner import Learner
-from rollout.build import EMBEDDED, build_worker, resolve_folder
+from rollout.build import EMBEDDED, build_tasks
+from rollout.fingerprint import Fingerprint
 from rollout.latency.profile_table import ProfileTable
 from rollout.latency.simulated import SimulatedLatency
 from rollout.molmoe import MolmoEConfig
+from rollout.molmoe.config import resolve_folder
 from rollout.worker import PolicySetup
 
 JOB_FOLDER = "working_dir_files"
@@ -64,7 +67,7 @@ def main(train: Callable[[Run], None], arguments: list[str] | None = None) -> in
         recipes, args=arguments, prog="joint_grpo.py", description=__doc__
     )
     if config.print_config:
-        Console().print_json(json.dumps(dataclasses.asdict(config), default=str))
+        Console().print_json(json.dumps(to_json(config)))
         return 0
     return Session(config, train).run()
 
@@ -97,8 +100,10 @@ class Session:
 
     def __init__(self, config: JointGRPOConfig, train: Callable[[Run], None]) -> None:
         self.train = train
+        self.is_stopping = False
         if config.dry_run:
-            config = dataclasses.replace(config, steps=1, checkpoint_every=1)
+            folder = tempfile.mkdtemp(prefix="dry-run-")
+            config = dataclasses.replace(config, steps=1, checkpoint_every=1, run_dir=folder)
         self.config = config
         self.uri = config.run_dir if is_uri(config.run_dir) else ""
         self.run_dir = staging_folder(self.uri) if self.uri else resolve_run_dir(config.run_dir)
@@ -108,27 +113,27 @@ class Session:
             else None
         )
         self.label = f"SIMULATED LATENCY {self.simulated.label}" if self.simulated else ""
-        self.is_stopping = False
 
     def run(self) -> int:
         """Trains to the end; returns 0, or 143 if it was asked to stop."""
-        config = self.config
-        model = EMBEDDED if config.worker.model == "embedded" else config.worker.model
-        self.d_model = MolmoEConfig.from_folder(resolve_folder(model)).d_model
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        if self.uri:
-            fetch_latest(self.uri, self.run_dir)
-        store = CheckpointStore(self.run_dir / "checkpoints", config.keep_last)
-        checkpoint = store.load_latest()
-        if checkpoint is not None:
-            check_resumable(checkpoint, config, self.label)
-        connect(config.cluster.address)
-        # Behind ray.init, which installs a handler of its own.
+        self._check_before_ray()
+        checkpoint = self._checkpoint()
+        _say("starting Ray, or joining its cluster")
+        connect(self.config.cluster.address)
+        # After ray.init, which installs a handler of its own.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         fleet = None
         try:
-            fleet = self._start_fleet()
+            _say("loading the model on every actor, and warming it up")
+            fleet = open_fleet(
+                self.config.worker,
+                self.config.cluster,
+                simulated=self.simulated,
+                is_stopping=lambda: self.is_stopping,
+            )
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            store = CheckpointStore(self.run_dir / "checkpoints", self.config.keep_last)
             return self._train_until_done(fleet, store, checkpoint)
         except Stopped:
             logging.warning("stopped before the first step")
@@ -137,64 +142,133 @@ class Session:
             if fleet is not None:
                 fleet.shutdown()
 
+    def _check_before_ray(self) -> None:
+        """Everything that a user can get wrong and no cluster is needed to find out."""
+        worker = self.config.worker
+        if not worker.tasks:
+            raise ValueError(f"{self.config.recipe}: {NAMELESS_TASKS}")
+        build_tasks(worker.tasks)
+        if worker.importance is not None and not worker.importance.is_file():
+            raise ValueError(f"{worker.importance} is missing: give a file of importance scores")
+        if self.config.warm_start_profile is not None:
+            self.profile = ProfileTable.load(self.config.warm_start_profile)
+        model = EMBEDDED if worker.model == "embedded" else worker.model
+        self.d_model = MolmoEConfig.from_folder(resolve_folder(model)).d_model
+        if self.run_dir.exists() and not self.run_dir.is_dir():
+            raise ValueError(f"--run-dir {self.run_dir} is a file: give a folder")
+
+    def _checkpoint(self) -> Checkpoint | None:
+        """What the run goes on from, None for a fresh run."""
+        if self.uri:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            fetch_latest(self.uri, self.run_dir)
+        if not (self.run_dir / "checkpoints").is_dir():
+            return None
+        store = CheckpointStore(self.run_dir / "checkpoints", self.config.keep_last)
+        checkpoint = store.load_latest()
+        if checkpoint is not None:
+            self.config = check_resumable(checkpoint, self.config, self.label)
+        return checkpoint
+
     def _stop(self, number: int, _frame: Any) -> None:
         logging.warning("signal %d: stopping with a checkpoint", number)
         self.is_stopping = True
 
-    def _start_fleet(self) -> RayFleet:
-        config = self.config
-        wants_gpu = config.worker.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
-        return RayFleet(
-            functools.partial(build_worker, config.worker, simulated=self.simulated),
-            config.cluster,
-            num_threads=config.worker.num_threads,
-            wants_gpu=wants_gpu,
-            is_stopping=lambda: self.is_stopping,
-        )
-
     def _train_until_done(
         self, fleet: RayFleet, store: CheckpointStore, checkpoint: Checkpoint | None
     ) -> int:
-        settings = self.config.budget
-        if checkpoint is not None:
-            budgets = budgets_from_state(checkpoint.state)
-            self.calibration = calibration_from_state(checkpoint.state)
-        else:
-            self.measured = EndLatencies.measure(fleet, settings.num_samples)
-            self.calibration = self.measured.calibration
-            budgets = settings.fixed() or self.measured.budgets(settings.infeasible_share)
+        self.config = self.config.sized_for(fleet.num_actors)
+        budgets = self._budgets(fleet, checkpoint)
         setup = PolicySetup(controller=controller_config(self.d_model, budgets), budgets=budgets)
+        fingerprint = fleet.pool.first_facts().fingerprint
+        self._check_fingerprint(fingerprint, checkpoint)
+        run = self._assemble(fleet, store, setup, fingerprint, checkpoint)
+        try:
+            self._train_over_lost_learners(run, fleet)
+            self._finish(run, fleet)
+        except Stopped:
+            run.commit()
+            run.reporter.say(
+                f"stopped after {run.next_step} of {run.config.steps} steps, checkpoint written"
+            )
+            return 143
+        except Exception:
+            _commit_on_the_way_out(run)
+            raise
+        finally:
+            run.reporter.close()
+        return 0
+
+    def _budgets(self, fleet: RayFleet, checkpoint: Checkpoint | None) -> BudgetSampler:
+        """A resumed run keeps its budgets; others measure, and believe stated ones only then."""
+        if checkpoint is not None:
+            self.calibration = calibration_from_state(checkpoint.state)
+            return budgets_from_state(checkpoint.state)
+        settings = self.config.budget
+        _say(f"measuring the latencies of {settings.num_samples} samples")
+        self.measured = EndLatencies.measure(fleet, settings.num_samples)
+        self.calibration = self.measured.calibration
+        measured, stated = self.measured.budgets(settings.infeasible_share), settings.fixed()
+        if stated is not None:
+            self.measured.check_straddles(stated.range)
+        return stated or measured
+
+    def _check_fingerprint(self, fingerprint: Fingerprint, checkpoint: Checkpoint | None) -> None:
+        """Refuses a checkpoint or a profile of another model, other tasks or another device."""
+        if checkpoint is not None:
+            saved = fingerprint_from_state(checkpoint.state)
+            if saved is not None:
+                saved.check_same(
+                    fingerprint,
+                    f"the run in {self.run_dir}",
+                    "this fleet",
+                    "resume it as it was started, or use a new run-dir",
+                )
+        elif self.config.warm_start_profile is not None:
+            self.profile.check_fingerprint(
+                fingerprint, str(self.config.warm_start_profile), "this fleet"
+            )
+
+    def _train_over_lost_learners(self, run: Run, fleet: RayFleet) -> None:
+        """The loop, entered again where it was left whenever the learner is lost."""
         for _ in range(MAX_LEARNER_RESTARTS):
-            run = self._assemble(fleet, store, setup, checkpoint)
             try:
                 self.train(run)
-                self._finish(run, fleet)
-                return 0
-            except Stopped:
-                run.save()
-                run.reporter.say(f"stopped before step {run.next_step + 1}, checkpoint written")
-                return 143
+                return
             except LearnerLostError as error:
-                run.reporter.say(f"{error}: starting it again from the last checkpoint")
-                checkpoint = store.load_latest()
-            finally:
-                run.reporter.close()
+                run.reporter.say(f"{error}: another one goes on where the last update left off")
+            try:
+                run.learner.restart()
+            except LearnerLostError:
+                self._restore(run, fleet)
         raise RuntimeError(f"the learner was lost {MAX_LEARNER_RESTARTS} times: see the log above")
+
+    def _restore(self, run: Run, fleet: RayFleet) -> None:
+        """Goes back to the last checkpoint: what the learner had last is gone with its node."""
+        checkpoint = run.store.load_latest()
+        if checkpoint is None:
+            raise RuntimeError("the learner's state was lost and there is no checkpoint yet")
+        fleet.drop_batches()
+        run.learner = RemoteLearner(
+            run.setup.controller, self.config, self.run_dir, checkpoint.learner_state
+        )
+        run.go_back_to(checkpoint)
+        run.reporter.say(f"the learner's node is gone: back to step {run.next_step + 1}")
 
     def _assemble(
         self,
         fleet: RayFleet,
         store: CheckpointStore,
         setup: PolicySetup,
+        fingerprint: Fingerprint | None,
         checkpoint: Checkpoint | None,
     ) -> Run:
-        config = self.config
-        steering = LambdaByBudget(config.pid, setup.budgets)
-        next_step = 0
+        config, next_step = self.config, 0
         if checkpoint is not None:
-            steering.load_state_dict(checkpoint.state["steering"])
             next_step = int(checkpoint.state["next_step"])
-        state = self._warm_started(fleet, setup) if checkpoint is None else checkpoint.learner_state
+            state: dict[str, Any] | None = checkpoint.learner_state
+        else:
+            state = self._warm_started(fleet, setup)
         run = Run(
             config=config,
             setup=setup,
@@ -204,20 +278,23 @@ class Session:
                 self.run_dir, first_step=next_step, num_steps=config.steps, label=self.label
             ),
             store=store,
-            steering=steering,
+            steering=LambdaByBudget(config.pid, setup.budgets),
             calibration=self.calibration,
-            next_step=next_step,
+            fingerprint=fingerprint,
             is_stopping=lambda: self.is_stopping,
-            on_saved=functools.partial(mirror, uri=self.uri) if self.uri else lambda _path: None,
+            on_saved=lambda path: mirror(path, self.uri) if self.uri else None,
         )
         budgets = setup.budgets
         run.reporter.say(
-            f"run {self.run_dir}  actors {len(fleet.slots)}  budgets {budgets.range.low_ms:.1f}.."
-            f"{budgets.range.high_ms:.1f} ms, feasible from {budgets.feasible_from_ms:.1f} ms  "
+            f"run {self.run_dir}  actors {fleet.num_actors}  groups {config.groups_per_step} a step"
+            f"  budgets {budgets.range.low_ms:.1f}..{budgets.range.high_ms:.1f} ms, feasible from "
+            f"{budgets.feasible_from_ms:.1f} ms  "
             f"{'resumes at' if next_step else 'starts with'} step {next_step + 1}"
         )
         if checkpoint is None:
-            run.save()
+            run.commit()
+        else:
+            run.go_back_to(checkpoint)
         return run
 
     def _warm_started(self, fleet: RayFleet, setup: PolicySetup) -> dict[str, Any] | None:
@@ -225,8 +302,8 @@ class Session:
         config = self.config
         if config.warm_start_profile is None:
             return None
-        profile = ProfileTable.load(config.warm_start_profile)
-        table, scatter = calibrated(profile, self.measured)
+        _say("learning from the profile, on this device's clock")
+        table, scatter = calibrated(self.profile, self.measured)
         controller = initial_controller(setup.controller, config.seed)
         record = warm_start_from_profile(controller, table, setup.budgets, fleet, scatter=scatter)
         logging.info(
@@ -266,3 +343,17 @@ class Session:
             f"{float(result.violations.mean()):.1%}  evaluation {path}  "
             f"curves {self.run_dir / 'curves.png'}  checkpoint {run.store.root}"
         )
+
+
+def _say(text: str) -> None:
+    """What is going on before there is a run to report."""
+    Console(soft_wrap=True, highlight=False).print(f"{text} ...", markup=False)
+
+
+def _commit_on_the_way_out(run: Run) -> None:
+    """Best effort: whatever ended the run, its last whole step is not lost."""
+    try:
+        run.commit()
+        run.reporter.say(f"step {run.next_step} is in {run.store.root}")
+    except Exception as error:  # the first error is what the user must see
+        logging.warning("no checkpoint could be written on the way out: %s", error)

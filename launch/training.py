@@ -5,21 +5,23 @@ from __future__ import annotations
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from envs.reward import BudgetReward, LambdaByBudget, Reward, RewardFunction
 from envs.spec import BudgetRange, BudgetSampler
 from launch.calibration import Calibration
 from launch.evaluation import evaluate, feasible_budgets
 from launch.plots import choices_figure, latency_figure
-from launch.recipes import JointGRPOConfig
+from launch.recipes import JointGRPOConfig, to_json
 from launch.reporting import Reporter
 from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.learner import UpdateRecord
@@ -30,24 +32,20 @@ from learner.metrics import (
     violations,
 )
 from policy.controller import Controller, ControllerConfig
+from policy.weights import PolicyWeights, weights_sha256
 from rollout.batch import GroupRollout
+from rollout.fingerprint import Fingerprint
 from rollout.fleet import Fleet
 from rollout.worker import GroupRequest, PolicySetup
 
 PACKAGES = ("torch", "transformers", "ray", "numpy", "gymnasium", "safetensors")
 
-
-class Stopped(Exception):
-    """The run was asked to stop; whoever called the loop writes a checkpoint."""
-
-
-class Pending(Protocol):
-    """An update that waits for the vector-Jacobian products."""
-
-    @property
-    def latency_token_grads(self) -> Sequence[np.ndarray]:
-        """dL/d(latency token) [G, D] of each group."""
-        ...
+FREE_ON_RESUME = (
+    *("run_dir", "steps", "checkpoint_every", "keep_last", "dry_run", "print_config"),
+    *("warm_start_profile", "simulated_latency", "evaluation", "cluster", "budget.num_samples"),
+    *("worker.model", "worker.device", "worker.importance"),
+)
+"""Settings that a resumed run may change: they move no weight, or the fingerprint watches them."""
 
 
 class LearnerLike(Protocol):
@@ -67,8 +65,16 @@ class LearnerLike(Protocol):
         """The current weights, or a reference to them, for the fleet."""
         ...
 
+    def publish(self, weights: PolicyWeights) -> Any:
+        """Other weights in the form that `weights` has."""
+        ...
+
+    def fetch(self, weights: Any) -> PolicyWeights:
+        """The weights themselves."""
+        ...
+
     def snapshot(self) -> tuple[Controller, dict[str, Any]]:
-        """The controller and the learner's state, for a checkpoint."""
+        """The controller and the learner's state after the last update, for a checkpoint."""
         ...
 
 
@@ -95,9 +101,20 @@ class Stopwatch:
         return {**{f"time/{n}_s": s for n, s in seconds.items()}, "time/step_s": total}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submitted:
+    """A batch that the fleet works on: its step, its ticket and the weights that act in it."""
+
+    step: int
+    ticket: int
+    weights: Any
+
+
 @dataclass(slots=True, kw_only=True)
 class Run:
     """Everything that one run of the loop works with.
+
+    The loop may be left and entered again: what was submitted or collected is kept here.
 
     Attributes:
         config: the whole configuration.
@@ -108,9 +125,11 @@ class Run:
         store: keeps checkpoints.
         steering: lambda by budget and its rule.
         calibration: the devices as they were when the run began.
+        fingerprint: of the frozen model, its tasks and devices; None where a test has none.
         next_step: the first step that is not done yet.
         is_stopping: asked between steps; True ends the loop.
         on_saved: called with the folder of every checkpoint, such as to copy it elsewhere.
+        in_flight: batches that are submitted and not learnt from.
     """
 
     config: JointGRPOConfig
@@ -121,11 +140,14 @@ class Run:
     store: CheckpointStore
     steering: LambdaByBudget
     calibration: Calibration
+    fingerprint: Fingerprint | None = None
     next_step: int = 0
     is_stopping: Callable[[], bool] = lambda: False
     on_saved: Callable[[Path], object] = lambda _path: None
     watch: Stopwatch = field(default_factory=Stopwatch)
-    last_metric: float | None = None
+    in_flight: deque[Submitted] = field(default_factory=deque)
+    _collected: list[GroupRollout] | None = None
+    _committed_step: int = -1
 
     def draw(self, step: int) -> list[GroupRequest]:
         """The groups of a step: a function of (seed, step) alone, so that resuming is exact."""
@@ -143,6 +165,26 @@ class Run:
             for number in range(self.config.groups_per_step)
         ]
 
+    def submit(self) -> None:
+        """Hands the fleet the batches up to `max_staleness` steps ahead, with today's weights."""
+        ahead = self.next_step + self.config.max_staleness
+        drawn = self.in_flight[-1].step + 1 if self.in_flight else self.next_step
+        with self.watch.part("broadcast"):
+            for step in range(drawn, min(ahead, self.config.steps - 1) + 1):
+                self.resubmit(step, self.learner.weights())
+
+    def resubmit(self, step: int, weights: Any) -> None:
+        """Hands the fleet one step's batch under given weights."""
+        ticket = self.fleet.submit(self.draw(step), self.setup, weights)
+        self.in_flight.append(Submitted(step=step, ticket=ticket, weights=weights))
+
+    def collect(self) -> list[GroupRollout]:
+        """The groups of the next step, whole; the same ones until the step is finished."""
+        if self._collected is None:
+            with self.watch.part("wait"):
+                self._collected = self.fleet.collect(self.in_flight[0].ticket)
+        return self._collected
+
     def reward_function(self) -> RewardFunction:
         """The run's reward, with the lambda in force."""
         reward = self.config.reward_function()
@@ -154,6 +196,8 @@ class Run:
         """Lets lambda follow the violation rate of the feasible budgets; the step is done."""
         self.steering.update([g.budget_ms for g in groups], violations(groups).mean(1))
         self.next_step += 1
+        self.in_flight.popleft()
+        self._collected = None
 
     def report(
         self, step: int, groups: Sequence[GroupRollout], reward: Reward, update: UpdateRecord
@@ -162,28 +206,36 @@ class Run:
         stats = self.fleet.stats
         times = self.watch.take()
         num_episodes = sum(g.group_size for g in groups)
+        busy = list(stats.busy_share.values())
         scalars = {
             **update_scalars(update, reward),
             **self.steering.scalars(),
             **rollout_scalars(groups, self.setup.budgets),
             **stage_scalars(groups),
             **times,
+            "time/rollout_s": float(np.mean(busy)) * times["time/step_s"] if busy else 0.0,
             "time/episodes_per_s": num_episodes / max(times["time/step_s"], 1e-9),
             "fleet/failed_samples": stats.failed_samples,
             "fleet/reruns": stats.reruns,
             "fleet/restarts": stats.restarts,
             "fleet/rejected": stats.rejected,
-            **{f"busy/{name}": share for name, share in stats.busy_share.items()},
+            **{f"fleet_busy/{name}": share for name, share in stats.busy_share.items()},
         }
         self.reporter.scalars(step, scalars)
         self.reporter.progress(step, scalars, stats.slowest)
         if step % 10 == 0:
             self.reporter.choices(step, groups)
-            self.reporter.distributions(step, "advantages/reward", reward.total.ravel())
+            self.reporter.distributions(step, "reward/episodes", reward.total.ravel())
+
+    def is_evaluation_due(self) -> bool:
+        """After the last step, and at the stated interval."""
+        is_last = self.next_step == self.config.steps
+        return is_last or self.next_step % self.config.evaluation.every == 0
 
     def evaluate(self, step: int) -> None:
         """Greedy, on held-out samples, over all feasible budgets."""
-        settings = self.config.evaluation
+        settings, started = self.config.evaluation, time.perf_counter()
+        self.commit()
         result = evaluate(
             self.fleet,
             self.setup,
@@ -191,10 +243,11 @@ class Run:
             split="validation",
             num_samples=settings.num_samples,
             budgets_ms=feasible_budgets(self.setup.budgets, settings.num_budgets).tolist(),
+            first_index=settings.first_index,
         )
-        scalars = result.scalars("evaluation")
+        self.commit(metric=result.in_budget_accuracy)
+        scalars = {**result.scalars("evaluation"), "time/evaluate_s": time.perf_counter() - started}
         self.reporter.scalars(step, scalars)
-        self.last_metric = result.in_budget_accuracy
         self.reporter.figure(
             step, "evaluation/choices", choices_figure(result.budgets_ms, result.actions)
         )
@@ -207,11 +260,58 @@ class Run:
             f"{scalars['evaluation/violation']:.1%}"
         )
 
-    def save(self) -> Path:
-        """Commits the run's whole state, as it is before `next_step`."""
-        controller, learner_state = self.learner.snapshot()
+    def commit_if_due(self) -> None:
+        """Commits the step before, at the stated interval; the fleet works on the next meanwhile."""
+        if self.next_step % self.config.checkpoint_every == 0:
+            self.commit()
+
+    def commit(self, metric: float | None = None) -> Path | None:
+        """Commits the run's whole state, as it is before `next_step`, unless that is done.
+
+        Args:
+            metric: of the weights as they are now, for keeping the best; replaces what was
+                committed of this step before.
+
+        Returns:
+            The checkpoint's folder, None if there was nothing to do.
+        """
+        if metric is None and self._committed_step == self.next_step:
+            return None
+        with self.watch.part("checkpoint"):
+            controller, learner_state = self.learner.snapshot()
+            learner_state = {**learner_state, "in_flight": self._weights_in_flight()}
+            path = self.store.save(self.next_step, controller, learner_state, self._state(), metric)
+            self.on_saved(path)
+        self._committed_step = self.next_step
+        return path
+
+    def go_back_to(self, checkpoint: Checkpoint) -> None:
+        """Continues from a checkpoint; its batches in flight are submitted again."""
+        self.steering.load_state_dict(checkpoint.state["steering"])
+        self.next_step = self._committed_step = int(checkpoint.state["next_step"])
+        self.in_flight.clear()
+        self._collected = None
+        for batch in checkpoint.learner_state["in_flight"]:
+            arrays = {name: tensor.numpy() for name, tensor in batch["weights"].items()}
+            weights = PolicyWeights(
+                version=batch["version"], sha256=weights_sha256(arrays), arrays=arrays
+            )
+            self.resubmit(batch["step"], self.learner.publish(weights))
+
+    def _weights_in_flight(self) -> list[dict[str, Any]]:
+        """What acts in the batches that a resumed run must submit again: all but the newest's."""
+        current = self.learner.weights()
+        found = []
+        for batch in self.in_flight:
+            if batch.weights.version != current.version:
+                weights = self.learner.fetch(batch.weights)
+                tensors = {n: torch.from_numpy(np.array(a)) for n, a in weights.arrays.items()}
+                found.append({"step": batch.step, "version": weights.version, "weights": tensors})
+        return found
+
+    def _state(self) -> dict[str, Any]:
         sampler = self.setup.budgets
-        state = {
+        return {
             "next_step": self.next_step,
             "seed": self.config.seed,
             "steering": self.steering.state_dict(),
@@ -223,15 +323,13 @@ class Run:
                 "are_stated": self.config.budget.fixed() is not None,
             },
             "calibration": asdict(self.calibration),
+            "fingerprint": self.fingerprint.to_json() if self.fingerprint else None,
             "latency_source": self.reporter.label or "measured",
-            "configuration": repr(self.config),
+            "configuration": to_json(self.config),
             "git_revision": git_revision(),
             "packages": {name: version(name) for name in PACKAGES},
             "python": platform.python_version(),
         }
-        path = self.store.save(self.next_step, controller, learner_state, state, self.last_metric)
-        self.on_saved(path)
-        return path
 
 
 def budgets_from_state(state: dict[str, Any]) -> BudgetSampler:
@@ -249,20 +347,61 @@ def calibration_from_state(state: dict[str, Any]) -> Calibration:
     return Calibration(**state["calibration"])
 
 
-def check_resumable(checkpoint: Checkpoint, config: JointGRPOConfig, label: str) -> None:
-    """Raises ValueError if a checkpoint belongs to a run that cannot be continued like this."""
+def fingerprint_from_state(state: dict[str, Any]) -> Fingerprint | None:
+    """The frozen model, tasks and devices of a checkpoint's run; None for a test's."""
+    return Fingerprint.from_json(state["fingerprint"]) if state["fingerprint"] else None
+
+
+def check_resumable(checkpoint: Checkpoint, config: JointGRPOConfig, label: str) -> JointGRPOConfig:
+    """The configuration with which a checkpoint's run goes on.
+
+    Raises:
+        ValueError: the checkpoint belongs to a run that cannot be continued like this; every
+            setting that differs is named with both values.
+    """
     state = checkpoint.state
     source = label or "measured"
-    if state["seed"] != config.seed:
-        raise ValueError(
-            f"{checkpoint.path} was made with seed {state['seed']}, not {config.seed}: "
-            "give that seed or a new run-dir"
-        )
     if state["latency_source"] != source:
         raise ValueError(
             f"{checkpoint.path} was trained with latencies from {state['latency_source']}, not "
             f"from {source}: use a new run-dir"
         )
+    saved = state["configuration"]
+    config = replace(config, groups_per_step=config.groups_per_step or saved["groups_per_step"])
+    theirs, ours = _flat(saved), _flat(to_json(config))
+    differing = [
+        f"{name} {theirs.get(name)} (now {ours.get(name)})"
+        for name in sorted(theirs.keys() | ours.keys())
+        if theirs.get(name) != ours.get(name) and not _is_free(name)
+    ]
+    if differing:
+        raise ValueError(
+            f"{checkpoint.path} was made with {', '.join(differing)}: resume with the same "
+            "settings, or give a new run-dir"
+        )
+    if state["next_step"] > config.steps:
+        raise ValueError(
+            f"{checkpoint.path} has done {state['next_step']} steps and {config.steps} are asked "
+            "for: give more steps, or a new run-dir"
+        )
+    return config
+
+
+def _is_free(name: str) -> bool:
+    return any(name == free or name.startswith(f"{free}.") for free in FREE_ON_RESUME)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted name."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        inner = (
+            _flat(value, f"{prefix}{name}.")
+            if isinstance(value, Mapping)
+            else {prefix + name: value}
+        )
+        found |= inner
+    return found
 
 
 def controller_config(d_model: int, budgets: BudgetSampler) -> ControllerConfig:

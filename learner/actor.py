@@ -46,17 +46,30 @@ class LearnerActor:
         self._pending = self.learner.prepare(groups, score_NG, constraint_NG)
         return self._pending.latency_token_grads
 
-    def apply(self, budget_token_grads: Sequence[np.ndarray]) -> UpdateRecord:
-        """Second half of the update prepared last."""
+    def apply(
+        self, budget_token_grads: Sequence[np.ndarray]
+    ) -> tuple[tuple[UpdateRecord, str], dict[str, np.ndarray], dict[str, Any]]:
+        """Second half of the update prepared last, and all that it changed.
+
+        Returns:
+            The record and the hash of the weights; the weights; the rest of the state. With
+            num_returns=3 the caller owns the three, and can go on when this process is gone.
+        """
         assert self._pending is not None, "prepare an update first"
         pending, self._pending = self._pending, None
-        return self.learner.apply(pending, budget_token_grads)
-
-    def weights(self) -> tuple[tuple[int, str], dict[str, np.ndarray]]:
-        """(version, sha256) and the arrays; with num_returns=2 the caller owns them."""
+        record = self.learner.apply(pending, budget_token_grads)
         arrays = self.learner.controller.to_numpy()
-        return (self.learner.version, weights_sha256(arrays)), arrays
+        return (record, weights_sha256(arrays)), arrays, self._rest()
 
-    def state(self) -> dict[str, Any]:
-        """Everything that an exact resume needs."""
-        return self.learner.state_dict()
+    def state(
+        self,
+    ) -> tuple[tuple[int, str], dict[str, np.ndarray], dict[str, Any], dict[str, Any]]:
+        """Version and hash; weights; rest of the state; the initial controller, which stays."""
+        arrays = self.learner.controller.to_numpy()
+        initial = dict(self.learner.initial_controller.state_dict())
+        return (self.learner.version, weights_sha256(arrays)), arrays, self._rest(), initial
+
+    def _rest(self) -> dict[str, Any]:
+        """The state without the weights, now and initial."""
+        state = self.learner.state_dict()
+        return {k: v for k, v in state.items() if k not in ("controller", "initial_controller")}

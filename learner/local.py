@@ -6,6 +6,7 @@ from typing import Any
 
 from learner.learner import Learner
 from policy.controller import Controller
+from policy.weights import PolicyWeights
 
 
 class LocalLearner(Learner):
@@ -14,3 +15,11 @@ class LocalLearner(Learner):
     def snapshot(self) -> tuple[Controller, dict[str, Any]]:
         """The controller and the learner's state, as they are between two updates."""
         return self.controller, self.state_dict()
+
+    def publish(self, weights: PolicyWeights) -> PolicyWeights:
+        """Weights need no reference in one process."""
+        return weights
+
+    def fetch(self, weights: PolicyWeights) -> PolicyWeights:
+        """The same."""
+        return weights

@@ -14,8 +14,8 @@ import torch
 from envs.spec import Knobs
 from policy.weights import PolicyWeights
 from rollout.batch import GroupRollout
-from rollout.latency.clock import DeviceFacts
 from rollout.fingerprint import Fingerprint
+from rollout.latency.clock import DeviceFacts
 from rollout.worker import (
     FailedGroup,
     GradientRequest,

@@ -66,21 +66,20 @@ def local_run(run_dir: Path, settings: JointGRPOConfig, fleet: Any = None) -> Ru
     torch.manual_seed(settings.seed)
     learner = LocalLearner(Controller(setup().controller), settings.learner, run_dir)
     store = CheckpointStore(run_dir / "checkpoints", settings.keep_last)
-    steering = LambdaByBudget(settings.pid, rig.BUDGETS)
-    first_step = 0
     checkpoint = store.load_latest()
     if checkpoint is not None:
         learner.load_state_dict(checkpoint.learner_state)
-        steering.load_state_dict(checkpoint.state["steering"])
-        first_step = checkpoint.state["next_step"]
-    return Run(
+    first_step = checkpoint.state["next_step"] if checkpoint else 0
+    run = Run(
         config=settings,
         setup=setup(),
         fleet=fleet or LocalFleet(worker()),
         learner=learner,
         reporter=Reporter(run_dir, first_step=first_step, num_steps=settings.steps),
         store=store,
-        steering=steering,
+        steering=LambdaByBudget(settings.pid, rig.BUDGETS),
         calibration=CALIBRATION,
-        next_step=first_step,
     )
+    if checkpoint is not None:
+        run.go_back_to(checkpoint)
+    return run

@@ -5,6 +5,7 @@ Shapes: S samples, C configurations.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from envs.spec import Knobs, all_knobs
+from rollout.fingerprint import Fingerprint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +29,7 @@ class ProfileTable:
         prompts: S prompts.
         scores: float32 [S, C].
         latencies_ms: float32 [S, C].
+        fingerprint: model, tasks and devices that were profiled; None for a table made otherwise.
     """
 
     configurations: tuple[Knobs, ...]
@@ -35,6 +38,7 @@ class ProfileTable:
     prompts: tuple[str, ...]
     scores: np.ndarray
     latencies_ms: np.ndarray
+    fingerprint: Fingerprint | None = None
 
     def __post_init__(self) -> None:
         shape = (len(self.sample_ids), len(self.configurations))
@@ -44,7 +48,9 @@ class ProfileTable:
                 raise ValueError(f"profile {name} are {array.shape}, expected finite {shape}")
 
     @classmethod
-    def from_rows(cls, rows: Sequence[Mapping[str, Any]]) -> Self:
+    def from_rows(
+        cls, rows: Sequence[Mapping[str, Any]], fingerprint: Fingerprint | None = None
+    ) -> Self:
         """One row a sample: sample_id, task, prompt, and by configuration scores, latencies_ms.
 
         Raises:
@@ -67,6 +73,7 @@ class ProfileTable:
             prompts=tuple(row["prompt"] for row in rows),
             scores=np.array([list(r["scores"].values()) for r in rows], np.float32),
             latencies_ms=np.array([list(r["latencies_ms"].values()) for r in rows], np.float32),
+            fingerprint=fingerprint,
         )
 
     def save(self, path: Path) -> None:
@@ -79,6 +86,7 @@ class ProfileTable:
             prompts=np.array(self.prompts),
             scores=self.scores.astype(np.float16),
             latencies_ms=self.latencies_ms.astype(np.float32),
+            fingerprint=np.array(json.dumps(self.fingerprint and self.fingerprint.to_json())),
         )
 
     @classmethod
@@ -86,6 +94,7 @@ class ProfileTable:
         """Reads what `save` wrote; raises ValueError that names an unusable file."""
         try:
             with np.load(path, allow_pickle=False) as arrays:
+                fingerprint = json.loads(str(arrays["fingerprint"]))
                 return cls(
                     configurations=tuple(
                         Knobs.from_indices(row) for row in arrays["configurations"]
@@ -95,9 +104,17 @@ class ProfileTable:
                     prompts=tuple(map(str, arrays["prompts"])),
                     scores=arrays["scores"].astype(np.float32),
                     latencies_ms=arrays["latencies_ms"].astype(np.float32),
+                    fingerprint=fingerprint and Fingerprint.from_json(fingerprint),
                 )
         except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
             raise ValueError(f"{path} is no profile table ({error}): measure it again") from None
+
+    def check_fingerprint(self, other: Fingerprint, mine: str, theirs: str) -> None:
+        """Raises ValueError unless this table was measured on the same model, tasks and devices."""
+        if self.fingerprint is None:
+            raise ValueError(f"{mine} does not say what it was measured on: measure it again")
+        cure = "profile this model with launch/profile.py, or take what the profile was made of"
+        self.fingerprint.check_same(other, mine, theirs, cure)
 
     def column(self, knobs: Knobs) -> int:
         """Index of a configuration; raises ValueError if it was not profiled."""
@@ -135,4 +152,5 @@ class ProfileTable:
             prompts=tuple(self.prompts[i] for i in pick),
             scores=self.scores[pick],
             latencies_ms=self.latencies_ms[pick],
+            fingerprint=self.fingerprint,
         )

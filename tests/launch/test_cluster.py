@@ -11,9 +11,11 @@ import time
 import numpy as np
 import pytest
 import ray
+import torch
 
 from envs.spec import all_knobs
 from launch.cluster import RayFleet
+from launch.jobs import GroupFailedError
 from launch.joint_grpo import train
 from launch.recipes import ClusterConfig
 from launch.remote_learner import LearnerLostError, RemoteLearner
@@ -23,10 +25,10 @@ from tests import launch_rig
 pytestmark = pytest.mark.usefixtures("local_ray")
 SETTINGS = ClusterConfig(
     num_actors=2,
-    start_timeout_s=60,
-    group_timeout_s=20,
-    step_timeout_s=120,
-    learner_timeout_s=60,
+    start_timeout_s=300,
+    group_timeout_s=60,
+    step_timeout_s=300,
+    learner_timeout_s=120,
     max_restarts=10,
 )
 
@@ -78,7 +80,7 @@ def test_sigkill_of_rollout_actors_changes_nothing(two_actors, tmp_path, undistu
         rng = np.random.default_rng(0)
         while not done.is_set() and len(kills) < 3:
             time.sleep(float(rng.uniform(0.2, 1.5)))
-            slot = two_actors.slots[int(rng.integers(2))]
+            slot = two_actors.pool.slots[int(rng.integers(2))]
             if slot.facts is not None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(slot.facts.pid, signal.SIGKILL)
@@ -97,7 +99,7 @@ def test_sigkill_of_rollout_actors_changes_nothing(two_actors, tmp_path, undistu
 
 
 def test_health_answers_while_a_group_runs(two_actors):
-    slot = two_actors.slots[0]
+    slot = two_actors.pool.slots[0]
     busy = slot.handle.profile.remote(tuple(all_knobs()), "train", 0)
     time.sleep(0.1)
     started = time.monotonic()
@@ -131,6 +133,75 @@ def test_an_actor_that_hangs_is_replaced(tmp_path, undisturbed):
     ray_fleet.shutdown()
 
 
+def fails_often(request, original, folder):
+    marks = list(folder.glob("*"))
+    if request.group_id == 4 and len(marks) < 2:
+        (folder / str(os.getpid())).touch()
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+    return original(request)
+
+
+def failing_worker(folder):
+    worker = launch_rig.worker()
+    worker.rollout = functools.partial(fails_often, original=worker.rollout, folder=folder)
+    return worker
+
+
+def test_an_actor_that_raises_is_started_again_and_its_group_runs_elsewhere(tmp_path, undisturbed):
+    (tmp_path / "marks").mkdir()
+    ray_fleet = fleet(functools.partial(failing_worker, tmp_path / "marks"))
+    run = remote_run(tmp_path / "run", launch_rig.config(), ray_fleet)
+    train(run)
+    assert len(list((tmp_path / "marks").glob("*"))) == 2
+    assert ray_fleet.stats.restarts == 2
+    assert final_sha256(run) == undisturbed
+    ray_fleet.shutdown()
+
+
+def always_fails(request, original):
+    if request.group_id == 4:
+        raise RuntimeError("this group cannot be run")
+    return original(request)
+
+
+def poisoned_worker():
+    worker = launch_rig.worker()
+    worker.rollout = functools.partial(always_fails, original=worker.rollout)
+    return worker
+
+
+def test_a_group_that_fails_on_three_actors_ends_the_run_with_its_cause(tmp_path):
+    ray_fleet = fleet(poisoned_worker)
+    run = remote_run(tmp_path, launch_rig.config(), ray_fleet)
+    message = r"group 4 \(train sample \d+\) failed on 3 actors.* this group cannot be run"
+    with pytest.raises(GroupFailedError, match=message) as caught:
+        train(run)
+    assert "\n" not in str(caught.value)
+    assert run.store.load_latest().state["next_step"] == 1, "the whole step before is kept"
+    ray_fleet.shutdown()
+
+
+def other_model():
+    worker = launch_rig.worker()
+    if not os.path.exists(os.environ["OTHER_MODEL_MARK"]):
+        open(os.environ["OTHER_MODEL_MARK"], "w").close()
+        with torch.no_grad():
+            worker.executor.model.lm_head.weight[3] += 1
+    return worker
+
+
+def other_model_of(mark):
+    os.environ["OTHER_MODEL_MARK"] = mark
+    return other_model()
+
+
+def test_an_actor_with_other_weights_is_left_out(tmp_path, caplog):
+    ray_fleet = fleet(functools.partial(other_model_of, str(tmp_path / "mark")))
+    assert ray_fleet.num_actors == 1
+    assert "differs from the rest of the fleet (weights:" in caplog.text
+    ray_fleet.shutdown()
+
+
 def broken_worker():
     raise ValueError("the weights are not where they should be")
 
@@ -149,7 +220,7 @@ def test_too_few_resources_are_named():
         )
 
 
-def test_a_killed_learner_is_noticed(two_actors, tmp_path):
+def test_a_killed_learner_goes_on_where_it_was(two_actors, tmp_path, undisturbed):
     run = remote_run(tmp_path, launch_rig.config(), two_actors)
     kill_at = iter(range(100))
     original = run.learner.prepare
@@ -163,10 +234,18 @@ def test_a_killed_learner_is_noticed(two_actors, tmp_path):
     with pytest.raises(LearnerLostError, match="prepare"):
         train(run)
     assert run.store.load_latest().state["next_step"] == 2
+    collected = []
+    run.fleet.collect = lambda ticket: (
+        collected.append(ticket) or RayFleet.collect(two_actors, ticket)
+    )
+    run.learner.restart()
+    train(run)
+    assert len(collected) == 5, "three steps and two evaluations: the step in flight was kept"
+    assert final_sha256(run) == undisturbed
 
 
 def test_a_wait_that_takes_too_long_says_what_for(two_actors, tmp_path):
-    two_actors.config = ClusterConfig(step_timeout_s=0.0)
+    two_actors.config = dataclasses.replace(SETTINGS, step_timeout_s=0.0)
     run = remote_run(tmp_path, launch_rig.config(steps=1), two_actors)
     with pytest.raises(TimeoutError, match=r"3 of 3 groups of rollouts .* the cluster has"):
         train(run)

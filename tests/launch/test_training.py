@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from launch.joint_grpo import train
-from launch.training import Stopped
+from launch.stopping import Stopped
 from policy.weights import weights_sha256
 from rollout.batch import GroupRollout
 from rollout.fleet import LocalFleet
@@ -33,17 +33,18 @@ def test_every_trained_part_moves_and_everything_is_written(tmp_path):
     assert run.store.steps() == [1, 2, 3]
 
 
+@pytest.mark.parametrize("max_staleness", [0, 1, 2])
 @pytest.mark.parametrize("cut", [1, 2, 4])
-def test_a_cut_and_resumed_run_has_the_same_weights_to_the_bit(tmp_path, cut):
-    settings = launch_rig.config(steps=5)
+def test_a_cut_and_resumed_run_has_the_same_weights_to_the_bit(tmp_path, cut, max_staleness):
+    settings = launch_rig.config(steps=5, max_staleness=max_staleness)
     whole = launch_rig.local_run(tmp_path / "whole", settings)
     train(whole)
     first = launch_rig.local_run(tmp_path / "cut", settings)
     finished_steps = iter(range(1, 6))
     first.is_stopping = lambda: next(finished_steps) >= cut
-    if cut < 5:
-        with pytest.raises(Stopped):
-            train(first)
+    with pytest.raises(Stopped):
+        train(first)
+    first.commit()
     second = launch_rig.local_run(tmp_path / "cut", settings)
     assert second.next_step == cut
     train(second)
@@ -51,6 +52,59 @@ def test_a_cut_and_resumed_run_has_the_same_weights_to_the_bit(tmp_path, cut):
     assert second.steering.state_dict() == whole.steering.state_dict()
     steps = [json.loads(s)["step"] for s in (tmp_path / "cut/metrics.jsonl").open()]
     assert sorted(set(steps)) == list(range(5))
+
+
+@pytest.mark.parametrize("max_staleness", [0, 1])
+def test_a_run_killed_between_two_commits_does_one_step_again(tmp_path, max_staleness):
+    class Killed(BaseException):
+        """What no handler of the program catches."""
+
+    settings = launch_rig.config(steps=5, max_staleness=max_staleness)
+    whole = launch_rig.local_run(tmp_path / "whole", settings)
+    train(whole)
+    first = launch_rig.local_run(tmp_path / "cut", settings)
+    collects = iter(range(5))
+    original = first.fleet.collect
+
+    def collect(ticket):
+        if next(collects) == 2:
+            raise Killed
+        return original(ticket)
+
+    first.fleet.collect = collect
+    with pytest.raises(Killed):
+        train(first)
+    second = launch_rig.local_run(tmp_path / "cut", settings)
+    assert second.next_step == first.next_step == 2, "both whole steps had been committed"
+    train(second)
+    assert sha256(second) == sha256(whole)
+
+
+def test_the_best_checkpoint_is_the_one_that_was_evaluated(tmp_path, monkeypatch):
+    metrics = iter([0.9, 0.2])
+
+    class Result:
+        budgets_ms, actions, latencies_ms = (
+            np.array([10.0]),
+            np.zeros((1, 1, 4), int),
+            np.ones((1, 1)),
+        )
+
+        def __init__(self):
+            self.in_budget_accuracy = next(metrics)
+
+        def scalars(self, prefix):
+            return {f"{prefix}/in_budget_accuracy": 0.0, f"{prefix}/violation": 0.0}
+
+    monkeypatch.setattr("launch.training.evaluate", lambda *_a, **_k: Result())
+    settings = launch_rig.config(steps=6, keep_last=6)
+    run = launch_rig.local_run(tmp_path, settings)
+    train(run)
+    found = {
+        step: run.store.load(run.store.root / f"step_{step:08d}").metric for step in range(7)[1:]
+    }
+    assert found == {1: None, 2: None, 3: 0.9, 4: None, 5: None, 6: 0.2}
+    assert run.store.best().name == "step_00000003"
 
 
 def test_results_do_not_depend_on_the_order_of_groups(tmp_path):
