@@ -37,7 +37,7 @@ from launch.console import connect, one_clear_error, wide_console
 from launch.evaluation import Evaluation, feasible_budgets
 from launch.plots import choices_figure, latency_figure, sweep_figure
 from launch.recipes import SHIPPED_PROFILE, ClusterConfig, from_json
-from launch.training import (
+from launch.state import (
     budgets_from_state,
     calibration_from_state,
     fingerprint_from_state,

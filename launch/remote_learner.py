@@ -140,9 +140,7 @@ class RemoteLearner:
             return ray.get(ref, timeout=self.timeout_s)
         except RayTaskError as error:
             if isinstance(error, LOST):
-                raise LearnerLostError(
-                    f"the learner was lost in {what}: {last_line(error)}"
-                ) from None
+                raise _lost(what, error) from None
             raise
         except GetTimeoutError:
             self.shutdown()
@@ -152,4 +150,8 @@ class RemoteLearner:
         except LOST as error:
             if raised_by_our_code(error):
                 raise RuntimeError(f"the learner could not start: {last_line(error)}") from None
-            raise LearnerLostError(f"the learner was lost in {what}: {last_line(error)}") from None
+            raise _lost(what, error) from None
+
+
+def _lost(what: str, error: BaseException) -> LearnerLostError:
+    return LearnerLostError(f"the learner was lost in {what}: {last_line(error)}")

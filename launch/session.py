@@ -27,16 +27,15 @@ from launch.plots import curves_figure
 from launch.recipes import NAMELESS_TASKS, RECIPES, JointGRPOConfig, to_json
 from launch.remote_learner import LearnerLostError, RemoteLearner
 from launch.reporting import Reporter
-from launch.stopping import Stopped
-from launch.storage import fetch_latest, is_uri, mirror, staging_folder
-from launch.training import (
-    Run,
+from launch.state import (
     budgets_from_state,
     calibration_from_state,
     check_resumable,
-    controller_config,
     fingerprint_from_state,
 )
+from launch.stopping import Stopped
+from launch.storage import fetch_latest, is_uri, mirror, staging_folder
+from launch.training import Run, controller_config
 from launch.warm_start import warm_start_from_profile
 from learner.actor import initial_controller
 from learner.checkpoint import Checkpoint, CheckpointStore
@@ -237,6 +236,7 @@ class Session:
                 return
             except LearnerLostError as error:
                 run.reporter.say(f"{error}: another one goes on where the last update left off")
+            assert isinstance(run.learner, RemoteLearner)
             try:
                 run.learner.restart()
             except LearnerLostError:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import platform
-import subprocess
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,12 +14,13 @@ import numpy as np
 import torch
 
 from envs.reward import BudgetReward, LambdaByBudget, Reward, RewardFunction
-from envs.spec import BudgetRange, BudgetSampler
+from envs.spec import BudgetSampler
 from launch.calibration import Calibration
 from launch.evaluation import evaluate, feasible_budgets
 from launch.plots import choices_figure, latency_figure
 from launch.recipes import JointGRPOConfig, to_json
 from launch.reporting import Reporter
+from launch.state import budgets_to_state, versions
 from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.learner import UpdateRecord
 from learner.metrics import (
@@ -37,15 +35,6 @@ from rollout.batch import GroupRollout
 from rollout.fingerprint import Fingerprint
 from rollout.fleet import Fleet
 from rollout.worker import GroupRequest, PolicySetup
-
-PACKAGES = ("torch", "transformers", "ray", "numpy", "gymnasium", "safetensors")
-
-FREE_ON_RESUME = (
-    *("run_dir", "steps", "checkpoint_every", "keep_last", "dry_run", "print_config"),
-    *("warm_start_profile", "simulated_latency", "evaluation", "cluster", "budget.num_samples"),
-    *("worker.model", "worker.device", "worker.importance"),
-)
-"""Settings that a resumed run may change: they move no weight, or the fingerprint watches them."""
 
 
 class LearnerLike(Protocol):
@@ -261,7 +250,7 @@ class Run:
         )
 
     def commit_if_due(self) -> None:
-        """Commits the step before, at the stated interval; the fleet works on the next meanwhile."""
+        """Commits the step before, at the stated interval, while the fleet works on the next."""
         if self.next_step % self.config.checkpoint_every == 0:
             self.commit()
 
@@ -310,98 +299,17 @@ class Run:
         return found
 
     def _state(self) -> dict[str, Any]:
-        sampler = self.setup.budgets
         return {
             "next_step": self.next_step,
             "seed": self.config.seed,
             "steering": self.steering.state_dict(),
-            "budgets": {
-                "low_ms": sampler.range.low_ms,
-                "high_ms": sampler.range.high_ms,
-                "feasible_from_ms": sampler.feasible_from_ms,
-                "infeasible_share": sampler.infeasible_share,
-                "are_stated": self.config.budget.fixed() is not None,
-            },
+            "budgets": budgets_to_state(self.setup.budgets, self.config),
             "calibration": asdict(self.calibration),
             "fingerprint": self.fingerprint.to_json() if self.fingerprint else None,
             "latency_source": self.reporter.label or "measured",
             "configuration": to_json(self.config),
-            "git_revision": git_revision(),
-            "packages": {name: version(name) for name in PACKAGES},
-            "python": platform.python_version(),
+            **versions(),
         }
-
-
-def budgets_from_state(state: dict[str, Any]) -> BudgetSampler:
-    """The budget sampler that a checkpoint's run used."""
-    saved = state["budgets"]
-    return BudgetSampler(
-        range=BudgetRange(low_ms=saved["low_ms"], high_ms=saved["high_ms"]),
-        feasible_from_ms=saved["feasible_from_ms"],
-        infeasible_share=saved["infeasible_share"],
-    )
-
-
-def calibration_from_state(state: dict[str, Any]) -> Calibration:
-    """How fast the devices of a checkpoint's run were when it began."""
-    return Calibration(**state["calibration"])
-
-
-def fingerprint_from_state(state: dict[str, Any]) -> Fingerprint | None:
-    """The frozen model, tasks and devices of a checkpoint's run; None for a test's."""
-    return Fingerprint.from_json(state["fingerprint"]) if state["fingerprint"] else None
-
-
-def check_resumable(checkpoint: Checkpoint, config: JointGRPOConfig, label: str) -> JointGRPOConfig:
-    """The configuration with which a checkpoint's run goes on.
-
-    Raises:
-        ValueError: the checkpoint belongs to a run that cannot be continued like this; every
-            setting that differs is named with both values.
-    """
-    state = checkpoint.state
-    source = label or "measured"
-    if state["latency_source"] != source:
-        raise ValueError(
-            f"{checkpoint.path} was trained with latencies from {state['latency_source']}, not "
-            f"from {source}: use a new run-dir"
-        )
-    saved = state["configuration"]
-    config = replace(config, groups_per_step=config.groups_per_step or saved["groups_per_step"])
-    theirs, ours = _flat(saved), _flat(to_json(config))
-    differing = [
-        f"{name} {theirs.get(name)} (now {ours.get(name)})"
-        for name in sorted(theirs.keys() | ours.keys())
-        if theirs.get(name) != ours.get(name) and not _is_free(name)
-    ]
-    if differing:
-        raise ValueError(
-            f"{checkpoint.path} was made with {', '.join(differing)}: resume with the same "
-            "settings, or give a new run-dir"
-        )
-    if state["next_step"] > config.steps:
-        raise ValueError(
-            f"{checkpoint.path} has done {state['next_step']} steps and {config.steps} are asked "
-            "for: give more steps, or a new run-dir"
-        )
-    return config
-
-
-def _is_free(name: str) -> bool:
-    return any(name == free or name.startswith(f"{free}.") for free in FREE_ON_RESUME)
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by dotted name."""
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        inner = (
-            _flat(value, f"{prefix}{name}.")
-            if isinstance(value, Mapping)
-            else {prefix + name: value}
-        )
-        found |= inner
-    return found
 
 
 def controller_config(d_model: int, budgets: BudgetSampler) -> ControllerConfig:
@@ -411,13 +319,3 @@ def controller_config(d_model: int, budgets: BudgetSampler) -> ControllerConfig:
         budget_low_ms=budgets.range.low_ms,
         budget_high_ms=budgets.range.high_ms,
     )
-
-
-def git_revision() -> str:
-    """The project's commit, or `unknown` where there is no repository."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return done.stdout.strip() or "unknown"

@@ -58,7 +58,10 @@ Weights = TypeVar("Weights", contravariant=True)
 class Fleet(Protocol[Weights]):
     """Runs groups and returns whole ones, in the order of their ids."""
 
-    stats: FleetStats
+    @property
+    def stats(self) -> FleetStats:
+        """Counts since the start of the run, and shares of the last batch."""
+        ...
 
     def submit(self, requests: Sequence[GroupRequest], setup: PolicySetup, weights: Weights) -> int:
         """Queues a batch of groups under given weights; returns its ticket."""

@@ -297,7 +297,7 @@ class RolloutWorker:
         return self.executor.device_facts()
 
     def fingerprint(self) -> Fingerprint:
-        """What this worker's answers and latencies depend on; read once, it goes over all weights."""
+        """What answers and latencies depend on; goes over all weights, so it is asked once."""
         return Fingerprint.of(self.executor, self.tasks)
 
     def status(self) -> dict[str, Any]:
