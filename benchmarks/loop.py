@@ -1,31 +1,56 @@
-"""The driver's own cost: the fleet with many simulated actors that sleep instead of computing.
+"""What the shipped cluster recipe makes of its devices: the loop, with actors that sleep.
 
-The real `RayFleet` hands out groups to N logical actors. All of them live in a few asynchronous
-Ray actors, where each serves one call at a time and sleeps; what is measured is everything that
-the driver does: dispatch, collection, checks.
+`launch/joint_grpo.py`'s own loop runs the recipe `molmoe-h100` with the real fleet, the real
+learner at the real width, commits and reports; only the rollout actors sleep instead of computing.
+All of them live in a few asynchronous Ray actors, where each serves one call at a time. Printed is
+the share of time in which the actors were busy, and where the driver's time went.
 
-python -m benchmarks.loop [--actors 256] [--sleep 1.0]
+python -m benchmarks.loop [--actors 64] [--sleep 1.0] [--max-staleness 1]
 """
 
 import argparse
 import asyncio
+import tempfile
 import time
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import ray
 
+from envs.reward import LambdaByBudget
 from envs.spec import BudgetRange, BudgetSampler
+from launch.calibration import Calibration
 from launch.cluster import RayFleet
-from launch.recipes import ClusterConfig
-from launch.training import controller_config
-from rollout.actor import ActorFacts, PublishedWeights, Timed
+from launch.joint_grpo import train
+from launch.pool import ActorPool
+from launch.recipes import ClusterConfig, JointGRPOConfig, molmoe_h100
+from launch.remote_learner import RemoteLearner
+from launch.reporting import Reporter
+from launch.training import Run, controller_config
+from learner.checkpoint import CheckpointStore
+from rollout.actor import ActorFacts, Timed
 from rollout.batch import GroupRollout
+from rollout.fingerprint import Fingerprint
 from rollout.latency.clock import DeviceFacts
-from rollout.worker import GroupRequest, PolicySetup
+from rollout.worker import PolicySetup
 
-WIDTH, GROUP_SIZE = 2048, 8
-FACTS = DeviceFacts(device="simulated", dtype="bfloat16", torch_version="none", num_threads=1)
+WIDTH = 2048
+FACTS = DeviceFacts(device="asleep", dtype="bfloat16", torch_version="none", num_threads=1)
+FINGERPRINT = Fingerprint(
+    architecture="none",
+    weights="none",
+    dtype="bfloat16",
+    device="asleep",
+    runtime="none",
+    tasks=("sleep",),
+    importance="none",
+    max_new_tokens=64,
+    budget_scope="total",
+)
+GRADIENT_SHARE = 0.05
+"""Seconds that a vector-Jacobian product takes, as a share of those of its group."""
 
 
 class Pool:
@@ -42,34 +67,48 @@ class Pool:
             node="",
             pid=0,
             facts=FACTS,
+            fingerprint=FINGERPRINT,
             reference_latency_ms=1.0,
         )
 
-    async def rollout(self, name, incarnation, request, setup, weights) -> Timed:
+    async def work(self, name: str, seconds: float) -> None:
         async with self.locks.setdefault(name, asyncio.Lock()):
-            await asyncio.sleep(self.sleep_s)
+            await asyncio.sleep(seconds)
+
+    async def rollout(self, name, incarnation, request, setup, weights) -> Timed:
+        await self.work(name, self.sleep_s)
+        rng, size = np.random.default_rng(request.group_id), request.group_size
         group = GroupRollout(
             group_id=request.group_id,
+            split=request.split,
+            index=request.index,
             sample_id="sleep",
             task="sleep",
             budget_ms=request.budget_ms,
             policy_version=weights.version,
             policy_sha256=weights.sha256,
-            language_feature=np.zeros(WIDTH, np.float32),
-            actions=np.zeros((GROUP_SIZE, 4), np.int64),
-            log_probs=np.zeros((GROUP_SIZE, 4), np.float32),
-            latency_tokens=np.zeros((GROUP_SIZE, WIDTH), np.float32),
-            scores=np.zeros(GROUP_SIZE, np.float32),
-            latencies_ms=np.ones(GROUP_SIZE),
-            answers=("",) * GROUP_SIZE,
-            stages_ms=({"simulated": 1.0},) * GROUP_SIZE,
+            budget_token=np.zeros(WIDTH, np.float32),
+            language_feature=rng.normal(size=WIDTH).astype(np.float32),
+            actions=np.zeros((size, 4), np.int64),
+            log_probs=np.full((size, 4), -1.0, np.float32),
+            latency_tokens=rng.normal(size=(size, WIDTH)).astype(np.float32),
+            scores=rng.integers(0, 2, size).astype(np.float32),
+            latencies_ms=rng.uniform(100, 200, size),
+            answers=("",) * size,
+            stages_ms=({"asleep": 1.0},) * size,
             actor=name,
             incarnation=incarnation,
         )
         return Timed(value=group, seconds=self.sleep_s, actor=name, incarnation=incarnation)
 
+    async def budget_gradient(self, name, incarnation, request) -> Timed:
+        seconds = GRADIENT_SHARE * self.sleep_s
+        await self.work(name, seconds)
+        value = request.gradients_GD.sum(0)
+        return Timed(value=value, seconds=seconds, actor=name, incarnation=incarnation)
 
-class SimulatedActors:
+
+class SleepingActors:
     """Stands where the fleet expects an actor class; its handles speak to a pool."""
 
     def __init__(self, pools) -> None:
@@ -80,64 +119,84 @@ class SimulatedActors:
 
     def remote(self, _build, name: str, incarnation: int, _threads: int):
         pool = self.pools[int(name.rpartition("-")[2]) % len(self.pools)]
-        return SimpleNamespace(
-            start=SimpleNamespace(remote=lambda: pool.start.remote(name, incarnation)),
-            rollout=SimpleNamespace(
-                remote=lambda *call: pool.rollout.remote(name, incarnation, *call)
-            ),
-        )
+
+        def method(remote):
+            return SimpleNamespace(remote=lambda *call: remote.remote(name, incarnation, *call))
+
+        methods = ("start", "rollout", "budget_gradient")
+        return SimpleNamespace(**{m: method(getattr(pool, m)) for m in methods})
 
 
-class SimulatedFleet(RayFleet):
+def sleeping_fleet(pools, config: ClusterConfig) -> RayFleet:
     """The fleet with another actor class, and nothing else changed."""
 
-    def __init__(self, pools, config: ClusterConfig) -> None:
-        self.pools = pools
-        super().__init__(lambda: None, config)
+    class SleepingPool(ActorPool):
+        def _start(self, slot) -> None:
+            self.actor_class = SleepingActors(pools)
+            super()._start(slot)
 
-    def _start(self, slot) -> None:
-        self.actor_class = SimulatedActors(self.pools)
-        super()._start(slot)
+    class SleepingFleet(RayFleet):
+        pool_class = SleepingPool
+
+    return SleepingFleet(lambda: None, config)
+
+
+class Unevaluated(Run):
+    """A run that is not evaluated: its actors have nothing to answer."""
+
+    __slots__ = ()
+
+    def is_evaluation_due(self) -> bool:
+        return False
+
+
+def make_run(fleet: RayFleet, config: JointGRPOConfig, folder: Path) -> Run:
+    """The recipe's run on this fleet, committed to a folder."""
+    budgets = BudgetSampler(range=BudgetRange(low_ms=100, high_ms=200), feasible_from_ms=120)
+    setup = PolicySetup(controller=controller_config(WIDTH, budgets), budgets=budgets)
+    return Unevaluated(
+        config=config,
+        setup=setup,
+        fleet=fleet,
+        learner=RemoteLearner(setup.controller, config, folder, None),
+        reporter=Reporter(folder, first_step=0, num_steps=config.steps),
+        store=CheckpointStore(folder / "checkpoints", config.keep_last),
+        steering=LambdaByBudget(config.pid, budgets),
+        calibration=Calibration(cheapest_ms=100, full_ms=200, scatter=0.0, num_samples=1),
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--actors", type=int, default=256)
-    parser.add_argument("--sleep", type=float, default=1.0, help="seconds a group")
-    parser.add_argument("--rounds", type=int, default=4, help="groups an actor in a batch")
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--actors", type=int, default=64)
+    parser.add_argument("--sleep", type=float, default=1.0, help="seconds a group takes")
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--max-staleness", type=int, default=molmoe_h100().max_staleness)
     options = parser.parse_args()
     ray.init(include_dashboard=False, log_to_driver=False)
     pool_class = ray.remote(num_cpus=0, max_concurrency=1000)(Pool)
     pools = [pool_class.remote(options.sleep) for _ in range(2)]
-    fleet = SimulatedFleet(pools, ClusterConfig(num_actors=options.actors))
-    budgets = BudgetSampler(range=BudgetRange(low_ms=100, high_ms=200), feasible_from_ms=120)
-    setup = PolicySetup(controller=controller_config(WIDTH, budgets), budgets=budgets)
-    weights = PublishedWeights(version=0, sha256="none", refs=())
-    count = options.actors * options.rounds
-    ideal_s = options.rounds * options.sleep
-    for step in range(options.steps):
-        requests = [
-            GroupRequest(
-                group_id=step * count + i,
-                run_seed=0,
-                step=step,
-                split="train",
-                index=i,
-                budget_ms=150.0,
-                group_size=GROUP_SIZE,
-            )
-            for i in range(count)
-        ]
+    fleet = sleeping_fleet(pools, ClusterConfig(num_actors=options.actors))
+    recipe = replace(molmoe_h100(), steps=options.steps, max_staleness=options.max_staleness)
+    config = recipe.sized_for(options.actors)
+    with tempfile.TemporaryDirectory() as name:
+        run = make_run(fleet, config, Path(name))
         started, cpu = time.perf_counter(), time.process_time()
-        groups = fleet.collect(fleet.submit(requests, setup, weights))
+        train(run)
         elapsed_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu
-        assert len(groups) == count
-        print(
-            f"step {step}: {count} groups by {options.actors} actors in {elapsed_s:.2f} s, "
-            f"{ideal_s / elapsed_s:.1%} of the ideal; driver {cpu_s:.2f} s of CPU, "
-            f"{1e3 * cpu_s / count:.2f} ms a group"
-        )
+        rows = run.reporter.rows()[2:]
+        run.reporter.close()
+    busy = [np.mean([v for k, v in r.items() if k.startswith("fleet_busy/")]) for r in rows]
+    groups = config.groups_per_step * config.steps
+    print(
+        f"{options.actors} actors, {config.groups_per_step} groups of {config.group_size} a step, "
+        f"staleness {config.max_staleness}: {groups} groups in {elapsed_s:.1f} s; actors busy "
+        f"{np.median(busy):.0%} of the time (median step, {min(busy):.0%} to {max(busy):.0%}); "
+        f"driver {1e3 * cpu_s / groups:.1f} ms of CPU a group"
+    )
+    for part in ("broadcast", "checkpoint", "wait", "gradient", "learn"):
+        seconds = [row.get(f"time/{part}_s", 0.0) for row in rows]
+        print(f"  {part:<11}{np.median(seconds):7.3f} s a step")
 
 
 if __name__ == "__main__":

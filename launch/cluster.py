@@ -50,10 +50,12 @@ class RayFleet:
         RuntimeError: see `ActorPool`.
     """
 
+    pool_class = ActorPool
+
     def __init__(
         self, build: Callable[[], RolloutWorker], config: ClusterConfig, **options: Any
     ) -> None:
-        self.pool = ActorPool(build, config, **options)
+        self.pool = self.pool_class(build, config, **options)
         self.config = config
         self._batches: dict[int, tuple[list[GroupRequest], PolicySetup, PublishedWeights]] = {}
         self._jobs: dict[int, list[Job]] = {}

@@ -1,12 +1,15 @@
 """The loop in one process: it updates everything, resumes exactly, stops cleanly."""
 
+import copy
 import json
 
 import numpy as np
 import pytest
+import torch
 
 from launch.joint_grpo import train
 from launch.stopping import Stopped
+from learner.learner import LearnerConfig
 from policy.weights import weights_sha256
 from rollout.batch import GroupRollout
 from rollout.fleet import LocalFleet
@@ -178,6 +181,40 @@ def test_staleness_is_bounded(tmp_path):
     run.learner.apply = watched
     train(run)
     assert staleness == [0, 1, 1, 1, 1]
+
+
+def test_stale_episodes_are_weighted_by_how_likely_they_are_now(tmp_path):
+    settings = launch_rig.config(
+        steps=3, max_staleness=1, learner=LearnerConfig(learning_rate=0.05, grad_clip=1e3)
+    )
+    run = launch_rig.local_run(tmp_path, settings)
+    seen, original = [], run.learner.prepare
+
+    def watched(groups, *rewards):
+        pending = original(groups, *rewards)
+        seen.append((groups, copy.deepcopy(run.learner.controller), pending.metrics))
+        return pending
+
+    run.learner.prepare = watched
+    train(run)
+    assert seen[0][2].importance_mean == pytest.approx(1, abs=1e-5)
+    groups, controller, metrics = seen[2]
+    assert {group.policy_version for group in groups} == {1}
+    weights = []
+    for group in groups:
+        size = group.group_size
+        now = controller.evaluate(
+            torch.from_numpy(group.language_feature).expand(size, -1),
+            controller.budget_tokens(torch.tensor([group.budget_ms])).expand(size, -1),
+            torch.from_numpy(group.latency_tokens),
+            torch.from_numpy(group.actions),
+        )
+        ratios = now.log_probs_B4.sum(-1).detach().numpy() - group.log_probs.sum(-1)
+        if (group.scores != group.scores[0]).any() or (group.latencies_ms > group.budget_ms).any():
+            weights.append(np.exp(ratios).clip(max=settings.learner.loss.importance_cap))
+    expected = np.mean(weights)
+    assert abs(expected - 1) > 1e-3, "the policy has moved since these groups were drawn"
+    assert metrics.importance_mean == pytest.approx(expected, rel=1e-3)
 
 
 def test_worker_records_are_whole(tmp_path):
