@@ -36,14 +36,16 @@ from launch.cluster import open_fleet
 from launch.console import connect, one_clear_error, wide_console
 from launch.evaluation import Evaluation, feasible_budgets
 from launch.plots import choices_figure, latency_figure, sweep_figure
-from launch.recipes import SHIPPED_PROFILE, ClusterConfig, from_json
+from launch.recipes import SHIPPED_PROFILE, ClusterConfig
 from launch.state import (
     budgets_from_state,
     calibration_from_state,
     fingerprint_from_state,
+    load_checkpoint,
+    worker_of,
 )
 from launch.turns import Turn, clock_factor, clock_floor, run_in_turns
-from learner.checkpoint import Checkpoint, CheckpointStore
+from learner.checkpoint import Checkpoint
 from policy.weights import weights_sha256
 from rollout.actor import PublishedWeights
 from rollout.build import WorkerConfig
@@ -78,16 +80,6 @@ class EvaluateConfig:
     num_samples: int = 0
     worker: WorkerConfig = field(default_factory=WorkerConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
-
-
-def load_checkpoint(run_dir: Path) -> Checkpoint:
-    """The newest checkpoint of a run; raises ValueError if there is none."""
-    if not (run_dir / "checkpoints").is_dir():
-        raise ValueError(f"{run_dir} holds no checkpoints: give the run-dir of a training run")
-    checkpoint = CheckpointStore(run_dir / "checkpoints").load_latest()
-    if checkpoint is None:
-        raise ValueError(f"{run_dir} holds no checkpoint yet: train first")
-    return checkpoint
 
 
 def load_tables(
@@ -229,7 +221,7 @@ def parse() -> tuple[EvaluateConfig, Checkpoint]:
     """The command line and the run that it names, whose model and tasks are the defaults."""
     first = tyro.cli(EvaluateConfig, prog="evaluate.py", description=__doc__)
     checkpoint = load_checkpoint(first.run_dir)
-    own = from_json(checkpoint.state["configuration"]).worker
+    own = worker_of(checkpoint)
     config = tyro.cli(EvaluateConfig, prog="evaluate.py", default=replace(first, worker=own))
     return config, checkpoint
 

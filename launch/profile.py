@@ -16,7 +16,7 @@ import functools
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -37,6 +37,7 @@ from launch.knob_effects import (
 )
 from launch.plots import pareto_figure
 from launch.recipes import ClusterConfig
+from launch.state import fingerprint_from_state, load_checkpoint, worker_of
 from rollout.build import WorkerConfig, build_tasks
 from rollout.fingerprint import Fingerprint
 from rollout.latency.profile_table import ProfileTable
@@ -49,6 +50,8 @@ class ProfileConfig:
 
     Attributes:
         output_dir: where results go; resumed if it holds some.
+        run_dir: a training run whose model, tasks and settings are the defaults, and must be
+            what is profiled.
         configurations: `all` (225), `grid` (27: tiers x k 4, 6, 8 x blocks 12, 14, 16 at p=1),
             `corners` (8), or names such as low-p1-k4-b12.
         split: of the tasks.
@@ -59,6 +62,7 @@ class ProfileConfig:
     """
 
     output_dir: Annotated[Path, tyro.conf.Positional]
+    run_dir: Path | None = None
     configurations: tuple[str, ...] = ("all",)
     split: str = "validation"
     num_samples: int = 200
@@ -117,6 +121,10 @@ def measure(config: ProfileConfig, configurations: tuple[Knobs, ...], rows_path:
         "device": asdict(facts.facts),
         "fingerprint": facts.fingerprint.to_json(),
     }
+    trained_on = config.run_dir and fingerprint_from_state(load_checkpoint(config.run_dir).state)
+    if trained_on:
+        run, cure = f"the run in {config.run_dir}", "profile the run's own model and tasks"
+        trained_on.check_same(facts.fingerprint, run, "this fleet", cure)
     for row in read_rows(rows_path):
         Fingerprint.from_json(row["fingerprint"]).check_same(
             facts.fingerprint, str(rows_path), "this fleet", "profile into a new folder"
@@ -256,9 +264,18 @@ def print_table(summary: dict[str, Any], console: Console) -> None:
     console.print(table)
 
 
+def parse() -> ProfileConfig:
+    """The command line, with the model and tasks of the run that it names as defaults."""
+    config = tyro.cli(ProfileConfig, prog="profile.py", description=__doc__)
+    if config.run_dir is None:
+        return config
+    own = worker_of(load_checkpoint(config.run_dir))
+    return tyro.cli(ProfileConfig, prog="profile.py", default=replace(config, worker=own))
+
+
 def main() -> int:
     """Measures what is missing and writes all results."""
-    config = tyro.cli(ProfileConfig, prog="profile.py", description=__doc__)
+    config = parse()
     configurations = chosen_configurations(config.configurations)
     config.output_dir.mkdir(parents=True, exist_ok=True)
     rows_path = config.output_dir / "rows.jsonl"

@@ -12,8 +12,9 @@ from typing import Any
 
 from envs.spec import BudgetRange, BudgetSampler
 from launch.calibration import Calibration
-from launch.recipes import JointGRPOConfig, to_json
-from learner.checkpoint import Checkpoint
+from launch.recipes import JointGRPOConfig, from_json, to_json
+from learner.checkpoint import Checkpoint, CheckpointStore
+from rollout.build import WorkerConfig
 from rollout.fingerprint import Fingerprint
 
 PACKAGES = ("torch", "transformers", "ray", "numpy", "gymnasium", "safetensors")
@@ -24,6 +25,21 @@ FREE_ON_RESUME = (
     *("worker.model", "worker.device", "worker.importance"),
 )
 """Settings that a resumed run may change: they move no weight, or the fingerprint watches them."""
+
+
+def load_checkpoint(run_dir: Path) -> Checkpoint:
+    """The newest checkpoint of a run; raises ValueError if there is none."""
+    if not (run_dir / "checkpoints").is_dir():
+        raise ValueError(f"{run_dir} holds no checkpoints: give the run-dir of a training run")
+    checkpoint = CheckpointStore(run_dir / "checkpoints").load_latest()
+    if checkpoint is None:
+        raise ValueError(f"{run_dir} holds no checkpoint yet: train first")
+    return checkpoint
+
+
+def worker_of(checkpoint: Checkpoint) -> WorkerConfig:
+    """The frozen model, tasks and settings of a checkpoint's run."""
+    return from_json(checkpoint.state["configuration"]).worker
 
 
 def budgets_to_state(sampler: BudgetSampler, config: JointGRPOConfig) -> dict[str, Any]:

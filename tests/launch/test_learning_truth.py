@@ -175,6 +175,7 @@ def test_a_few_episodes_help(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.learning
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_from_scratch(tmp_path, seed):
@@ -190,6 +191,7 @@ def test_from_scratch(tmp_path, seed):
 
 
 @pytest.mark.slow
+@pytest.mark.learning
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_profile_alone_comes_close_to_the_optimum(tmp_path, seed):
@@ -202,6 +204,7 @@ def test_the_profile_alone_comes_close_to_the_optimum(tmp_path, seed):
 
 
 @pytest.mark.slow
+@pytest.mark.learning
 @pytest.mark.timeout(1800)
 def test_shuffled_budgets_tell_nothing(tmp_path):
     table = whole_table()
@@ -216,6 +219,7 @@ def test_shuffled_budgets_tell_nothing(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.learning
 @pytest.mark.timeout(1800)
 def test_shuffled_prompts_lose_what_the_prompt_gave(tmp_path):
     table = whole_table()
