@@ -129,8 +129,14 @@ def all_knobs() -> Iterator[Knobs]:
 class Sample:
     """One question about one image (or about none).
 
-    `prompt` is the user's text with the task's style in front, without the role format, which
-    the preprocessor adds.
+    Attributes:
+        id: TASK/SPLIT/INDEX, unique; profiles find their samples again by it.
+        task: name of the kind of question.
+        image: the picture, if there is one.
+        prompt: the user's text with the task's style in front, without the role format, which the
+            preprocessor adds.
+        answers: reference answers.
+        metadata: what makes it easy or hard.
     """
 
     id: str

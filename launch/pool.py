@@ -57,7 +57,8 @@ class ActorPool:
         self.build, self.config, self.num_threads = build, config, num_threads
         self.is_stopping = is_stopping
         self.stats = FleetStats()
-        resources = {"num_gpus": 1} if wants_gpu else {"num_cpus": 1}
+        # GPUs alone decide how many actors a node takes, however few cores it was started with.
+        resources = {"num_gpus": 1, "num_cpus": 0} if wants_gpu else {"num_cpus": 1}
         self.options = {**resources, **(actor_options or {})}
         remote: Any = ray.remote
         self.actor_class = remote(concurrency_groups={"health": 1})(RolloutActor)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import json
 import logging
+import shutil
 import signal
 import sys
 import tempfile
@@ -102,7 +104,8 @@ class Session:
         self.is_stopping = False
         if config.dry_run:
             folder = tempfile.mkdtemp(prefix="dry-run-")
-            config = dataclasses.replace(config, steps=1, checkpoint_every=1, run_dir=folder)
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            config = dataclasses.replace(config, steps=1, run_dir=folder)
         self.config = config
         self.uri = config.run_dir if is_uri(config.run_dir) else ""
         self.run_dir = staging_folder(self.uri) if self.uri else resolve_run_dir(config.run_dir)
