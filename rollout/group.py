@@ -78,16 +78,19 @@ class GroupRunner:
         """Stage 1, prefix, stage 2, the rest, reward: one group of `len(members)` episodes.
 
         Raises:
-            ValueError: for an unusable sample (named) or budget.
+            DataError: for an unusable sample; names it.
+            ValueError: for an unusable budget.
         """
+        self.executor.timeline.take()
         feature_D = self.executor.language_feature(sample)
+        feature_ms = self.executor.timeline.take()
         stage1, token_D, times = self._decide_stage1(feature_D, budget_ms, members)
         env = self.env(len(members))
         options = {"sample": sample, "budget_ms": budget_ms, "budget_token": token_D}
-        env.reset(options=options)
+        env.reset(options={**options, "language_feature": feature_D})
         episodes = env.session
         assert isinstance(episodes, EpisodeGroup)
-        self._charge(env, times)
+        self._charge(env, [{**feature_ms, **stages} for stages in times])
         actions1 = torch.cat([choice.indices_B2 for choice in stage1])
         actions1_G2 = actions1.cpu().numpy()
         observations, *_ = env.step(actions1_G2)
