@@ -126,7 +126,8 @@ class LatencyBudgetVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.nda
         Args:
             seed: restarts the draws.
             options: `sample` (a Sample), `budget_ms`, `budget_token` ([D], instead of
-                `encode_budget`'s); each is optional, others are refused.
+                `encode_budget`'s), `language_feature` ([D], instead of the executor's); each is
+                optional, others are refused.
 
         Returns:
             Observations [G, O]: language feature, normalised budget, step 0, position 0.
@@ -137,11 +138,11 @@ class LatencyBudgetVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.nda
         """
         super().reset(seed=seed)
         options = options or {}
-        unknown = set(options) - {"sample", "budget_ms", "budget_token"}
+        unknown = set(options) - {"sample", "budget_ms", "budget_token", "language_feature"}
         if unknown:
             raise ValueError(
                 f"unknown reset option {', '.join(sorted(unknown))}: "
-                "use sample, budget_ms or budget_token"
+                "use sample, budget_ms, budget_token or language_feature"
             )
         index = int(self.np_random.integers(INDEX_RANGE))
         drawn_ms = self.budgets.draw(self.np_random)
@@ -153,7 +154,9 @@ class LatencyBudgetVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.nda
         self.stage1: np.ndarray | None = None
         self.done = np.zeros(self.num_envs, dtype=bool)
         self.charged: list[Mapping[str, float]] = [{} for _ in range(self.num_envs)]
-        feature = self.executor.language_feature(self.sample)
+        feature = options.get("language_feature")
+        if feature is None:
+            feature = self.executor.language_feature(self.sample)
         features = np.repeat(feature[None], self.num_envs, axis=0)
         masks = [stage1_mask()] * self.num_envs
         return self._observe(features, np.zeros(self.num_envs)), self._info(action_mask=masks)

@@ -24,9 +24,9 @@ from rich.table import Table
 
 from envs.spec import Sample, Tier
 from launch.console import one_clear_error
-from rollout.build import DTYPES, EMBEDDED, WorkerConfig, build_tasks, resolve_folder, torch_device
+from rollout.build import WorkerConfig, build_tasks, load_model
 from rollout.importance import BlockImportance
-from rollout.molmoe import ModelInputs, MolmoE, Preprocessor
+from rollout.molmoe import ModelInputs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,14 +55,7 @@ class Scorer:
     """The frozen model answering samples with some blocks left out, at the highest tier."""
 
     def __init__(self, config: ImportanceConfig) -> None:
-        folder = resolve_folder(
-            EMBEDDED if config.worker.model == "embedded" else config.worker.model
-        )
-        device = torch_device(config.worker.device)
-        self.model = MolmoE.from_pretrained(
-            folder, dtype=DTYPES[config.worker.dtype], device=device
-        )
-        self.preprocessor = Preprocessor.from_pretrained(folder)
+        self.model, self.preprocessor = load_model(config.worker)
         self.tasks = build_tasks(config.worker.tasks)
         self.config = config
 

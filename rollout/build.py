@@ -13,12 +13,12 @@ from envs.reward import BudgetReward
 from envs.spec import BudgetSampler
 from envs.tasks import WEIGHTS, Mixture, load_tasks
 from policy.controller import Controller, ControllerConfig
-from rollout.executor import ExecutorConfig, MolmoEExecutor
+from rollout.executor import ExecutorConfig, MolmoEExecutor, check_knobs_fit
 from rollout.importance import BlockImportance
 from rollout.latency.simulated import SimulatedLatency
-from rollout.molmoe import MolmoE, Preprocessor
-from rollout.molmoe.config import resolve_folder
-from rollout.worker import RolloutWorker
+from rollout.molmoe import MolmoE, MolmoEConfig, Preprocessor
+from rollout.molmoe.config import resolve_config, resolve_folder
+from rollout.worker import KEPT_GROUPS_MIB, RolloutWorker
 
 EMBEDDED = Path(__file__).parent / "embedded"
 """The small MolmoE that ships with the project."""
@@ -32,21 +32,27 @@ class WorkerConfig:
 
     Attributes:
         model: `embedded`, a folder, or a hub id such as allenai/MolmoE-1B-0924.
-        dtype: float32 or bfloat16.
+        dtype: bfloat16, float32 (on the CPU only), or auto (bfloat16 on CUDA, float32 on the CPU).
         device: cpu, cuda, or auto (cuda where there is one).
         num_threads: threads of a CPU worker.
         tasks: names of the tasks in the mixture.
-        importance: JSON file of block scores; the model folder's importance_scores.json by
-            default.
+        importance: JSON file of block scores; by default the model folder's
+            importance_scores.json, or else the scores that ship for a published model.
+        importance_by_task: JSON file of block scores for samples of single tasks, by task name;
+            `importance` serves all others.
+        kept_groups_mib: memory in MiB for groups that wait for their gradient; one that finds no
+            room is prefilled again.
         executor: answer length, budget scope, repeats.
     """
 
     model: str = "embedded"
-    dtype: str = "float32"
+    dtype: str = "auto"
     device: str = "auto"
     num_threads: int = 1
     tasks: tuple[str, ...] = tuple(WEIGHTS)
     importance: Path | None = None
+    importance_by_task: dict[str, Path] = field(default_factory=dict)
+    kept_groups_mib: int = KEPT_GROUPS_MIB
     executor: ExecutorConfig = field(default_factory=lambda: ExecutorConfig(max_new_tokens=16))
 
 
@@ -61,25 +67,77 @@ def torch_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def torch_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The weights' dtype on a device.
+
+    Raises:
+        ValueError: for an unknown name, or float32 on CUDA: its grouped matrix product takes a
+            slow path there, which waits for the host in every block.
+    """
+    is_cuda = device.type == "cuda"
+    if name == "auto":
+        return torch.bfloat16 if is_cuda else torch.float32
+    if name not in DTYPES:
+        raise ValueError(f"unknown dtype {name!r}: use auto, {' or '.join(DTYPES)}")
+    if name == "float32" and is_cuda:
+        raise ValueError("dtype float32 is not supported on CUDA: use bfloat16 or auto")
+    return DTYPES[name]
+
+
+def model_source(config: WorkerConfig) -> str | Path:
+    """Folder or hub id of the frozen model."""
+    return EMBEDDED if config.model == "embedded" else config.model
+
+
+def load_model(config: WorkerConfig) -> tuple[MolmoE, Preprocessor]:
+    """The frozen model on its device; raises ValueError that names what is missing or wrong."""
+    device = torch_device(config.device)
+    dtype = torch_dtype(config.dtype, device)
+    if device.type == "cpu":
+        torch.set_num_threads(config.num_threads)
+    folder = resolve_folder(model_source(config))
+    model = MolmoE.from_pretrained(folder, dtype=dtype, device=device)
+    return model, Preprocessor.from_pretrained(folder)
+
+
+def block_importance(
+    config: WorkerConfig, model_config: MolmoEConfig
+) -> tuple[BlockImportance, dict[str, BlockImportance]]:
+    """Block scores for all samples, and those of single tasks.
+
+    Raises:
+        ValueError: if there are none for the model, or a task is not in the mixture.
+    """
+    unknown = sorted(set(config.importance_by_task) - set(config.tasks))
+    if unknown:
+        raise ValueError(
+            f"importance_by_task names {', '.join(unknown)}, and the tasks are "
+            f"{', '.join(config.tasks)}: name some of these"
+        )
+    if config.importance is None:
+        scores = BlockImportance.of_model(model_config, resolve_folder(model_source(config)))
+    else:
+        scores = BlockImportance.from_file(config.importance, model_config.n_layers)
+    by_task = {
+        task: BlockImportance.from_file(path, model_config.n_layers)
+        for task, path in config.importance_by_task.items()
+    }
+    return scores, by_task
+
+
 def build_executor(
     config: WorkerConfig, simulated: SimulatedLatency | None = None
 ) -> MolmoEExecutor:
-    """Loads the frozen model; raises ValueError that names what is missing or wrong."""
-    if config.dtype not in DTYPES:
-        raise ValueError(f"unknown dtype {config.dtype!r}: use one of {', '.join(DTYPES)}")
-    device = torch_device(config.device)
-    if device.type == "cpu":
-        torch.set_num_threads(config.num_threads)
-    folder = resolve_folder(EMBEDDED if config.model == "embedded" else config.model)
-    model = MolmoE.from_pretrained(folder, dtype=DTYPES[config.dtype], device=device)
-    path = config.importance or folder / "importance_scores.json"
-    return MolmoEExecutor(
-        model,
-        Preprocessor.from_pretrained(folder),
-        BlockImportance.from_file(path, model.config.n_layers),
-        config.executor,
-        simulated,
-    )
+    """Loads the frozen model; raises ValueError that names what is missing or wrong.
+
+    Whatever can be refused is refused before the weights are loaded.
+    """
+    torch_dtype(config.dtype, torch_device(config.device))
+    model_config = resolve_config(model_source(config))
+    check_knobs_fit(model_config)
+    scores, by_task = block_importance(config, model_config)
+    model, preprocessor = load_model(config)
+    return MolmoEExecutor(model, preprocessor, scores, config.executor, simulated, by_task)
 
 
 def build_tasks(names: tuple[str, ...]) -> TaskSource:
@@ -94,7 +152,9 @@ def build_worker(
 
     `simulated` replaces the clock by a table, for tests and dry runs only.
     """
-    return RolloutWorker(build_executor(config, simulated), build_tasks(config.tasks), name)
+    tasks = build_tasks(config.tasks)
+    executor = build_executor(config, simulated)
+    return RolloutWorker(executor, tasks, name, config.kept_groups_mib)
 
 
 def measure_budgets(worker: RolloutWorker, num_samples: int = 24) -> BudgetSampler:

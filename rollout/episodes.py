@@ -18,7 +18,8 @@ import numpy as np
 from envs.spec import Execution, Knobs, Sample, Tier, check_budget_ms
 
 if TYPE_CHECKING:
-    from rollout.executor import MolmoEExecutor, Prefix
+    from rollout.executor import MolmoEExecutor
+    from rollout.prefix import Prefix
 
 
 class EpisodeGroup:
@@ -28,18 +29,41 @@ class EpisodeGroup:
         self.executor = executor
         self.sample = sample
         self.budget_ms = check_budget_ms(budget_ms)
-        self.budget_token_D = np.zeros(0, dtype=np.float32)
+        self.budget_token_D: np.ndarray | None = None
         self.prefixes: dict[Tier, Prefix] = {}
         self.stage1: list[tuple[Tier, int]] = []
 
-    def begin(self, choices: Sequence[tuple[Tier, int]], budget_token_D: np.ndarray) -> np.ndarray:
-        """Runs every member to its insertion position; returns latency tokens float32 [G, D]."""
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the prefixes take on the device."""
+        return sum(prefix.num_bytes for prefix in self.prefixes.values())
+
+    def trim(self) -> None:
+        """Forgets all but what `budget_gradient` needs; no member can run on after that."""
+        for prefix in self.prefixes.values():
+            prefix.trim()
+
+    def begin(
+        self, choices: Sequence[tuple[Tier, int]], budget_token_D: np.ndarray | None
+    ) -> np.ndarray:
+        """Runs every member to its insertion position.
+
+        Args:
+            choices: tier and insertion position of each member.
+            budget_token_D: what enters block 0 beside the text. None runs fixed configurations,
+                which need no controller: without the token and its time.
+
+        Returns:
+            Latency tokens, float32 [G, D]; [G, 0] without a budget token.
+        """
         self.stage1 = [(Tier.parse(tier), int(position)) for tier, position in choices]
         self.budget_token_D = budget_token_D
         for tier, position in sorted(set(self.stage1)):
             if tier not in self.prefixes:
                 self.prefixes[tier] = self.executor.begin(self.sample, tier, budget_token_D)
             self.executor.deepen(self.prefixes[tier], position)
+        if budget_token_D is None:
+            return np.zeros((len(self.stage1), 0), np.float32)
         return np.stack(
             [self.prefixes[tier].latency_tokens[p].float().cpu().numpy() for tier, p in self.stage1]
         )
@@ -64,6 +88,7 @@ class EpisodeGroup:
 
     def budget_gradient(self, gradients_GD: np.ndarray) -> np.ndarray:
         """dL/d(latency token) of every member -> dL/d(budget token), [D]."""
+        assert self.budget_token_D is not None, "the group ran without a budget token"
         total = np.zeros_like(gradients_GD[0])
         for tier, prefix in self.prefixes.items():
             by_position: dict[int, np.ndarray] = {}

@@ -11,60 +11,24 @@ Shapes: T prompt tokens, D d_model.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from envs.spec import Execution, Knobs, Sample, Tier
+from envs.spec import FULL_TOP_K, NUM_BLOCKS_TOTAL, Execution, Knobs, Sample, Tier
+from envs.tasks import DataError
 from rollout.episodes import EpisodeGroup
 from rollout.importance import BlockImportance
 from rollout.latency.clock import DeviceFacts, clock_for
 from rollout.latency.hooks import Stages, Timeline, block_modules, module_hooks, vision_modules
 from rollout.latency.simulated import SimulatedLatency
-from rollout.molmoe import ModelInputs, MolmoE, Preprocessor
+from rollout.molmoe import ModelInputs, MolmoE, MolmoEConfig, Preprocessor
 from rollout.molmoe.cache import KVCache
 from rollout.molmoe.generation import greedy_tokens
-
-
-@dataclass(slots=True, kw_only=True)
-class Prefix:
-    """One tier's prompt, prefilled as deep as any member of the group needs.
-
-    Attributes:
-        inputs: the preprocessed prompt.
-        host_ms: tokenising and image resizing.
-        cache: keys and values of the text in blocks 0 .. depth - 1.
-        depth: blocks that the text went through.
-        hidden: the text's hidden states [1, T, D] by number of blocks.
-        budget_token: the budget token behind `depth` blocks, [1, 1, D].
-        latency_tokens: the budget token's hidden state [D] by number of blocks, in the model's
-            dtype; records hold it as float32.
-        stages: measured milliseconds; `budget_NN` is the budget token in block NN.
-    """
-
-    inputs: ModelInputs
-    host_ms: float
-    cache: KVCache
-    hidden: dict[int, Tensor]
-    budget_token: Tensor
-    depth: int = 0
-    latency_tokens: dict[int, Tensor] = field(default_factory=dict)
-    stages: Stages = field(default_factory=dict)
-
-    def stages_until(self, position: int) -> Stages:
-        """What an episode that leaves at `position` spent in the prefix."""
-        stages: Stages = {}
-        for name, elapsed_ms in self.stages.items():
-            kind, _, block = name.rpartition("_")
-            if kind == "block" and int(block) < position:
-                stages[name] = elapsed_ms
-            elif kind == "budget" and int(block) < position:
-                stages["budget_token"] = stages.get("budget_token", 0.0) + elapsed_ms
-            elif kind not in ("block", "budget"):
-                stages[name] = elapsed_ms
-        return stages
+from rollout.prefix import Prefix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,10 +57,28 @@ class ExecutorConfig:
             )
 
 
+def check_knobs_fit(config: MolmoEConfig) -> None:
+    """Raises ValueError, naming the knob, for a model that the knobs are not made for."""
+    if config.n_layers != NUM_BLOCKS_TOTAL:
+        raise ValueError(
+            f"the knob num_blocks is made for {NUM_BLOCKS_TOTAL} decoder blocks and this model has "
+            f"{config.n_layers}: give one of {NUM_BLOCKS_TOTAL}"
+        )
+    if config.top_k != FULL_TOP_K or config.num_experts < FULL_TOP_K:
+        raise ValueError(
+            f"the knob top_k is made for {FULL_TOP_K} experts a token and this model takes "
+            f"{config.top_k} of {config.num_experts}: give one that takes {FULL_TOP_K}"
+        )
+
+
 class MolmoEExecutor:
     """The frozen model with its preprocessor, block importance and clock.
 
     With `simulated` the model runs all the same, but latencies come from that table.
+    `importance_by_task` holds scores for samples of some tasks; all others take `importance`.
+
+    Raises:
+        ValueError: if the knobs or the scores do not fit the model.
     """
 
     def __init__(
@@ -106,12 +88,16 @@ class MolmoEExecutor:
         importance: BlockImportance,
         config: ExecutorConfig | None = None,
         simulated: SimulatedLatency | None = None,
+        importance_by_task: Mapping[str, BlockImportance] | None = None,
     ) -> None:
-        if len(importance.scores) != model.config.n_layers:
-            raise ValueError(
-                f"importance scores of {len(importance.scores)} blocks for a model of "
-                f"{model.config.n_layers}: measure them with launch/importance.py"
-            )
+        check_knobs_fit(model.config)
+        self.importance_by_task = dict(importance_by_task or {})
+        for scores in (importance, *self.importance_by_task.values()):
+            if len(scores.scores) != model.config.n_layers:
+                raise ValueError(
+                    f"importance scores of {len(scores.scores)} blocks for a model of "
+                    f"{model.config.n_layers}: measure them with launch/importance.py"
+                )
         self.model = model
         self.preprocessor = preprocessor
         self.importance = importance
@@ -134,41 +120,70 @@ class MolmoEExecutor:
 
     @torch.no_grad()
     def language_feature(self, sample: Sample) -> np.ndarray:
-        """Mean word embedding of the prompt, float32 [D]; raises ValueError naming the sample."""
+        """Mean word embedding of the prompt, float32 [D]; raises DataError naming the sample.
+
+        What it takes on the device stays on the timeline as the span `language_feature`, for
+        whoever takes it next.
+        """
         try:
             ids = torch.from_numpy(self.preprocessor.encode_prompt(sample.prompt))
         except ValueError as error:
-            raise ValueError(f"sample {sample.id}: {error}") from None
-        return self.model.wte(ids.to(self.model.device)).float().mean(0).cpu().numpy()
+            raise DataError(f"sample {sample.id}: {error}") from None
+        with self.timeline.span("language_feature"):
+            return self.model.wte(ids.to(self.model.device)).float().mean(0).cpu().numpy()
 
     @torch.no_grad()
-    def begin(self, sample: Sample, tier: Tier, budget_token_D: np.ndarray) -> Prefix:
+    def begin(self, sample: Sample, tier: Tier, budget_token_D: np.ndarray | None) -> Prefix:
         """Preprocesses for a tier, runs the vision encoder and embeds; no block runs yet.
 
+        Args:
+            sample: what is asked.
+            tier: of the image.
+            budget_token_D: what enters block 0 beside the text; None leaves it out.
+
         Raises:
-            ValueError: naming the sample, if its image or prompt is unusable.
+            DataError: naming the sample, if its image or prompt is unusable.
         """
         started = time.perf_counter()
-        try:
-            inputs = self.preprocessor(sample.image, sample.prompt, max_crops=tier.max_crops)
-        except ValueError as error:
-            raise ValueError(f"sample {sample.id}: {error}") from None
-        inputs = inputs.to(self.model.device)
+        inputs = self._preprocess(sample, tier)
         host_ms = (time.perf_counter() - started) * 1e3
-        x_1TD, stages = self._embed(inputs)
-        token_D = torch.from_numpy(np.array(budget_token_D)).to(self.model.device, self.model.dtype)
+        self.timeline.take()
+        token_11D = None
+        with self.timeline.span("copy"):
+            inputs = inputs.to(self.model.device)
+            if budget_token_D is not None:
+                token_11D = self._on_device(budget_token_D)[None, None]
+        x_1TD = self._embed(inputs)
         return Prefix(
             inputs=inputs,
             host_ms=host_ms,
+            importance=self.importance_by_task.get(sample.task, self.importance),
             cache=self.model.new_cache(len(inputs.token_ids) + self.config.max_new_tokens),
             hidden={0: x_1TD},
-            budget_token=token_D[None, None],
-            stages=stages,
+            budget_token=token_11D,
+            stages=self.timeline.take(),
         )
 
-    def _embed(self, inputs: ModelInputs) -> tuple[Tensor, Stages]:
+    def _preprocess(self, sample: Sample, tier: Tier) -> ModelInputs:
+        try:
+            inputs = self.preprocessor(sample.image, sample.prompt, max_crops=tier.max_crops)
+        except ValueError as error:
+            raise DataError(f"sample {sample.id}: {error}") from None
+        limit = self.model.config.max_position_embeddings
+        length = len(inputs.token_ids) + self.config.max_new_tokens
+        if length > limit:
+            raise DataError(
+                f"sample {sample.id}: prompt and answer may take {length} tokens and the model has "
+                f"{limit} positions; shorten the prompt or lower max_new_tokens"
+            )
+        return inputs
+
+    def _on_device(self, values: np.ndarray) -> Tensor:
+        """A copy of an array in the model's dtype."""
+        return torch.from_numpy(np.array(values)).to(self.model.device, self.model.dtype)
+
+    def _embed(self, inputs: ModelInputs) -> Tensor:
         model, timeline = self.model, self.timeline
-        timeline.take()
         vision = idx = None
         if inputs.images is not None and inputs.image_masks is not None:
             with module_hooks(timeline, vision_modules(model)):
@@ -176,8 +191,7 @@ class MolmoEExecutor:
         if inputs.image_input_idx is not None:
             idx = inputs.image_input_idx[None]
         with timeline.span("embed"):
-            x_1TD = model.embed(inputs.token_ids[None], vision, idx)
-        return x_1TD, timeline.take()
+            return model.embed(inputs.token_ids[None], vision, idx)
 
     @torch.no_grad()
     def deepen(self, prefix: Prefix, position: int) -> None:
@@ -185,16 +199,20 @@ class MolmoEExecutor:
         model, timeline, start = self.model, self.timeline, prefix.depth
         if position <= start:
             return
+        timeline.take()
         with module_hooks(timeline, block_modules(model)):
             prefix.hidden[position] = model.run_blocks(
                 prefix.hidden[start], start, position, cache=prefix.cache
             )
-        for index in range(start, position):
-            with timeline.span(f"budget_{index:02}"):
-                prefix.budget_token = model.run_blocks(
-                    prefix.budget_token, index, index + 1, cache=prefix.cache, store=False
-                )
-        prefix.latency_tokens[position] = prefix.budget_token[0, 0]
+        if prefix.budget_token is not None:
+            token_11D = prefix.budget_token
+            for index in range(start, position):
+                with timeline.span(f"budget_{index:02}"):
+                    token_11D = model.run_blocks(
+                        token_11D, index, index + 1, cache=prefix.cache, store=False
+                    )
+            prefix.budget_token = token_11D
+            prefix.latency_tokens[position] = token_11D[0, 0]
         prefix.depth = position
         prefix.stages.update(timeline.take())
 
@@ -205,7 +223,7 @@ class MolmoEExecutor:
         Returns:
             float32 [K, depth, D].
         """
-        tokens_KD = torch.from_numpy(budget_tokens_KD).to(self.model.device, self.model.dtype)
+        tokens_KD = self._on_device(budget_tokens_KD)
         behind = []
         for token_D in tokens_KD:
             y_11D, states = token_D[None, None], []
@@ -241,7 +259,7 @@ class MolmoEExecutor:
     def _advance_once(self, prefix: Prefix, knobs: Knobs) -> Execution:
         model, timeline, position = self.model, self.timeline, knobs.position
         num_layers = model.config.n_layers
-        skipped = self.importance.skipped(position, knobs.num_blocks)
+        skipped = prefix.importance.skipped(position, knobs.num_blocks)
         top_k = [model.config.top_k] * position + [knobs.top_k] * (num_layers - position)
         cache = prefix.cache.fork(len(prefix.inputs.token_ids), blocks=range(position))
         timeline.take()
@@ -318,8 +336,7 @@ class MolmoEExecutor:
         Returns:
             dL/d(budget token), [D], in the gradients' dtype.
         """
-        token_D = torch.from_numpy(np.array(budget_token_D))
-        leaf = token_D.to(self.model.device, self.model.dtype).requires_grad_()
+        leaf = self._on_device(budget_token_D).requires_grad_()
         outputs, upstream = [], []
         with torch.enable_grad():
             y_11D = leaf[None, None]

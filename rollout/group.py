@@ -78,28 +78,32 @@ class GroupRunner:
         """Stage 1, prefix, stage 2, the rest, reward: one group of `len(members)` episodes.
 
         Raises:
-            ValueError: for an unusable sample (named) or budget.
+            DataError: for an unusable sample; names it.
+            ValueError: for an unusable budget.
         """
+        self.executor.timeline.take()
         feature_D = self.executor.language_feature(sample)
+        feature_ms = self.executor.timeline.take()
         stage1, token_D, times = self._decide_stage1(feature_D, budget_ms, members)
         env = self.env(len(members))
         options = {"sample": sample, "budget_ms": budget_ms, "budget_token": token_D}
-        env.reset(options=options)
+        env.reset(options={**options, "language_feature": feature_D})
         episodes = env.session
         assert isinstance(episodes, EpisodeGroup)
-        self._charge(env, times)
+        self._charge(env, [{**feature_ms, **stages} for stages in times])
         actions1 = torch.cat([choice.indices_B2 for choice in stage1])
-        observations, *_ = env.step(actions1.numpy())
+        actions1_G2 = actions1.cpu().numpy()
+        observations, *_ = env.step(actions1_G2)
         tokens_GD = observations[:, : self.executor.d_model]
         stage2, times = self._decide_stage2(tokens_GD, actions1[:, 1], members)
         self._charge(env, times)
-        actions2 = torch.cat([choice.indices_B2 for choice in stage2])
-        info = env.step(actions2.numpy())[-1]
+        actions2_G2 = torch.cat([choice.indices_B2 for choice in stage2]).cpu().numpy()
+        info = env.step(actions2_G2)[-1]
         log_probs = [torch.cat([c.log_probs_B2 for c in stage]) for stage in (stage1, stage2)]
         return GroupResult(
             language_feature=feature_D,
-            actions=torch.cat([actions1, actions2], dim=1).numpy(),
-            log_probs=torch.cat(log_probs, dim=1).float().numpy(),
+            actions=np.concatenate([actions1_G2, actions2_G2], axis=1),
+            log_probs=torch.cat(log_probs, dim=1).float().cpu().numpy(),
             latency_tokens=tokens_GD,
             outcomes=tuple(info["outcome"]),
             episodes=episodes,
@@ -136,16 +140,14 @@ class GroupRunner:
     ) -> tuple[list[Choice], list[Stages]]:
         """Each member decides alone, as it would without a group."""
         timeline, controller = self.executor.timeline, self.controller
-        device = next(controller.parameters()).device
-        tokens = torch.from_numpy(tokens_GD).to(device)
-        positions = positions_G.to(device)
+        tokens = torch.from_numpy(tokens_GD).to(positions_G.device)
         timeline.take()
         choices = []
         for index, generator in enumerate(members):
             with timeline.span(f"{index}"):
                 row = slice(index, index + 1)
                 choices.append(
-                    choose(controller.stage2_logits(tokens[row], positions[row]), generator)
+                    choose(controller.stage2_logits(tokens[row], positions_G[row]), generator)
                 )
         times = timeline.take()
         return choices, [{"stage2": times[f"{i}"]} for i in range(len(members))]

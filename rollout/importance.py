@@ -1,4 +1,8 @@
-"""Which blocks stay: by importance scores, deterministically."""
+"""Which blocks stay: by importance scores, deterministically.
+
+Scores ship for the configurations in `SHIPPED_SCORES`. Those of MolmoE-1B-0924 are its measured
+block importance: the accuracy that is lost when one block is skipped and all others run.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rollout.molmoe.config import read_json
+from rollout.molmoe.config import MolmoEConfig, read_json
+
+SHIPPED_SCORES = {
+    MolmoEConfig(): Path(__file__).parent / "importance_scores" / "molmoe-1b-0924.json"
+}
+"""Files of measured scores by the configuration of the model that they were measured on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,10 +54,28 @@ class BlockImportance:
     @classmethod
     def from_file(cls, path: Path, num_blocks: int) -> BlockImportance:
         """Reads a JSON file of scores by block; raises ValueError that names it if unusable."""
+        scores = read_json(path, "measure the scores with launch/importance.py")
         try:
-            return cls.from_mapping(read_json(path), num_blocks)
+            return cls.from_mapping(scores, num_blocks)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
+
+    @classmethod
+    def of_model(cls, config: MolmoEConfig, folder: Path) -> BlockImportance:
+        """The scores in a model's own folder, or those that ship for its configuration.
+
+        Raises:
+            ValueError: if there are neither; says how to measure them.
+        """
+        own = folder / "importance_scores.json"
+        path = own if own.is_file() else SHIPPED_SCORES.get(config)
+        if path is None:
+            raise ValueError(
+                f"no block importance is known of the model in {folder}: measure it with `python "
+                f"launch/importance.py OUT.json --worker.model {folder}`, then give "
+                "--worker.importance OUT.json"
+            )
+        return cls.from_file(path, config.n_layers)
 
     def kept(self, position: int, num_blocks: int) -> tuple[int, ...]:
         """The blocks that run: all before `position`, then the most important, in order.

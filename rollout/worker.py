@@ -25,6 +25,7 @@ from envs.spec import (
     Execution,
     Knobs,
 )
+from envs.tasks import DataError
 from policy.controller import Controller, ControllerConfig
 from policy.weights import PolicyWeights
 from rollout.batch import GroupRollout
@@ -35,8 +36,9 @@ from rollout.group import GroupRunner
 from rollout.latency.clock import DeviceFacts
 from rollout.latency.records import ProfileRecord
 
-KEPT_GROUPS = 64
-"""Groups whose prefixes stay in memory for the vector-Jacobian product."""
+KEPT_GROUPS_MIB = 2048
+"""Memory of groups whose prefixes stay for the vector-Jacobian product; a group of the published
+model at all three tiers takes about 200 MiB at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,12 +151,26 @@ def member_generators(request: GroupRequest, sample_id: str) -> list[torch.Gener
 
 
 class RolloutWorker:
-    """One frozen model with its tasks; the policy comes with each call."""
+    """One frozen model with its tasks; the policy comes with each call.
 
-    def __init__(self, executor: MolmoEExecutor, tasks: TaskSource, name: str = "local") -> None:
+    Args:
+        executor: the frozen model.
+        tasks: samples and scores.
+        name: of the worker in the run.
+        kept_groups_mib: memory in MiB for groups that wait for their gradient.
+    """
+
+    def __init__(
+        self,
+        executor: MolmoEExecutor,
+        tasks: TaskSource,
+        name: str = "local",
+        kept_groups_mib: int = KEPT_GROUPS_MIB,
+    ) -> None:
         self.executor = executor
         self.tasks = tasks
         self.name = name
+        self.kept_bytes = kept_groups_mib * 2**20
         self.incarnation = 0
         self._setup: PolicySetup | None = None
         self._runner: GroupRunner | None = None
@@ -184,15 +200,16 @@ class RolloutWorker:
         return setup == self._setup and (version, sha256) == self._weights
 
     def rollout(self, request: GroupRequest) -> GroupRollout | FailedGroup:
-        """Runs one group with the installed policy."""
+        """Runs one group with the installed policy; only an unusable sample makes it a failure."""
         assert self._runner is not None, "install a policy first"
         try:
             sample = self.tasks.sample(request.split, request.index)
             members: Sequence[torch.Generator | None] = member_generators(request, sample.id)
             result = self._runner.run(sample, request.budget_ms, members or (None,))
-        except ValueError as error:
+        except DataError as error:
             return FailedGroup(group_id=request.group_id, reason=str(error))
-        self._keep(request.group_id, result.episodes)
+        if request.group_size:
+            self._keep(request.group_id, result.episodes)
         version, sha256 = self._weights
         return GroupRollout(
             group_id=request.group_id,
@@ -234,7 +251,7 @@ class RolloutWorker:
         """Runs one configuration on one sample, without a controller: execution and score."""
         sample = self.tasks.sample(split, index)
         group = EpisodeGroup(self.executor, sample, budget_ms=1e9)
-        group.begin([(knobs.tier, knobs.position)], np.zeros(self.executor.d_model, np.float32))
+        group.begin([(knobs.tier, knobs.position)], None)
         (execution,) = group.finish([(knobs.top_k, knobs.num_blocks)])
         assert execution is not None
         return execution, self.tasks.score(sample, execution.answer)
@@ -252,8 +269,7 @@ class RolloutWorker:
         """Runs many configurations on one sample; work that they share runs once."""
         sample = self.tasks.sample(split, index)
         group = EpisodeGroup(self.executor, sample, budget_ms=1e9)
-        token_D = np.zeros(self.executor.d_model, np.float32)
-        group.begin([(k.tier, k.position) for k in configurations], token_D)
+        group.begin([(k.tier, k.position) for k in configurations], None)
         executions = group.finish([(k.top_k, k.num_blocks) for k in configurations])
         return [
             ProfileRecord.of(sample, execution, self.tasks.score(sample, execution.answer))
@@ -266,7 +282,7 @@ class RolloutWorker:
         sample = self.tasks.sample(request.split, request.index)
         tokens = []
         for tier in TIERS:
-            prefix = self.executor.begin(sample, tier, request.budget_tokens_KD[0])
+            prefix = self.executor.begin(sample, tier, None)
             self.executor.deepen(prefix, max(POSITIONS))
             tokens.append(self.executor.latency_tokens(prefix, request.budget_tokens_KD))
         return Prefixes(
@@ -305,6 +321,12 @@ class RolloutWorker:
         return {"name": self.name, "incarnation": self.incarnation, "version": self._weights[0]}
 
     def _keep(self, group_id: int, group: EpisodeGroup) -> None:
-        self._kept[group_id] = group
-        while len(self._kept) > KEPT_GROUPS:
+        """Keeps a group for its gradient; the oldest ones make room for it."""
+        group.trim()
+        self._kept.pop(group_id, None)
+        room = self.kept_bytes - group.num_bytes
+        if room < 0:
+            return
+        while sum(kept.num_bytes for kept in self._kept.values()) > room:
             self._kept.popitem(last=False)
+        self._kept[group_id] = group

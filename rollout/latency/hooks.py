@@ -39,6 +39,8 @@ class Timeline:
         """Reads all spans (spans of one name are added up) and starts anew."""
         spans, self._spans = self._spans, []
         stages: Stages = {}
+        if not spans:
+            return stages
         times = self.clock.read_ms([(start, end) for _, start, end in spans])
         for (name, _, _), elapsed_ms in zip(spans, times, strict=True):
             stages[name] = stages.get(name, 0.0) + elapsed_ms

@@ -26,6 +26,7 @@ from envs.spec import Execution, Sample, Tier
 from rollout.latency.clock import DeviceFacts
 
 RECORDS_KEY = "per_sample_results"
+VISION_STAGES = ("copy", "vision_encoder", "projector")
 DISAGREEMENT = 0.01
 """Relative difference from which the two decode readings disagree; times are often rounded."""
 
@@ -323,7 +324,7 @@ class ProfileRecord:
         """
         execution = self.execution
         stages_ms = dict(execution.stages_ms)
-        vision_ms = sum(stages_ms.get(name, 0.0) for name in ("vision_encoder", "projector"))
+        vision_ms = sum(stages_ms.get(name, 0.0) for name in VISION_STAGES)
         num_steps = execution.num_output_tokens - 1
         decode_ms = _sum_ms(stages_ms, ("decode_",)) if num_steps else 0.0
         fields = {

@@ -29,7 +29,7 @@ class SimulatedLatency:
     @classmethod
     def from_file(cls, path: Path) -> Self:
         """Reads {"low-p1-k4-b12": ms, ...}; raises ValueError naming what is missing."""
-        table = read_json(path)
+        table = read_json(path, 'write latencies as {"low-p1-k4-b12": ms, ...}')
         missing = [str(knobs) for knobs in all_knobs() if str(knobs) not in table]
         if missing:
             raise ValueError(f"{path} lacks {len(missing)} configurations, such as {missing[0]}")

@@ -66,6 +66,11 @@ class KVCache:
         """Valid tokens of a block; 0 if it never ran."""
         return self._blocks[index].length if index in self._blocks else 0
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the allocated blocks take, unused capacity included."""
+        return sum(b.keys.nbytes + b.values.nbytes for b in self._blocks.values())
+
     def truncate(self, length: int) -> None:
         """Forgets every token at or behind `length`; raises ValueError for a negative length."""
         if length < 0:

@@ -211,14 +211,28 @@ class MolmoEConfig:
         }
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object; raises ValueError that names the file if it is absent or broken."""
+def read_json(path: Path, if_missing: str = "is this a MolmoE folder?") -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Args:
+        path: of the file.
+        if_missing: what the message about an absent file asks or advises.
+
+    Raises:
+        ValueError: if the file is absent or holds no JSON object; names it.
+    """
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except FileNotFoundError:
-        raise ValueError(f"{path} is missing: is this a MolmoE folder?") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): download it again") from None
+        raise ValueError(f"{path} is missing: {if_missing}") from None
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): write or download it anew") from None
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{path} holds a JSON {type(content).__name__} and not an object with names and "
+            "values: write or download it anew"
+        )
+    return content
 
 
 def resolve_folder(source: str | Path) -> Path:
@@ -227,16 +241,31 @@ def resolve_folder(source: str | Path) -> Path:
     Raises:
         ValueError: if it is neither a folder nor a hub id that can be had.
     """
-    folder = Path(source)
-    if folder.is_dir():
-        return folder
-    if folder.is_absolute() or str(source).count("/") != 1 or str(source).startswith("."):
+    if Path(source).is_dir():
+        return Path(source)
+    return _from_hub(source, ["*.json", "*.safetensors"])
+
+
+def resolve_config(source: str | Path) -> MolmoEConfig:
+    """The configuration of a folder or hub id; of a hub id nothing but two small files is fetched.
+
+    Raises:
+        ValueError: as `resolve_folder` and `MolmoEConfig.from_folder` do.
+    """
+    if Path(source).is_dir():
+        return MolmoEConfig.from_folder(Path(source))
+    return MolmoEConfig.from_folder(_from_hub(source, ["config.json", "generation_config.json"]))
+
+
+def _from_hub(source: str | Path, patterns: list[str]) -> Path:
+    """The snapshot of a hub id with the files of these patterns, from the cache if it has them."""
+    if Path(source).is_absolute() or str(source).count("/") != 1 or str(source).startswith("."):
         raise ValueError(f"{source} is not a folder: give a MolmoE folder or a hub id owner/name")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors"]))
+        return Path(snapshot_download(str(source), allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(
             f"{source} is no local folder, and the hub did not deliver it "

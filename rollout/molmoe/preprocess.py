@@ -62,6 +62,16 @@ class ModelInputs:
         """Ids of the prompt's text: int64 [num_text_tokens]."""
         return self.token_ids[len(self.token_ids) - self.num_text_tokens :]
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the tensors take."""
+        tensors = (self.token_ids, self.images, self.image_masks, self.image_input_idx)
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+    def without_image(self) -> ModelInputs:
+        """The same record with its pixels let go."""
+        return replace(self, images=None, image_masks=None, image_input_idx=None)
+
     def to(self, device: torch.device | str) -> ModelInputs:
         """The same record with its tensors on another device."""
         if self.images is None or self.image_masks is None or self.image_input_idx is None:

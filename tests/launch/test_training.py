@@ -111,18 +111,34 @@ def test_the_best_checkpoint_is_the_one_that_was_evaluated(tmp_path, monkeypatch
 
 
 def test_results_do_not_depend_on_the_order_of_groups(tmp_path):
-    class Reversed(LocalFleet):
-        def collect(self, ticket):
-            requests, setup, weights = self._batches[ticket]
-            self._batches[ticket] = (requests[::-1], setup, weights)
-            return super().collect(ticket)
+    ran = {"forwards": [], "backwards": []}
 
-    settings = launch_rig.config(steps=2)
-    one = launch_rig.local_run(tmp_path / "a", settings)
-    other = launch_rig.local_run(tmp_path / "b", settings, Reversed(launch_rig.worker("else")))
-    train(one)
-    train(other)
-    assert sha256(one) == sha256(other)
+    class Backwards(LocalFleet):
+        """Runs the last group of a batch first, and returns them in the order of their ids."""
+
+        def collect(self, ticket):
+            requests, setup, weights = self._batches.pop(ticket)
+            self.worker.install(setup, weights)
+            self._requests.clear()
+            return [self._run(request) for request in requests[::-1]][::-1]
+
+    fleets = {
+        "forwards": LocalFleet(launch_rig.worker()),
+        "backwards": Backwards(launch_rig.worker("else")),
+    }
+    runs = {}
+    for name, fleet in fleets.items():
+        rollout = fleet.worker.rollout
+
+        def noted(request, name=name, rollout=rollout):
+            ran[name].append(request.group_id)
+            return rollout(request)
+
+        fleet.worker.rollout = noted
+        runs[name] = launch_rig.local_run(tmp_path / name, launch_rig.config(steps=2), fleet)
+        train(runs[name])
+    assert ran["backwards"][:3] == ran["forwards"][:3][::-1]
+    assert sha256(runs["backwards"]) == sha256(runs["forwards"])
 
 
 def test_gradient_through_the_model_reaches_the_budget_encoder(tmp_path, monkeypatch):

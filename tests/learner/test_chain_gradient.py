@@ -6,9 +6,10 @@ import torch
 
 from envs.spec import POSITIONS, TIERS, all_knobs
 from policy.controller import Controller, ControllerConfig
-from rollout.executor import MolmoEExecutor, Prefix
+from rollout.executor import MolmoEExecutor
 from rollout.importance import BlockImportance
 from rollout.molmoe import Preprocessor
+from rollout.prefix import Prefix
 from tests.rollout import rig
 from tests.rollout.molmoe.tiny import random_model
 

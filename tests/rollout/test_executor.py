@@ -9,7 +9,11 @@ import torch
 from PIL import Image
 
 from envs.spec import FULL_KNOBS, Knobs, Sample, Tier, all_knobs
+from envs.tasks import DataError
+from rollout.executor import MolmoEExecutor
+from rollout.importance import BlockImportance
 from rollout.latency.hooks import Timeline, module_hooks
+from rollout.molmoe import MolmoE
 from rollout.molmoe.generation import generate
 from rollout.molmoe.moe import SparseMoE
 from tests.rollout import rig
@@ -146,8 +150,55 @@ def test_stages_add_up_to_the_wall_clock(executor):
     # A model of width 32 leaves little but overhead; the benchmark holds the 5 % at real sizes.
     assert 0.8 < float(np.median(ratios)) <= 1.0
     names = set(execution.stages_ms)
-    assert {"vision_encoder", "projector", "embed", "budget_token", "head"} <= names
+    assert {"copy", "vision_encoder", "projector", "embed", "budget_token", "head"} <= names
     assert {f"block_{i:02}" for i in range(16)} <= names
+
+
+def test_the_language_feature_is_on_the_clock(executor):
+    executor.timeline.take()
+    executor.language_feature(SAMPLE)
+    assert executor.timeline.take()["language_feature"] > 0
+
+
+def test_a_fixed_configuration_runs_and_pays_for_no_budget_token(executor):
+    with_token, without = run(executor, MIDDLE), run(executor, MIDDLE, token=None)
+    assert without.answer == with_token.answer
+    assert set(with_token.stages_ms) - set(without.stages_ms) == {"budget_token"}
+    prefix = executor.begin(SAMPLE, Tier.LOW, None)
+    executor.deepen(prefix, 3)
+    assert prefix.latency_tokens == {}
+    group = executor.open(SAMPLE, 50.0)
+    assert group.begin([(Tier.LOW, 1), (Tier.LOW, 2)], None).shape == (2, 0)
+
+
+def test_blocks_stay_by_the_importance_for_the_samples_task(monkeypatch):
+    plain = rig.executor()
+    reverse = BlockImportance(scores=plain.importance.scores[::-1])
+    executor = MolmoEExecutor(
+        plain.model,
+        plain.preprocessor,
+        plain.importance,
+        plain.config,
+        importance_by_task={"noise": reverse},
+    )
+    entered, _ = watch(executor, monkeypatch)
+    for task, importance in (("noise", reverse), ("other", plain.importance)):
+        entered.clear()
+        run(executor, MIDDLE, sample=replace(SAMPLE, task=task))
+        assert {index for index, _, _ in entered} == set(importance.kept(2, 14))
+    assert reverse.kept(2, 14) != plain.importance.kept(2, 14)
+
+
+@pytest.mark.parametrize(
+    ("change", "knob"),
+    [({"n_layers": 12}, "num_blocks"), ({"top_k": 4}, "top_k"), ({"num_experts": 4}, "top_k")],
+)
+def test_a_model_that_the_knobs_do_not_fit_is_refused(executor, change, knob):
+    config = replace(rig.SIXTEEN, **change)
+    with torch.device("meta"):
+        model = MolmoE(config)
+    with pytest.raises(ValueError, match=f"the knob {knob} is made for"):
+        MolmoEExecutor(model, executor.preprocessor, executor.importance)
 
 
 def test_prefill_scope_leaves_decode_out():
@@ -214,11 +265,14 @@ def test_unusable_samples_are_named(executor, tmp_path):
     Image.fromarray(pixels).save(path)
     path.write_bytes(path.read_bytes()[:300])
     broken = Sample(id="s7", task="t", image=Image.open(path), prompt="what", answers=())
-    with pytest.raises(ValueError, match=r"sample s7: .*cut\.png cannot be decoded"):
+    with pytest.raises(DataError, match=r"sample s7: .*cut\.png cannot be decoded"):
         executor.begin(broken, Tier.LOW, TOKEN)
     empty = Sample(id="s8", task="t", image=None, prompt=" ", answers=())
-    with pytest.raises(ValueError, match="sample s8: the prompt is empty"):
+    with pytest.raises(DataError, match="sample s8: the prompt is empty"):
         executor.language_feature(empty)
+    long = Sample(id="s9", task="t", image=None, prompt="what " * 256, answers=())
+    with pytest.raises(DataError, match="sample s9: prompt and answer may take 265 tokens"):
+        executor.begin(long, Tier.LOW, TOKEN)
 
 
 def test_text_only_samples_run(executor):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from envs.spec import Knobs, all_knobs
+from envs.spec import Knobs, Tier, all_knobs
 from rollout.episodes import EpisodeGroup
 from tests.rollout import rig
 
@@ -74,10 +74,32 @@ def test_runner_is_repeatable_and_members_are_independent(runner):
     assert np.array_equal(fewer.latency_tokens, first.latency_tokens[2:5])
 
 
+def test_the_prompt_is_looked_up_once(runner, monkeypatch):
+    calls = []
+    original = runner.executor.language_feature
+    monkeypatch.setattr(
+        runner.executor, "language_feature", lambda sample: calls.append(1) or original(sample)
+    )
+    runner.run(rig.NoiseTask().sample("train", 3), 40.0, generators(1, 3))
+    assert calls == [1]
+
+
+def test_a_trimmed_group_is_smaller_and_keeps_its_gradient(runner):
+    sample, rows = rig.NoiseTask().sample("train", 4), np.ones((2, 32), np.float32)
+    group = EpisodeGroup(runner.executor, sample, 50.0)
+    group.begin([(Tier.LOW, 2), (Tier.HIGH, 4)], np.ones(32, np.float32))
+    before, num_bytes = group.budget_gradient(rows), group.num_bytes
+    group.trim()
+    caches = sum(prefix.cache.num_bytes for prefix in group.prefixes.values())
+    assert caches < group.num_bytes < num_bytes
+    assert np.array_equal(group.budget_gradient(rows), before)
+
+
 def test_outcomes_carry_the_controllers_time(runner):
     result = runner.run(rig.NoiseTask().sample("train", 3), 40.0, generators(1, 3))
     for outcome, action in zip(result.outcomes, result.actions, strict=True):
         assert outcome["knobs"].indices() == tuple(action)
+        assert outcome["stages_ms"]["language_feature"] > 0
         assert outcome["stages_ms"]["stage1"] > 0
         assert outcome["stages_ms"]["stage2"] > 0
         assert outcome["latency_ms"] == pytest.approx(sum(outcome["stages_ms"].values()))

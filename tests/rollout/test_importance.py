@@ -2,11 +2,13 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
 from envs.spec import NUM_BLOCKS
-from rollout.importance import BlockImportance
+from rollout.importance import SHIPPED_SCORES, BlockImportance
+from rollout.molmoe import MolmoEConfig
 from tests.reference import FOLDER, needs_reference
 
 
@@ -37,6 +39,43 @@ def test_first_and_last_may_be_left_out_of_the_file(tmp_path):
 def test_bad_files_are_refused(scores, message):
     with pytest.raises(ValueError, match=message):
         BlockImportance.from_mapping(scores, 4)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "is missing: measure the scores with launch/importance.py"),
+        ("[0.5, 0.1]", "holds a JSON list and not an object"),
+        ("{", "is not valid JSON"),
+        ('{"1": [2]}', "map block indices to numbers"),
+    ],
+)
+def test_unreadable_files_are_named_once(tmp_path, content, message):
+    path = tmp_path / "scores.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ValueError, match=message) as error:
+        BlockImportance.from_file(path, 4)
+    assert str(error.value).count(str(path)) == 1
+
+
+def test_a_models_own_scores_come_first_then_those_of_its_configuration(tmp_path):
+    published = MolmoEConfig.from_dict(MolmoEConfig().to_dict())
+    shipped = BlockImportance.of_model(published, tmp_path)
+    assert len(shipped.scores) == 16
+    assert shipped.skipped(1, 12) == {2, 4, 10, 13}
+    with pytest.raises(ValueError, match=r"launch/importance\.py OUT\.json --worker\.model"):
+        BlockImportance.of_model(replace(published, d_model=1024), tmp_path)
+    own = {str(index): float(index) for index in range(16)}
+    (tmp_path / "importance_scores.json").write_text(json.dumps(own))
+    assert BlockImportance.of_model(published, tmp_path).scores == tuple(own.values())
+
+
+@needs_reference
+def test_shipped_scores_are_the_measured_ones():
+    config = MolmoEConfig.from_folder(FOLDER / "molmoe-1b")
+    measured = json.loads((FOLDER / "importance_scores.json").read_text())
+    assert json.loads(SHIPPED_SCORES[config].read_text()) == measured
 
 
 @needs_reference

@@ -1,0 +1,68 @@
+"""A prompt on its way through the blocks before the insertion position.
+
+Shapes: T prompt tokens, D d_model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from rollout.importance import BlockImportance
+from rollout.latency.hooks import Stages
+from rollout.molmoe import ModelInputs
+from rollout.molmoe.cache import KVCache
+
+
+@dataclass(slots=True, kw_only=True)
+class Prefix:
+    """One tier's prompt, prefilled as deep as any member of the group needs.
+
+    Attributes:
+        inputs: the preprocessed prompt.
+        host_ms: tokenising and image resizing.
+        importance: of the blocks, for the sample's task.
+        cache: keys and values of the text in blocks 0 .. depth - 1.
+        depth: blocks that the text went through.
+        hidden: the text's hidden states [1, T, D] by number of blocks.
+        budget_token: the budget token behind `depth` blocks, [1, 1, D]; None if the prompt runs
+            without one.
+        latency_tokens: the budget token's hidden state [D] by number of blocks, in the model's
+            dtype; records hold it as float32.
+        stages: measured milliseconds; `budget_NN` is the budget token in block NN.
+    """
+
+    inputs: ModelInputs
+    host_ms: float
+    importance: BlockImportance
+    cache: KVCache
+    hidden: dict[int, Tensor]
+    budget_token: Tensor | None
+    depth: int = 0
+    latency_tokens: dict[int, Tensor] = field(default_factory=dict)
+    stages: Stages = field(default_factory=dict)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the prefix takes on the device."""
+        tensors = (*self.hidden.values(), *self.latency_tokens.values())
+        return self.cache.num_bytes + self.inputs.num_bytes + sum(t.nbytes for t in tensors)
+
+    def trim(self) -> None:
+        """Forgets what only further steps need; the vector-Jacobian product reads the cache."""
+        self.inputs = self.inputs.without_image()
+        self.hidden.clear()
+
+    def stages_until(self, position: int) -> Stages:
+        """What an episode that leaves at `position` spent in the prefix."""
+        stages: Stages = {}
+        for name, elapsed_ms in self.stages.items():
+            kind, _, block = name.rpartition("_")
+            if kind == "block" and int(block) < position:
+                stages[name] = elapsed_ms
+            elif kind == "budget" and int(block) < position:
+                stages["budget_token"] = stages.get("budget_token", 0.0) + elapsed_ms
+            elif kind not in ("block", "budget"):
+                stages[name] = elapsed_ms
+        return stages

@@ -1,0 +1,81 @@
+"""Evaluation and generate on a pretended accelerator: what they say on the CPU."""
+
+import pytest
+from PIL import Image
+
+from launch import generate
+from launch.evaluation import evaluate
+from policy.weights import PolicyWeights, weights_sha256
+from rollout.build import WorkerConfig
+from rollout.executor import ExecutorConfig, MolmoEExecutor
+from rollout.fleet import LocalFleet
+from rollout.latency.clock import CpuClock
+from rollout.molmoe import MolmoE
+from rollout.worker import RolloutWorker
+from tests import launch_rig
+from tests.pretended_accelerator import DEVICE, PretendedAccelerator
+from tests.rollout import rig
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    rig.write_model_folder(path)
+    return path
+
+
+@pytest.fixture
+def accelerator(monkeypatch):
+    monkeypatch.setattr("rollout.executor.clock_for", lambda device: CpuClock())
+    with PretendedAccelerator() as accelerator:
+        yield accelerator
+
+
+def test_greedy_evaluation_is_that_of_the_cpu(accelerator, folder):
+    here = launch_rig.worker()
+    own = here.executor
+    executor = MolmoEExecutor(
+        MolmoE.from_pretrained(folder, device=DEVICE),
+        own.preprocessor,
+        own.importance,
+        own.config,
+        own.simulated,
+    )
+    there = RolloutWorker(executor, here.tasks)
+    arrays = rig.controller(seed=3).to_numpy()
+    weights = PolicyWeights(version=1, sha256=weights_sha256(arrays), arrays=arrays)
+    expected, found = (
+        evaluate(
+            LocalFleet(worker),
+            launch_rig.setup(),
+            weights,
+            split="validation",
+            num_samples=2,
+            budgets_ms=[10.0, 50.0],
+        )
+        for worker in (here, there)
+    )
+    assert found.to_json() == expected.to_json()
+
+
+@pytest.mark.parametrize("has_controller", [False, True])
+def test_generate_answers_as_on_the_cpu(accelerator, folder, tmp_path, monkeypatch, has_controller):
+    rig.controller().save(tmp_path)
+    picture = tmp_path / "picture.png"
+    image = rig.NoiseTask().sample("train", 3).image
+    assert isinstance(image, Image.Image)
+    image.save(picture)
+    config = generate.GenerateConfig(
+        prompt="what is it",
+        budget_ms=50.0,
+        image=picture,
+        controller=tmp_path if has_controller else None,
+        worker=WorkerConfig(model=str(folder), executor=ExecutorConfig(max_new_tokens=3)),
+    )
+    expected = generate.answer(config)
+    monkeypatch.setattr("rollout.build.torch_device", lambda name: DEVICE)
+    found = generate.answer(config)
+    assert accelerator.reads, "it ran on the accelerator"
+    for name in ("answer", "choices", "decided_by", "finished"):
+        assert found[name] == expected[name], name
+    assert set(found["stages_ms"]) == set(expected["stages_ms"])

@@ -1,0 +1,65 @@
+"""A random model in the published layout and geometry, narrow enough for a laptop.
+
+Blocks, experts, top_k, crops and everything about images are MolmoE-1B-0924's, so prompts have its
+lengths and knobs its meaning; only the widths are small. The files are those that the hub has:
+shards with an index, config.json with the published spelling, no importance scores.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from rollout.molmoe import MolmoEConfig, VisionConfig
+from tests.rollout.molmoe.tiny import random_model
+from tests.rollout.rig import tokenizer
+
+NARROW = replace(
+    MolmoEConfig(),
+    d_model=64,
+    n_heads=4,
+    embedding_size=128,
+    additional_vocab_size=16,
+    expert_hidden=32,
+    eos_token_id=0,
+    vision=VisionConfig(dim=32, num_heads=2, mlp_dim=64),
+)
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+
+
+def write_model(folder: Path) -> Path:
+    """Writes the model and its tokenizer into a folder, made if absent; returns the folder."""
+    random_model(NARROW).save_pretrained(folder, max_shard_bytes=2**20)
+    _spell_as_published(folder / "config.json")
+    generation = {"_from_model_config": True, "eos_token_id": NARROW.eos_token_id}
+    (folder / "generation_config.json").write_text(json.dumps({**generation, "pad_token_id": 1}))
+    tokenizer().backend_tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def write_hub_cache(cache_root: Path, repo_id: str) -> dict[str, str]:
+    """Writes the model into a cache of the hub, as if `repo_id` had been downloaded.
+
+    Returns:
+        The environment in which a process finds it there, and asks no network.
+    """
+    home = cache_root / "hub" / f"models--{repo_id.replace('/', '--')}"
+    write_model(home / "snapshots" / REVISION)
+    (home / "refs").mkdir(parents=True, exist_ok=True)
+    (home / "refs" / "main").write_text(REVISION)
+    return {"HF_HOME": str(cache_root), "HF_HUB_OFFLINE": "1"}
+
+
+def _spell_as_published(path: Path) -> None:
+    """The published file leaves the hidden size to a ratio and has fields that we do not read."""
+    raw = json.loads(path.read_text())
+    raw |= {
+        "auto_map": {"AutoModelForCausalLM": "modeling_molmoe.MolmoForCausalLM"},
+        "mlp_hidden_size": None,
+        "mlp_ratio": 1,
+        "moe_dropless": True,
+        "vocab_size": raw["embedding_size"] - 24,
+    }
+    path.write_text(json.dumps(raw, indent=2))

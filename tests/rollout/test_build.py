@@ -1,0 +1,100 @@
+"""What a worker's description says, and what of it is refused before any weight is loaded."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import tyro
+
+from envs.spec import Tier
+from rollout.build import WorkerConfig, build_executor, build_worker, torch_dtype
+from rollout.latency.simulated import SimulatedLatency
+from tests.rollout import rig
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rig.write_model_folder(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def never_loaded(monkeypatch):
+    def load(*_args, **_options):
+        raise AssertionError("the weights were loaded")
+
+    monkeypatch.setattr("rollout.molmoe.checkpoint.load_model", load)
+
+
+def write_scores(path, scores):
+    path.write_text(json.dumps({str(index): float(score) for index, score in enumerate(scores)}))
+    return path
+
+
+def test_dtypes():
+    assert torch_dtype("auto", CPU) == torch_dtype("float32", CPU) == torch.float32
+    assert torch_dtype("auto", CUDA) == torch_dtype("bfloat16", CUDA) == torch.bfloat16
+    assert torch_dtype("bfloat16", CPU) == torch.bfloat16
+    with pytest.raises(ValueError, match="float32 is not supported on CUDA"):
+        torch_dtype("float32", CUDA)
+    with pytest.raises(ValueError, match="unknown dtype 'half'"):
+        torch_dtype("half", CPU)
+
+
+def test_importance_of_the_option_comes_before_the_folders(folder, tmp_path):
+    own = build_executor(WorkerConfig(model=str(folder)))
+    assert own.importance == rig.executor().importance
+    path = write_scores(tmp_path / "scores.json", range(16))
+    given = build_executor(WorkerConfig(model=str(folder), importance=path))
+    assert given.importance.scores == tuple(range(16))
+
+
+@pytest.mark.usefixtures("never_loaded")
+def test_a_model_without_scores_is_refused_with_the_way_to_measure_them(folder):
+    with pytest.raises(AssertionError, match="the weights were loaded"):
+        build_executor(WorkerConfig(model=str(folder)))
+    (folder / "importance_scores.json").unlink()
+    with pytest.raises(ValueError, match="no block importance is known") as error:
+        build_executor(WorkerConfig(model=str(folder)))
+    assert f"launch/importance.py OUT.json --worker.model {folder}" in str(error.value)
+    assert "--worker.importance OUT.json" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_importance_by_task_comes_from_the_command_line(folder, tmp_path):
+    path = write_scores(tmp_path / "chain.json", range(16))
+    arguments = ["--model", str(folder), "--importance-by-task", "chain", str(path)]
+    config = tyro.cli(WorkerConfig, args=arguments)
+    assert config.importance_by_task == {"chain": Path(path)}
+    worker = build_worker(config)
+    prefixes = {}
+    for task in ("chain", "digits"):
+        index = next(i for i in range(99) if worker.tasks.sample("train", i).task == task)
+        sample = worker.tasks.sample("train", index)
+        prefixes[task] = worker.executor.begin(sample, Tier.LOW, None)
+    assert prefixes["chain"].importance.scores == tuple(range(16))
+    assert prefixes["digits"].importance == worker.executor.importance
+
+
+@pytest.mark.usefixtures("never_loaded")
+def test_importance_of_an_unknown_task_is_refused(folder, tmp_path):
+    config = WorkerConfig(model=str(folder), importance_by_task={"chian": tmp_path / "a.json"})
+    with pytest.raises(ValueError, match="importance_by_task names chian, and the tasks are"):
+        build_executor(config)
+
+
+@pytest.mark.usefixtures("never_loaded")
+@pytest.mark.parametrize(("name", "value"), [("n_layers", 8), ("moe_top_k", 2)])
+def test_a_model_that_the_knobs_do_not_fit_is_refused_unloaded(folder, name, value):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    with pytest.raises(ValueError, match="the knob"):
+        build_executor(WorkerConfig(model=str(folder)))
+
+
+def test_a_missing_latency_table_asks_for_one(tmp_path):
+    with pytest.raises(ValueError, match="is missing: write latencies as"):
+        SimulatedLatency.from_file(tmp_path / "latencies.json")
