@@ -42,12 +42,13 @@ from launch.warm_start import warm_start_from_profile
 from learner.actor import initial_controller
 from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.learner import Learner
-from rollout.build import EMBEDDED, build_tasks
+from rollout.build import build_tasks, model_source
+from rollout.executor import check_knobs_fit
 from rollout.fingerprint import Fingerprint
+from rollout.importance import BlockImportance
 from rollout.latency.profile_table import ProfileTable
 from rollout.latency.simulated import SimulatedLatency
-from rollout.molmoe import MolmoEConfig
-from rollout.molmoe.config import resolve_folder
+from rollout.molmoe.config import resolve_config
 from rollout.worker import PolicySetup
 
 JOB_FOLDER = "working_dir_files"
@@ -150,12 +151,13 @@ class Session:
         if not worker.tasks:
             raise ValueError(f"{self.config.recipe}: {NAMELESS_TASKS}")
         build_tasks(worker.tasks)
-        if worker.importance is not None and not worker.importance.is_file():
-            raise ValueError(f"{worker.importance} is missing: give a file of importance scores")
         if self.config.warm_start_profile is not None:
             self.profile = ProfileTable.load(self.config.warm_start_profile)
-        model = EMBEDDED if worker.model == "embedded" else worker.model
-        self.d_model = MolmoEConfig.from_folder(resolve_folder(model)).d_model
+        model = resolve_config(model_source(worker))
+        check_knobs_fit(model)
+        for path in filter(None, (worker.importance, *worker.importance_by_task.values())):
+            BlockImportance.from_file(path, model.n_layers)
+        self.d_model = model.d_model
         if self.run_dir.exists() and not self.run_dir.is_dir():
             raise ValueError(f"--run-dir {self.run_dir} is a file: give a folder")
 

@@ -22,7 +22,8 @@ PACKAGES = ("torch", "transformers", "ray", "numpy", "gymnasium", "safetensors")
 FREE_ON_RESUME = (
     *("run_dir", "steps", "checkpoint_every", "keep_last", "dry_run", "print_config"),
     *("warm_start_profile", "simulated_latency", "evaluation", "cluster", "budget.num_samples"),
-    *("worker.model", "worker.device", "worker.importance"),
+    *("worker.model", "worker.device", "worker.dtype", "worker.importance"),
+    *("worker.importance_by_task", "worker.kept_groups_mib"),
 )
 """Settings that a resumed run may change: they move no weight, or the fingerprint watches them."""
 

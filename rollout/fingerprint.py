@@ -60,7 +60,7 @@ class Fingerprint:
             device=model.device.type,
             runtime=RUNTIME,
             tasks=tuple(tasks.tasks) if isinstance(tasks, Mixture) else (type(tasks).__name__,),
-            importance=_short(repr(executor.importance).encode()),
+            importance=importance_fingerprint(executor),
             max_new_tokens=executor.config.max_new_tokens,
             budget_scope="prefill" if executor.config.prefill_only else "total",
         )
@@ -92,6 +92,13 @@ class Fingerprint:
         found = self.differences(other)
         if found:
             raise ValueError(f"{mine} and {theirs} do not belong together ({found}): {cure}")
+
+
+def importance_fingerprint(executor: MolmoEExecutor) -> str:
+    """Hash of the scores that decide which blocks are skipped, for all tasks and single ones."""
+    by_task = {task: list(s.scores) for task, s in executor.importance_by_task.items()}
+    scores = [list(executor.importance.scores), by_task]
+    return _short(json.dumps(scores, sort_keys=True).encode())
 
 
 def weights_fingerprint(model: nn.Module) -> str:

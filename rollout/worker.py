@@ -211,6 +211,8 @@ class RolloutWorker:
         if request.group_size:
             self._keep(request.group_id, result.episodes)
         version, sha256 = self._weights
+        budget_token_D = result.episodes.budget_token_D
+        assert budget_token_D is not None
         return GroupRollout(
             group_id=request.group_id,
             split=request.split,
@@ -220,7 +222,7 @@ class RolloutWorker:
             budget_ms=request.budget_ms,
             policy_version=version,
             policy_sha256=sha256,
-            budget_token=result.episodes.budget_token_D,
+            budget_token=budget_token_D,
             language_feature=result.language_feature,
             actions=result.actions,
             log_probs=result.log_probs,
@@ -238,8 +240,8 @@ class RolloutWorker:
 
         A group that this worker did not run, or no longer keeps, is prefilled again.
         """
-        group = self._kept.get(request.group_id)
-        if group is None or not np.array_equal(group.budget_token_D, request.budget_token_D):
+        group, token_D = self._kept.get(request.group_id), request.budget_token_D
+        if group is None or group.budget_token_D is None or (group.budget_token_D != token_D).any():
             sample = self.tasks.sample(request.split, request.index)
             group = EpisodeGroup(self.executor, sample, request.budget_ms)
             stage1 = [(TIERS[t], POSITIONS[p]) for t, p, *_ in request.actions_G4]

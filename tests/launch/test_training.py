@@ -119,7 +119,6 @@ def test_results_do_not_depend_on_the_order_of_groups(tmp_path):
         def collect(self, ticket):
             requests, setup, weights = self._batches.pop(ticket)
             self.worker.install(setup, weights)
-            self._requests.clear()
             return [self._run(request) for request in requests[::-1]][::-1]
 
     fleets = {

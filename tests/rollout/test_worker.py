@@ -9,7 +9,7 @@ from envs.spec import CHEAPEST_KNOBS
 from envs.tasks import DataError
 from policy.weights import PolicyWeights, weights_sha256
 from rollout.batch import GroupRollout
-from rollout.worker import FailedGroup, GroupRequest, RolloutWorker
+from rollout.worker import FailedGroup, GradientRequest, GroupRequest, RolloutWorker
 from tests import launch_rig
 from tests.rollout import rig
 
@@ -90,12 +90,13 @@ def test_kept_groups_stay_within_their_memory(worker):
 def test_a_group_that_found_no_room_has_its_gradient_all_the_same(worker):
     group = worker.rollout(request(1))
     rows = np.ones((2, rig.SIXTEEN.d_model), np.float32)
-    kept = worker.budget_gradient(request(1), group.actions, rows)
+    kept = worker.budget_gradient(GradientRequest.of(group, rows))
     executor, tasks = worker.executor, worker.tasks
     forgetful = with_policy(RolloutWorker(executor, tasks, kept_groups_mib=0))
     forgetful.rollout(request(1))
     assert not forgetful._kept
-    assert np.array_equal(forgetful.budget_gradient(request(1), group.actions, rows), kept)
+    again = forgetful.budget_gradient(GradientRequest.of(group, rows))
+    assert np.array_equal(again, kept)
 
 
 def test_fixed_configurations_run_without_a_budget_token(monkeypatch):
