@@ -45,8 +45,8 @@ REMOTE_CHECKPOINT = re.compile(r"(step_\d{8,})-[0-9a-f]{8}")
 FETCHING_PREFIX = ".fetching_"
 WRITABLE = ".writable"
 
-ATTEMPTS = 5
-FIRST_WAIT_S = 0.5
+ATTEMPTS = 3
+FIRST_WAIT_S = 1.0
 """Before the second attempt; each further wait is twice as long."""
 
 ATOMIC_STORES = ("s3", "gcs", "abfs")
