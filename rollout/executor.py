@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from envs.checks import check_within
 from envs.spec import Execution, Knobs, Sample, Tier
 from rollout.episodes import EpisodeGroup
 from rollout.importance import BlockImportance
@@ -86,11 +87,12 @@ class ExecutorConfig:
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {self.max_new_tokens}: allow at least one")
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens}: give at least one")
         if self.repeats < 1 or self.repeats % 2 == 0:
             raise ValueError(
                 f"repeats is {self.repeats}: give an odd number, so that one is median"
             )
+        check_within(self, "repeat_band", low=0)
 
 
 class MolmoEExecutor:

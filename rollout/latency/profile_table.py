@@ -97,7 +97,9 @@ class ProfileTable:
                     latencies_ms=arrays["latencies_ms"].astype(np.float32),
                 )
         except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
-            raise ValueError(f"{path} is no profile table ({error}): measure it again") from None
+            # NumPy's own words on a file that is none advise to load it unsafely.
+            reason = "not an .npz file of arrays" if "pickle" in str(error) else str(error)
+            raise ValueError(f"{path} is no profile table ({reason}): measure it again") from None
 
     def column(self, knobs: Knobs) -> int:
         """Index of a configuration; raises ValueError if it was not profiled."""
