@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from envs.checks import check_within
 from envs.spec import BudgetSampler, Knobs
 
 Array = NDArray[np.float64]
@@ -130,6 +131,9 @@ class PIDConfig:
     bins: int = 1
 
     def __post_init__(self) -> None:
+        check_within(self, "target", "smoothing", low=0, high=1)
+        check_within(self, "kp", "ki", "kd", low=0)
+        check_within(self, "maximum", low=0)
         if not 0 <= self.minimum <= self.initial <= self.maximum or self.bins < 1:
             raise ValueError(
                 f"lambda minimum {self.minimum}, initial {self.initial}, maximum {self.maximum}, "

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
+from envs.checks import check_within
 from envs.reward import BudgetReward, PIDConfig, ReferenceReward, RewardFunction
 from envs.spec import BudgetRange, BudgetSampler
 from learner.learner import LearnerConfig
@@ -41,6 +42,13 @@ class BudgetConfig:
     infeasible_share: float = 0.1
     num_samples: int = 64
 
+    def __post_init__(self) -> None:
+        check_within(self, "low_ms", "high_ms", "feasible_from_ms", low=0, above=True)
+        check_within(self, "infeasible_share", low=0, high=1)
+        check_within(self, "num_samples", low=1)
+        if self.feasible_from_ms is not None and self.low_ms is None:
+            raise ValueError("budget.feasible-from-ms needs budget.low-ms and budget.high-ms too")
+
     def fixed(self) -> BudgetSampler | None:
         """The stated budgets, or None if they are to be measured; raises ValueError for half."""
         given = (self.low_ms, self.high_ms)
@@ -72,6 +80,9 @@ class EvaluationConfig:
     num_samples: int = 24
     num_budgets: int = 5
 
+    def __post_init__(self) -> None:
+        check_within(self, "every", "num_samples", "num_budgets", low=1)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterConfig:
@@ -100,6 +111,12 @@ class ClusterConfig:
     learner_timeout_s: float = 300.0
     max_restarts: int = 5
     latency_tolerance: float = 0.15
+
+    def __post_init__(self) -> None:
+        check_within(self, "num_actors", "max_restarts", low=0)
+        check_within(self, "min_actors", low=1)
+        timeouts = ("start_timeout_s", "group_timeout_s", "step_timeout_s", "learner_timeout_s")
+        check_within(self, *timeouts, "latency_tolerance", low=0, above=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +177,7 @@ class JointGRPOConfig:
         for name, least in {**minimum, "checkpoint_every": 1, "keep_last": 1}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}: give at least {least}")
+        check_within(self, "seed", low=0)
         self.budget.fixed()
         profiled, own = WorkerConfig(), self.worker
         if self.warm_start_profile == SHIPPED_PROFILE and (own.model, own.tasks) != (

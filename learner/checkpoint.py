@@ -14,38 +14,45 @@ tools; loading does not rely on it, and verifies every hash.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import logging
 import math
 import os
-import pickle
-import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 
+from learner.manifest import (
+    LEARNER_NAME,
+    MANIFEST_NAME,
+    STATE_NAME,
+    CheckpointError,
+    Manifest,
+    is_count,
+    read_files,
+    sha256_of,
+    step_folders,
+    verified_manifest,
+)
 from policy import serialization
 from policy.controller import Controller
 
 logger = logging.getLogger(__name__)
 
-LEARNER_NAME = "learner.pt"
-STATE_NAME = "state.json"
-MANIFEST_NAME = "manifest.json"
+LEARNER_KEYS = ("controller", "optimizer", "version")
+"""What a learner's state has at least."""
+
+CHECKPOINTS_NAME = "checkpoints"
+"""Folder of a run's checkpoints, in its run folder."""
+
 LATEST_NAME = "latest"
 TEMPORARY_PREFIX = ".writing_"
 REPLACED_PREFIX = ".replaced_"
-STEP_FOLDER = re.compile(r"step_(\d{8,})")
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint could not be written, or no valid one could be read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -60,27 +67,36 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
-    """What a checkpoint holds: `files` maps names to sha256."""
+def find_controller(path: Path) -> Path:
+    """The folder that `Controller.load` reads for what a user names.
 
-    step: int
-    metric: float | None
-    files: Mapping[str, str]
+    Args:
+        path: a run folder, its checkpoints folder or any other folder within it, the folder of
+            one checkpoint, or any folder that `Controller.save` wrote.
 
-    def to_bytes(self) -> bytes:
-        """The manifest as JSON."""
-        fields = {"step": self.step, "metric": self.metric, "files": dict(self.files)}
-        return (json.dumps(fields, indent=2) + "\n").encode()
+    Returns:
+        `path` itself if a controller lies there, else the newest sound checkpoint of the run.
 
-    @classmethod
-    def read(cls, folder: Path) -> Self:
-        """Reads the manifest of a folder; raises CheckpointError if there is no sound one."""
-        try:
-            fields = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
-            return cls(step=fields["step"], metric=fields["metric"], files=dict(fields["files"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{folder / MANIFEST_NAME} cannot be read: {error!r}") from error
+    Raises:
+        ValueError: there is none.
+    """
+    if not path.is_dir():
+        raise ValueError(f"{path} is not a folder: name a run folder or one of its checkpoints")
+    if (path / serialization.JSON_NAME).is_file():
+        return path
+    for root in (path, path / CHECKPOINTS_NAME, *(p / CHECKPOINTS_NAME for p in path.parents)):
+        for folder in reversed(step_folders(root)):
+            try:
+                verified_manifest(folder)
+                return folder
+            except CheckpointError as error:
+                logger.warning("skipping %s: %s", folder, error)
+        if step_folders(root):
+            raise ValueError(f"none of the checkpoints in {root} is sound: name another run")
+    raise ValueError(
+        f"{path} holds no controller: name a run folder, or a folder of its checkpoints, such as "
+        f"RUN/{CHECKPOINTS_NAME}/step_00000042"
+    )
 
 
 class CheckpointStore:
@@ -89,13 +105,17 @@ class CheckpointStore:
     Args:
         root: folder of the run's checkpoints, made if absent.
         keep_last: how many of the newest stay; the one with the highest metric stays too.
+        required_state: keys that `state` must have besides `next_step`, to be saved or loaded.
     """
 
-    def __init__(self, root: Path | str, keep_last: int = 3):
+    def __init__(
+        self, root: Path | str, keep_last: int = 3, required_state: Collection[str] = ()
+    ) -> None:
         if keep_last < 1:
             raise ValueError(f"keep_last is {keep_last}: keep at least one checkpoint")
         self.root = Path(root)
         self.keep_last = keep_last
+        self.required_state = frozenset({"next_step", *required_state})
         self.root.mkdir(parents=True, exist_ok=True)
 
     def save(
@@ -112,17 +132,21 @@ class CheckpointStore:
             step: of the run; a checkpoint of the same step is replaced.
             controller: its weights and configuration.
             learner_state: `Learner.state_dict()`.
-            state: plain JSON values only; tuples are read back as lists.
+            state: plain JSON values only, `next_step` among them, which is the step; tuples are
+                read back as lists.
             metric: for keeping the best; higher is better, and NaN or infinity counts as none.
 
         Returns:
             The folder of the checkpoint.
 
         Raises:
-            TypeError: `state` or `learner_state` holds a value that could not be read back;
-                nothing is written then.
+            TypeError: `state` or `learner_state` lacks something, or holds a value that could
+                not be read back; nothing is written then.
             CheckpointError: writing failed (a full disk, for one); older checkpoints are intact.
         """
+        wrong = self._what_is_wrong(step, state) or _what_learner_state_lacks(learner_state)
+        if wrong:
+            raise TypeError(f"a checkpoint of step {step} cannot be written: {wrong}")
         files = _to_files(step, controller, learner_state, state, metric)
         folder = self.root / f"step_{step:08d}"
         temporary = self.root / f"{TEMPORARY_PREFIX}{folder.name}"
@@ -143,8 +167,7 @@ class CheckpointStore:
 
     def steps(self) -> list[int]:
         """Steps that have a folder, ascending, sound or not."""
-        matches = (STEP_FOLDER.fullmatch(path.name) for path in self.root.iterdir())
-        return sorted(int(match[1]) for match in matches if match)
+        return [int(path.name.removeprefix("step_")) for path in step_folders(self.root)]
 
     def load_latest(self) -> Checkpoint | None:
         """The newest sound checkpoint, or None if the run has none at all.
@@ -171,23 +194,35 @@ class CheckpointStore:
         """Reads one checkpoint; raises CheckpointError that says what is wrong with it."""
         folder = Path(path)
         manifest = Manifest.read(folder)
-        contents = {
-            name: _read_verified(folder / name, sha) for name, sha in manifest.files.items()
-        }
+        contents = read_files(folder, manifest)
+        manifest.check(contents, folder)
         try:
-            buffer = io.BytesIO(contents[LEARNER_NAME])
-            return Checkpoint(
-                path=folder,
-                step=manifest.step,
-                metric=manifest.metric,
-                controller=Controller.load(folder),
-                learner_state=torch.load(buffer, map_location="cpu", weights_only=True),
-                state=json.loads(contents[STATE_NAME]),
-            )
-        except KeyError as error:
-            raise CheckpointError(f"{folder / MANIFEST_NAME} does not list {error}") from error
-        except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
+            state = json.loads(contents[STATE_NAME])
+            controller = Controller.load(folder)
+        except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{folder}: {error}") from error
+        learner_state = _read_learner_state(contents[LEARNER_NAME], folder)
+        if wrong := self._what_is_wrong(manifest.step, state):
+            raise CheckpointError(f"{folder / STATE_NAME} is no state of a run: {wrong}")
+        return Checkpoint(
+            path=folder,
+            step=manifest.step,
+            metric=manifest.metric,
+            controller=controller,
+            learner_state=learner_state,
+            state=state,
+        )
+
+    def _what_is_wrong(self, step: int, state: Any) -> str:
+        """What a state of that step lacks, empty if nothing."""
+        if not isinstance(state, Mapping):
+            return f"it is a {type(state).__name__}, not an object"
+        missing = sorted(self.required_state - set(state))
+        if missing:
+            return f"it lacks {', '.join(missing)}"
+        if not is_count(state["next_step"]) or state["next_step"] != step:
+            return f"its next_step is {state['next_step']!r}, not the checkpoint's step {step}"
+        return ""
 
     def best(self) -> Path | None:
         """Folder of the checkpoint with the highest metric, None if no step had one."""
@@ -255,7 +290,7 @@ def _to_files(
     files[LEARNER_NAME] = _learner_bytes(learner_state)
     files[STATE_NAME] = _state_bytes(state)
     metric = metric if metric is not None and math.isfinite(metric) else None
-    hashes = {name: _sha256(content) for name, content in files.items()}
+    hashes = {name: sha256_of(content) for name, content in files.items()}
     files[MANIFEST_NAME] = Manifest(step=step, metric=metric, files=hashes).to_bytes()
     return files
 
@@ -295,20 +330,23 @@ def _learner_bytes(learner_state: Mapping[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def _what_learner_state_lacks(learner_state: Any) -> str:
+    """What a learner's state lacks, empty if nothing."""
+    if not isinstance(learner_state, Mapping):
+        return f"the learner's state is a {type(learner_state).__name__}, not a dict"
+    missing = [key for key in LEARNER_KEYS if key not in learner_state]
+    return f"the learner's state lacks {', '.join(missing)}" if missing else ""
 
 
-def _read_verified(path: Path, sha256: str) -> bytes:
+def _read_learner_state(content: bytes, folder: Path) -> dict[str, Any]:
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if _sha256(content) != sha256:
-        raise CheckpointError(
-            f"{path} is torn or corrupt: its {len(content)} bytes do not have the manifest's hash"
-        )
-    return content
+        learner_state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        wrong = _what_learner_state_lacks(learner_state)
+    except Exception as error:  # torch raises many types, and advises to load unsafely
+        wrong = f"it is damaged, or is not what this program wrote ({type(error).__name__})"
+    if wrong:
+        raise CheckpointError(f"{folder / LEARNER_NAME} cannot be used: {wrong}")
+    return learner_state
 
 
 def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from envs.checks import check_within
 from learner.advantages import ADVANTAGE_FORMS, AdvantageForm
 from learner.batch import Batch, make_batch, save_for_inspection
 from learner.losses import EntropySchedule, LossConfig, LossInputs, LossMetrics, grpo_loss
@@ -69,18 +70,18 @@ class LearnerConfig:
     entropy: EntropySchedule = field(default_factory=EntropySchedule)
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "grad_clip", "stage1_lr_ratio", "budget_lr_ratio"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: give a positive number")
+        rates = ("learning_rate", "stage1_lr_ratio", "budget_lr_ratio")
+        check_within(self, *rates, "grad_clip", low=0, above=True)
         if not 0 <= self.final_lr_ratio <= 1 or self.lr_steps < 1:
             raise ValueError(
                 f"final_lr_ratio {self.final_lr_ratio}, lr_steps {self.lr_steps}: give a share "
                 "within 0..1 and at least one step"
             )
-        if self.weight_decay < 0 or self.epochs < 1 or self.max_nonfinite_updates < 0:
+        check_within(self, "weight_decay", low=0)
+        if self.epochs < 1 or self.max_nonfinite_updates < 0:
             raise ValueError(
-                f"weight_decay {self.weight_decay}, epochs {self.epochs}, max_nonfinite_updates "
-                f"{self.max_nonfinite_updates}: give at least 0, 1 and 0"
+                f"epochs {self.epochs}, max_nonfinite_updates {self.max_nonfinite_updates}: give "
+                "at least 1 and 0"
             )
         if self.advantage not in ADVANTAGE_FORMS:
             raise ValueError(

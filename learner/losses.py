@@ -7,10 +7,13 @@ actor's, whose log-probabilities came with the episode).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from envs.checks import check_within
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,10 +25,9 @@ class EntropySchedule:
     steps: int = 1000
 
     def __post_init__(self) -> None:
-        if min(self.start, self.end) < 0 or self.steps < 1:
-            raise ValueError(
-                f"entropy schedule {self}: give coefficients of at least 0 and at least one step"
-            )
+        check_within(self, "start", "end", low=0)
+        if self.steps < 1:
+            raise ValueError(f"steps is {self.steps}: give at least one step")
 
     def coefficient(self, step: int) -> float:
         """Returns the coefficient of an update, counted from 0."""
@@ -57,10 +59,11 @@ class LossConfig:
                 f"clip range {self.clip_eps_low}, {self.clip_eps_high}: give clip_eps_low in "
                 "(0, 1) and a positive clip_eps_high"
             )
-        if self.importance_cap < 1 or self.kl_coef < 0:
+        check_within(self, "clip_eps_high", "kl_coef", low=0)
+        check_within(self, "importance_cap", low=1)
+        if not all(math.isfinite(w) and w >= 0 for w in self.entropy_head_weights):
             raise ValueError(
-                f"importance_cap {self.importance_cap}, kl_coef {self.kl_coef}: give a cap of at "
-                "least 1 and a coefficient of at least 0"
+                f"entropy_head_weights are {self.entropy_head_weights}: give four of at least 0"
             )
 
 

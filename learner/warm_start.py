@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from envs.checks import check_within
 from policy.controller import Controller
 from policy.distributions import entropy
 from policy.stage1 import Stage1Logits
@@ -55,6 +56,12 @@ class WarmStartConfig:
     last_temperature: float = 0.01
     grad_clip: float = 1.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_within(self, "steps", "batch_size", low=1)
+        check_within(self, "seed", low=0)
+        positive = ("learning_rate", "first_temperature", "last_temperature", "grad_clip")
+        check_within(self, *positive, low=0, above=True)
 
     def temperature(self, step: int) -> float:
         """Of a step, counted from 0."""

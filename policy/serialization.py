@@ -1,11 +1,13 @@
 """A saved controller: `controller.safetensors` with the weights, `controller.json` with the rest.
 
 The JSON holds the format version, the configuration, the knob set that the heads were trained
-for, and the hash of the weights, so that a controller is never run with knobs of another meaning.
+for, the hash of the weights and a hash of all that, so that a controller is never run with knobs
+of another meaning, or with a budget range that someone has edited.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -23,7 +25,7 @@ from policy.weights import weights_sha256
 if TYPE_CHECKING:
     from policy.controller import ControllerConfig
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 JSON_NAME = "controller.json"
 WEIGHTS_NAME = "controller.safetensors"
 
@@ -39,6 +41,11 @@ def knob_set() -> dict[str, Any]:
     }
 
 
+def _description_sha256(description: Mapping[str, Any]) -> str:
+    """Hex digest of a description without its own hash."""
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+
+
 def to_files(config: ControllerConfig, arrays: Mapping[str, np.ndarray]) -> dict[str, bytes]:
     """Returns the two files of a controller, by name."""
     description = {
@@ -47,6 +54,7 @@ def to_files(config: ControllerConfig, arrays: Mapping[str, np.ndarray]) -> dict
         "knobs": knob_set(),
         "weights_sha256": weights_sha256(arrays),
     }
+    description["sha256"] = _description_sha256(description)
     return {
         WEIGHTS_NAME: save_safetensors(dict(arrays)),
         JSON_NAME: (json.dumps(description, indent=2) + "\n").encode(),
@@ -74,7 +82,7 @@ def load(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         raise ValueError(
             f"{path} cannot be read ({error}): restore it from another checkpoint"
         ) from error
-    if weights_sha256(arrays) != description["weights_sha256"]:
+    if weights_sha256(arrays) != description.get("weights_sha256"):
         raise ValueError(
             f"{path} is not the file that {JSON_NAME} describes (its hash differs): restore both "
             "from the same checkpoint"
@@ -88,7 +96,6 @@ def _load_description(path: Path) -> dict[str, Any]:
         version, knobs = description["format_version"], description["knobs"]
         if not isinstance(description["config"], dict):
             raise TypeError("config is not an object")
-        str(description["weights_sha256"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} cannot be read as a controller's description ({error!r}): name a folder "
@@ -103,5 +110,10 @@ def _load_description(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} was trained for other knobs ({knobs}; this program has {knob_set()}): use "
             "the release that wrote it, or train a new controller"
+        )
+    if description.pop("sha256", None) != _description_sha256(description):
+        raise ValueError(
+            f"{path} has been edited or damaged (its hash differs from its content): restore it "
+            "from its checkpoint, or train a new controller"
         )
     return description

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from envs.checks import check_within
 from envs.latency_budget import LatencyBudgetEnv, TaskSource
 from envs.reward import BudgetReward
 from envs.spec import BudgetSampler
@@ -22,6 +23,9 @@ from rollout.worker import KEPT_GROUPS_MIB, RolloutWorker
 
 EMBEDDED = Path(__file__).parent / "embedded"
 """The small MolmoE that ships with the project."""
+
+MAX_THREADS = 1024
+"""More than any machine has cores for; PyTorch would abort on far more."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -54,6 +58,9 @@ class WorkerConfig:
     importance_by_task: dict[str, Path] = field(default_factory=dict)
     kept_groups_mib: int = KEPT_GROUPS_MIB
     executor: ExecutorConfig = field(default_factory=lambda: ExecutorConfig(max_new_tokens=16))
+
+    def __post_init__(self) -> None:
+        check_within(self, "num_threads", low=1, high=MAX_THREADS)
 
 
 def torch_device(name: str) -> torch.device:

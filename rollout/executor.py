@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from envs.checks import check_within
 from envs.spec import FULL_TOP_K, NUM_BLOCKS_TOTAL, Execution, Knobs, Sample, Tier
 from envs.tasks import DataError
 from rollout.episodes import EpisodeGroup
@@ -50,11 +51,12 @@ class ExecutorConfig:
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {self.max_new_tokens}: allow at least one")
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens}: give at least one")
         if self.repeats < 1 or self.repeats % 2 == 0:
             raise ValueError(
                 f"repeats is {self.repeats}: give an odd number, so that one is median"
             )
+        check_within(self, "repeat_band", low=0)
 
 
 def check_knobs_fit(config: MolmoEConfig) -> None:

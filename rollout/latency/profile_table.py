@@ -107,7 +107,9 @@ class ProfileTable:
                     fingerprint=fingerprint and Fingerprint.from_json(fingerprint),
                 )
         except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
-            raise ValueError(f"{path} is no profile table ({error}): measure it again") from None
+            # NumPy's own words on a file that is none advise to load it unsafely.
+            reason = "not an .npz file of arrays" if "pickle" in str(error) else str(error)
+            raise ValueError(f"{path} is no profile table ({reason}): measure it again") from None
 
     def check_fingerprint(self, other: Fingerprint, mine: str, theirs: str) -> None:
         """Raises ValueError unless this table was measured on the same model, tasks and devices."""

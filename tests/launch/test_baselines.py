@@ -74,6 +74,9 @@ def test_round_trip_and_broken_files(table, tmp_path):
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ValueError, match=r"is no profile table .* measure it again"):
         ProfileTable.load(path)
+    path.write_text("plain text")
+    with pytest.raises(ValueError, match=r"not an \.npz file of arrays.: measure it again"):
+        ProfileTable.load(path)
     with pytest.raises(ValueError, match="not in the profile"):
         table.column(Knobs(tier=2, position=5, top_k=4, num_blocks=16))
 

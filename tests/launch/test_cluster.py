@@ -245,7 +245,7 @@ def test_a_killed_learner_goes_on_where_it_was(two_actors, tmp_path, undisturbed
 
 
 def test_a_wait_that_takes_too_long_says_what_for(two_actors, tmp_path):
-    two_actors.config = dataclasses.replace(SETTINGS, step_timeout_s=0.0)
+    two_actors.config = dataclasses.replace(SETTINGS, step_timeout_s=1e-9)
     run = remote_run(tmp_path, launch_rig.config(steps=1), two_actors)
     with pytest.raises(TimeoutError, match=r"3 of 3 groups of rollouts .* the cluster has"):
         train(run)

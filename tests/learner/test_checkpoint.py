@@ -1,14 +1,17 @@
 import errno
+import hashlib
+import io
 import json
 import logging
 import os
+import pickle
 
 import numpy as np
 import pytest
 import torch
 
 from learner import checkpoint as checkpoint_module
-from learner.checkpoint import CheckpointError, CheckpointStore
+from learner.checkpoint import CheckpointError, CheckpointStore, find_controller
 from learner.learner import Learner, LearnerConfig
 from policy.controller import Controller
 from policy.weights import weights_sha256
@@ -16,13 +19,23 @@ from tests.learner.synthetic import make_controller
 from tests.learner.test_learner import make_groups, update
 
 
-def save_steps(root, steps, metrics=None, **kwargs) -> CheckpointStore:
+@pytest.fixture
+def learner_state(tmp_path):
+    return Learner(make_controller(), LearnerConfig(), tmp_path).state_dict()
+
+
+def state_at(step, **more):
+    return {"next_step": step, **more}
+
+
+def save_steps(root, steps, metrics=None, extra=None, **kwargs) -> CheckpointStore:
     store = CheckpointStore(root, **kwargs)
     learner = Learner(make_controller(), LearnerConfig(), root)
     for index, step in enumerate(steps):
         update(learner, *make_groups(learner, seed=step))
         metric = metrics[index] if metrics else None
-        store.save(step, learner.controller, learner.state_dict(), {"position": step}, metric)
+        state = state_at(step, position=step, **(extra or {}))
+        store.save(step, learner.controller, learner.state_dict(), state, metric)
     return store
 
 
@@ -30,7 +43,13 @@ def test_round_trip(tmp_path):
     learner = Learner(make_controller(), LearnerConfig(), tmp_path)
     update(learner, *make_groups(learner))
     numpy_state = np.random.default_rng(3).bit_generator.state
-    state = {"random": numpy_state, "position": [1, 2], "sizes": (3, 4), "revision": "abc"}
+    state = {
+        "next_step": 7,
+        "random": numpy_state,
+        "position": [1, 2],
+        "sizes": (3, 4),
+        "revision": "abc",
+    }
     store = CheckpointStore(tmp_path / "run")
     path = store.save(7, learner.controller, learner.state_dict(), state, metric=0.5)
     assert path.name == "step_00000007"
@@ -49,7 +68,7 @@ def test_resume_from_a_checkpoint_is_bit_identical(tmp_path):
     whole = Learner(make_controller(), LearnerConfig(epochs=2), tmp_path)
     store = CheckpointStore(tmp_path / "run", keep_last=10)
     for seed in range(4):
-        store.save(seed, whole.controller, whole.state_dict(), {})
+        store.save(seed, whole.controller, whole.state_dict(), state_at(seed))
         update(whole, *make_groups(whole, seed=seed))
     for cut in range(4):
         loaded = store.load(tmp_path / "run" / f"step_{cut:08d}")
@@ -99,7 +118,7 @@ def test_a_damaged_checkpoint_is_skipped_with_a_message(tmp_path, caplog, damage
     with caplog.at_level(logging.WARNING):
         loaded = store.load_latest()
     assert loaded is not None
-    assert (loaded.step, loaded.state) == (2, {"position": 2})
+    assert (loaded.step, loaded.state) == (2, state_at(2, position=2))
     assert "skipping the checkpoint of step 3" in caplog.text
     assert message in caplog.text
 
@@ -113,7 +132,7 @@ def test_no_sound_checkpoint_is_an_error_not_a_fresh_start(tmp_path):
 
 
 @pytest.mark.parametrize("full_at", range(6))
-def test_full_disk_loses_nothing_older(tmp_path, monkeypatch, full_at):
+def test_full_disk_loses_nothing_older(tmp_path, monkeypatch, learner_state, full_at):
     """The disk is full at each of the six files in turn, the pointer's included."""
     store = save_steps(tmp_path, [1, 2])
     write, calls = checkpoint_module._write_synced, []
@@ -128,17 +147,17 @@ def test_full_disk_loses_nothing_older(tmp_path, monkeypatch, full_at):
     monkeypatch.setattr(checkpoint_module, "_write_synced", failing_write)
     controller = make_controller()
     with pytest.raises(CheckpointError, match=r"No space left on device.*older checkpoints are"):
-        store.save(3, controller, {}, {})
+        store.save(3, controller, learner_state, state_at(3))
     monkeypatch.undo()
     assert not list(tmp_path.glob(".writing*"))
     assert [store.load(tmp_path / f"step_{step:08d}").step for step in (1, 2)] == [1, 2]
     loaded = store.load_latest()
     assert loaded is not None
     assert loaded.step == (3 if full_at == 5 else 2)
-    store.save(3, controller, {}, {})
+    store.save(3, controller, learner_state, state_at(3))
 
 
-def test_a_killed_writers_remains_are_ignored_and_removed(tmp_path):
+def test_a_killed_writers_remains_are_ignored_and_removed(tmp_path, learner_state):
     store = save_steps(tmp_path, [1])
     remains = tmp_path / ".writing_step_00000002"
     remains.mkdir()
@@ -146,28 +165,28 @@ def test_a_killed_writers_remains_are_ignored_and_removed(tmp_path):
     loaded = store.load_latest()
     assert loaded is not None
     assert loaded.step == 1
-    store.save(2, make_controller(), {}, {})
+    store.save(2, make_controller(), learner_state, state_at(2))
     assert not remains.exists()
     assert store.steps() == [1, 2]
 
 
-def test_a_checkpoint_set_aside_by_a_killed_writer_is_put_back(tmp_path):
+def test_a_checkpoint_set_aside_by_a_killed_writer_is_put_back(tmp_path, learner_state):
     store = save_steps(tmp_path, [1])
     os.rename(tmp_path / "step_00000001", tmp_path / ".replaced_step_00000001")
-    store.save(2, make_controller(), {}, {})
-    assert store.load(tmp_path / "step_00000001").state == {"position": 1}
+    store.save(2, make_controller(), learner_state, state_at(2))
+    assert store.load(tmp_path / "step_00000001").state == state_at(1, position=1)
 
 
-def test_the_same_step_is_replaced(tmp_path):
+def test_the_same_step_is_replaced(tmp_path, learner_state):
     store = save_steps(tmp_path, [1])
-    store.save(1, make_controller(seed=4), {}, {"again": True})
+    store.save(1, make_controller(seed=4), learner_state, state_at(1, again=True))
     loaded = store.load_latest()
     assert loaded is not None
-    assert loaded.state == {"again": True}
+    assert loaded.state == state_at(1, again=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_00000001"]
 
 
-def test_failed_replacement_keeps_the_old(tmp_path, monkeypatch):
+def test_failed_replacement_keeps_the_old(tmp_path, monkeypatch, learner_state):
     store = save_steps(tmp_path, [1])
     rename = os.rename
 
@@ -178,28 +197,101 @@ def test_failed_replacement_keeps_the_old(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "rename", failing_rename)
     with pytest.raises(CheckpointError, match="Input/output error"):
-        store.save(1, make_controller(seed=4), {}, {"again": True})
+        store.save(1, make_controller(seed=4), learner_state, state_at(1, again=True))
     loaded = store.load_latest()
     assert loaded is not None
-    assert loaded.state == {"position": 1}
+    assert loaded.state == state_at(1, position=1)
 
 
 @pytest.mark.parametrize(
-    ("learner_state", "state", "message"),
+    ("extra_learner_state", "state", "message"),
     [
-        ({}, {"a": {1, 2}}, "plain JSON values"),
-        ({}, {"a": float("nan")}, "plain JSON values"),
-        ({}, {"a": np.float32(1)}, "plain JSON values"),
-        ({}, {"a": {1: 2}}, "strings as keys"),
-        ({"a": lambda: 0}, {}, "readable with weights_only"),
-        ({"a": np.zeros(2)}, {}, "readable with weights_only"),
+        ({}, state_at(1, a={1, 2}), "plain JSON values"),
+        ({}, state_at(1, a=float("nan")), "plain JSON values"),
+        ({}, state_at(1, a=np.float32(1)), "plain JSON values"),
+        ({}, state_at(1, a={1: 2}), "strings as keys"),
+        ({"a": lambda: 0}, state_at(1), "readable with weights_only"),
+        ({"a": np.zeros(2)}, state_at(1), "readable with weights_only"),
+        ({}, {}, "lacks next_step"),
+        ({}, state_at(2), "its next_step is 2, not the checkpoint's step 1"),
     ],
 )
-def test_unserialisable_state_is_refused_before_writing(tmp_path, learner_state, state, message):
-    store = CheckpointStore(tmp_path)
+def test_unserialisable_state_is_refused_before_writing(
+    tmp_path, learner_state, extra_learner_state, state, message
+):
+    store = CheckpointStore(tmp_path / "run")
     with pytest.raises(TypeError, match=message):
-        store.save(1, make_controller(), learner_state, state)
-    assert list(tmp_path.iterdir()) == []
+        store.save(1, make_controller(), {**learner_state, **extra_learner_state}, state)
+    assert list(store.root.iterdir()) == []
+
+
+def test_a_learners_state_without_an_optimizer_is_refused(tmp_path, learner_state):
+    del learner_state["optimizer"]
+    with pytest.raises(TypeError, match="lacks optimizer"):
+        CheckpointStore(tmp_path).save(1, make_controller(), learner_state, state_at(1))
+
+
+def rewrite(folder, name, content):
+    """Replaces a file and redoes its hash in the manifest."""
+    (folder / name).write_bytes(content)
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["files"][name] = hashlib.sha256(content).hexdigest()
+    path.write_text(json.dumps(manifest))
+
+
+def saved(value):
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("state.json", b"[]", "it is a list, not an object"),
+        ("state.json", b"{}", "it lacks next_step, seed"),
+        ("state.json", b'{"seed": 1, "next_step": 2}', "its next_step is 2, not"),
+        ("state.json", b'{"seed": 1, "next_step": "3"}', "its next_step is '3', not"),
+        ("state.json", b'{"seed": 1, "next_step": true}', "its next_step is True, not"),
+        ("state.json", b'{"next_step": 3}', "it lacks seed"),
+        ("state.json", b"[" * 100_000, "recursion"),
+        ("state.json", b"\xff", "can't decode"),
+        ("learner.pt", b"", "it is damaged"),
+        ("learner.pt", b"\x80", "it is damaged"),
+        ("learner.pt", b"junk" * 999, "it is damaged"),
+        ("learner.pt", pickle.dumps(print), "it is damaged"),
+        ("learner.pt", saved({}), "lacks controller, optimizer, version"),
+        ("learner.pt", saved([1]), "is a list, not a dict"),
+    ],
+)
+def test_rehashed_junk_is_skipped_for_an_older_checkpoint(tmp_path, caplog, name, content, message):
+    store = save_steps(tmp_path, [2, 3], required_state=["seed"], extra={"seed": 1})
+    rewrite(tmp_path / "step_00000003", name, content)
+    loaded = store.load_latest()
+    assert loaded is not None
+    assert loaded.step == 2
+    assert message in caplog.text
+    assert "weights_only" not in caplog.text, "no advice to load unsafely"
+
+
+def test_a_controller_is_found_from_any_folder_of_its_run(tmp_path):
+    run = tmp_path / "run"
+    save_steps(run / "checkpoints", [1, 2])
+    (run / "tensorboard").mkdir()
+    newest = run / "checkpoints" / "step_00000002"
+    for path in (run, run / "checkpoints", run / "tensorboard", newest):
+        assert find_controller(path) == newest
+    assert find_controller(newest.with_name("step_00000001")).name == "step_00000001"
+    truncate(newest / "state.json")
+    assert find_controller(run).name == "step_00000001"
+    make_controller().save(tmp_path / "alone")
+    assert find_controller(tmp_path / "alone") == tmp_path / "alone"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no controller"):
+        find_controller(tmp_path / "empty")
+    with pytest.raises(ValueError, match="is not a folder"):
+        find_controller(tmp_path / "absent")
 
 
 def test_manifest_is_plain_json(tmp_path):

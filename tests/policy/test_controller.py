@@ -1,3 +1,4 @@
+import hashlib
 import json
 import math
 
@@ -169,14 +170,36 @@ def test_broken_files_are_refused_with_one_clear_error(controller, tmp_path):
             Controller.load(tmp_path)
     with pytest.raises(ValueError, match="name a folder"):
         Controller.load(tmp_path / "absent")
-    description.write_text(good_json.replace('"d_model": 24', '"d_model": 32'))
+    edited = good_json.replace('"d_model": 24', '"d_model": 32')
+    description.write_text(edited)
+    with pytest.raises(ValueError, match="has been edited or damaged"):
+        Controller.load(tmp_path)
+    fields = json.loads(edited)
+    del fields["sha256"]
+    digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+    description.write_text(json.dumps(fields | {"sha256": digest}))
     with pytest.raises(ValueError, match="do not describe one controller"):
+        Controller.load(tmp_path)
+
+
+@pytest.mark.parametrize("field", ["budget_low_ms", "budget_high_ms", "sinusoid_scale"])
+def test_an_edited_configuration_is_refused(controller, tmp_path, field):
+    controller.save(tmp_path)
+    path = tmp_path / "controller.json"
+    fields = json.loads(path.read_text())
+    fields["config"][field] *= 10
+    path.write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match="has been edited or damaged"):
         Controller.load(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
-    [("format_version", 99, "format version 99"), ("knobs", {"top_ks": [1]}, "other knobs")],
+    [
+        ("format_version", 99, "format version 99"),
+        ("format_version", 1, "format version 1 and this program reads 2"),
+        ("knobs", {"top_ks": [1]}, "other knobs"),
+    ],
 )
 def test_other_format_or_knobs_are_refused(controller, tmp_path, field, value, message):
     controller.save(tmp_path)

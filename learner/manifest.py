@@ -1,0 +1,110 @@
+"""What a checkpoint's folder holds, and whether it is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from policy import serialization
+
+LEARNER_NAME = "learner.pt"
+STATE_NAME = "state.json"
+MANIFEST_NAME = "manifest.json"
+FILE_NAMES = (serialization.JSON_NAME, serialization.WEIGHTS_NAME, LEARNER_NAME, STATE_NAME)
+"""What a manifest lists."""
+
+STEP_FOLDER = re.compile(r"step_(\d{8,})")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written, or no valid one could be read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What a checkpoint holds: `files` maps names to sha256."""
+
+    step: int
+    metric: float | None
+    files: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        if not is_count(self.step):
+            raise ValueError(f"step is {self.step!r}")
+        if self.metric is not None and not math.isfinite(self.metric):
+            raise ValueError(f"metric is {self.metric!r}")
+        for name in FILE_NAMES:
+            if name not in self.files:
+                raise ValueError(f"it does not list {name}")
+        strange = [name for name in self.files if name not in FILE_NAMES]
+        if strange:
+            raise ValueError(f"it lists {strange[0]!r}")
+
+    def to_bytes(self) -> bytes:
+        """The manifest as JSON."""
+        fields = {"step": self.step, "metric": self.metric, "files": dict(self.files)}
+        return (json.dumps(fields, indent=2) + "\n").encode()
+
+    @classmethod
+    def parse(cls, content: bytes, folder: Path | str) -> Self:
+        """Reads `to_bytes`; raises CheckpointError that names the folder if it is unsound."""
+        try:
+            fields = json.loads(content)
+            return cls(step=fields["step"], metric=fields["metric"], files=dict(fields["files"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{folder}: {MANIFEST_NAME} cannot be used: {error!r}") from error
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Reads the manifest of a folder; raises CheckpointError if there is no sound one."""
+        try:
+            content = (folder / MANIFEST_NAME).read_bytes()
+        except OSError as error:
+            raise CheckpointError(f"{folder / MANIFEST_NAME} cannot be read: {error}") from error
+        return cls.parse(content, folder)
+
+    def check(self, contents: Mapping[str, bytes], folder: Path | str) -> None:
+        """Raises CheckpointError that names the first file whose content is not the listed one."""
+        for name, sha256 in self.files.items():
+            if sha256_of(contents[name]) != sha256:
+                raise CheckpointError(
+                    f"{folder}/{name} is torn or corrupt: its {len(contents[name])} bytes do not "
+                    "have the manifest's hash"
+                )
+
+
+def verified_manifest(folder: Path) -> Manifest:
+    """The manifest of a checkpoint whose files all have its hashes; raises CheckpointError."""
+    manifest = Manifest.read(folder)
+    manifest.check(read_files(folder, manifest), folder)
+    return manifest
+
+
+def step_folders(root: Path) -> list[Path]:
+    """Checkpoint folders in a folder, ascending, sound or not; none if the folder is absent."""
+    found = [path for path in root.glob("step_*") if STEP_FOLDER.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
+
+
+def read_files(folder: Path, manifest: Manifest) -> dict[str, bytes]:
+    """Contents of the files that a manifest lists; raises CheckpointError naming an absent one."""
+    try:
+        return {name: (folder / name).read_bytes() for name in manifest.files}
+    except OSError as error:
+        raise CheckpointError(f"{error.filename} cannot be read: {error}") from error
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value is a whole number of at least 0, truth values not counted."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def sha256_of(content: bytes) -> str:
+    """Hex digest."""
+    return hashlib.sha256(content).hexdigest()
