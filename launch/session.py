@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import dataclasses
 import json
 import logging
@@ -29,15 +30,18 @@ from launch.plots import curves_figure
 from launch.recipes import NAMELESS_TASKS, RECIPES, JointGRPOConfig, to_json
 from launch.remote_learner import LearnerLostError, RemoteLearner
 from launch.reporting import Reporter
+from launch.run_lock import RunLock
 from launch.state import (
+    STATE_KEYS,
     budgets_from_state,
     calibration_from_state,
     check_resumable,
     fingerprint_from_state,
 )
 from launch.stopping import Stopped
-from launch.storage import fetch_latest, is_uri, mirror, staging_folder
+from launch.storage import RunStore, is_uri, staging_folder
 from launch.training import Run, controller_config
+from launch.uploads import Uploader
 from launch.warm_start import warm_start_from_profile
 from learner.actor import initial_controller
 from learner.checkpoint import Checkpoint, CheckpointStore
@@ -103,6 +107,7 @@ class Session:
     def __init__(self, config: JointGRPOConfig, train: Callable[[Run], None]) -> None:
         self.train = train
         self.is_stopping = False
+        self.uploader: Uploader | None = None
         if config.dry_run:
             folder = tempfile.mkdtemp(prefix="dry-run-")
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -120,7 +125,17 @@ class Session:
     def run(self) -> int:
         """Trains to the end; returns 0, or 143 if it was asked to stop."""
         self._check_before_ray()
-        checkpoint = self._checkpoint()
+        with contextlib.ExitStack() as on_exit:
+            on_exit.callback(_remove_if_empty, self.run_dir)
+            on_exit.enter_context(RunLock(self.run_dir))
+            if self.uri:
+                store = RunStore(self.uri, self.run_dir)
+                store.fetch()
+                self.uploader = Uploader(store)
+                on_exit.callback(self.uploader.close)
+            return self._run_on_ray(self._checkpoint())
+
+    def _run_on_ray(self, checkpoint: Checkpoint | None) -> int:
         _say("starting Ray, or joining its cluster")
         connect(self.config.cluster.address)
         # After ray.init, which installs a handler of its own.
@@ -135,8 +150,7 @@ class Session:
                 simulated=self.simulated,
                 is_stopping=lambda: self.is_stopping,
             )
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-            store = CheckpointStore(self.run_dir / "checkpoints", self.config.keep_last)
+            store = self._store()
             return self._train_until_done(fleet, store, checkpoint)
         except Stopped:
             logging.warning("stopped before the first step")
@@ -163,16 +177,15 @@ class Session:
 
     def _checkpoint(self) -> Checkpoint | None:
         """What the run goes on from, None for a fresh run."""
-        if self.uri:
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-            fetch_latest(self.uri, self.run_dir)
         if not (self.run_dir / "checkpoints").is_dir():
             return None
-        store = CheckpointStore(self.run_dir / "checkpoints", self.config.keep_last)
-        checkpoint = store.load_latest()
+        checkpoint = self._store().load_latest()
         if checkpoint is not None:
             self.config = check_resumable(checkpoint, self.config, self.label)
         return checkpoint
+
+    def _store(self) -> CheckpointStore:
+        return CheckpointStore(self.run_dir / "checkpoints", self.config.keep_last, STATE_KEYS)
 
     def _stop(self, number: int, _frame: Any) -> None:
         logging.warning("signal %d: stopping with a checkpoint", number)
@@ -287,7 +300,7 @@ class Session:
             calibration=self.calibration,
             fingerprint=fingerprint,
             is_stopping=lambda: self.is_stopping,
-            on_saved=lambda path: mirror(path, self.uri) if self.uri else None,
+            on_saved=self.uploader.submit if self.uploader else lambda _path: None,
         )
         budgets = setup.budgets
         run.reporter.say(
@@ -353,6 +366,12 @@ class Session:
 def _say(text: str) -> None:
     """What is going on before there is a run to report."""
     Console(soft_wrap=True, highlight=False).print(f"{text} ...", markup=False)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """What a run that never began leaves behind; anything else stays."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _commit_on_the_way_out(run: Run) -> None:

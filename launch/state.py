@@ -19,6 +19,12 @@ from rollout.fingerprint import Fingerprint
 
 PACKAGES = ("torch", "transformers", "ray", "numpy", "gymnasium", "safetensors")
 
+STATE_KEYS = (
+    *("next_step", "seed", "steering", "budgets", "calibration", "fingerprint"),
+    *("latency_source", "configuration", "git_revision", "packages", "python"),
+)
+"""What a run's state has in every checkpoint."""
+
 FREE_ON_RESUME = (
     *("run_dir", "steps", "checkpoint_every", "keep_last", "dry_run", "print_config"),
     *("warm_start_profile", "simulated_latency", "evaluation", "cluster", "budget.num_samples"),
@@ -32,7 +38,8 @@ def load_checkpoint(run_dir: Path) -> Checkpoint:
     """The newest checkpoint of a run; raises ValueError if there is none."""
     if not (run_dir / "checkpoints").is_dir():
         raise ValueError(f"{run_dir} holds no checkpoints: give the run-dir of a training run")
-    checkpoint = CheckpointStore(run_dir / "checkpoints").load_latest()
+    store = CheckpointStore(run_dir / "checkpoints", required_state=STATE_KEYS)
+    checkpoint = store.load_latest()
     if checkpoint is None:
         raise ValueError(f"{run_dir} holds no checkpoint yet: train first")
     return checkpoint

@@ -356,16 +356,6 @@ class RunStore:
             self._sent[str(relative)] = signature
 
 
-def mirror(checkpoint: Path, uri: str) -> Checkpoint | None:
-    """`RunStore.mirror` of a single checkpoint."""
-    return RunStore(uri, checkpoint.parent.parent).mirror(checkpoint)
-
-
-def fetch_latest(uri: str, run_dir: Path) -> None:
-    """`RunStore.fetch` into a folder."""
-    RunStore(uri, run_dir).fetch()
-
-
 def _signature(path: Path) -> tuple[int, int]:
     status = path.stat()
     return status.st_size, status.st_mtime_ns

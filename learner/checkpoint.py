@@ -341,10 +341,12 @@ def _what_learner_state_lacks(learner_state: Any) -> str:
 def _read_learner_state(content: bytes, folder: Path) -> dict[str, Any]:
     try:
         learner_state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        wrong = _what_learner_state_lacks(learner_state)
     except Exception as error:  # torch raises many types, and advises to load unsafely
-        wrong = f"it is damaged, or is not what this program wrote ({type(error).__name__})"
-    if wrong:
+        raise CheckpointError(
+            f"{folder / LEARNER_NAME} cannot be used: it is damaged, or is not what this program "
+            f"wrote ({type(error).__name__})"
+        ) from error
+    if wrong := _what_learner_state_lacks(learner_state):
         raise CheckpointError(f"{folder / LEARNER_NAME} cannot be used: {wrong}")
     return learner_state
 
