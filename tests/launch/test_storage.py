@@ -72,6 +72,7 @@ def test_checkpoints_reach_the_store_and_come_back(tmp_path, uri, kind):
     run.on_saved = lambda path: handed_on.append(store.mirror(path))
     train(run)
     assert all(isinstance(c, Checkpoint) for c in handed_on)
+    run.reporter.close()
     shutil.rmtree(tmp_path / "run")
     RunStore(home, tmp_path / "again").fetch()
     found = CheckpointStore(tmp_path / "again" / "checkpoints").load_latest()
