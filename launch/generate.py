@@ -1,6 +1,13 @@
 """Answers one question about one image within a latency budget.
 
-python launch/generate.py --image PICTURE --prompt TEXT --budget-ms MS [--controller FOLDER]
+python launch/generate.py --image PICTURE --prompt TEXT --budget-ms MS [--controller RUN]
+
+The embedded model knows six small tasks and nothing else (easy_vqa, digits, reading, counting,
+recall, chain); to other questions it answers nonsense. It reads a prompt's style from its first
+word. Two prompts that it answers without an image, the first with 7, the second with lead:
+
+    --prompt 'chain: 3 plus 4' --budget-ms 500
+    --prompt 'recall: what metal of c4' --budget-ms 500
 """
 
 import sys
@@ -10,28 +17,57 @@ if __name__ == "__main__":
     # This folder would come first, and its profile.py shadow the standard library's.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import functools
+from launch.startup import stop_quietly
+
+if __name__ == "__main__":
+    stop_quietly()
+
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
-import torch
 import tyro
-from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 
-from envs.reward import BudgetReward
-from envs.spec import BudgetRange, BudgetSampler, Knobs, Sample, Tier, check_budget_ms
-from launch.console import one_clear_error
-from policy.controller import Controller
-from rollout.build import WorkerConfig, build_executor
-from rollout.episodes import EpisodeGroup
-from rollout.executor import MolmoEExecutor
-from rollout.group import GroupRunner
+from launch.console import one_clear_error, printable, refuse_unknown_options
 
-DEFAULT_KNOBS = Knobs(tier=Tier.MEDIUM, position=1, top_k=6, num_blocks=14)
-"""What runs without a trained controller, whatever the budget."""
+# The model, and PyTorch with it, is imported once the command line is known to be sound: that
+# takes seconds, and --help needs none of it.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerConfig:
+    """How the answer is made.
+
+    Attributes:
+        max_new_tokens: longest answer, in tokens.
+        prefill_only: budget scope; leaves decode out of the latency.
+    """
+
+    max_new_tokens: int = 16
+    prefill_only: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """The frozen model.
+
+    Attributes:
+        model: `embedded`, a folder, or a hub id such as allenai/MolmoE-1B-0924.
+        dtype: of its weights.
+        device: auto takes a GPU where there is one.
+        num_threads: threads on a CPU.
+        importance: JSON file of block scores; the model folder's importance_scores.json by
+            default.
+        executor: length of the answer, scope of the budget.
+    """
+
+    model: str = "embedded"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    num_threads: int = 1
+    importance: Path | None = None
+    executor: AnswerConfig = field(default_factory=AnswerConfig)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +78,8 @@ class GenerateConfig:
         prompt: the question, with its task's style in front if it has one.
         budget_ms: latency budget in ms.
         image: picture file; none asks about no image.
-        controller: folder of a trained controller (a checkpoint's folder); without it the default
-            configuration runs.
+        controller: a run folder, whose newest sound checkpoint is taken, or the folder of one
+            checkpoint; without it the default configuration runs.
         json: prints one JSON object instead of text.
         worker: the frozen model.
     """
@@ -53,119 +89,45 @@ class GenerateConfig:
     image: Path | None = None
     controller: Path | None = None
     json: bool = False
-    worker: WorkerConfig = field(default_factory=WorkerConfig)
+    worker: ModelConfig = field(default_factory=ModelConfig)
 
 
-class AnyAnswer:
-    """A question without a reference: every answer scores 0."""
+def answered(config: GenerateConfig) -> dict[str, Any]:
+    """Loads what is needed and answers."""
+    progress = Console(stderr=True, soft_wrap=True, highlight=False)
+    progress.print("loading PyTorch and the model ...")
+    from launch.answering import answer
+    from rollout.build import WorkerConfig
+    from rollout.executor import ExecutorConfig
 
-    def sample(self, split: str, index: int) -> Sample:
-        """Never drawn from."""
-        raise ValueError("a single question has no data set")
-
-    def score(self, sample: Sample, answer: str) -> float:
-        """0, as nobody knows the answer."""
-        return 0.0
-
-
-def open_image(path: Path | None) -> Image.Image | None:
-    """Opens a picture; raises ValueError that names the file if it cannot."""
-    if path is None:
-        return None
-    try:
-        return Image.open(path)
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist: give a picture file") from None
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path} is no picture that can be read ({error})") from None
-
-
-def answer(config: GenerateConfig) -> dict[str, Any]:
-    """Runs the question twice, the first time to warm up, and describes the second run."""
-    budget_ms = check_budget_ms(config.budget_ms)
-    sample = Sample(
-        id=str(config.image or "question"),
-        task="question",
-        image=open_image(config.image),
-        prompt=config.prompt,
-        answers=(),
+    own = config.worker
+    worker = WorkerConfig(
+        model=own.model,
+        dtype=own.dtype,
+        device=own.device,
+        num_threads=own.num_threads,
+        importance=own.importance,
+        executor=ExecutorConfig(
+            max_new_tokens=own.executor.max_new_tokens, prefill_only=own.executor.prefill_only
+        ),
     )
-    executor = build_executor(config.worker)
-    if config.controller is None:
-        run = functools.partial(_default_configuration, executor, sample, budget_ms)
-        source = f"default configuration {DEFAULT_KNOBS} (no controller given)"
-    else:
-        controller = Controller.load(config.controller).requires_grad_(False)
-        controller.to(executor.model.device)
-        run = functools.partial(_with_controller, executor, controller, sample, budget_ms)
-        source = f"controller {config.controller}"
-    run()
-    outcome = run()
-    return {
-        "answer": outcome["answer"],
-        "choices": {
-            "tier": outcome["knobs"].tier.name.lower(),
-            "position": outcome["knobs"].position,
-            "top_k": outcome["knobs"].top_k,
-            "num_blocks": outcome["knobs"].num_blocks,
-        },
-        "decided_by": source,
-        "stages_ms": {name: round(ms, 3) for name, ms in grouped(outcome["stages_ms"]).items()},
-        "host_ms": round(outcome["host_ms"], 3),
-        "latency_ms": round(outcome["latency_ms"], 3),
-        "budget_ms": budget_ms,
-        "within_budget": outcome["latency_ms"] <= budget_ms,
-        "finished": outcome["finished"],
-    }
-
-
-def _default_configuration(
-    executor: MolmoEExecutor, sample: Sample, budget_ms: float
-) -> dict[str, Any]:
-    group = EpisodeGroup(executor, sample, budget_ms)
-    group.begin(
-        [(DEFAULT_KNOBS.tier, DEFAULT_KNOBS.position)], np.zeros(executor.d_model, np.float32)
+    return answer(
+        config.prompt,
+        config.budget_ms,
+        image=config.image,
+        controller=config.controller,
+        worker=worker,
+        say=progress.print,
     )
-    (execution,) = group.finish([(DEFAULT_KNOBS.top_k, DEFAULT_KNOBS.num_blocks)])
-    assert execution is not None
-    return {name: getattr(execution, name) for name in execution.__slots__}
 
 
-def _with_controller(
-    executor: MolmoEExecutor, controller: Controller, sample: Sample, budget_ms: float
-) -> dict[str, Any]:
-    own: BudgetRange = controller.config.budget_range
-    arguments = {
-        "tasks": AnyAnswer(),
-        "budgets": BudgetSampler(range=own, feasible_from_ms=own.low_ms, infeasible_share=0.0),
-        "reward": BudgetReward(),
-    }
-    with torch.no_grad():
-        return GroupRunner(executor, controller, arguments).run(sample, budget_ms).outcomes[0]
-
-
-def grouped(stages_ms: dict[str, float]) -> dict[str, float]:
-    """Blocks and decode steps added up, in the order in which they run."""
-    order = ("stage1", "vision_encoder", "projector", "embed", "budget_token", "stage2")
-    totals: dict[str, float] = dict.fromkeys((*order, "blocks", "head", "decode"), 0.0)
-    for name, elapsed_ms in stages_ms.items():
-        kind = {"block": "blocks", "decode": "decode"}.get(name.rpartition("_")[0], name)
-        totals[kind] = totals.get(kind, 0.0) + elapsed_ms
-    return totals
-
-
-def main() -> int:
+def show(result: dict[str, Any]) -> None:
     """Prints the answer, what was chosen and what it took."""
-    config = tyro.cli(GenerateConfig, prog="generate.py", description=__doc__)
-    result = answer(config)
-    if config.json:
-        print(json.dumps(result))
-        return 0
     console = Console(soft_wrap=True, highlight=False)
-    console.print(f"answer        {result['answer']}", markup=False)
+    console.print(printable(f"answer        {result['answer']}"), markup=False)
     choices = "  ".join(f"{name} {value}" for name, value in result["choices"].items())
     console.print(f"choices       {choices}")
-    console.print(f"decided by    {result['decided_by']}", markup=False)
+    console.print(printable(f"decided by    {result['decided_by']}"), markup=False)
     for name, elapsed_ms in result["stages_ms"].items():
         console.print(f"{name:<16}{elapsed_ms:9.2f} ms")
     verdict = "within" if result["within_budget"] else "OVER"
@@ -175,6 +137,17 @@ def main() -> int:
     )
     if not result["finished"]:
         console.print("the answer was cut at the token limit")
+
+
+def main() -> int:
+    """Reads the command line and answers."""
+    refuse_unknown_options(sys.argv[1:], GenerateConfig)
+    config = tyro.cli(GenerateConfig, prog="generate.py", description=__doc__)
+    result = answered(config)
+    if config.json:
+        print(json.dumps(result))
+    else:
+        show(result)
     return 0
 
 

@@ -339,6 +339,7 @@ def _what_learner_state_lacks(learner_state: Any) -> str:
 
 
 def _read_learner_state(content: bytes, folder: Path) -> dict[str, Any]:
+    learner_state: Any = None
     try:
         learner_state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types, and advises to load unsafely

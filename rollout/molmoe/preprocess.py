@@ -277,7 +277,7 @@ def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     factor = 1
     while image.size[0] * image.size[1] // factor**2 > MAX_PIXELS:
         factor += 1
-    if factor > 1 and image.mode != "P":
+    if factor > 1 and image.mode not in ("1", "P"):
         image = image.reduce(factor)
     elif factor > 1:
         image = image.convert("RGB").reduce(factor)

@@ -1,12 +1,19 @@
 """generate, importance, profile and evaluate, on the random model."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from launch.answering import answer
+from launch.console import nearest
+from rollout.build import WorkerConfig
+from rollout.executor import ExecutorConfig
 from tests.rollout import rig
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
@@ -21,7 +28,11 @@ def folder(tmp_path_factory):
 
 def run(script, *arguments):
     return subprocess.run(
-        [sys.executable, str(LAUNCH / script), *map(str, arguments)],
+        [
+            sys.executable,
+            LAUNCH / script,
+            *(a if isinstance(a, bytes) else str(a) for a in arguments),
+        ],
         capture_output=True,
         text=True,
         timeout=280,
@@ -49,6 +60,12 @@ def test_generate_answers_with_choices_and_measured_stages(folder, tmp_path):
     assert result["stages_ms"]["stage1"] > 0
 
 
+def picture(path, size, mode="1"):
+    """A blank PNG; a large one is small as a file."""
+    Image.new(mode, (size, size)).save(path)
+    return path
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -56,6 +73,12 @@ def test_generate_answers_with_choices_and_measured_stages(folder, tmp_path):
         (("--prompt", " ", "--budget-ms", "50"), "prompt is empty"),
         (("--prompt", "a", "--budget-ms", "50", "--image", "/no.png"), "/no.png does not exist"),
         (("--prompt", "a", "--budget-ms", "5", "--controller", "/tmp/no"), "/tmp/no"),
+        (("--prompt", b"\xff", "--budget-ms", "5"), "the prompt is not valid UTF-8"),
+        (("--prompt", "a", "--budget-ms", "5", "--image", b"/\xff.png"), "does not exist"),
+        (("--prompt", "a", "--budget-ms", "5", "--worker.num-threads", "0"), "num_threads is 0"),
+        (("--prompt", "a", "--budget-ms", "5", "--worker.num-threads", "100000"), "at most 1024"),
+        (("--prompt", "a", "--bugdet-ms", "5"), "did you mean --budget-ms?"),
+        (("--prompt", "a", "--budget-ms", "5", "--worker.tasks", "x"), "no option --worker.tasks"),
     ],
 )
 def test_mistakes_are_one_clear_line(folder, arguments, message):
@@ -63,6 +86,64 @@ def test_mistakes_are_one_clear_line(folder, arguments, message):
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def answered(folder, budget_ms, *, image=None, controller=None, say=print):
+    worker = WorkerConfig(model=str(folder), executor=ExecutorConfig(max_new_tokens=2))
+    return answer("what", budget_ms, image=image, controller=controller, worker=worker, say=say)
+
+
+def test_large_pictures_are_reduced_or_refused(folder, tmp_path):
+    assert "answer" in answered(folder, 50.0, image=picture(tmp_path / "large.png", 12_000))
+    with pytest.raises(ValueError, match="is too large a picture: give one of at most"):
+        answered(folder, 50.0, image=picture(tmp_path / "huge.png", 20_000))
+
+
+@pytest.mark.parametrize("budget_ms", [1e-9, 1e308])
+def test_a_budget_outside_the_controllers_range_is_said(folder, tmp_path, budget_ms):
+    rig.controller().save(tmp_path)
+    own = rig.controller().config.budget_range
+    as_for = f"{own.low_ms if budget_ms < 1 else own.high_ms:g} ms"
+    lines = []
+    result = answered(folder, budget_ms, controller=tmp_path, say=lines.append)
+    assert any(line.endswith(f"it chooses as for {as_for}") for line in lines)
+    assert result["within_budget"] == (budget_ms > 1)
+    lines.clear()
+    answered(folder, own.high_ms, controller=tmp_path, say=lines.append)
+    assert not any("chooses as for" in line for line in lines)
+
+
+def test_help_needs_no_model_and_its_prompts_work():
+    code = "import sys, launch.generate; sys.exit(bool({'torch', 'ray'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=LAUNCH.parent).returncode == 0
+    text = run("generate.py", "--help").stdout
+    for prompt, expected in (("chain: 3 plus 4", "7"), ("recall: what metal of c4", "lead")):
+        assert f"--prompt '{prompt}' --budget-ms 500" in text
+        assert answer(prompt, 500.0, worker=WorkerConfig())["answer"] == expected
+
+
+def test_ctrl_c_while_loading_is_one_line(folder):
+    command = [sys.executable, LAUNCH / "generate.py", "--prompt", "a", "--budget-ms", "5"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert "loading" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=120)[1].strip() == "interrupted"
+    assert process.returncode == 130
+
+
+def test_a_reader_that_has_gone_is_no_error():
+    readable, writable = os.pipe()
+    os.close(readable)
+    command = [sys.executable, LAUNCH / "generate.py", "--help"]
+    done = subprocess.run(command, stdout=writable, stderr=subprocess.PIPE, timeout=120)
+    os.close(writable)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_nearest_names():
+    assert nearest("embedde", ["embedded", "earlier", "doctor"]) == "embedded"
+    assert nearest("docter", ["embedded", "earlier", "doctor"]) == "doctor"
+    assert nearest("xyz", ["embedded", "earlier", "doctor"]) == ""
 
 
 @pytest.mark.slow
