@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
 from envs.reward import BudgetReward
 from envs.spec import BudgetRange, BudgetSampler, Knobs, Sample, Tier, check_budget_ms
-from learner.checkpoint import find_controller
+from launch.state import fingerprint_from_state, worker_of
+from learner.checkpoint import CheckpointStore, find_controller
+from learner.manifest import STATE_NAME
 from policy.controller import Controller
 from rollout.build import WorkerConfig, build_executor
 from rollout.episodes import EpisodeGroup
 from rollout.executor import MolmoEExecutor
+from rollout.fingerprint import Fingerprint
 from rollout.group import GroupRunner
 
 DEFAULT_KNOBS = Knobs(tier=Tier.MEDIUM, position=1, top_k=6, num_blocks=14)
@@ -63,7 +66,8 @@ def answer(
     *,
     image: Path | None = None,
     controller: Path | None = None,
-    worker: WorkerConfig,
+    worker_settings: Mapping[str, Any] | None = None,
+    executor_settings: Mapping[str, Any] | None = None,
     say: Callable[[str], object] = print,
 ) -> dict[str, Any]:
     """Runs a question twice, the first time to warm up, and describes the second run.
@@ -73,7 +77,9 @@ def answer(
         budget_ms: latency budget.
         image: picture file, None for none.
         controller: what `find_controller` finds one from; None runs the default configuration.
-        worker: the frozen model.
+        worker_settings: fields of `WorkerConfig`; the others are those of the controller's run,
+            or the defaults.
+        executor_settings: fields of its `ExecutorConfig`, likewise.
         say: told what goes on, in whole lines.
     """
     budget_ms = check_budget_ms(budget_ms)
@@ -89,7 +95,7 @@ def answer(
         answers=(),
     )
     if controller is None:
-        executor = build_executor(worker)
+        executor = build_executor(_settled(WorkerConfig(), worker_settings, executor_settings))
         run = functools.partial(_default_configuration, executor, sample, budget_ms)
         source = f"default configuration {DEFAULT_KNOBS} (no controller given)"
     else:
@@ -102,13 +108,47 @@ def answer(
                 f"the controller was trained for budgets of {own.low_ms:g} to {own.high_ms:g} ms: "
                 f"it chooses as for {known_ms:g} ms"
             )
-        executor = build_executor(worker)
+        executor = _executor_of_run(folder, worker_settings, executor_settings)
         policy.to(executor.model.device)
         run = functools.partial(_with_controller, executor, policy, sample, known_ms)
         source = f"controller {folder}"
     say("answering twice, the first time to warm up ...")
     run()
     return _described(run(), source, budget_ms)
+
+
+def _settled(
+    base: WorkerConfig, worker: Mapping[str, Any] | None, executor: Mapping[str, Any] | None
+) -> WorkerConfig:
+    return replace(base, **(worker or {}), executor=replace(base.executor, **(executor or {})))
+
+
+def _executor_of_run(
+    folder: Path, worker: Mapping[str, Any] | None, executor: Mapping[str, Any] | None
+) -> MolmoEExecutor:
+    """The frozen model that a controller was trained on; raises ValueError for another one.
+
+    A controller that was saved by itself, outside a run, says nothing about its model.
+    """
+    if not (folder / STATE_NAME).is_file():
+        return build_executor(_settled(WorkerConfig(), worker, executor))
+    checkpoint = CheckpointStore(folder.parent).load(folder)
+    found = build_executor(_settled(worker_of(checkpoint), worker, executor))
+    trained_on = fingerprint_from_state(checkpoint.state)
+    if trained_on is not None:
+        ours = replace(
+            Fingerprint.of(found, AnyAnswer()),
+            tasks=trained_on.tasks,
+            max_new_tokens=trained_on.max_new_tokens,
+            budget_scope=trained_on.budget_scope,
+        )
+        trained_on.check_same(
+            ours,
+            f"the controller in {folder}",
+            "this model",
+            "leave --worker options out to run what it was trained on",
+        )
+    return found
 
 
 def _described(outcome: dict[str, Any], source: str, budget_ms: float) -> dict[str, Any]:
@@ -135,9 +175,7 @@ def _default_configuration(
     executor: MolmoEExecutor, sample: Sample, budget_ms: float
 ) -> dict[str, Any]:
     group = EpisodeGroup(executor, sample, budget_ms)
-    group.begin(
-        [(DEFAULT_KNOBS.tier, DEFAULT_KNOBS.position)], np.zeros(executor.d_model, np.float32)
-    )
+    group.begin([(DEFAULT_KNOBS.tier, DEFAULT_KNOBS.position)], None)
     (execution,) = group.finish([(DEFAULT_KNOBS.top_k, DEFAULT_KNOBS.num_blocks)])
     assert execution is not None
     return {name: getattr(execution, name) for name in execution.__slots__}
@@ -158,7 +196,8 @@ def _with_controller(
 
 def grouped(stages_ms: dict[str, float]) -> dict[str, float]:
     """Blocks and decode steps added up, in the order in which they run."""
-    order = ("stage1", "vision_encoder", "projector", "embed", "budget_token", "stage2")
+    before_text = ("language_feature", "stage1", "copy", "vision_encoder", "projector")
+    order = (*before_text, "embed", "budget_token", "stage2")
     totals: dict[str, float] = dict.fromkeys((*order, "blocks", "head", "decode"), 0.0)
     for name, elapsed_ms in stages_ms.items():
         kind = {"block": "blocks", "decode": "decode"}.get(name.rpartition("_")[0], name)

@@ -23,7 +23,7 @@ if __name__ == "__main__":
     stop_quietly()
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import tyro
@@ -37,35 +37,35 @@ from launch.console import one_clear_error, printable, refuse_unknown_options
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerConfig:
-    """How the answer is made.
+    """How the answer is made; what is left out is the controller's run's.
 
     Attributes:
-        max_new_tokens: longest answer, in tokens.
-        prefill_only: budget scope; leaves decode out of the latency.
+        max_new_tokens: longest answer, in tokens; 16 without a run.
+        prefill_only: budget scope; True leaves decode out of the latency.
     """
 
-    max_new_tokens: int = 16
-    prefill_only: bool = False
+    max_new_tokens: int | None = None
+    prefill_only: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """The frozen model.
+    """The frozen model; what is left out is the controller's run's.
 
     Attributes:
-        model: `embedded`, a folder, or a hub id such as allenai/MolmoE-1B-0924.
-        dtype: of its weights.
-        device: auto takes a GPU where there is one.
-        num_threads: threads on a CPU.
-        importance: JSON file of block scores; the model folder's importance_scores.json by
-            default.
+        model: `embedded`, a folder, or a hub id such as allenai/MolmoE-1B-0924; embedded without
+            a run.
+        dtype: of its weights; auto, without a run, is bfloat16 on CUDA and float32 on the CPU.
+        device: auto, without a run, takes a GPU where there is one.
+        num_threads: threads on a CPU; 1 without a run.
+        importance: JSON file of block scores; the model's own without a run.
         executor: length of the answer, scope of the budget.
     """
 
-    model: str = "embedded"
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    num_threads: int = 1
+    model: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16"] | None = None
+    device: Literal["auto", "cpu", "cuda"] | None = None
+    num_threads: int | None = None
     importance: Path | None = None
     executor: AnswerConfig = field(default_factory=AnswerConfig)
 
@@ -97,26 +97,16 @@ def answered(config: GenerateConfig) -> dict[str, Any]:
     progress = Console(stderr=True, soft_wrap=True, highlight=False)
     progress.print("loading PyTorch and the model ...")
     from launch.answering import answer
-    from rollout.build import WorkerConfig
-    from rollout.executor import ExecutorConfig
 
-    own = config.worker
-    worker = WorkerConfig(
-        model=own.model,
-        dtype=own.dtype,
-        device=own.device,
-        num_threads=own.num_threads,
-        importance=own.importance,
-        executor=ExecutorConfig(
-            max_new_tokens=own.executor.max_new_tokens, prefill_only=own.executor.prefill_only
-        ),
-    )
+    stated = {name: value for name, value in asdict(config.worker).items() if value is not None}
+    stated_executor = {k: v for k, v in stated.pop("executor").items() if v is not None}
     return answer(
         config.prompt,
         config.budget_ms,
         image=config.image,
         controller=config.controller,
-        worker=worker,
+        worker_settings=stated,
+        executor_settings=stated_executor,
         say=progress.print,
     )
 

@@ -12,6 +12,11 @@ if __name__ == "__main__":
     # This folder would come first, and its profile.py shadow the standard library's.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from launch.startup import stop_quietly
+
+if __name__ == "__main__":
+    stop_quietly()
+
 from launch.stopping import Stopped
 from launch.training import Run
 from learner.metrics import rewards_of

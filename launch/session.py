@@ -23,7 +23,7 @@ from envs.reward import LambdaByBudget
 from envs.spec import BudgetSampler
 from launch.calibration import Calibration, EndLatencies, calibrated, recalibrated
 from launch.cluster import RayFleet, open_fleet
-from launch.console import connect
+from launch.console import connect, nearest
 from launch.doctor import doctor
 from launch.evaluation import evaluate, feasible_budgets
 from launch.plots import curves_figure
@@ -66,6 +66,11 @@ def main(train: Callable[[Run], None], arguments: list[str] | None = None) -> in
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["doctor"]:
         return doctor(arguments[1:])
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in RECIPES:
+        known = [*RECIPES, "doctor"]
+        close = nearest(arguments[0], known)
+        hint = f"did you mean {close}?" if close else f"use one of {', '.join(known)}"
+        raise ValueError(f"there is no recipe or command {arguments[0]!r}: {hint}")
     if not arguments or arguments[0] not in (*RECIPES, "-h", "--help"):
         arguments = ["embedded", *arguments]
     recipes = {name: ((recipe.__doc__ or "").strip(), recipe()) for name, recipe in RECIPES.items()}

@@ -1,13 +1,14 @@
 """Evaluation and generate on a pretended accelerator: what they say on the CPU."""
 
+import functools
+
 import pytest
 from PIL import Image
 
-from launch import generate
+from launch.answering import answer
 from launch.evaluation import evaluate
 from policy.weights import PolicyWeights, weights_sha256
-from rollout.build import WorkerConfig
-from rollout.executor import ExecutorConfig, MolmoEExecutor
+from rollout.executor import MolmoEExecutor
 from rollout.fleet import LocalFleet
 from rollout.latency.clock import CpuClock
 from rollout.molmoe import MolmoE
@@ -65,16 +66,18 @@ def test_generate_answers_as_on_the_cpu(accelerator, folder, tmp_path, monkeypat
     image = rig.NoiseTask().sample("train", 3).image
     assert isinstance(image, Image.Image)
     image.save(picture)
-    config = generate.GenerateConfig(
-        prompt="what is it",
-        budget_ms=50.0,
+    question = functools.partial(
+        answer,
+        "what is it",
+        50.0,
         image=picture,
         controller=tmp_path if has_controller else None,
-        worker=WorkerConfig(model=str(folder), executor=ExecutorConfig(max_new_tokens=3)),
+        worker_settings={"model": str(folder)},
+        executor_settings={"max_new_tokens": 3},
     )
-    expected = generate.answer(config)
+    expected = question()
     monkeypatch.setattr("rollout.build.torch_device", lambda name: DEVICE)
-    found = generate.answer(config)
+    found = question()
     assert accelerator.reads, "it ran on the accelerator"
     for name in ("answer", "choices", "decided_by", "finished"):
         assert found[name] == expected[name], name

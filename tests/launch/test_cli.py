@@ -134,7 +134,7 @@ def test_print_config_shows_the_whole_tree():
     done = run([sys.executable, str(SCRIPT), "molmoe-h100", "--print-config", "--seed", "7"])
     config = json.loads(done.stdout)
     assert config["seed"] == 7
-    assert config["budget"]["high_ms"] == 380.0
+    assert config["budget"]["high_ms"] is None, "budgets are measured"
     assert config["worker"]["model"] == "allenai/MolmoE-1B-0924"
 
 

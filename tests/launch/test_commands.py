@@ -12,8 +12,6 @@ from PIL import Image
 
 from launch.answering import answer
 from launch.console import nearest
-from rollout.build import WorkerConfig
-from rollout.executor import ExecutorConfig
 from tests.rollout import rig
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
@@ -89,8 +87,11 @@ def test_mistakes_are_one_clear_line(folder, arguments, message):
 
 
 def answered(folder, budget_ms, *, image=None, controller=None, say=print):
-    worker = WorkerConfig(model=str(folder), executor=ExecutorConfig(max_new_tokens=2))
-    return answer("what", budget_ms, image=image, controller=controller, worker=worker, say=say)
+    settings = {
+        "worker_settings": {"model": str(folder)},
+        "executor_settings": {"max_new_tokens": 2},
+    }
+    return answer("what", budget_ms, image=image, controller=controller, say=say, **settings)
 
 
 def test_large_pictures_are_reduced_or_refused(folder, tmp_path):
@@ -119,7 +120,7 @@ def test_help_needs_no_model_and_its_prompts_work():
     text = run("generate.py", "--help").stdout
     for prompt, expected in (("chain: 3 plus 4", "7"), ("recall: what metal of c4", "lead")):
         assert f"--prompt '{prompt}' --budget-ms 500" in text
-        assert answer(prompt, 500.0, worker=WorkerConfig())["answer"] == expected
+        assert answer(prompt, 500.0)["answer"] == expected
 
 
 def test_ctrl_c_while_loading_is_one_line(folder):
