@@ -29,7 +29,7 @@ NUM_KILLS = 4
 STARTS = re.compile(r"(?:resumes at|starts with) step (\d+)")
 DONE = re.compile(r"step (\d+)/")
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def staleness(request):
 def undisturbed(folder, staleness, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp(f"undisturbed{staleness}")
     process = start(folder, run_dir, staleness)
-    output = process.communicate(timeout=300)[0]
+    output = process.communicate(timeout=600)[0]
     assert process.returncode == 0, output
     return final_weights(run_dir)
 
@@ -60,6 +60,7 @@ def start(folder, run_dir, staleness):
         *("--steps", str(STEPS), "--max-staleness", str(staleness)),
         *("--worker.model", str(folder), "--worker.executor.max-new-tokens", "3"),
         *("--simulated-latency", str(folder / "latency.json"), "--evaluation.num-samples", "2"),
+        *("--budget.num-samples", "4"),
     ]
     return subprocess.Popen(
         arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd="/"
@@ -100,7 +101,7 @@ def test_a_killed_driver_does_at_most_one_step_again(folder, staleness, undistur
         process.communicate(timeout=60)
         reported = last_reported_step(tmp_path)
     process = start(folder, tmp_path, staleness)
-    output = process.communicate(timeout=300)[0]
+    output = process.communicate(timeout=600)[0]
     assert process.returncode == 0, output
     assert final_weights(tmp_path) == undisturbed
 
