@@ -187,8 +187,11 @@ class RunStore:
             self.remote.check_writable()
             self._clear_remains()
             files = self.remote.list()
+            local, remote = _local_step(self.run_dir), _remote_checkpoints(files)
+            if remote and local >= max(map(_step_of, remote)):
+                return
             newest = self._newest_whole(files)
-            if newest is None or _local_step(self.run_dir) >= newest[1].step:
+            if newest is None or local >= newest[1].step:
                 return
             name, manifest, contents = newest
             self._fetch_files(files)
@@ -372,6 +375,10 @@ def _remote_checkpoints(files: Iterable[str]) -> set[str]:
     parts = (Path(name).parts for name in files)
     found = {p[1] for p in parts if len(p) > 2 and p[0] == CHECKPOINTS}
     return {name for name in found if REMOTE_CHECKPOINT.fullmatch(name)}
+
+
+def _step_of(remote_name: str) -> int:
+    return int(remote_name.removeprefix("step_").partition("-")[0])
 
 
 def _local_step(run_dir: Path) -> int:

@@ -203,6 +203,7 @@ while True:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("is_fresh", [True, False])
 def test_sigkill_at_any_moment_loses_nothing(tmp_path, is_fresh):
     """Ten kills; what the store holds is whole each time, never older than before."""
