@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from envs.spec import BudgetRange, all_knobs
 from launch.calibration import (
     CALIBRATION_SPLIT,
     Calibration,
@@ -12,6 +13,7 @@ from launch.calibration import (
     sample_place,
     scattered,
 )
+from launch.profile import in_parts
 from launch.training import controller_config
 from rollout.worker import PolicySetup
 from tests import table_rig
@@ -126,3 +128,26 @@ def test_a_profile_of_unknown_samples_is_refused():
     assert sample_place("digits/validation/12") == ("validation", 12)
     with pytest.raises(ValueError, match="names no split and index"):
         sample_place("12")
+
+
+@pytest.mark.parametrize(
+    ("low_ms", "high_ms", "is_refused"),
+    [(170, 380, True), (1, 9, True), (30, 60, False), (5, 15, False), (85, 400, False)],
+)
+def test_stated_budgets_must_lie_where_configurations_differ(low_ms, high_ms, is_refused):
+    ends = EndLatencies(np.array([[[10.0, 90.0], [12.0, 88.0]]]))
+    stated = BudgetRange(low_ms=low_ms, high_ms=high_ms)
+    if not is_refused:
+        ends.check_straddles(stated)
+        return
+    with pytest.raises(ValueError, match=rf"{low_ms}\.\.{high_ms} ms.*11\.0 ms.*89\.9 ms"):
+        ends.check_straddles(stated)
+
+
+def test_a_call_of_a_profile_stays_far_below_its_limit():
+    every = tuple(all_knobs())
+    assert in_parts(every, full_ms=60, limit_s=120) == [every]
+    parts = in_parts(every, full_ms=1000, limit_s=120)
+    assert [len(part) for part in parts] == [30] * 7 + [15]
+    assert sum(parts, ()) == every
+    assert len(in_parts(every, full_ms=60_000, limit_s=120)) == 225, "one at a time at least"

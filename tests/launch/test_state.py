@@ -1,11 +1,14 @@
 """What a resumed run must share with the run that it continues."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from launch.joint_grpo import train
 from launch.recipes import RECIPES, ClusterConfig, EvaluationConfig, from_json, to_json
+from launch.run_lock import RunLock
+from launch.session import Session
 from launch.state import check_resumable
 from learner.learner import LearnerConfig
 from rollout.build import WorkerConfig
@@ -73,3 +76,36 @@ def test_groups_follow_the_actors_unless_they_are_stated():
     assert config.sized_for(64).groups_per_step == 128
     assert config.sized_for(1).groups_per_step == 8
     assert launch_rig.config().sized_for(64).groups_per_step == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"warm_start_profile": Path("/nowhere.npz")}, "/nowhere.npz"),
+        ({"worker": WorkerConfig(tasks=())}, "names no task"),
+        ({"worker": WorkerConfig(tasks=("nosuch",))}, "unknown task 'nosuch'"),
+        ({"worker": WorkerConfig(importance=Path("/nowhere.json"))}, "/nowhere.json is missing"),
+        ({"worker": WorkerConfig(model="/nowhere")}, "/nowhere is not a folder"),
+    ],
+)
+def test_mistakes_are_found_before_ray_starts_and_leave_no_folder(
+    tmp_path, monkeypatch, changes, message
+):
+    monkeypatch.setattr("launch.session.connect", lambda _address: pytest.fail("Ray was started"))
+    config = launch_rig.config(run_dir=str(tmp_path / "run"), **changes)
+    with pytest.raises(ValueError, match=message):
+        Session(config, train).run()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("launch.session.connect", lambda _address: pytest.fail("Ray was started"))
+    (tmp_path / "run").mkdir()
+    with RunLock(tmp_path / "run"), pytest.raises(RuntimeError, match="is in use by process"):
+        Session(launch_rig.config(run_dir=str(tmp_path / "run")), train).run()
+
+
+def test_a_run_folder_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "run").touch()
+    with pytest.raises(ValueError, match="is a file: give a folder"):
+        Session(launch_rig.config(run_dir=str(tmp_path / "run")), train).run()
