@@ -87,7 +87,7 @@ def test_every_command_goes_through(chain, tmp_path):
     lines = []
     for line in process.stdout:
         lines.append(line)
-        if "step 1/3" in line:
+        if "step 2/3" in line:
             break
     assert process.poll() is None, "".join(lines)
     process.send_signal(signal.SIGKILL)
