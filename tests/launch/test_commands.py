@@ -33,7 +33,7 @@ def run(script, *arguments):
         ],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=500,
         check=False,
         cwd="/",
     )
@@ -128,7 +128,7 @@ def test_ctrl_c_while_loading_is_one_line(folder):
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert "loading" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=120)[1].strip() == "interrupted"
+    assert process.communicate(timeout=300)[1].strip() == "interrupted"
     assert process.returncode == 130
 
 
@@ -136,7 +136,7 @@ def test_a_reader_that_has_gone_is_no_error():
     readable, writable = os.pipe()
     os.close(readable)
     command = [sys.executable, LAUNCH / "generate.py", "--help"]
-    done = subprocess.run(command, stdout=writable, stderr=subprocess.PIPE, timeout=120)
+    done = subprocess.run(command, stdout=writable, stderr=subprocess.PIPE, timeout=300)
     os.close(writable)
     assert (done.returncode, done.stderr) == (141, b"")
 

@@ -45,7 +45,7 @@ def head(tmp_path):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert started.returncode == 0, started.stdout + started.stderr
@@ -62,7 +62,7 @@ def ray_job(environment, *arguments):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=500,
         check=False,
     )
 
@@ -108,7 +108,7 @@ def test_a_stopped_job_leaves_a_checkpoint_of_its_last_step(head, clone, tmp_pat
         head, *submit, "--no-wait", "--submission-id", "one", "--", *options, "--run-dir", run_dir
     )
     assert started.returncode == 0, started.stdout + started.stderr
-    rows, deadline = run_dir / "metrics.jsonl", time.monotonic() + 120
+    rows, deadline = run_dir / "metrics.jsonl", time.monotonic() + 300
     while not rows.is_file() or len(rows.read_text().splitlines()) < 3:
         assert time.monotonic() < deadline, ray_job(head, "logs", "one").stdout
         time.sleep(0.1)

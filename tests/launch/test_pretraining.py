@@ -220,7 +220,7 @@ def test_a_damaged_checkpoint_is_one_error_before_any_worker_starts(tmp_path: Pa
     (tmp_path / "checkpoint.pt").write_bytes(b"half a file")
     program = Path(__file__).resolve().parents[2] / "launch" / "pretrain_tiny.py"
     command = [sys.executable, str(program), "--out", str(tmp_path), "--num-workers", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1

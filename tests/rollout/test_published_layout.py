@@ -39,7 +39,7 @@ def run_with_cache(environment, *arguments):
         env={**os.environ, **environment, "PYTHONPATH": str(PROJECT)},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=500,
         check=False,
     )
 
