@@ -27,6 +27,10 @@ class LearnerLostError(RuntimeError):
     """The learner's process is gone; `RemoteLearner.restart` brings another one to its state."""
 
 
+class LearnerStateLostError(LearnerLostError):
+    """What the driver held of the learner is gone too, with the node that it lay on."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemotePending:
     """An update that waits inside the learner's actor."""
@@ -82,9 +86,13 @@ class RemoteLearner:
         """Starts another actor where the last update left off; nothing is done again.
 
         Raises:
-            LearnerLostError: the state was lost too, with the node that it lay on.
+            LearnerStateLostError: there is nothing to start from.
+            LearnerLostError: the new one was lost as well; try again.
         """
-        _, state = self.snapshot()
+        try:
+            _, state = self.snapshot()
+        except LearnerLostError as error:
+            raise LearnerStateLostError(str(error)) from None
         self.shutdown()
         self._start(state)
 

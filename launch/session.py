@@ -28,7 +28,7 @@ from launch.doctor import doctor
 from launch.evaluation import evaluate, feasible_budgets
 from launch.plots import curves_figure
 from launch.recipes import NAMELESS_TASKS, RECIPES, JointGRPOConfig, to_json
-from launch.remote_learner import LearnerLostError, RemoteLearner
+from launch.remote_learner import LearnerLostError, LearnerStateLostError, RemoteLearner
 from launch.reporting import Reporter
 from launch.run_lock import RunLock
 from launch.state import (
@@ -253,17 +253,20 @@ class Session:
 
     def _train_over_lost_learners(self, run: Run, fleet: RayFleet) -> None:
         """The loop, entered again where it was left whenever the learner is lost."""
+        assert isinstance(run.learner, RemoteLearner)
+        is_lost = False
         for _ in range(MAX_LEARNER_RESTARTS):
             try:
+                if is_lost:
+                    run.learner.restart()
                 self.train(run)
                 return
+            except LearnerStateLostError:
+                self._restore(run, fleet)
+                is_lost = False
             except LearnerLostError as error:
                 run.reporter.say(f"{error}: another one goes on where the last update left off")
-            assert isinstance(run.learner, RemoteLearner)
-            try:
-                run.learner.restart()
-            except LearnerLostError:
-                self._restore(run, fleet)
+                is_lost = True
         raise RuntimeError(f"the learner was lost {MAX_LEARNER_RESTARTS} times: see the log above")
 
     def _restore(self, run: Run, fleet: RayFleet) -> None:

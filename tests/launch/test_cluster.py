@@ -19,6 +19,7 @@ from launch.jobs import GroupFailedError
 from launch.joint_grpo import train
 from launch.recipes import ClusterConfig
 from launch.remote_learner import LearnerLostError, RemoteLearner
+from launch.session import Session
 from policy.weights import weights_sha256
 from tests import launch_rig
 
@@ -242,6 +243,26 @@ def test_a_killed_learner_goes_on_where_it_was(two_actors, tmp_path, undisturbed
     train(run)
     assert len(collected) == 5, "three steps and two evaluations: the step in flight was kept"
     assert final_sha256(run) == undisturbed
+
+
+def test_a_learner_whose_state_is_gone_too_goes_back_to_the_last_commit(
+    two_actors, tmp_path, undisturbed
+):
+    settings = launch_rig.config(max_staleness=1, run_dir=str(tmp_path))
+    expected = launch_rig.local_run(tmp_path / "local", settings)
+    train(expected)
+    run = remote_run(tmp_path, settings, two_actors)
+    steps, original = iter(range(100)), run.learner.prepare
+
+    def prepare(*arguments):
+        if next(steps) == 2:
+            run.learner.snapshot = lambda: (_ for _ in ()).throw(LearnerLostError("node lost"))
+            ray.kill(run.learner.actor)
+        return original(*arguments)
+
+    run.learner.prepare = prepare
+    Session(settings, train)._train_over_lost_learners(run, two_actors)
+    assert final_sha256(run) == final_sha256(expected) != undisturbed
 
 
 def test_a_wait_that_takes_too_long_says_what_for(two_actors, tmp_path):
