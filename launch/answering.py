@@ -83,32 +83,17 @@ def answer(
         say: told what goes on, in whole lines.
     """
     budget_ms = check_budget_ms(budget_ms)
-    try:
-        prompt.encode()
-    except UnicodeEncodeError:
-        raise ValueError("the prompt is not valid UTF-8: check your terminal's encoding") from None
-    sample = Sample(
-        id=str(image or "question"),
-        task="question",
-        image=open_image(image),
-        prompt=prompt,
-        answers=(),
-    )
+    sample = _question(prompt, image)
+    settings = (worker_settings, executor_settings)
     if controller is None:
-        executor = build_executor(_settled(WorkerConfig(), worker_settings, executor_settings))
+        executor = build_executor(_settled(WorkerConfig(), *settings))
         run = functools.partial(_default_configuration, executor, sample, budget_ms)
         source = f"default configuration {DEFAULT_KNOBS} (no controller given)"
     else:
         folder = find_controller(controller)
         policy = Controller.load(folder).requires_grad_(False)
-        own = policy.config.budget_range
-        known_ms = min(max(budget_ms, own.low_ms), own.high_ms)
-        if known_ms != budget_ms:
-            say(
-                f"the controller was trained for budgets of {own.low_ms:g} to {own.high_ms:g} ms: "
-                f"it chooses as for {known_ms:g} ms"
-            )
-        executor = _executor_of_run(folder, worker_settings, executor_settings)
+        known_ms = _within_range(budget_ms, policy.config.budget_range, say)
+        executor = _executor_of_run(folder, *settings)
         policy.to(executor.model.device)
         run = functools.partial(_with_controller, executor, policy, sample, known_ms)
         source = f"controller {folder}"
@@ -149,6 +134,32 @@ def _executor_of_run(
             "leave --worker options out to run what it was trained on",
         )
     return found
+
+
+def _question(prompt: str, image: Path | None) -> Sample:
+    """The question as a sample; raises ValueError for an unusable prompt or picture."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise ValueError("the prompt is not valid UTF-8: check your terminal's encoding") from None
+    return Sample(
+        id=str(image or "question"),
+        task="question",
+        image=open_image(image),
+        prompt=prompt,
+        answers=(),
+    )
+
+
+def _within_range(budget_ms: float, own: BudgetRange, say: Callable[[str], object]) -> float:
+    """The budget that the controller is asked for; says so if it is another one."""
+    known_ms = min(max(budget_ms, own.low_ms), own.high_ms)
+    if known_ms != budget_ms:
+        say(
+            f"the controller was trained for budgets of {own.low_ms:g} to {own.high_ms:g} ms: it "
+            f"chooses as for {known_ms:g} ms"
+        )
+    return known_ms
 
 
 def _described(outcome: dict[str, Any], source: str, budget_ms: float) -> dict[str, Any]:

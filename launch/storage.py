@@ -327,7 +327,7 @@ class RunStore:
             try:
                 self.remote.remove_folder(f"{CHECKPOINTS}/{name}")
             except StoreError as error:
-                logger.warning("%s stays in %s for now: %s", name, self.uri, error)
+                logger.warning("%s could not be removed from %s: %s", name, self.uri, error)
 
     def _upload(self, checkpoint: Path, remote_files: set[str]) -> str:
         """Copies a checkpoint unless it is there, its manifest last; returns its remote name."""
