@@ -58,8 +58,9 @@ def undisturbed(tmp_path_factory):
     return final_sha256(run)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def two_actors():
+    """One fleet for all tests that leave it as good as new; starting it takes ten seconds."""
     ray_fleet = fleet()
     yield ray_fleet
     ray_fleet.shutdown()
@@ -71,6 +72,17 @@ def test_actors_give_the_weights_of_the_plain_loop_to_the_bit(two_actors, tmp_pa
     assert final_sha256(run) == undisturbed
     assert set(two_actors.stats.busy_share) == {"rollout-0", "rollout-1"}
     assert two_actors.stats.reruns == two_actors.stats.rejected == 0
+
+
+def test_health_answers_while_a_group_runs(two_actors):
+    slot = two_actors.pool.slots[0]
+    busy = slot.handle.profile.remote(tuple(all_knobs()), "train", 0)
+    time.sleep(0.1)
+    started = time.monotonic()
+    status = ray.get(slot.handle.status.remote(), timeout=10)
+    assert time.monotonic() - started < 1.0
+    assert status["name"] == "rollout-0"
+    ray.get(busy, timeout=60)
 
 
 def test_sigkill_of_rollout_actors_changes_nothing(two_actors, tmp_path, undisturbed):
@@ -97,17 +109,6 @@ def test_sigkill_of_rollout_actors_changes_nothing(two_actors, tmp_path, undistu
     assert kills
     assert two_actors.stats.restarts >= 1
     assert final_sha256(run) == undisturbed
-
-
-def test_health_answers_while_a_group_runs(two_actors):
-    slot = two_actors.pool.slots[0]
-    busy = slot.handle.profile.remote(tuple(all_knobs()), "train", 0)
-    time.sleep(0.1)
-    started = time.monotonic()
-    status = ray.get(slot.handle.status.remote(), timeout=10)
-    assert time.monotonic() - started < 1.0
-    assert status["name"] == "rollout-0"
-    ray.get(busy, timeout=60)
 
 
 def hang(request, original):
@@ -221,7 +222,7 @@ def test_too_few_resources_are_named():
         )
 
 
-def test_a_killed_learner_goes_on_where_it_was(two_actors, tmp_path, undisturbed):
+def test_a_killed_learner_goes_on_where_it_was(two_actors, tmp_path, undisturbed, monkeypatch):
     run = remote_run(tmp_path, launch_rig.config(), two_actors)
     kill_at = iter(range(100))
     original = run.learner.prepare
@@ -236,8 +237,9 @@ def test_a_killed_learner_goes_on_where_it_was(two_actors, tmp_path, undisturbed
         train(run)
     assert run.store.load_latest().state["next_step"] == 2
     collected = []
-    run.fleet.collect = lambda ticket: (
-        collected.append(ticket) or RayFleet.collect(two_actors, ticket)
+    collect = two_actors.collect
+    monkeypatch.setattr(
+        two_actors, "collect", lambda ticket: collected.append(ticket) or collect(ticket)
     )
     run.learner.restart()
     train(run)
@@ -265,8 +267,9 @@ def test_a_learner_whose_state_is_gone_too_goes_back_to_the_last_commit(
     assert final_sha256(run) == final_sha256(expected) != undisturbed
 
 
-def test_a_wait_that_takes_too_long_says_what_for(two_actors, tmp_path):
-    two_actors.config = dataclasses.replace(SETTINGS, step_timeout_s=1e-9)
+def test_a_wait_that_takes_too_long_says_what_for(two_actors, tmp_path, monkeypatch):
+    hurried = dataclasses.replace(SETTINGS, step_timeout_s=1e-9)
+    monkeypatch.setattr(two_actors, "config", hurried)
     run = remote_run(tmp_path, launch_rig.config(steps=1), two_actors)
     with pytest.raises(TimeoutError, match=r"3 of 3 groups of rollouts .* the cluster has"):
         train(run)
