@@ -131,7 +131,6 @@ class Session:
         """Trains to the end; returns 0, or 143 if it was asked to stop."""
         self._check_before_ray()
         with contextlib.ExitStack() as on_exit:
-            on_exit.callback(_remove_if_empty, self.run_dir)
             on_exit.enter_context(RunLock(self.run_dir))
             if self.uri:
                 store = RunStore(self.uri, self.run_dir)
@@ -374,12 +373,6 @@ class Session:
 def _say(text: str) -> None:
     """What is going on before there is a run to report."""
     Console(soft_wrap=True, highlight=False).print(f"{text} ...", markup=False)
-
-
-def _remove_if_empty(folder: Path) -> None:
-    """What a run that never began leaves behind; anything else stays."""
-    with contextlib.suppress(OSError):
-        folder.rmdir()
 
 
 def _commit_on_the_way_out(run: Run) -> None:
