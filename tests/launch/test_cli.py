@@ -36,6 +36,7 @@ def command(folder, run_dir, *extra, steps=8):
         *("--worker.executor.max-new-tokens", "3", "--cluster.num-actors", "1"),
         *("--simulated-latency", str(folder / "latency.json")),
         *("--budget.low-ms", "5", "--budget.high-ms", "100", "--budget.feasible-from-ms", "20"),
+        *("--budget.num-samples", "4"),
         *extra,
     ]
 
