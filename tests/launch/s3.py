@@ -2,6 +2,7 @@
 
 import json
 import os
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,13 +18,15 @@ CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
 
 @contextmanager
 def s3_server(bucket: str = "bucket") -> Iterator[tuple[str, str]]:
-    """Yields the endpoint, and the URI of a run in a fresh bucket."""
+    """Yields the endpoint of an empty store, and the URI of a run in its bucket."""
     os.environ.update(CREDENTIALS)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:
         host, port = server.get_host_and_port()
         endpoint = f"http://{host}:{port}"
+        # All servers of a process share what is stored.
+        urllib.request.urlopen(f"{endpoint}/moto-api/reset", data=b"", timeout=60).close()
         client(endpoint).create_bucket(Bucket=bucket)
         yield endpoint, uri_of(endpoint, f"{bucket}/run")
     finally:
