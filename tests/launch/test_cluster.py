@@ -125,6 +125,7 @@ def hanging_worker(folder):
     return worker
 
 
+@pytest.mark.slow
 def test_an_actor_that_hangs_is_replaced(tmp_path, undisturbed):
     ray_fleet = fleet(functools.partial(hanging_worker, str(tmp_path)), group_timeout_s=4)
     run = remote_run(tmp_path / "run", launch_rig.config(), ray_fleet)
@@ -172,6 +173,7 @@ def poisoned_worker():
     return worker
 
 
+@pytest.mark.slow
 def test_a_group_that_fails_on_three_actors_ends_the_run_with_its_cause(tmp_path):
     ray_fleet = fleet(poisoned_worker)
     run = remote_run(tmp_path, launch_rig.config(), ray_fleet)
@@ -197,6 +199,7 @@ def other_model_of(mark):
     return other_model()
 
 
+@pytest.mark.slow
 def test_an_actor_with_other_weights_is_left_out(tmp_path, caplog):
     ray_fleet = fleet(functools.partial(other_model_of, str(tmp_path / "mark")))
     assert ray_fleet.num_actors == 1
@@ -247,6 +250,7 @@ def test_a_killed_learner_goes_on_where_it_was(two_actors, tmp_path, undisturbed
     assert final_sha256(run) == undisturbed
 
 
+@pytest.mark.slow
 def test_a_learner_whose_state_is_gone_too_goes_back_to_the_last_commit(
     two_actors, tmp_path, undisturbed
 ):
