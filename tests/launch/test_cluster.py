@@ -24,6 +24,19 @@ from policy.weights import weights_sha256
 from tests import launch_rig
 
 pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    """One local Ray for the tests of this file."""
+    if ray.is_initialized():
+        ray.shutdown()
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
 SETTINGS = ClusterConfig(
     num_actors=2,
     start_timeout_s=300,

@@ -1,5 +1,6 @@
 """`ray job submit` on a real head node: exit code, files, and `ray job stop`."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from learner.checkpoint import CheckpointStore
@@ -26,6 +28,10 @@ def free_port():
         return probe.getsockname()[1]
 
 
+def log_of(folder):
+    return (folder / "head.log").read_text()
+
+
 @pytest.fixture
 def head(tmp_path):
     """A head node of its own, under a HOME of its own."""
@@ -36,22 +42,30 @@ def head(tmp_path):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     path = os.pathsep.join([str(RAY.parent), environment.get("PATH", "")])
     environment |= {"HOME": str(home), "RAY_AUTH_MODE": "disabled", "PATH": path}
-    started = subprocess.run(
-        [
-            *(RAY, "start", "--head", f"--port={port}", "--num-cpus=2"),
-            *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
-            *("--disable-usage-stats", f"--temp-dir={sockets}"),
-        ],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert started.returncode == 0, started.stdout + started.stderr
+    # Blocking, so that the processes of this node alone can be ended: `ray stop` ends all Rays.
+    with (tmp_path / "head.log").open("w") as log:
+        node = subprocess.Popen(
+            [
+                *(RAY, "start", "--head", "--block", f"--port={port}", "--num-cpus=2"),
+                *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
+                *("--disable-usage-stats", f"--temp-dir={sockets}"),
+            ],
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
     environment["RAY_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
+    deadline = time.monotonic() + 300
+    while ray_job(environment, "list").returncode != 0:
+        assert node.poll() is None, log_of(tmp_path)
+        assert time.monotonic() < deadline, log_of(tmp_path)
+        time.sleep(1)
     yield environment
-    subprocess.run([RAY, "stop", "--force"], env=environment, capture_output=True, timeout=60)
+    processes = [psutil.Process(node.pid), *psutil.Process(node.pid).children(recursive=True)]
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=60)
     shutil.rmtree(sockets, ignore_errors=True)
 
 
