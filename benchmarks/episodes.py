@@ -17,10 +17,12 @@ import numpy as np
 import torch
 
 from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, Knobs, Sample, Tier, all_knobs
-from policy.controller import Controller, ControllerConfig, choose
+from policy.config import ControllerConfig
+from policy.controller import Controller, choose
 from rollout.build import WorkerConfig, build_worker
-from rollout.episodes import EpisodeGroup
 from rollout.executor import ExecutorConfig, MolmoEExecutor
+from rollout.group_session import MolmoEGroupSession
+from rollout.molmoe import generate
 from rollout.worker import RolloutWorker
 
 MIDDLE = Knobs(tier=Tier.MEDIUM, position=2, top_k=6, num_blocks=14)
@@ -55,7 +57,7 @@ def token_of(executor: MolmoEExecutor, seed: int = 0) -> np.ndarray:
 
 
 def run_group(executor: MolmoEExecutor, sample: Sample, members: list[Knobs]):
-    group = EpisodeGroup(executor, sample, 1e9)
+    group = MolmoEGroupSession(executor, sample, 1e9)
     group.begin([(k.tier, k.position) for k in members], token_of(executor))
     return group, group.finish([(k.top_k, k.num_blocks) for k in members])
 
@@ -76,7 +78,7 @@ def earlier_episode(executor: MolmoEExecutor, sample: Sample, knobs: Knobs, *, w
         model.run_blocks(x, 0, stop, cache=model.new_cache(x.shape[1]))
     top_k = [8] * knobs.position + [knobs.top_k] * (model.config.n_layers - knobs.position)
     limit = executor.config.max_new_tokens
-    model.generate(inputs, max_new_tokens=limit, top_k=top_k, skipped=skipped)
+    generate(model, inputs, max_new_tokens=limit, top_k=top_k, skipped=skipped)
 
 
 def section_clock(worker: RolloutWorker, samples: list[Sample]) -> None:
@@ -97,7 +99,7 @@ def section_hooks(worker: RolloutWorker, samples: list[Sample]) -> None:
         inputs = executor.preprocessor(sample.image, sample.prompt, 12)
 
         def bare(inputs=inputs) -> None:
-            executor.model.generate(inputs, max_new_tokens=executor.config.max_new_tokens)
+            generate(executor.model, inputs, max_new_tokens=executor.config.max_new_tokens)
 
         def hooked(sample=sample) -> float:
             _, (execution,) = run_group(executor, sample, [FULL_KNOBS])

@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from rollout.molmoe import MolmoE, MolmoEConfig, Preprocessor
+from rollout.molmoe import MolmoE, MolmoEConfig, Preprocessor, load_model
 from rollout.molmoe.checkpoint import INDEX, tensor_slots
 from rollout.molmoe.generation import decode_step
 from rollout.molmoe.preprocess import ModelInputs
@@ -80,7 +80,7 @@ def image_inputs(config: MolmoEConfig) -> ModelInputs:
 def run(folder: Path) -> None:
     """Loads and answers, in a process of its own."""
     started = time.perf_counter()
-    model = MolmoE.from_pretrained(folder, dtype=torch.bfloat16)
+    model = load_model(folder, dtype=torch.bfloat16)
     load_s = time.perf_counter() - started
     inputs = image_inputs(model.config)
     cache = model.new_cache(len(inputs.token_ids) + 40)

@@ -19,22 +19,23 @@ from types import SimpleNamespace
 import numpy as np
 import ray
 
-from envs.reward import LambdaByBudget
 from envs.spec import BudgetRange, BudgetSampler
-from launch.calibration import Calibration
-from launch.cluster import RayFleet
+from launch.cluster.actor_pool import ActorPool
+from launch.cluster.config import ClusterConfig
+from launch.cluster.fleet import RayFleet
+from launch.cluster.remote_learner import RemoteLearner
 from launch.joint_grpo import train
-from launch.pool import ActorPool
-from launch.recipes import ClusterConfig, JointGRPOConfig, molmoe_h100
-from launch.remote_learner import RemoteLearner
-from launch.reporting import Reporter
-from launch.training import Run, controller_config
+from launch.run.recipes import JointGRPOConfig, molmoe_h100
+from launch.run.reporting import Reporter
+from launch.run.state import Run
 from learner.checkpoint import CheckpointStore
+from learner.lambda_control import LambdaControl
+from policy.config import PolicySetup
 from rollout.actor import ActorFacts, Timed
-from rollout.batch import GroupRollout
 from rollout.fingerprint import Fingerprint
+from rollout.group_rollout import GroupRollout
+from rollout.latency.calibration import Calibration
 from rollout.latency.clock import DeviceFacts
-from rollout.worker import PolicySetup
 
 WIDTH = 2048
 FACTS = DeviceFacts(device="asleep", dtype="bfloat16", torch_version="none", num_threads=1)
@@ -153,15 +154,21 @@ class Unevaluated(Run):
 def make_run(fleet: RayFleet, config: JointGRPOConfig, folder: Path) -> Run:
     """The recipe's run on this fleet, committed to a folder."""
     budgets = BudgetSampler(range=BudgetRange(low_ms=100, high_ms=200), feasible_from_ms=120)
-    setup = PolicySetup(controller=controller_config(WIDTH, budgets), budgets=budgets)
+    setup = PolicySetup.of(WIDTH, budgets)
     return Unevaluated(
         config=config,
         setup=setup,
         fleet=fleet,
-        learner=RemoteLearner(setup.controller, config, folder, None),
+        learner=RemoteLearner(
+            setup.controller,
+            config.learner,
+            seed=config.seed,
+            inspection_folder=folder,
+            timeout_s=config.cluster.learner_timeout_s,
+        ),
         reporter=Reporter(folder, first_step=0, num_steps=config.steps),
         store=CheckpointStore(folder / "checkpoints", config.keep_last),
-        steering=LambdaByBudget(config.pid, budgets),
+        lambda_control=LambdaControl(config.pid, budgets),
         calibration=Calibration(cheapest_ms=100, full_ms=200, scatter=0.0, num_samples=1),
     )
 

@@ -9,13 +9,14 @@ Shapes: G episodes of a group, D d_model, O = D + 3 values of an observation.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
+from envs.action_masks import MAX_CHOICES, is_allowed, stage1_mask, stage2_mask
 from envs.reward import RewardFunction
 from envs.spec import (
     NUM_BLOCKS,
@@ -27,45 +28,12 @@ from envs.spec import (
     Executor,
     GroupSession,
     Sample,
+    Task,
     check_budget_ms,
-    num_blocks_mask,
 )
-
-MAX_CHOICES = 5
-"""Choices of the widest head; each of an action's two entries lies below it."""
 
 INDEX_RANGE = 2**31
 """Samples are drawn by an index below this; a task maps it to what it has."""
-
-ActionMask = tuple[np.ndarray, np.ndarray]
-
-
-class TaskSource(Protocol):
-    """Where samples come from and how answers are scored."""
-
-    def sample(self, split: str, index: int) -> Sample:
-        """The sample of (split, index), always the same."""
-        ...
-
-    def score(self, sample: Sample, answer: str) -> float:
-        """Score of an answer, in [0, 1]."""
-        ...
-
-
-def stage1_mask() -> ActionMask:
-    """Mask of (tier, position), in the form that `MultiDiscrete.sample(mask)` takes."""
-    tiers = np.arange(MAX_CHOICES) < len(TIERS)
-    return tiers.astype(np.int8), np.ones(len(POSITIONS), dtype=np.int8)
-
-
-def stage2_mask(position: int) -> ActionMask:
-    """Mask of (top_k, num_blocks) behind an insertion position."""
-    return np.ones(len(TOP_KS), dtype=np.int8), num_blocks_mask(position).astype(np.int8)
-
-
-def is_allowed(action: np.ndarray, mask: ActionMask) -> bool:
-    """Whether a pair of choice indices is within both masks."""
-    return all(0 <= a < len(m) and m[a] == 1 for a, m in zip(action, mask, strict=True))
 
 
 class LatencyBudgetVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
@@ -91,7 +59,7 @@ class LatencyBudgetVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.nda
         self,
         *,
         executor: Executor,
-        tasks: TaskSource,
+        tasks: Task,
         budgets: BudgetSampler,
         reward: RewardFunction,
         encode_budget: Callable[[float], np.ndarray],

@@ -1,4 +1,4 @@
-"""The vocabulary that every package shares: samples, knobs with their masks, budgets."""
+"""The vocabulary that every package shares: samples, tasks, knobs, budgets, executions."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ FEASIBLE_QUANTILE = 0.97
 """Share of runs of the cheapest configuration that keep a budget which counts as feasible."""
 
 
-def num_blocks_mask(position: int) -> np.ndarray:
-    """Which of NUM_BLOCKS are allowed after stage 2 ran at `position`: bool[5].
+def allowed_num_blocks(position: int) -> tuple[int, ...]:
+    """The values of num_blocks that stage 2 may choose after it ran at `position`.
 
     At least 11 blocks stay after the insertion position, so p=1 allows 12..16 and p=5 only 16.
     """
     if position not in POSITIONS:
         raise ValueError(f"unknown insertion position {position!r}: use one of {POSITIONS}")
-    return np.array([n - position >= MIN_BLOCKS_AFTER_POSITION for n in NUM_BLOCKS])
+    return tuple(n for n in NUM_BLOCKS if n - position >= MIN_BLOCKS_AFTER_POSITION)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -74,14 +74,13 @@ class Knobs:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tier", Tier.parse(self.tier))
-        mask = num_blocks_mask(self.position)
+        allowed = allowed_num_blocks(self.position)
         if self.top_k not in TOP_KS:
             raise ValueError(f"unknown top_k {self.top_k!r}: use one of {TOP_KS}")
-        if self.num_blocks not in NUM_BLOCKS or not mask[NUM_BLOCKS.index(self.num_blocks)]:
-            allowed = [n for n, ok in zip(NUM_BLOCKS, mask, strict=True) if ok]
+        if self.num_blocks not in allowed:
             raise ValueError(
                 f"num_blocks {self.num_blocks!r} is masked at position {self.position}: "
-                f"use one of {allowed}"
+                f"use one of {list(allowed)}"
             )
 
     @classmethod
@@ -118,11 +117,12 @@ def all_knobs() -> Iterator[Knobs]:
     for tier in TIERS:
         for position in POSITIONS:
             for top_k in TOP_KS:
-                for num_blocks, ok in zip(NUM_BLOCKS, num_blocks_mask(position), strict=True):
-                    if ok:
-                        yield Knobs(
-                            tier=tier, position=position, top_k=top_k, num_blocks=num_blocks
-                        )
+                for num_blocks in allowed_num_blocks(position):
+                    yield Knobs(tier=tier, position=position, top_k=top_k, num_blocks=num_blocks)
+
+
+class DataError(ValueError):
+    """A sample or a split that cannot be used; the message names it and says what to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,3 +291,19 @@ class BudgetSampler:
     def is_feasible(self, budget_ms: float) -> bool:
         """Whether the cheapest configuration reliably meets this budget."""
         return budget_ms >= self.feasible_from_ms
+
+
+class Task(Protocol):
+    """Where samples come from and how answers to them are scored."""
+
+    def sample(self, split: str, index: int) -> Sample:
+        """The sample of (split, index): the same on every machine and in every order.
+
+        Raises:
+            DataError: if the split is unknown or empty, or the sample's data is unusable.
+        """
+        ...
+
+    def score(self, sample: Sample, answer: str) -> float:
+        """Score in [0, 1] of a model's answer."""
+        ...

@@ -1,1 +1,1 @@
-"""Commands: each file is a program."""
+"""Programs; what they are made of is in the folders."""

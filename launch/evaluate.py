@@ -1,7 +1,8 @@
 """A greedy sweep over budgets on held-out samples, against baselines read off a profile.
 
-Needs two profiles made by launch/profile.py: one of the validation split, which the lookup tables
-are read off (the shipped one by default), and one of the test split, which scores every baseline.
+Needs two profiles made by launch/profile_knobs.py: one of the validation split, from which the
+lookup tables are made (the shipped one by default), and one of the test split, which scores every
+baseline.
 The clock of shared cores drifts. So the devices are measured anew: the budgets are what they span
 now (unless the run's were stated), and controller and validation table are put on this clock alike.
 The controller and the lookup tables run live, a few samples each in turn. Between turns a probe
@@ -12,15 +13,10 @@ than it says.
 python launch/evaluate.py RUN_DIR --test T/table.npz [--validation V/table.npz]
 """
 
-import sys
-from pathlib import Path
-
-if __name__ == "__main__":
-    # This folder would come first, and its profile.py shadow the standard library's.
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 import json
+import sys
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -29,28 +25,30 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from launch import baselines
-from launch.baselines import Outcome
-from launch.calibration import Calibration, EndLatencies, calibrated, recalibrated, scattered
-from launch.cluster import open_fleet
-from launch.console import connect, one_clear_error, wide_console
-from launch.evaluation import Evaluation, feasible_budgets
-from launch.plots import choices_figure, latency_figure, sweep_figure
-from launch.recipes import SHIPPED_PROFILE, ClusterConfig
-from launch.state import (
+from launch.analysis import baselines
+from launch.analysis.baselines import Outcome
+from launch.analysis.greedy_sweep import Evaluation, feasible_budgets
+from launch.analysis.interleaved import Turn, clock_factor, clock_floor, run_in_turns
+from launch.analysis.plots import choices_figure, latency_figure, sweep_figure
+from launch.cluster.config import ClusterConfig
+from launch.cluster.console import connect, one_clear_error, wide_console
+from launch.cluster.fleet import open_fleet
+from launch.run.recipes import SHIPPED_PROFILE
+from launch.run.resume import (
     budgets_from_state,
     calibration_from_state,
     fingerprint_from_state,
     load_checkpoint,
     worker_of,
 )
-from launch.turns import Turn, clock_factor, clock_floor, run_in_turns
 from learner.checkpoint import Checkpoint
+from policy.config import PolicySetup
 from policy.weights import weights_sha256
 from rollout.actor import PublishedWeights
 from rollout.build import WorkerConfig
-from rollout.latency.profile_table import ProfileTable
-from rollout.worker import PolicySetup
+from rollout.latency.calibration import Calibration, EndLatencies, recalibrated
+from rollout.profiling.conversion import calibrated, scattered
+from rollout.profiling.profile_table import ProfileTable
 
 NOT_DRAWN = ("lookup", "lookup with margin", "tier only", "top-k only", "blocks only")
 """Policies that the table has and the plot leaves out; both lookups are drawn as run live."""
@@ -199,10 +197,10 @@ def verdict(found: dict[str, Outcome], test: ProfileTable, budgets_ms: np.ndarra
     }
     parts = []
     for name, rival in rivals.items():
-        ahead, error = ours.ahead_of(rival)
-        word = "beats" if ahead > error else "DOES NOT BEAT"
-        chance = ", within chance" if abs(ahead) <= error else ""
-        parts.append(f"{word} {name} ({rival.accuracy:.3f}, {ahead:+.3f} ± {error:.3f}{chance})")
+        ahead = ours.ahead_of(rival)
+        word = "beats" if ahead.mean > 0 and ahead.excludes_zero else "DOES NOT BEAT"
+        chance = "" if ahead.excludes_zero else ", within chance"
+        parts.append(f"{word} {name} ({rival.accuracy:.3f}, {ahead.signed()}{chance})")
     return f"{in_words({'the controller': ours})}; it {', '.join(parts)}"
 
 

@@ -6,19 +6,12 @@ python launch/fit_latency_estimator.py --results_dir DIR --output_dir checkpoint
 from __future__ import annotations
 
 import json
-import logging
 import os
-import secrets
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
-
-REPO_ROOT = str(Path(__file__).resolve().parent.parent)
-if __name__ == "__main__":
-    # This folder holds profile.py, which would shadow the standard library's profile.
-    sys.path[0] = REPO_ROOT
 
 import ray
 import ray.train
@@ -28,13 +21,15 @@ from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 from torch.utils.tensorboard import SummaryWriter
 
-from launch.latency_plots import plot_errors, plot_predictions
-from rollout.latency.estimator import LatencyEstimator
-from rollout.latency.fit import EpochRecord, EstimatorFit, FitConfig
-from rollout.latency.metrics import LatencyMetrics, evaluate, metrics_by_group, predict_table
-from rollout.latency.noise import NoiseFloor, noise_floor
-from rollout.latency.records import DecodeReading, ProfileReader
-from rollout.latency.table import LatencyTable, split_by_sample
+from launch.analysis.latency_plots import plot_errors, plot_predictions
+from launch.cluster.console import one_clear_error
+from launch.cluster.train_workers import start_ray
+from rollout.estimator.estimator import LatencyEstimator
+from rollout.estimator.fit import EpochRecord, EstimatorFit, FitConfig
+from rollout.estimator.latency_table import LatencyTable, split_by_sample
+from rollout.estimator.metrics import LatencyMetrics, evaluate, metrics_by_group, predict_table
+from rollout.estimator.noise import NoiseFloor, noise_floor
+from rollout.profiling.records import DecodeReading, ProfileReader
 
 ESTIMATOR_NAME = "latency_estimator.safetensors"
 METRICS_NAME = "metrics.json"
@@ -176,51 +171,6 @@ def report(fit: EstimatorFit, history: list[EpochRecord], rank: int) -> None:
         ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
 
 
-def start_local_ray() -> None:
-    """Starts Ray on this machine, with a token that lives as long as this process.
-
-    Without the token in the environment Ray would leave one in the home folder, which breaks later
-    `ray job submit` calls.
-    """
-    if not os.environ.keys() & {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    paths = os.pathsep.join(filter(None, (REPO_ROOT, os.environ.get("PYTHONPATH"))))
-    environment = {"env_vars": {"PYTHONPATH": paths}, "worker_process_setup_hook": set_up_worker}
-    ray.init(include_dashboard=False, runtime_env=environment)
-
-
-def set_up_worker() -> None:
-    """Runs first in every process of a local Ray.
-
-    An actor of Ray Train asks for its controller's state: without RAY_ADDRESS it would ask any Ray
-    of this machine, and where there is no dashboard it warns every second that nobody answers.
-    """
-    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-    name = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
-    logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def start_ray(num_workers: int, use_gpu: bool) -> None:
-    """Joins the cluster that RAY_ADDRESS names, else starts a local one; checks its resources.
-
-    Raises:
-        ValueError: fewer CPUs or GPUs than workers, for which Ray would wait for ever.
-    """
-    if not ray.is_initialized():
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it prints every line twice
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init()
-        else:
-            start_local_ray()
-    kind = "GPU" if use_gpu else "CPU"
-    available = int(ray.cluster_resources().get(kind, 0))
-    if available < num_workers:
-        raise ValueError(
-            f"--num_workers {num_workers} needs as many {kind}s and the cluster has {available}: "
-            "use fewer workers, or 0 for none"
-        )
-
-
 def fit_on_ray(
     train: LatencyTable, val: LatencyTable, config: FitConfig, num_workers: int, output_dir: Path
 ) -> tuple[LatencyEstimator, list[EpochRecord]]:
@@ -285,7 +235,7 @@ def write_curves(folder: Path, history: list[EpochRecord]) -> None:
                     writer.add_scalar(f"val/{name}", value, record.epoch)
 
 
-def main(options: Options) -> dict[str, Any]:
+def fit_estimator(options: Options) -> dict[str, Any]:
     """Reads, splits, trains, evaluates and writes; returns the content of metrics.json."""
     make_repeatable()
     output_dir = options.output_dir.absolute()
@@ -325,8 +275,18 @@ def main(options: Options) -> dict[str, Any]:
     return metrics
 
 
+def main() -> int:
+    """Reads the command line and fits."""
+    options = tyro.cli(
+        Options,
+        prog="fit_latency_estimator.py",
+        description=__doc__,
+        config=(tyro.conf.EnumChoicesFromValues,),
+        use_underscores=True,
+    )
+    fit_estimator(options)
+    return 0
+
+
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Options, config=(tyro.conf.EnumChoicesFromValues,), use_underscores=True))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    sys.exit(one_clear_error(main))

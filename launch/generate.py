@@ -13,11 +13,7 @@ word. Two prompts that it answers without an image, the first with 7, the second
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":
-    # This folder would come first, and its profile.py shadow the standard library's.
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
-from launch.startup import stop_quietly
+from launch.cluster.signals import stop_quietly
 
 if __name__ == "__main__":
     stop_quietly()
@@ -29,7 +25,7 @@ from typing import Any, Literal
 import tyro
 from rich.console import Console
 
-from launch.console import one_clear_error, printable, refuse_unknown_options
+from launch.cluster.console import one_clear_error, printable, refuse_unknown_options
 
 # The model, and PyTorch with it, is imported once the command line is known to be sound: that
 # takes seconds, and --help needs none of it.
@@ -96,7 +92,7 @@ def answered(config: GenerateConfig) -> dict[str, Any]:
     """Loads what is needed and answers."""
     progress = Console(stderr=True, soft_wrap=True, highlight=False)
     progress.print("loading PyTorch and the model ...")
-    from launch.answering import answer
+    from launch.run.inference import answer
 
     stated = {name: value for name, value in asdict(config.worker).items() if value is not None}
     stated_executor = {k: v for k, v in stated.pop("executor").items() if v is not None}

@@ -7,11 +7,7 @@ Writes JSON scores by block (full minus skipped accuracy, on samples of a split)
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":
-    # This folder would come first, and its profile.py shadow the standard library's.
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
-from launch.startup import stop_quietly
+from launch.cluster.signals import stop_quietly
 
 if __name__ == "__main__":
     stop_quietly()
@@ -28,10 +24,12 @@ from rich.progress import track
 from rich.table import Table
 
 from envs.spec import Sample, Tier
-from launch.console import one_clear_error
-from rollout.build import WorkerConfig, build_tasks, load_model
-from rollout.importance import BlockImportance
-from rollout.molmoe import ModelInputs
+from envs.tasks.registry import build_tasks
+from launch.analysis.statistics import Interval
+from launch.cluster.console import one_clear_error
+from rollout.block_skipping import BlockImportance
+from rollout.build import WorkerConfig, load_frozen_model
+from rollout.molmoe import ModelInputs, generate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +58,7 @@ class Scorer:
     """The frozen model answering samples with some blocks left out, at the highest tier."""
 
     def __init__(self, config: ImportanceConfig) -> None:
-        self.model, self.preprocessor = load_model(config.worker)
+        self.model, self.preprocessor = load_frozen_model(config.worker)
         self.tasks = build_tasks(config.worker.tasks)
         self.config = config
 
@@ -76,7 +74,7 @@ class Scorer:
     def score(self, sample: Sample, inputs: ModelInputs, skipped: Collection[int]) -> float:
         """Score of the answer without these blocks."""
         limit = self.config.worker.executor.max_new_tokens
-        generation = self.model.generate(inputs, max_new_tokens=limit, skipped=skipped)
+        generation = generate(self.model, inputs, max_new_tokens=limit, skipped=skipped)
         return self.tasks.score(sample, self.preprocessor.decode(generation.token_ids))
 
 
@@ -114,8 +112,7 @@ def check(scorer: Scorer, importance: BlockImportance, first_index: int) -> Tabl
         for name, skips in rules.items():
             pairs = track(list(zip(samples, skips, strict=True)), f"{count} blocks by {name}")
             scores = np.array([scorer.score(*sample, skipped) for sample, skipped in pairs])
-            error = 1.96 * scores.std() / len(scores) ** 0.5
-            cells.append(f"{scores.mean():.3f} ± {error:.3f}")
+            cells.append(str(Interval.of(scores)))
         table.add_row(str(count), *cells)
     return table
 

@@ -6,20 +6,17 @@ Recipes: embedded (default), embedded-scratch, molmoe-h100, earlier.
 """
 
 import sys
-from pathlib import Path
 
-if __name__ == "__main__":
-    # This folder would come first, and its profile.py shadow the standard library's.
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
-from launch.startup import stop_quietly
+from launch.cluster.signals import stop_quietly
 
 if __name__ == "__main__":
     stop_quietly()
 
-from launch.stopping import Stopped
-from launch.training import Run
-from learner.metrics import rewards_of
+from launch.cluster.console import one_clear_error
+from launch.cluster.signals import Stopped
+from launch.run.session import run_command
+from launch.run.state import Run
+from learner.scalars import rewards_of
 
 
 def train(run: Run) -> None:
@@ -45,8 +42,10 @@ def train(run: Run) -> None:
     run.commit()
 
 
-if __name__ == "__main__":
-    from launch.console import one_clear_error
-    from launch.session import main
+def main() -> int:
+    """Reads the command line and runs what it asks for."""
+    return run_command(train)
 
-    sys.exit(one_clear_error(lambda: main(train)))
+
+if __name__ == "__main__":
+    sys.exit(one_clear_error(main))

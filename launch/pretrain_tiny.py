@@ -11,12 +11,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any
-
-if __name__ == "__main__":
-    # This folder holds profile.py, which would shadow the standard library's profile.
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import ray.train
 import torch
@@ -27,10 +22,11 @@ from rich.console import Console
 from rich.table import Table
 
 from envs.tasks import WEIGHTS
-from launch.console import one_clear_error
-from launch.fit_latency_estimator import start_ray
+from launch.analysis.statistics import Interval
+from launch.cluster.console import one_clear_error
+from launch.cluster.train_workers import start_ray
 from launch.pretraining.blueprint import write_folder
-from launch.pretraining.evaluation import Evaluator, held_out
+from launch.pretraining.held_out import Evaluator, held_out
 from launch.pretraining.stages import Pretraining, TrainConfig
 
 MAX_FAILURES = 3
@@ -84,12 +80,14 @@ def report(pretraining: Pretraining, num_samples: int) -> None:
     cells: dict[str, list[str]] = {name: [] for name in (*WEIGHTS, "mixture")}
     for split in ("validation", "test"):
         evaluator = Evaluator(pretraining.trainee, held_out(split, num_samples))
-        means = evaluator.by_task(evaluator.scores())
-        variances = {name: means[name] * (1 - means[name]) / num_samples for name in WEIGHTS}
-        means["mixture"] = sum(share * means[name] for name, share in WEIGHTS.items())
-        variances["mixture"] = sum(share**2 * variances[n] for n, share in WEIGHTS.items())
+        scores = evaluator.by_task(evaluator.scores())
+        by_task = {name: Interval.of(values) for name, values in scores.items()}
+        mixture = Interval(
+            sum(share * by_task[name].mean for name, share in WEIGHTS.items()),
+            sum((share * by_task[name].half_width) ** 2 for name, share in WEIGHTS.items()) ** 0.5,
+        )
         for name, column in cells.items():
-            column.append(f"{means[name]:.3f} ± {1.96 * variances[name] ** 0.5:.3f}")
+            column.append(str(by_task.get(name, mixture)))
     for name, columns in cells.items():
         table.add_row(name, f"{WEIGHTS.get(name, 1.0):.2f}", *columns)
     Console().print(table)

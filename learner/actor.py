@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from learner.learner import Learner, LearnerConfig, PendingUpdate, UpdateRecord
-from policy.controller import Controller, ControllerConfig
+from policy.config import ControllerConfig
+from policy.controller import Controller
 from policy.weights import weights_sha256
-from rollout.batch import GroupRollout
+from rollout.group_rollout import GroupRollout
 
 
 def initial_controller(config: ControllerConfig, seed: int) -> Controller:

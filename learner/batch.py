@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from learner.advantages import AdvantageFn, combine, zero_variance
-from rollout.batch import GroupRollout
+from rollout.group_rollout import GroupRollout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

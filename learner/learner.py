@@ -30,7 +30,7 @@ from learner.losses import EntropySchedule, LossConfig, LossInputs, LossMetrics,
 from policy.controller import Controller, evaluate_actions
 from policy.distributions import kl_divergence
 from policy.weights import PolicyWeights, weights_sha256
-from rollout.batch import GroupRollout
+from rollout.group_rollout import GroupRollout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from envs.checks import check_within
 from policy.controller import Controller
 from policy.distributions import entropy
 from policy.stage1 import Stage1Logits
-from rollout.batch import HEAD_SIZES
+from rollout.group_rollout import HEAD_SIZES
 
 MAX_SHORTFALL = 1.0
 """What a choice counts less than the best one at most: one whole answer."""

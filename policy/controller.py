@@ -7,7 +7,6 @@ are choice indices (`envs.spec.Knobs.from_indices`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -17,50 +16,13 @@ from torch import Tensor, nn
 
 from envs.spec import BudgetRange
 from policy import serialization
-from policy.budget import BudgetEncoder
+from policy.budget_encoder import BudgetEncoder
+from policy.config import ControllerConfig
 from policy.distributions import entropy, log_probs_of, sample
 from policy.stage1 import Stage1, Stage1Logits
 from policy.stage2 import Stage2, Stage2Logits
 
 HEADS = ("tier", "position", "top_k", "num_blocks")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ControllerConfig:
-    """Sizes of the controller and the run's budget range.
-
-    The defaults keep the two stages under 250K weights at d_model 2048.
-
-    Attributes:
-        d_model: width of the frozen model.
-        budget_low_ms: low end of the run's budgets.
-        budget_high_ms: high end.
-        sinusoid_scale: the normalised budget is multiplied by it before the sinusoids. At 1 the
-            fastest one turns by one radian over the whole range, and policies that must change
-            within a few milliseconds are learnt slowly.
-        projection_dim: width that each wide input is projected down to.
-        hidden_dim: width of each stage's hidden layer.
-    """
-
-    d_model: int
-    budget_low_ms: float
-    budget_high_ms: float
-    sinusoid_scale: float = 100.0
-    projection_dim: int = 32
-    hidden_dim: int = 64
-
-    def __post_init__(self) -> None:
-        for name in ("d_model", "projection_dim", "hidden_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"controller {name} is {getattr(self, name)}: give at least 1")
-        if not self.sinusoid_scale > 0:
-            raise ValueError(f"sinusoid_scale is {self.sinusoid_scale}: give a positive number")
-        _ = self.budget_range
-
-    @property
-    def budget_range(self) -> BudgetRange:
-        """The range that budgets are normalised by; raises ValueError for an empty one."""
-        return BudgetRange(low_ms=self.budget_low_ms, high_ms=self.budget_high_ms)
 
 
 class Choice(NamedTuple):
@@ -115,23 +77,6 @@ class Controller(nn.Module):
         stage1 = self.stage1_logits(language_feature_BD, budget_token_BD)
         stage2 = self.stage2_logits(latency_token_BD, position_index_B)
         return tuple(logits.log_softmax(-1) for logits in (*stage1, *stage2))
-
-    def evaluate(
-        self,
-        language_feature_BD: Tensor,
-        budget_token_BD: Tensor,
-        latency_token_BD: Tensor,
-        actions_B4: Tensor,
-    ) -> Evaluation:
-        """Log-probability and entropy of each head for given actions, differentiable.
-
-        The log-probability of an episode is the sum over its heads. The entropy of stage 2's
-        heads is conditional on the position taken.
-        """
-        log_distributions = self.log_distributions(
-            language_feature_BD, budget_token_BD, latency_token_BD, actions_B4[:, 1]
-        )
-        return evaluate_actions(log_distributions, actions_B4)
 
     def num_stage_weights(self) -> int:
         """Number of trained weights in the two stages, the budget encoder's not counted."""

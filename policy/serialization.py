@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -20,10 +20,8 @@ from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 from envs.spec import MIN_BLOCKS_AFTER_POSITION, NUM_BLOCKS, POSITIONS, TIERS, TOP_KS
+from policy.config import ControllerConfig
 from policy.weights import weights_sha256
-
-if TYPE_CHECKING:
-    from policy.controller import ControllerConfig
 
 FORMAT_VERSION = 2
 JSON_NAME = "controller.json"

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from envs.spec import POSITIONS, STAGE2_SIZES, num_blocks_mask
+from envs.action_masks import num_blocks_mask
+from envs.spec import POSITIONS, STAGE2_SIZES
 from policy.stage1 import HEAD_INIT_STD
 
 

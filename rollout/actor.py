@@ -12,18 +12,13 @@ import ray
 import torch
 
 from envs.spec import Knobs
+from policy.config import PolicySetup
 from policy.weights import PolicyWeights
-from rollout.batch import GroupRollout
 from rollout.fingerprint import Fingerprint
+from rollout.group_rollout import GroupRollout
 from rollout.latency.clock import DeviceFacts
-from rollout.worker import (
-    FailedGroup,
-    GradientRequest,
-    GroupRequest,
-    PolicySetup,
-    PrefixRequest,
-    RolloutWorker,
-)
+from rollout.requests import FailedGroup, GradientRequest, GroupRequest, PrefixRequest
+from rollout.worker import RolloutWorker
 
 FETCH_TIMEOUT_S = 60.0
 """Longest wait for new weights from the object store."""

@@ -9,15 +9,19 @@ from typing import Any
 import torch
 
 from envs.checks import check_within
-from envs.latency_budget import LatencyBudgetEnv, TaskSource
+from envs.latency_budget import LatencyBudgetEnv
 from envs.reward import BudgetReward
 from envs.spec import BudgetSampler
-from envs.tasks import WEIGHTS, Mixture, load_tasks
-from policy.controller import Controller, ControllerConfig
+from envs.tasks import WEIGHTS
+from envs.tasks.registry import build_tasks
+from policy.config import ControllerConfig
+from policy.controller import Controller
+from rollout.block_skipping import BlockImportance
 from rollout.executor import ExecutorConfig, MolmoEExecutor, check_knobs_fit
-from rollout.importance import BlockImportance
+from rollout.group_session import GroupExecutor
 from rollout.latency.simulated import SimulatedLatency
 from rollout.molmoe import MolmoE, MolmoEConfig, Preprocessor
+from rollout.molmoe.checkpoint import load_model
 from rollout.molmoe.config import resolve_config, resolve_folder
 from rollout.worker import KEPT_GROUPS_MIB, RolloutWorker
 
@@ -96,14 +100,14 @@ def model_source(config: WorkerConfig) -> str | Path:
     return EMBEDDED if config.model == "embedded" else config.model
 
 
-def load_model(config: WorkerConfig) -> tuple[MolmoE, Preprocessor]:
+def load_frozen_model(config: WorkerConfig) -> tuple[MolmoE, Preprocessor]:
     """The frozen model on its device; raises ValueError that names what is missing or wrong."""
     device = torch_device(config.device)
     dtype = torch_dtype(config.dtype, device)
     if device.type == "cpu":
         torch.set_num_threads(config.num_threads)
     folder = resolve_folder(model_source(config))
-    model = MolmoE.from_pretrained(folder, dtype=dtype, device=device)
+    model = load_model(folder, dtype=dtype, device=device)
     return model, Preprocessor.from_pretrained(folder)
 
 
@@ -143,13 +147,8 @@ def build_executor(
     model_config = resolve_config(model_source(config))
     check_knobs_fit(model_config)
     scores, by_task = block_importance(config, model_config)
-    model, preprocessor = load_model(config)
+    model, preprocessor = load_frozen_model(config)
     return MolmoEExecutor(model, preprocessor, scores, config.executor, simulated, by_task)
-
-
-def build_tasks(names: tuple[str, ...]) -> TaskSource:
-    """The mixture of these tasks; raises ValueError for an unknown name or none."""
-    return Mixture(load_tasks(names))
 
 
 def build_worker(
@@ -192,20 +191,14 @@ def make_env(
     worker = build_worker(WorkerConfig(model=model, tasks=tasks, **arguments))
     sampler = budgets or measure_budgets(worker)
     torch.manual_seed(0)
-    controller = Controller(
-        ControllerConfig(
-            d_model=worker.executor.d_model,
-            budget_low_ms=sampler.range.low_ms,
-            budget_high_ms=sampler.range.high_ms,
-        )
-    )
+    controller = Controller(ControllerConfig.for_budgets(worker.executor.d_model, sampler))
 
     @torch.no_grad()
     def encode_budget(budget_ms: float):
         return controller.budget_tokens(torch.tensor([budget_ms]))[0].numpy()
 
     return LatencyBudgetEnv(
-        executor=worker.executor,
+        executor=GroupExecutor(worker.executor),
         tasks=worker.tasks,
         budgets=sampler,
         reward=BudgetReward(),

@@ -21,8 +21,8 @@ from torch import Tensor
 from envs.checks import check_within
 from envs.spec import FULL_TOP_K, NUM_BLOCKS_TOTAL, Execution, Knobs, Sample, Tier
 from envs.tasks import DataError
-from rollout.episodes import EpisodeGroup
-from rollout.importance import BlockImportance
+from rollout.block_skipping import BlockImportance
+from rollout.budget_token_vjp import budget_token_vjp, token_states
 from rollout.latency.clock import DeviceFacts, clock_for
 from rollout.latency.hooks import Stages, Timeline, block_modules, module_hooks, vision_modules
 from rollout.latency.simulated import SimulatedLatency
@@ -111,10 +111,6 @@ class MolmoEExecutor:
     def d_model(self) -> int:
         """Width of language features and latency tokens."""
         return self.model.config.d_model
-
-    def open(self, sample: Sample, budget_ms: float) -> EpisodeGroup:
-        """Starts a group of episodes on one (sample, budget)."""
-        return EpisodeGroup(self, sample, budget_ms)
 
     def device_facts(self) -> DeviceFacts:
         """Device, dtype, torch version and thread count of this executor."""
@@ -220,22 +216,17 @@ class MolmoEExecutor:
 
     @torch.no_grad()
     def latency_tokens(self, prefix: Prefix, budget_tokens_KD: np.ndarray) -> np.ndarray:
-        """What other budget tokens become behind each block of a prefix, off the clock.
+        """What other budget tokens become after each block of a prefix, off the clock.
 
         Returns:
             float32 [K, depth, D].
         """
         tokens_KD = self._on_device(budget_tokens_KD)
-        behind = []
-        for token_D in tokens_KD:
-            y_11D, states = token_D[None, None], []
-            for index in range(prefix.depth):
-                y_11D = self.model.run_blocks(
-                    y_11D, index, index + 1, cache=prefix.cache, store=False
-                )
-                states.append(y_11D[0, 0])
-            behind.append(torch.stack(states))
-        return torch.stack(behind).float().cpu().numpy()
+        states = [
+            torch.stack(list(token_states(self.model, prefix.cache, token_D, prefix.depth)))
+            for token_D in tokens_KD
+        ]
+        return torch.stack(states).float().cpu().numpy()
 
     @torch.no_grad()
     def advance(self, prefix: Prefix, knobs: Knobs, budget_ms: float | None = None) -> Execution:
@@ -338,17 +329,5 @@ class MolmoEExecutor:
         Returns:
             dL/d(budget token), [D], in the gradients' dtype.
         """
-        leaf = self._on_device(budget_token_D).requires_grad_()
-        outputs, upstream = [], []
-        with torch.enable_grad():
-            y_11D = leaf[None, None]
-            for index in range(max(gradients)):
-                y_11D = self.model.run_blocks(
-                    y_11D, index, index + 1, cache=prefix.cache, store=False
-                )
-                if index + 1 in gradients:
-                    outputs.append(y_11D[0, 0])
-                    upstream.append(torch.from_numpy(gradients[index + 1]).to(y_11D))
-            (result,) = torch.autograd.grad(outputs, leaf, upstream)
-        dtype = next(iter(gradients.values())).dtype
-        return result.cpu().to(torch.float64).numpy().astype(dtype)
+        token_D = self._on_device(budget_token_D)
+        return budget_token_vjp(self.model, prefix.cache, token_D, gradients)

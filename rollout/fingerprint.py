@@ -15,7 +15,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from envs.latency_budget import TaskSource
+from envs.spec import Task
 from envs.tasks import Mixture
 from rollout.executor import MolmoEExecutor
 
@@ -50,7 +50,7 @@ class Fingerprint:
     budget_scope: str
 
     @classmethod
-    def of(cls, executor: MolmoEExecutor, tasks: TaskSource) -> Self:
+    def of(cls, executor: MolmoEExecutor, tasks: Task) -> Self:
         """Of an executor and its tasks; reads every weight once."""
         model = executor.model
         return cls(

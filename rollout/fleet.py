@@ -1,4 +1,4 @@
-"""Whoever runs groups: one interface, in process here and over Ray actors in `launch/cluster.py`.
+"""The interface of whoever runs groups; `launch.cluster.fleet` implements it over Ray.
 
 Shapes: G members, D d_model.
 """
@@ -12,17 +12,9 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from policy.weights import PolicyWeights
-from rollout.batch import GroupRollout
-from rollout.worker import (
-    FailedGroup,
-    GradientRequest,
-    GroupRequest,
-    PolicySetup,
-    Prefixes,
-    PrefixRequest,
-    RolloutWorker,
-)
+from policy.config import PolicySetup
+from rollout.group_rollout import GroupRollout
+from rollout.requests import FailedGroup, GroupRequest
 
 log = logging.getLogger(__name__)
 
@@ -91,54 +83,3 @@ def replacement(request: GroupRequest, failure: FailedGroup, attempts: int) -> G
         )
     log.warning("group %d left its sample out: %s", request.group_id, failure.reason)
     return replace(request, index=request.index + 1)
-
-
-class LocalFleet:
-    """One worker in this process: what tests, dry runs and evaluations without Ray use."""
-
-    def __init__(self, worker: RolloutWorker) -> None:
-        self.worker = worker
-        self.stats = FleetStats()
-        self._batches: dict[int, tuple[list[GroupRequest], PolicySetup, PolicyWeights]] = {}
-        self._next_ticket = 0
-
-    def submit(
-        self, requests: Sequence[GroupRequest], setup: PolicySetup, weights: PolicyWeights
-    ) -> int:
-        """Keeps the batch until it is collected."""
-        ticket = self._next_ticket
-        self._next_ticket += 1
-        self._batches[ticket] = (list(requests), setup, weights)
-        return ticket
-
-    def collect(self, ticket: int) -> list[GroupRollout]:
-        """Runs the batch's groups one after another."""
-        requests, setup, weights = self._batches.pop(ticket)
-        self.worker.install(setup, weights)
-        self.stats.busy_share = {self.worker.name: 1.0}
-        self.stats.slowest = self.worker.name
-        return [self._run(request) for request in sorted(requests, key=lambda r: r.group_id)]
-
-    def _run(self, request: GroupRequest) -> GroupRollout:
-        for attempt in range(MAX_REPLACEMENTS + 1):
-            result = self.worker.rollout(request)
-            if isinstance(result, GroupRollout):
-                return result
-            self.stats.failed_samples += 1
-            request = replacement(request, result, attempt)
-        raise AssertionError("replacement raises before the attempts run out")
-
-    def budget_gradients(
-        self, groups: Sequence[GroupRollout], gradients: Sequence[np.ndarray]
-    ) -> list[np.ndarray]:
-        """Vector-Jacobian products of a collected batch; groups without gradient cost nothing."""
-        return [
-            self.worker.budget_gradient(GradientRequest.of(group, gradient))
-            if gradient.any()
-            else np.zeros_like(gradient[0])
-            for group, gradient in zip(groups, gradients, strict=True)
-        ]
-
-    def prefixes(self, requests: Sequence[PrefixRequest]) -> list[Prefixes]:
-        """Language features and latency tokens, for a warm start."""
-        return [self.worker.prefixes(request) for request in requests]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from rollout.importance import BlockImportance
+from rollout.block_skipping import BlockImportance
 from rollout.latency.hooks import Stages
 from rollout.molmoe import ModelInputs
 from rollout.molmoe.cache import KVCache

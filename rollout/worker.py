@@ -8,135 +8,29 @@ from __future__ import annotations
 import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from envs.latency_budget import TaskSource
 from envs.reward import BudgetReward
-from envs.spec import (
-    CHEAPEST_KNOBS,
-    FULL_KNOBS,
-    POSITIONS,
-    TIERS,
-    BudgetSampler,
-    Execution,
-    Knobs,
-)
+from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, POSITIONS, TIERS, Execution, Knobs, Task
 from envs.tasks import DataError
-from policy.controller import Controller, ControllerConfig
+from policy.config import PolicySetup
+from policy.controller import Controller
 from policy.weights import PolicyWeights
-from rollout.batch import GroupRollout
-from rollout.episodes import EpisodeGroup
 from rollout.executor import MolmoEExecutor
 from rollout.fingerprint import Fingerprint
-from rollout.group import GroupRunner
+from rollout.group_rollout import GroupRollout
+from rollout.group_runner import GroupRunner
+from rollout.group_session import MolmoEGroupSession
 from rollout.latency.clock import DeviceFacts
-from rollout.latency.records import ProfileRecord
+from rollout.profiling.records import ProfileRecord
+from rollout.requests import FailedGroup, GradientRequest, GroupRequest, Prefixes, PrefixRequest
 
 KEPT_GROUPS_MIB = 2048
 """Memory of groups whose prefixes stay for the vector-Jacobian product; a group of the published
 model at all three tiers takes about 200 MiB at most."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GroupRequest:
-    """One group to run; the same request gives the same choices on every actor.
-
-    Attributes:
-        group_id: number of the group in the run.
-        run_seed: seed of the run.
-        step: step of the run, part of every member's seed.
-        split: of the tasks.
-        index: of the sample in the split.
-        budget_ms: latency budget of every member.
-        group_size: members; 0 asks for one episode with the likeliest choices.
-    """
-
-    group_id: int
-    run_seed: int
-    step: int
-    split: str
-    index: int
-    budget_ms: float
-    group_size: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FailedGroup:
-    """A group that could not run because of its sample; the run goes on without it."""
-
-    group_id: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class GradientRequest:
-    """The vector-Jacobian product of one group; it needs no policy, because the token is in it.
-
-    Attributes:
-        group_id: number of the group in the run.
-        split: of the tasks.
-        index: of the sample in the split.
-        budget_ms: latency budget of the group.
-        budget_token_D: what entered block 0 when the group ran.
-        actions_G4: choice indices of the members.
-        gradients_GD: dL/d(latency token) of each member.
-    """
-
-    group_id: int
-    split: str
-    index: int
-    budget_ms: float
-    budget_token_D: np.ndarray
-    actions_G4: np.ndarray
-    gradients_GD: np.ndarray
-
-    @classmethod
-    def of(cls, group: GroupRollout, gradients_GD: np.ndarray) -> GradientRequest:
-        """For a group that ran, wherever it did."""
-        return cls(
-            group_id=group.group_id,
-            split=group.split,
-            index=group.index,
-            budget_ms=group.budget_ms,
-            budget_token_D=group.budget_token,
-            actions_G4=group.actions,
-            gradients_GD=gradients_GD,
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PrefixRequest:
-    """One sample taken to every insertion position at every tier, with some budget tokens.
-
-    Attributes:
-        split: of the tasks.
-        index: of the sample in the split.
-        budget_tokens_KD: float32, what enters block 0.
-    """
-
-    split: str
-    index: int
-    budget_tokens_KD: np.ndarray
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prefixes:
-    """What the controller would see of one sample: float32 [D] and [K, 3, 5, D]."""
-
-    language_feature: np.ndarray
-    latency_tokens: np.ndarray
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PolicySetup:
-    """What a worker needs, besides weights, to build its controller and environment."""
-
-    controller: ControllerConfig
-    budgets: BudgetSampler
 
 
 def member_generators(request: GroupRequest, sample_id: str) -> list[torch.Generator]:
@@ -163,7 +57,7 @@ class RolloutWorker:
     def __init__(
         self,
         executor: MolmoEExecutor,
-        tasks: TaskSource,
+        tasks: Task,
         name: str = "local",
         kept_groups_mib: int = KEPT_GROUPS_MIB,
     ) -> None:
@@ -175,7 +69,7 @@ class RolloutWorker:
         self._setup: PolicySetup | None = None
         self._runner: GroupRunner | None = None
         self._weights = (-1, "")
-        self._kept: OrderedDict[int, EpisodeGroup] = OrderedDict()
+        self._kept: OrderedDict[int, MolmoEGroupSession] = OrderedDict()
 
     def install(self, setup: PolicySetup, weights: PolicyWeights) -> None:
         """Builds the controller if the setup is new, and loads the weights if they are.
@@ -209,9 +103,9 @@ class RolloutWorker:
         except DataError as error:
             return FailedGroup(group_id=request.group_id, reason=str(error))
         if request.group_size:
-            self._keep(request.group_id, result.episodes)
+            self._keep(request.group_id, result.session)
         version, sha256 = self._weights
-        budget_token_D = result.episodes.budget_token_D
+        budget_token_D = result.session.budget_token_D
         assert budget_token_D is not None
         return GroupRollout(
             group_id=request.group_id,
@@ -243,7 +137,7 @@ class RolloutWorker:
         group, token_D = self._kept.get(request.group_id), request.budget_token_D
         if group is None or group.budget_token_D is None or (group.budget_token_D != token_D).any():
             sample = self.tasks.sample(request.split, request.index)
-            group = EpisodeGroup(self.executor, sample, request.budget_ms)
+            group = MolmoEGroupSession(self.executor, sample, request.budget_ms)
             stage1 = [(TIERS[t], POSITIONS[p]) for t, p, *_ in request.actions_G4]
             group.begin(stage1, request.budget_token_D)
             self._keep(request.group_id, group)
@@ -252,7 +146,7 @@ class RolloutWorker:
     def execute(self, knobs: Knobs, split: str, index: int) -> tuple[Execution, float]:
         """Runs one configuration on one sample, without a controller: execution and score."""
         sample = self.tasks.sample(split, index)
-        group = EpisodeGroup(self.executor, sample, budget_ms=1e9)
+        group = MolmoEGroupSession(self.executor, sample, budget_ms=1e9)
         group.begin([(knobs.tier, knobs.position)], None)
         (execution,) = group.finish([(knobs.top_k, knobs.num_blocks)])
         assert execution is not None
@@ -270,7 +164,7 @@ class RolloutWorker:
     ) -> list[ProfileRecord]:
         """Runs many configurations on one sample; work that they share runs once."""
         sample = self.tasks.sample(split, index)
-        group = EpisodeGroup(self.executor, sample, budget_ms=1e9)
+        group = MolmoEGroupSession(self.executor, sample, budget_ms=1e9)
         group.begin([(k.tier, k.position) for k in configurations], None)
         executions = group.finish([(k.top_k, k.num_blocks) for k in configurations])
         return [
@@ -322,7 +216,7 @@ class RolloutWorker:
         """What a health check shows."""
         return {"name": self.name, "incarnation": self.incarnation, "version": self._weights[0]}
 
-    def _keep(self, group_id: int, group: EpisodeGroup) -> None:
+    def _keep(self, group_id: int, group: MolmoEGroupSession) -> None:
         """Keeps a group for its gradient; the oldest ones make room for it."""
         group.trim()
         self._kept.pop(group_id, None)

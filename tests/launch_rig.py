@@ -5,20 +5,20 @@ from typing import Any
 
 import torch
 
-from envs.reward import LambdaByBudget
 from envs.spec import all_knobs
-from launch.calibration import Calibration
-from launch.recipes import EvaluationConfig, JointGRPOConfig
-from launch.reporting import Reporter
-from launch.training import Run, controller_config
+from launch.run.recipes import EvaluationConfig, JointGRPOConfig
+from launch.run.reporting import Reporter
+from launch.run.state import Run
 from learner.checkpoint import CheckpointStore
+from learner.lambda_control import LambdaControl
 from learner.learner import LearnerConfig
-from learner.local import LocalLearner
+from policy.config import PolicySetup
 from policy.controller import Controller
 from rollout.executor import MolmoEExecutor
-from rollout.fleet import LocalFleet
+from rollout.latency.calibration import Calibration
 from rollout.latency.simulated import SimulatedLatency
-from rollout.worker import PolicySetup, RolloutWorker
+from rollout.worker import RolloutWorker
+from tests.in_process import LocalFleet, LocalLearner
 from tests.rollout import rig
 
 CALIBRATION = Calibration(cheapest_ms=15.0, full_ms=85.0, scatter=0.0, num_samples=4)
@@ -55,9 +55,7 @@ def config(**changes: Any) -> JointGRPOConfig:
 
 
 def setup() -> PolicySetup:
-    return PolicySetup(
-        controller=controller_config(rig.SIXTEEN.d_model, rig.BUDGETS), budgets=rig.BUDGETS
-    )
+    return PolicySetup.of(rig.SIXTEEN.d_model, rig.BUDGETS)
 
 
 def local_run(run_dir: Path, settings: JointGRPOConfig, fleet: Any = None) -> Run:
@@ -77,7 +75,7 @@ def local_run(run_dir: Path, settings: JointGRPOConfig, fleet: Any = None) -> Ru
         learner=learner,
         reporter=Reporter(run_dir, first_step=first_step, num_steps=settings.steps),
         store=store,
-        steering=LambdaByBudget(settings.pid, rig.BUDGETS),
+        lambda_control=LambdaControl(settings.pid, rig.BUDGETS),
         calibration=CALIBRATION,
     )
     if checkpoint is not None:

@@ -6,7 +6,7 @@ devices, and every value that the host takes from the device is written down, be
 a GPU would have to be waited for.
 
     with PretendedAccelerator() as accelerator:
-        model = MolmoE.from_pretrained(folder, device=DEVICE)
+        model = load_model(folder, device=DEVICE)
         ...
         assert accelerator.reads == [...]
 """

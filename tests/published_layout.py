@@ -11,7 +11,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from rollout.molmoe import MolmoEConfig, VisionConfig
+from rollout.molmoe import MolmoEConfig, VisionConfig, save_model
 from tests.rollout.molmoe.tiny import random_model
 from tests.rollout.rig import tokenizer
 
@@ -31,7 +31,7 @@ REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 def write_model(folder: Path) -> Path:
     """Writes the model and its tokenizer into a folder, made if absent; returns the folder."""
-    random_model(NARROW).save_pretrained(folder, max_shard_bytes=2**20)
+    save_model(random_model(NARROW), folder, max_shard_bytes=2**20)
     _spell_as_published(folder / "config.json")
     generation = {"_from_model_config": True, "eos_token_id": NARROW.eos_token_id}
     (folder / "generation_config.json").write_text(json.dumps({**generation, "pad_token_id": 1}))

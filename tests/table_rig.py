@@ -8,20 +8,20 @@ import numpy as np
 import torch
 from scipy.stats import norm
 
-from envs.reward import LambdaByBudget
 from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, BudgetSampler, all_knobs
-from envs.tasks import Mixture, load_tasks
-from launch.calibration import Calibration
-from launch.recipes import EvaluationConfig, JointGRPOConfig
-from launch.reporting import Reporter
-from launch.training import Run, controller_config
+from envs.tasks import build_tasks
+from launch.run.recipes import EvaluationConfig, JointGRPOConfig
+from launch.run.reporting import Reporter
+from launch.run.state import Run
 from learner.checkpoint import CheckpointStore
-from learner.local import LocalLearner
+from learner.lambda_control import LambdaControl
+from policy.config import PolicySetup
 from policy.controller import Controller
 from rollout.build import EMBEDDED
-from rollout.latency.profile_table import ProfileTable
-from rollout.table_world import StandInBlocks, TableFleet, TableSamples, mean_embeddings
-from rollout.worker import PolicySetup
+from rollout.latency.calibration import Calibration
+from rollout.profiling.profile_table import ProfileTable
+from tests.in_process import LocalLearner
+from tests.table_world import StandInBlocks, TableFleet, TableSamples, mean_embeddings
 
 D_MODEL = 96
 PROFILE = EMBEDDED / "profile.npz"
@@ -44,7 +44,7 @@ def synthetic_table(num_samples: int = 600, seed: int = 0) -> ProfileTable:
     to a sample.
     """
     rng = np.random.default_rng(seed)
-    mixture = Mixture(load_tasks())
+    mixture = build_tasks()
     samples = [mixture.sample("validation", index) for index in range(num_samples)]
     configurations = tuple(all_knobs())
     tier = np.array([int(k.tier) for k in configurations])
@@ -118,7 +118,7 @@ def table_run(run_dir: Path, settings: JointGRPOConfig, fleet: TableFleet) -> Ru
     samples = fleet.splits["train"]
     budgets = budgets_of(samples.table)
     d_model = samples.language_feature_SD.shape[1]
-    setup = PolicySetup(controller=controller_config(d_model, budgets), budgets=budgets)
+    setup = PolicySetup.of(d_model, budgets)
     torch.manual_seed(settings.seed)
     return Run(
         config=settings,
@@ -127,7 +127,7 @@ def table_run(run_dir: Path, settings: JointGRPOConfig, fleet: TableFleet) -> Ru
         learner=LocalLearner(Controller(setup.controller), settings.learner, run_dir),
         reporter=Reporter(run_dir, first_step=0, num_steps=settings.steps),
         store=CheckpointStore(run_dir / "checkpoints", settings.keep_last),
-        steering=LambdaByBudget(settings.pid, budgets),
+        lambda_control=LambdaControl(settings.pid, budgets),
         calibration=calibration_of(samples.table),
     )
 

@@ -13,7 +13,7 @@ from envs.spec import Sample
 from envs.tasks.digits import PLACES, place_digits
 from envs.tasks.metrics import exact_match
 from envs.tasks.render import Canvas
-from envs.tasks.task import Box, Question, Scene, sample_from_scene, split_of
+from envs.tasks.scene import Box, Question, Scene, sample_from_scene, split_of
 
 MAX_STEPS = 5
 PERMUTATIONS = {
@@ -83,7 +83,7 @@ class Chain:
     def scene(
         self, split: str, rng: np.random.Generator, *, num_questions: int = 1, dense: bool = False
     ) -> Scene:
-        """See `envs.tasks.task.SceneSource`."""
+        """See `envs.tasks.scene.SceneSource`."""
         low, high = SMALL_PX if rng.random() < 0.3 else LARGE_PX
         size_px = int(rng.integers(low, high))
         num_digits = 9 if dense else int(rng.integers(1, 5))
@@ -109,7 +109,7 @@ class Chain:
         )
 
     def sample(self, split: str, index: int) -> Sample:
-        """See `envs.tasks.task.Task`."""
+        """See `envs.spec.Task`."""
         return sample_from_scene(self, split, index)
 
     def score(self, sample: Sample, answer: str) -> float:

@@ -7,7 +7,7 @@ import numpy as np
 from envs.spec import Sample
 from envs.tasks.metrics import exact_match
 from envs.tasks.render import COLOR_NAMES, HEIGHT, SHAPES, WIDTH, Canvas, mixed_size
-from envs.tasks.task import Box, Question, Scene, sample_from_scene
+from envs.tasks.scene import Box, Question, Scene, sample_from_scene
 from envs.tasks.wording import Wording
 
 MAX_OBJECTS = 9
@@ -29,7 +29,7 @@ class Counting:
     def scene(
         self, split: str, rng: np.random.Generator, *, num_questions: int = 1, dense: bool = False
     ) -> Scene:
-        """See `envs.tasks.task.SceneSource`."""
+        """See `envs.tasks.scene.SceneSource`."""
         size_px = mixed_size(rng, SMALL_PX, LARGE_PX)
         total = 9 if dense else int(rng.integers(1, MAX_OBJECTS + 1))
         colors = [str(c) for c in rng.choice(COLOR_NAMES, size=rng.integers(1, 4), replace=False)]
@@ -87,7 +87,7 @@ class Counting:
         )
 
     def sample(self, split: str, index: int) -> Sample:
-        """See `envs.tasks.task.Task`."""
+        """See `envs.spec.Task`."""
         return sample_from_scene(self, split, index)
 
     def score(self, sample: Sample, answer: str) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 from envs.spec import Sample
 from envs.tasks.metrics import exact_match
 from envs.tasks.render import HEIGHT, WIDTH, Canvas, mixed_size
-from envs.tasks.task import Box, Question, Scene, sample_from_scene
+from envs.tasks.scene import Box, Question, Scene, sample_from_scene
 from envs.tasks.wording import Wording
 
 PLACES = (
@@ -65,7 +65,7 @@ class Digits:
     def scene(
         self, split: str, rng: np.random.Generator, *, num_questions: int = 1, dense: bool = False
     ) -> Scene:
-        """See `envs.tasks.task.SceneSource`."""
+        """See `envs.tasks.scene.SceneSource`."""
         size_px = mixed_size(rng, SMALL_PX, LARGE_PX)
         num_digits = 9 if dense else int(rng.integers(2, 10))
         cells = sorted(rng.choice(9, size=num_digits, replace=False))
@@ -115,7 +115,7 @@ class Digits:
         )
 
     def sample(self, split: str, index: int) -> Sample:
-        """See `envs.tasks.task.Task`."""
+        """See `envs.spec.Task`."""
         return sample_from_scene(self, split, index)
 
     def score(self, sample: Sample, answer: str) -> float:

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from envs.spec import Sample
+from envs.spec import DataError, Sample
 from envs.tasks.metrics import exact_match
 from envs.tasks.render import COLOR_NAMES, COLORS, HEIGHT, WIDTH, shape_class
-from envs.tasks.task import DataError, Question, Scene, check_split, sample_rng, split_of
+from envs.tasks.scene import Question, Scene, check_split, sample_rng, split_of
 
 SHAPE_OF_ANSWER = {"circle": "circle", "rectangle": "square", "triangle": "triangle"}
 
@@ -86,7 +86,7 @@ class EasyVqa:
         dense: bool = False,
         sample_id: str = "easy_vqa scene",
     ) -> Scene:
-        """See `envs.tasks.task.SceneSource`; `dense` changes nothing here."""
+        """See `envs.tasks.scene.SceneSource`; `dense` changes nothing here."""
         del dense
         images = self._images(split)
         image = images[rng.integers(len(images))]
@@ -117,7 +117,7 @@ class EasyVqa:
         return labels
 
     def sample(self, split: str, index: int) -> Sample:
-        """See `envs.tasks.task.Task`."""
+        """See `envs.spec.Task`."""
         sample_id = f"{self.name}/{split}/{index}"
         rng = sample_rng(self.name, split, index)
         scene = self.scene(split, rng, sample_id=sample_id)

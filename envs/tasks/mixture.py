@@ -1,42 +1,13 @@
-"""The default mixture: which tasks, with which weights."""
+"""Several tasks as one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
-from envs.spec import Sample
-from envs.tasks.chain import Chain
-from envs.tasks.counting import Counting
-from envs.tasks.digits import Digits
-from envs.tasks.easy_vqa import EasyVqa
-from envs.tasks.reading import Reading
-from envs.tasks.recall import Recall
-from envs.tasks.task import DataError, Task, check_split, sample_rng
-
-WEIGHTS: Mapping[str, float] = {
-    "easy_vqa": 0.15,
-    "digits": 0.20,
-    "reading": 0.10,
-    "counting": 0.10,
-    "recall": 0.20,
-    "chain": 0.25,
-}
-"""Share of each task in the default mixture."""
-
-
-def load_tasks(names: Sequence[str] = tuple(WEIGHTS)) -> dict[str, Task]:
-    """The tasks of these names, in order; raises DataError for an unknown name or for none."""
-    known: dict[str, type] = {
-        cls.name: cls for cls in (EasyVqa, Digits, Reading, Counting, Recall, Chain)
-    }
-    if not names:
-        raise DataError(f"no task given: name some of {', '.join(known)}")
-    for name in names:
-        if name not in known:
-            raise DataError(f"unknown task {name!r}: use some of {', '.join(known)}")
-    return {name: known[name]() for name in names}
+from envs.spec import DataError, Sample, Task
+from envs.tasks.scene import check_split, sample_rng
 
 
 class Mixture:
@@ -44,7 +15,8 @@ class Mixture:
 
     Args:
         tasks: by name.
-        weights: by name, positive, not necessarily summing to one.
+        weights: by name, positive, not necessarily summing to one; names without a task do not
+            matter.
 
     Raises:
         DataError: if tasks and weights do not match or a weight is not positive.
@@ -52,11 +24,8 @@ class Mixture:
 
     name = "mixture"
 
-    def __init__(
-        self, tasks: Mapping[str, Task] | None = None, weights: Mapping[str, float] | None = None
-    ) -> None:
-        self.tasks = dict(load_tasks() if tasks is None else tasks)
-        weights = WEIGHTS if weights is None else weights
+    def __init__(self, tasks: Mapping[str, Task], weights: Mapping[str, float]) -> None:
+        self.tasks = dict(tasks)
         missing = sorted(set(self.tasks) - set(weights))
         if missing or not self.tasks:
             raise DataError(f"the mixture has no weight for {', '.join(missing) or 'any task'}")

@@ -7,7 +7,7 @@ import numpy as np
 from envs.spec import Sample
 from envs.tasks.metrics import anls
 from envs.tasks.render import FONTS, HEIGHT, WIDTH, Canvas, mixed_size
-from envs.tasks.task import Box, Question, Scene, sample_from_scene, split_of
+from envs.tasks.scene import Box, Question, Scene, sample_from_scene, split_of
 from envs.tasks.wording import Wording
 
 BANDS = ("top", "middle", "bottom")
@@ -55,6 +55,13 @@ def place_line(
     return size_px, tuple(canvas.text(split, font, text, size_px, at, canvas.ink(rng)))
 
 
+def blank_bands(rng: np.random.Generator, *, dense: bool) -> tuple[Canvas, list[int]]:
+    """An empty canvas and the thirds of it that get a line: one to three, or all if `dense`."""
+    num_lines = 3 if dense else int(rng.integers(1, 4))
+    canvas = Canvas.blank(rng)
+    return canvas, sorted(rng.choice(3, size=num_lines, replace=False).tolist())
+
+
 class Reading:
     """One to three lines (words or numbers), tall letters 6 to 30 px high (font size 8 to 41)."""
 
@@ -63,18 +70,18 @@ class Reading:
     def scene(
         self, split: str, rng: np.random.Generator, *, num_questions: int = 1, dense: bool = False
     ) -> Scene:
-        """See `envs.tasks.task.SceneSource`."""
-        num_lines = 3 if dense else int(rng.integers(1, 4))
-        canvas, lines = Canvas.blank(rng), []
-        for band in sorted(rng.choice(3, size=num_lines, replace=False)):
+        """See `envs.tasks.scene.SceneSource`."""
+        canvas, bands = blank_bands(rng, dense=dense)
+        lines = []
+        for band in bands:
             noun = "word" if rng.random() < 0.5 else "number"
             text = random_word(split, rng) if noun == "word" else random_number(split, rng)
             size_px = mixed_size(rng, SMALL_PX, LARGE_PX)
             if dense and size_px < 14:
                 text = text + text[::-1]
-            size_px, boxes = place_line(canvas, split, text, int(band), size_px, rng)
-            lines.append((int(band), noun, text, size_px, boxes))
-        order = rng.permutation(num_lines)[: max(1, num_questions)]
+            size_px, boxes = place_line(canvas, split, text, band, size_px, rng)
+            lines.append((band, noun, text, size_px, boxes))
+        order = rng.permutation(len(lines))[: max(1, num_questions)]
         questions = tuple(self._question(split, *lines[i], rng=rng) for i in order)
         return Scene(image=canvas.image, questions=questions, labels=canvas.labels)
 
@@ -99,7 +106,7 @@ class Reading:
         )
 
     def sample(self, split: str, index: int) -> Sample:
-        """See `envs.tasks.task.Task`."""
+        """See `envs.spec.Task`."""
         return sample_from_scene(self, split, index)
 
     def score(self, sample: Sample, answer: str) -> float:

@@ -13,9 +13,9 @@ import numpy as np
 
 from envs.spec import Sample
 from envs.tasks.metrics import exact_match
-from envs.tasks.reading import BANDS, place_line
-from envs.tasks.render import Canvas, mixed_size
-from envs.tasks.task import Box, Question, Scene, sample_from_scene
+from envs.tasks.reading import BANDS, blank_bands, place_line
+from envs.tasks.render import mixed_size
+from envs.tasks.scene import Box, Question, Scene, sample_from_scene
 from envs.tasks.wording import Wording
 
 RELATIONS = {
@@ -65,13 +65,13 @@ class Recall:
     def scene(
         self, split: str, rng: np.random.Generator, *, num_questions: int = 1, dense: bool = False
     ) -> Scene:
-        """See `envs.tasks.task.SceneSource`."""
-        num_lines = 3 if dense else int(rng.integers(1, 4))
-        canvas, lines = Canvas.blank(rng), []
-        for band in sorted(rng.choice(3, size=num_lines, replace=False)):
+        """See `envs.tasks.scene.SceneSource`."""
+        canvas, bands = blank_bands(rng, dense=dense)
+        lines = []
+        for band in bands:
             code, size_px = random_code(rng), mixed_size(rng, SMALL_PX, LARGE_PX)
-            size_px, boxes = place_line(canvas, split, code, int(band), size_px, rng)
-            lines.append((int(band), code, size_px, boxes))
+            size_px, boxes = place_line(canvas, split, code, band, size_px, rng)
+            lines.append((band, code, size_px, boxes))
         pairs = [(line, relation) for line in lines for relation in RELATIONS]
         order = rng.permutation(len(pairs))[: max(1, num_questions)]
         questions = tuple(self._question(split, *pairs[i], rng=rng) for i in order)
@@ -103,7 +103,7 @@ class Recall:
         return Question(prompt=f"recall: {prompt}", answers=(fact(code, relation),))
 
     def sample(self, split: str, index: int) -> Sample:
-        """See `envs.tasks.task.Task`."""
+        """See `envs.spec.Task`."""
         return sample_from_scene(self, split, index)
 
     def score(self, sample: Sample, answer: str) -> float:

@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from sklearn.datasets import load_digits
 
-from envs.tasks.task import Box, DataError, check_split, split_of
+from envs.spec import DataError
+from envs.tasks.scene import Box, check_split, split_of
 
 WIDTH, HEIGHT = 140, 112
 """Every scene's size: at the embedded model's high tier exactly one pixel for a pixel."""

@@ -12,7 +12,7 @@ from functools import cache
 
 import numpy as np
 
-from envs.tasks.task import SPLITS, check_split
+from envs.tasks.scene import SPLITS, check_split
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ from envs.tasks.digits import Digits
 from envs.tasks.easy_vqa import EasyVqa
 from envs.tasks.reading import Reading
 from envs.tasks.recall import Recall
-from envs.tasks.task import Box
+from envs.tasks.scene import Box
 from launch.pretraining.blueprint import build_tokenizer
 from launch.pretraining.sheets import rolled_sheet
 

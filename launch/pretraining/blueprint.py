@@ -16,7 +16,7 @@ from envs.tasks import chain, counting, digits, reading, recall
 from envs.tasks.easy_vqa import EasyVqa
 from envs.tasks.render import COLOR_NAMES, SHAPES
 from envs.tasks.wording import templates
-from rollout.molmoe import MolmoE, MolmoEConfig, VisionConfig
+from rollout.molmoe import MolmoE, MolmoEConfig, VisionConfig, save_model
 
 EOS, PAD, UNKNOWN = "<|endoftext|>", "<|padding|>", "<|unknown|>"
 SPECIALS = (EOS, PAD, UNKNOWN, "<im_start>", "<im_end>", "<im_patch>", "<im_col>", "<|image|>")
@@ -175,7 +175,7 @@ def write_folder(model: MolmoE, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     half = MolmoE(model.config).to(torch.bfloat16)
     half.load_state_dict(model.state_dict())
-    half.save_pretrained(folder)
+    save_model(half, folder)
     build_tokenizer().save(str(folder / "tokenizer.json"))
     ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
     (folder / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n")

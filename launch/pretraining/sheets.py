@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from envs.tasks.render import COLOR_NAMES, FONTS, HEIGHT, LETTERS, SHAPES, WIDTH, Canvas
-from envs.tasks.task import Scene
+from envs.tasks.scene import Scene
 
 GLYPHS = LETTERS + "0123456789" * 2
 

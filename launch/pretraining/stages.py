@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -288,11 +288,3 @@ def average_gradients(weights: list[torch.nn.Parameter]) -> None:
         stop = start + weight.numel()
         weight.grad.copy_(flat[start:stop].view_as(weight))
         start = stop
-
-
-def with_steps(config: TrainConfig, **steps: int) -> TrainConfig:
-    """The same with other lengths of the named stages."""
-    return replace(
-        config,
-        **{name: replace(getattr(config, name), steps=count) for name, count in steps.items()},
-    )

@@ -1,1 +1,1 @@
-"""The clock, the hooks that use it, profile records and the standalone latency estimator."""
+"""The clock, the hooks that read it, and how fast a device is."""

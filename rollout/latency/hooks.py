@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from torch import nn
 
 from rollout.latency.clock import Clock, Mark
-
-if TYPE_CHECKING:
-    from rollout.molmoe import MolmoE
+from rollout.molmoe import MolmoE
 
 Stages = dict[str, float]
 """Measured milliseconds by stage."""

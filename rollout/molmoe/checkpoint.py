@@ -19,8 +19,17 @@ SINGLE = "model.safetensors"
 HEADS = ("lm_head.weight", "model.lm_head.weight")
 
 
-def load_model(source: str | Path, *, dtype: torch.dtype, device: torch.device) -> MolmoE:
-    """See `MolmoE.from_pretrained`."""
+def load_model(
+    source: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> MolmoE:
+    """Loads a folder or hub id in the published layout, shard by shard, into `dtype`.
+
+    Raises:
+        ValueError: the folder, its config or one of its shards is unusable; the message says why.
+    """
     folder = resolve_folder(source)
     config = MolmoEConfig.from_folder(folder)
     with torch.device("meta"):
@@ -106,8 +115,8 @@ def read_shards(folder: Path) -> Iterator[tuple[str, Tensor]]:
             ) from None
 
 
-def save_model(model: MolmoE, folder: Path, *, max_shard_bytes: int) -> None:
-    """See `MolmoE.save_pretrained`."""
+def save_model(model: MolmoE, folder: Path, *, max_shard_bytes: int = 5 * 10**9) -> None:
+    """Writes config.json and safetensors in the published layout."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(model.config.to_dict(), indent=1) + "\n")
     generation = {"eos_token_id": model.config.eos_token_id}

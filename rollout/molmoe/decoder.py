@@ -7,8 +7,6 @@ W vocabulary.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +16,8 @@ from rollout.molmoe.attention import Attention, AttentionContext, RMSNorm, Rotar
 from rollout.molmoe.cache import BlockCache, KVCache
 from rollout.molmoe.config import MolmoEConfig
 from rollout.molmoe.moe import SparseMoE
+from rollout.molmoe.preprocess import ModelInputs
 from rollout.molmoe.vision import VisionBackbone
-
-if TYPE_CHECKING:
-    from rollout.molmoe.generation import Generation
-    from rollout.molmoe.preprocess import ModelInputs
 
 
 class Block(nn.Module):
@@ -72,29 +67,6 @@ class MolmoE(nn.Module):
         self.lm_head = nn.Linear(config.d_model, config.embedding_size, bias=False)
         self._rotary = Rotary(config)
         self.requires_grad_(False).eval()
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        source: str | Path,
-        *,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> MolmoE:
-        """Loads a folder or hub id in the published layout, shard by shard into `dtype`.
-
-        Raises:
-            ValueError: for an unusable folder, config or shard; names what is wrong.
-        """
-        from rollout.molmoe.checkpoint import load_model
-
-        return load_model(source, dtype=dtype, device=torch.device(device))
-
-    def save_pretrained(self, folder: str | Path, *, max_shard_bytes: int = 5 * 10**9) -> None:
-        """Writes config.json and safetensors in the published layout."""
-        from rollout.molmoe.checkpoint import save_model
-
-        save_model(self, Path(folder), max_shard_bytes=max_shard_bytes)
 
     @property
     def device(self) -> torch.device:
@@ -196,19 +168,6 @@ class MolmoE(nn.Module):
         x_1TD = self.embed_inputs(inputs)
         cache = self.new_cache(x_1TD.shape[1])
         return self.logits(self.run_blocks(x_1TD, 0, self.config.n_layers, cache=cache)[0])
-
-    def generate(
-        self,
-        inputs: ModelInputs,
-        *,
-        max_new_tokens: int = 64,
-        top_k: int | Sequence[int] | None = None,
-        skipped: Collection[int] = (),
-    ) -> Generation:
-        """Greedy answer to one prompt; see `rollout.molmoe.generation.generate`."""
-        from rollout.molmoe.generation import generate
-
-        return generate(self, inputs, max_new_tokens=max_new_tokens, top_k=top_k, skipped=skipped)
 
     def _context(
         self, num_new: int, num_past: int, attention_mask_BS: Tensor | None, *, store: bool

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from rollout.molmoe.cache import KVCache
-
-if TYPE_CHECKING:
-    from rollout.molmoe.decoder import MolmoE
-    from rollout.molmoe.preprocess import ModelInputs
+from rollout.molmoe.decoder import MolmoE
+from rollout.molmoe.preprocess import ModelInputs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

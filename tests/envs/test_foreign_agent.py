@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from envs.latency_budget import LatencyBudgetEnv
+from rollout.group_session import GroupExecutor
 from tests.rollout import rig
 
 sb3 = pytest.importorskip("stable_baselines3", reason="stable-baselines3 is not installed")
@@ -12,7 +13,7 @@ sb3 = pytest.importorskip("stable_baselines3", reason="stable-baselines3 is not 
 @pytest.mark.slow
 def test_ppo_of_stable_baselines3_trains_and_predicts():
     env = LatencyBudgetEnv(
-        executor=rig.executor(),
+        executor=GroupExecutor(rig.executor()),
         encode_budget=lambda ms: np.full(32, ms / 100, dtype=np.float32),
         **rig.env_arguments(),
     )

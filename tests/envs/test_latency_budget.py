@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from envs.latency_budget import LatencyBudgetEnv, LatencyBudgetVectorEnv, stage2_mask
+from envs.action_masks import stage2_mask
+from envs.latency_budget import LatencyBudgetEnv, LatencyBudgetVectorEnv
 from envs.spec import Tier
+from rollout.executor import MolmoEExecutor
+from rollout.group_session import GroupExecutor
 from tests.rollout import rig
 
 
@@ -15,7 +18,9 @@ def encode(budget_ms):
 
 @pytest.fixture(scope="module")
 def env():
-    return LatencyBudgetEnv(executor=rig.executor(), encode_budget=encode, **rig.env_arguments())
+    return LatencyBudgetEnv(
+        executor=GroupExecutor(rig.executor()), encode_budget=encode, **rig.env_arguments()
+    )
 
 
 def test_gymnasium_check(env):
@@ -61,7 +66,7 @@ def test_invalid_stage2_ends_the_episode_without_running_the_rest(env, monkeypat
     env.reset(seed=0)
     *_, info = env.step(np.array([0, 4]))
     assert info["action_mask"][1].tolist() == [0, 0, 0, 0, 1] == stage2_mask(5)[1].tolist()
-    monkeypatch.setattr(env.group.executor.__class__, "advance", None)
+    monkeypatch.setattr(MolmoEExecutor, "advance", None)
     _, reward, terminated, _, info = env.step(np.array([0, 0]))
     assert (reward, terminated, info["invalid_action"]) == (-1.0, True, True)
     assert "score" not in info
@@ -69,7 +74,10 @@ def test_invalid_stage2_ends_the_episode_without_running_the_rest(env, monkeypat
 
 def test_an_invalid_member_does_not_disturb_its_group():
     env = LatencyBudgetVectorEnv(
-        executor=rig.executor(), encode_budget=encode, group_size=3, **rig.env_arguments()
+        executor=GroupExecutor(rig.executor()),
+        encode_budget=encode,
+        group_size=3,
+        **rig.env_arguments(),
     )
     env.reset(seed=1)
     _, rewards, done, _, info = env.step(np.array([[0, 0], [4, 0], [2, 4]]))
@@ -102,6 +110,8 @@ def test_unusable_budgets_are_refused(env, budget_ms):
 
 
 def test_step_before_reset_is_refused():
-    env = LatencyBudgetEnv(executor=rig.executor(), encode_budget=encode, **rig.env_arguments())
+    env = LatencyBudgetEnv(
+        executor=GroupExecutor(rig.executor()), encode_budget=encode, **rig.env_arguments()
+    )
     with pytest.raises(ValueError, match="call reset"):
         env.step(np.array([0, 0]))

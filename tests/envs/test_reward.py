@@ -3,16 +3,8 @@
 import numpy as np
 import pytest
 
-from envs.reward import (
-    BudgetReward,
-    LambdaByBudget,
-    PIDConfig,
-    PIDLambda,
-    ReferenceReward,
-    budget_reward,
-    reference_reward,
-)
-from envs.spec import FULL_KNOBS, BudgetRange, BudgetSampler
+from envs.reward import BudgetReward, ReferenceReward, budget_reward, reference_reward
+from envs.spec import FULL_KNOBS
 
 
 @pytest.mark.parametrize(
@@ -60,59 +52,3 @@ def test_reward_functions_agree_with_the_pure_forms():
     reference = ReferenceReward()([1.0], [110.0], [100.0], [FULL_KNOBS])
     expected = reference_reward(1.0, 110, 100, max_crops=12, top_k=8, num_blocks=16)
     assert reference.total == pytest.approx(expected.total)
-
-
-def test_lambda_follows_the_pid_rule():
-    pid = PIDLambda(PIDConfig(target=0.1, kp=1, ki=0.5, kd=2, smoothing=0.5, initial=0.2))
-    # rate 0.5*0.1 + 0.5*0.5 = 0.3; error 0.2; integral 0.2+0.1; rise 0.2
-    assert pid.update(0.5) == pytest.approx(0.3 + 0.2 + 0.4)
-    # rate 0.15; error 0.05; integral 0.325; no rise
-    assert pid.update(0.0) == pytest.approx(0.325 + 0.05)
-    for _ in range(100):
-        pid.update(0.0)
-    assert pid.value == 0
-
-
-def test_lambda_is_bounded_and_resumes_exactly():
-    pid = PIDLambda()
-    for _ in range(1000):
-        pid.update(1.0)
-    assert pid.value == pid.config.maximum
-    again = PIDLambda()
-    again.load_state_dict(pid.state_dict())
-    assert again.update(0.2) == pid.update(0.2)
-    with pytest.raises(ValueError, match="lacks integral"):
-        again.load_state_dict({"value": 1, "rate": 0})
-
-
-BUDGETS = BudgetSampler(range=BudgetRange(low_ms=10, high_ms=50), feasible_from_ms=20)
-
-
-def test_each_range_of_budgets_steers_its_own_lambda():
-    config = PIDConfig(target=0.1, kp=0, ki=1, smoothing=0, initial=1.0, minimum=0.5, bins=3)
-    steering = LambdaByBudget(config, BUDGETS)
-    # Ranges 20..30, 30..40, 40..50 ms: rates 0.3 and none and 0; 15 ms is infeasible.
-    steering.update([22, 28, 45, 15], [0.2, 0.4, 0.0, 1.0])
-    assert steering.costs([15, 20, 35, 50, 60]).tolist() == pytest.approx([1.2, 1.2, 1, 0.9, 0.9])
-    for _ in range(10):
-        steering.update([45], [0.0])
-    assert steering.costs(45) == 0.5
-    assert steering.scalars()["reward/lambda"] == pytest.approx((1.2 + 1 + 0.5) / 3)
-    assert steering.scalars()["lambda/budget_40_to_50_ms"] == 0.5
-    reward = BudgetReward(violation_cost=steering.costs)([1, 1], [30, 50], [25, 45], [FULL_KNOBS])
-    assert reward.components["violation"].tolist() == pytest.approx([-1.2, -0.5])
-
-
-def test_lambda_by_budget_resumes_exactly():
-    config = PIDConfig(bins=2)
-    steering, again = (LambdaByBudget(config, BUDGETS) for _ in range(2))
-    steering.update([25, 45], [0.5, 0.0])
-    again.load_state_dict(steering.state_dict())
-    assert again.costs([25, 45]).tolist() == steering.costs([25, 45]).tolist()
-    with pytest.raises(ValueError, match="2 budget ranges, the configuration 1"):
-        LambdaByBudget(PIDConfig(), BUDGETS).load_state_dict(steering.state_dict())
-
-
-def test_bounds_of_lambda_must_be_in_order():
-    with pytest.raises(ValueError, match=r"minimum 2\.0.*at least one bin"):
-        PIDConfig(minimum=2.0, initial=0.5)

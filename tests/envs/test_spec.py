@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from envs.spec import BudgetRange, BudgetSampler, Knobs, Tier, all_knobs, num_blocks_mask
+from envs.action_masks import num_blocks_mask
+from envs.spec import BudgetRange, BudgetSampler, Knobs, Tier, all_knobs
 
 
 def test_there_are_225_valid_configurations():

@@ -11,6 +11,7 @@ from envs.tasks import (
     WEIGHTS,
     DataError,
     Mixture,
+    build_tasks,
     chain,
     counting,
     digits,
@@ -138,7 +139,7 @@ def test_chain_by_hand():
 
 
 def test_mixture_follows_its_weights():
-    mixture = Mixture()
+    mixture = build_tasks()
     drawn = [mixture.sample("test", index).task for index in range(400)]
     for name, weight in WEIGHTS.items():
         assert abs(drawn.count(name) / 400 - weight) < 0.08
@@ -160,7 +161,7 @@ def test_errors_name_what_is_wrong(tasks):
         Mixture(load_tasks(["digits"]), {"chain": 1.0})
     with pytest.raises(DataError, match=r"positive"):
         Mixture(load_tasks(["digits"]), {"digits": 0.0})
-    foreign = Mixture(load_tasks(["digits"]))
+    foreign = build_tasks(["digits"])
     with pytest.raises(DataError, match=r"chain/test/0.*not in the mixture"):
         foreign.score(tasks["chain"].sample("test", 0), "1")
 

@@ -5,38 +5,23 @@ import functools
 import pytest
 from PIL import Image
 
-from launch.answering import answer
-from launch.evaluation import evaluate
+from launch.analysis.greedy_sweep import evaluate
+from launch.run.inference import answer
 from policy.weights import PolicyWeights, weights_sha256
 from rollout.executor import MolmoEExecutor
-from rollout.fleet import LocalFleet
-from rollout.latency.clock import CpuClock
-from rollout.molmoe import MolmoE
+from rollout.molmoe import load_model
 from rollout.worker import RolloutWorker
 from tests import launch_rig
-from tests.pretended_accelerator import DEVICE, PretendedAccelerator
+from tests.in_process import LocalFleet
+from tests.pretended_accelerator import DEVICE
 from tests.rollout import rig
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("model")
-    rig.write_model_folder(path)
-    return path
-
-
-@pytest.fixture
-def accelerator(monkeypatch):
-    monkeypatch.setattr("rollout.executor.clock_for", lambda device: CpuClock())
-    with PretendedAccelerator() as accelerator:
-        yield accelerator
-
-
-def test_greedy_evaluation_is_that_of_the_cpu(accelerator, folder):
+def test_greedy_evaluation_is_that_of_the_cpu(accelerator, model_folder):
     here = launch_rig.worker()
     own = here.executor
     executor = MolmoEExecutor(
-        MolmoE.from_pretrained(folder, device=DEVICE),
+        load_model(model_folder, device=DEVICE),
         own.preprocessor,
         own.importance,
         own.config,
@@ -60,7 +45,9 @@ def test_greedy_evaluation_is_that_of_the_cpu(accelerator, folder):
 
 
 @pytest.mark.parametrize("has_controller", [False, True])
-def test_generate_answers_as_on_the_cpu(accelerator, folder, tmp_path, monkeypatch, has_controller):
+def test_generate_answers_as_on_the_cpu(
+    accelerator, model_folder, tmp_path, monkeypatch, has_controller
+):
     rig.controller().save(tmp_path)
     picture = tmp_path / "picture.png"
     image = rig.NoiseTask().sample("train", 3).image
@@ -72,7 +59,7 @@ def test_generate_answers_as_on_the_cpu(accelerator, folder, tmp_path, monkeypat
         50.0,
         image=picture,
         controller=tmp_path if has_controller else None,
-        worker_settings={"model": str(folder)},
+        worker_settings={"model": str(model_folder)},
         executor_settings={"max_new_tokens": 3},
     )
     expected = question()

@@ -70,7 +70,7 @@ def test_every_command_goes_through(chain, tmp_path):
     assert len(json.loads(scores.read_text())) == 16
     for split in ("validation", "test"):
         size = ("--configurations", "corners", "--split", split, "--num-samples", 3)
-        chain.run("profile.py", tmp_path / split, *size, *chain.worker())
+        chain.run("profile_knobs.py", tmp_path / split, *size, *chain.worker())
     train = (
         *("molmoe-h100", "--run-dir", run_dir, "--steps", 3, "--groups-per-step", 2),
         *("--group-size", 3, "--budget.num-samples", 3, "--evaluation.num-samples", 1),

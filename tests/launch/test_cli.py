@@ -140,7 +140,7 @@ def test_print_config_shows_the_whole_tree():
 
 
 def test_run_folders_that_do_not_last_are_refused(monkeypatch, tmp_path):
-    from launch.session import resolve_run_dir
+    from launch.run.session import resolve_run_dir
 
     job = tmp_path / "working_dir_files" / "pkg"
     job.mkdir(parents=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from launch.answering import answer
-from launch.console import nearest
+from launch.cluster.console import nearest
+from launch.run.inference import answer
 from tests.rollout import rig
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
@@ -165,22 +165,22 @@ def test_profile_resumes_and_is_read_by_the_estimator(folder, tmp_path):
         *("--configurations", "corners", "--worker.model", folder),
         *("--worker.executor.max-new-tokens", 4, "--cluster.num-actors", 1),
     )
-    first = run("profile.py", tmp_path, "--num-samples", 2, *options)
+    first = run("profile_knobs.py", tmp_path, "--num-samples", 2, *options)
     assert first.returncode == 0, first.stderr
     rows = (tmp_path / "rows.jsonl").read_text()
     (tmp_path / "rows.jsonl").write_text(rows + '{"index": 9, "torn')
-    second = run("profile.py", tmp_path, "--num-samples", 3, *options)
+    second = run("profile_knobs.py", tmp_path, "--num-samples", 3, *options)
     assert second.returncode == 0, second.stderr
     assert (tmp_path / "rows.jsonl").read_text().startswith(rows)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["num_samples"] == 3
     assert len(summary["configurations"]) == 8
     assert (tmp_path / "pareto.png").stat().st_size > 1000
-    from rollout.latency.records import ProfileReader
+    from rollout.profiling.records import ProfileReader
 
     records = list(ProfileReader(tmp_path / "results"))
     assert records
-    other = run("profile.py", tmp_path, "--num-samples", 3, "--configurations", "grid")
+    other = run("profile_knobs.py", tmp_path, "--num-samples", 3, "--configurations", "grid")
     assert other.returncode == 1
     assert "use a new folder" in other.stderr
 
@@ -191,7 +191,7 @@ def test_evaluation_takes_turns_and_writes_every_policy(folder, tmp_path):
     options += ("--cluster.num-actors", 1)
     for split, count in (("validation", 2), ("test", 12)):
         size = ("--split", split, "--num-samples", count, "--configurations", "corners")
-        done = run("profile.py", tmp_path / split, *size, *options)
+        done = run("profile_knobs.py", tmp_path / split, *size, *options)
         assert done.returncode == 0, done.stderr
     small = ("--groups-per-step", 2, "--group-size", 3, "--evaluation.num-samples", 1)
     budgets = ("--budget.low-ms", 1, "--budget.high-ms", 900, "--budget.feasible-from-ms", 500)

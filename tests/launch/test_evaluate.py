@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from launch.baselines import best_by_task, oracle_per_task, outcome
+from launch.analysis.baselines import best_by_task, oracle_per_task, outcome
+from launch.analysis.greedy_sweep import Evaluation
+from launch.analysis.interleaved import Turn, clock_factor, clock_floor
 from launch.evaluate import live_outcomes, verdict
-from launch.evaluation import Evaluation
-from launch.turns import Turn, clock_factor, clock_floor
-from launch.warm_start import gains
+from launch.run.warm_start import gains
 from tests import table_rig
 
 

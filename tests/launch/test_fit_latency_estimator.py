@@ -12,11 +12,11 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from launch.fit_latency_estimator import Options, main
-from rollout.latency.estimator import LatencyEstimator
-from rollout.latency.metrics import LatencyMetrics
-from rollout.latency.records import DecodeReading, ProfileReader
-from rollout.latency.table import LatencyTable, split_by_sample
+from launch.fit_latency_estimator import Options, fit_estimator
+from rollout.estimator.estimator import LatencyEstimator
+from rollout.estimator.latency_table import LatencyTable, split_by_sample
+from rollout.estimator.metrics import LatencyMetrics
+from rollout.profiling.records import DecodeReading, ProfileReader
 from tests.rollout.latency.synthetic import Law, law_predictions, write_profiles
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "fit_latency_estimator.py"
@@ -61,7 +61,7 @@ def options(profiles, output_dir, **changes):
 
 
 def test_everything_is_written(profiles, tmp_path):
-    main(options(profiles, tmp_path))
+    fit_estimator(options(profiles, tmp_path))
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     groups = {"by_configuration": 27, "by_tier": 3, "by_dataset": 2}
     assert set(metrics["val"]) == NAMES | set(groups)
@@ -83,7 +83,7 @@ def test_everything_is_written(profiles, tmp_path):
 def test_the_same_seed_gives_the_same_metrics(profiles, tmp_path):
     contents = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        main(options(profiles, tmp_path / name, seed=seed))
+        fit_estimator(options(profiles, tmp_path / name, seed=seed))
         contents.append((tmp_path / name / "metrics.json").read_bytes())
         weights = (tmp_path / name / "latency_estimator.safetensors").read_bytes()
         contents.append(weights)
@@ -102,7 +102,7 @@ def test_the_reading_decides_what_is_learned(profiles, tmp_path):
     means = {}
     for reading in DecodeReading:
         chosen = options(folder.parent, tmp_path / reading, decode_reading=reading)
-        metrics = main(chosen)
+        metrics = fit_estimator(chosen)
         assert metrics["decode_reading"] == reading.value
         assert metrics["data"]["num_decode_disagree"] == 12 * 27
         estimator = LatencyEstimator.load(tmp_path / reading / "latency_estimator.safetensors")

@@ -13,21 +13,21 @@ import numpy as np
 import pytest
 
 from envs.spec import BudgetSampler
-from launch.baselines import (
+from launch.analysis.baselines import (
     Outcome,
     constant_per_task,
     oracle_per_budget,
     oracle_per_sample,
     oracle_per_task,
 )
-from launch.evaluation import Evaluation, evaluate, feasible_budgets
+from launch.analysis.greedy_sweep import Evaluation, evaluate, feasible_budgets
 from launch.joint_grpo import train
-from launch.recipes import JointGRPOConfig, embedded, embedded_scratch
-from launch.warm_start import warm_start_from_profile
-from rollout.latency.profile_table import ProfileTable
-from rollout.table_world import TableFleet
-from rollout.worker import GroupRequest
+from launch.run.recipes import JointGRPOConfig, embedded, embedded_scratch
+from launch.run.warm_start import warm_start_from_profile
+from rollout.profiling.profile_table import ProfileTable
+from rollout.requests import GroupRequest
 from tests import table_rig
+from tests.table_world import TableFleet
 
 NUM_BUDGETS = 9
 EPISODES = 20_000

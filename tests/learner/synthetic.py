@@ -5,8 +5,10 @@ import torch
 
 from envs.spec import all_knobs
 from learner.learner import PendingUpdate
-from policy.controller import Controller, ControllerConfig, choose
-from rollout.batch import GroupRollout
+from policy.config import ControllerConfig
+from policy.controller import Controller, choose
+from rollout.group_rollout import GroupRollout
+from tests.policy.evaluating import evaluate
 
 D_MODEL = 16
 ACTIONS = torch.tensor([knobs.indices() for knobs in all_knobs()])
@@ -122,7 +124,7 @@ def enumerate_log_probs(controller, blocks, language_1D, budget_ms_1) -> torch.T
     token = controller.budget_tokens(budget_ms_1).expand(count, -1)
     language = language_1D.expand(count, -1)
     latency = blocks(token, language, ACTIONS)
-    return controller.evaluate(language, token, latency, ACTIONS).log_probs_B4.sum(-1)
+    return evaluate(controller, language, token, latency, ACTIONS).log_probs_B4.sum(-1)
 
 
 def flat_gradient(controller: Controller) -> torch.Tensor:

@@ -5,11 +5,14 @@ import pytest
 import torch
 
 from envs.spec import POSITIONS, TIERS, all_knobs
-from policy.controller import Controller, ControllerConfig
+from policy.config import ControllerConfig
+from policy.controller import Controller
+from rollout.block_skipping import BlockImportance
 from rollout.executor import MolmoEExecutor
-from rollout.importance import BlockImportance
+from rollout.group_session import MolmoEGroupSession
 from rollout.molmoe import Preprocessor
 from rollout.prefix import Prefix
+from tests.policy.evaluating import evaluate
 from tests.rollout import rig
 from tests.rollout.molmoe.tiny import random_model
 
@@ -51,8 +54,12 @@ class Problem:
     def expected_reward(self, token_1D: torch.Tensor, latency_PD: torch.Tensor) -> torch.Tensor:
         """Over all configurations; `latency_PD` holds a row for each tier and position."""
         rows = ACTIONS[:, 0] * len(POSITIONS) + ACTIONS[:, 1]
-        evaluation = self.controller.evaluate(
-            self.language_1D.expand(225, -1), token_1D.expand(225, -1), latency_PD[rows], ACTIONS
+        evaluation = evaluate(
+            self.controller,
+            self.language_1D.expand(225, -1),
+            token_1D.expand(225, -1),
+            latency_PD[rows],
+            ACTIONS,
         )
         return (evaluation.log_probs_B4.sum(-1).exp() * self.rewards).sum()
 
@@ -137,7 +144,7 @@ def test_most_of_the_encoders_gradient_may_come_through_the_frozen_blocks(proble
 
 def test_latency_tokens_keep_the_models_dtype_until_they_are_recorded(problem):
     token_D = problem.controller.budget_tokens(BUDGET_MS)[0].detach().numpy()
-    group = problem.executor.open(problem.sample, 37.0)
+    group = MolmoEGroupSession(problem.executor, problem.sample, 37.0)
     recorded = group.begin([(TIERS[0], 2)], token_D)
     assert recorded.dtype == np.float32
     assert group.prefixes[TIERS[0]].latency_tokens[2].dtype == torch.float64

@@ -6,7 +6,7 @@ import torch
 
 from envs.spec import Knobs, Tier
 from learner.warm_start import WarmStartConfig, WarmStartExamples, soft_value, warm_start
-from rollout.batch import HEAD_SIZES
+from rollout.group_rollout import HEAD_SIZES
 from tests.learner.synthetic import D_MODEL, FrozenBlocks, make_controller
 
 CHEAP = Knobs(tier=Tier.LOW, position=2, top_k=4, num_blocks=13).indices()

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from envs.spec import NUM_BLOCKS, POSITIONS, BudgetRange, Knobs, all_knobs
-from policy.controller import Controller, ControllerConfig, choose
+from policy.config import ControllerConfig
+from policy.controller import Controller, choose
 from policy.distributions import entropy, kl_divergence
 from policy.weights import PolicyWeights, weights_sha256
+from tests.policy.evaluating import evaluate
 
 CONFIG = ControllerConfig(d_model=24, budget_low_ms=170.0, budget_high_ms=380.0)
 
@@ -51,8 +53,12 @@ def test_log_probs_sum_to_one_over_the_225_configurations(controller):
     actions = torch.tensor([knobs.indices() for knobs in all_knobs()])
     assert len(actions) == 225
     token = controller.budget_tokens(budgets_ms)
-    evaluation = controller.evaluate(
-        language.expand(225, -1), token.expand(225, -1), latency.expand(225, -1), actions
+    evaluation = evaluate(
+        controller,
+        language.expand(225, -1),
+        token.expand(225, -1),
+        latency.expand(225, -1),
+        actions,
     )
     assert evaluation.log_probs_B4.sum(-1).exp().sum().item() == pytest.approx(1, abs=1e-5)
 
@@ -76,8 +82,8 @@ def test_gradients_are_finite_at_every_mask(controller):
     language, budgets_ms, latency = inputs(5)
     actions = torch.tensor([[0, p, 1, 4] for p in range(5)])
     latency.requires_grad_()
-    evaluation = controller.evaluate(
-        language, controller.budget_tokens(budgets_ms), latency, actions
+    evaluation = evaluate(
+        controller, language, controller.budget_tokens(budgets_ms), latency, actions
     )
     (evaluation.log_probs_B4.sum() + evaluation.entropies_B4.sum()).backward()
     gradients = [latency.grad, *(weight.grad for weight in controller.parameters())]
@@ -93,7 +99,7 @@ def test_choose_agrees_with_evaluate(controller):
     actions = torch.cat((first.indices_B2, second.indices_B2), dim=-1)
     for row in actions:
         Knobs.from_indices(row)
-    evaluation = controller.evaluate(language, token, latency, actions)
+    evaluation = evaluate(controller, language, token, latency, actions)
     chosen = torch.cat((first.log_probs_B2, second.log_probs_B2), dim=-1)
     torch.testing.assert_close(chosen, evaluation.log_probs_B4)
 
@@ -132,8 +138,8 @@ def test_initial_policy_is_near_uniform_at_any_input_scale():
     controller = Controller(CONFIG)
     language, budgets_ms, latency = inputs(5)
     actions = torch.tensor([[0, p, 0, 4] for p in range(5)])
-    evaluation = controller.evaluate(
-        1e-3 * language, controller.budget_tokens(budgets_ms), 1e3 * latency, actions
+    evaluation = evaluate(
+        controller, 1e-3 * language, controller.budget_tokens(budgets_ms), 1e3 * latency, actions
     )
     uniform = torch.tensor([[math.log(n) for n in (3, 5, 5, 5 - p)] for p in range(5)])
     torch.testing.assert_close(evaluation.entropies_B4, uniform, rtol=0, atol=0.01)

@@ -11,11 +11,12 @@ from transformers import PreTrainedTokenizerFast
 
 from envs.reward import BudgetReward
 from envs.spec import BudgetRange, BudgetSampler, Sample
-from policy.controller import Controller, ControllerConfig
+from policy.config import ControllerConfig
+from policy.controller import Controller
+from rollout.block_skipping import BlockImportance
 from rollout.executor import ExecutorConfig, MolmoEExecutor
-from rollout.group import GroupRunner
-from rollout.importance import BlockImportance
-from rollout.molmoe import Preprocessor
+from rollout.group_runner import GroupRunner
+from rollout.molmoe import Preprocessor, save_model
 from tests.rollout.molmoe.tiny import TINY, random_model
 
 SIXTEEN = replace(TINY, n_layers=16, num_experts=16, top_k=8)
@@ -90,7 +91,7 @@ def write_model_folder(folder: Any) -> None:
     from pathlib import Path
 
     folder = Path(folder)
-    random_model(SIXTEEN).save_pretrained(folder)
+    save_model(random_model(SIXTEEN), folder)
     tokenizer().backend_tokenizer.save(str(folder / "tokenizer.json"))
     scores = {str(index): float((7 * index) % 16) for index in range(16)}
     (folder / "importance_scores.json").write_text(json.dumps(scores))

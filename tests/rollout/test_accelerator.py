@@ -8,13 +8,12 @@ from envs.spec import Tier, all_knobs
 from learner.warm_start import WarmStartConfig, warm_start
 from rollout.build import make_env
 from rollout.executor import ExecutorConfig, MolmoEExecutor
-from rollout.group import GroupRunner
-from rollout.latency.clock import CpuClock
-from rollout.molmoe import MolmoE
+from rollout.group_runner import GroupRunner
+from rollout.molmoe import load_model
 from rollout.molmoe.generation import generate
 from tests.learner.synthetic import make_controller
 from tests.learner.test_warm_start import make_examples
-from tests.pretended_accelerator import DEVICE, PretendedAccelerator
+from tests.pretended_accelerator import DEVICE
 from tests.rollout import rig
 
 TOKEN = np.random.default_rng(0).normal(size=32).astype(np.float32)
@@ -22,25 +21,11 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 """For numbers: the accelerator takes other kernels. Choices and answers are exactly the same."""
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("model")
-    rig.write_model_folder(path)
-    return path
-
-
 @pytest.fixture
-def accelerator(monkeypatch):
-    monkeypatch.setattr("rollout.executor.clock_for", lambda device: CpuClock())
-    with PretendedAccelerator() as accelerator:
-        yield accelerator
-
-
-@pytest.fixture
-def runners(accelerator, folder):
+def runners(accelerator, model_folder):
     """The same model and controller on the CPU and on the accelerator."""
     here = rig.runner()
-    model = MolmoE.from_pretrained(folder, device=DEVICE)
+    model = load_model(model_folder, device=DEVICE)
     there = MolmoEExecutor(
         model, here.executor.preprocessor, here.executor.importance, here.executor.config
     )
@@ -106,8 +91,8 @@ def test_sampled_group_and_its_gradient(runners, index):
     assert np.allclose(result.log_probs, expected.log_probs, **CLOSE)
     assert np.allclose(result.latency_tokens, expected.latency_tokens, **CLOSE)
     rows = np.random.default_rng(index).normal(size=(4, 32)).astype(np.float32)
-    ours = result.episodes.budget_gradient(rows)
-    assert np.allclose(ours, expected.episodes.budget_gradient(rows), **CLOSE)
+    ours = result.session.budget_gradient(rows)
+    assert np.allclose(ours, expected.session.budget_gradient(rows), **CLOSE)
 
 
 def test_greedy_group(runners):
@@ -154,10 +139,10 @@ def test_weights_reach_the_device_and_come_back(accelerator):
     assert all(np.array_equal(controller.to_numpy()[name], w) for name, w in weights.items())
 
 
-def test_the_gymnasium_environment(accelerator, folder, monkeypatch):
+def test_the_gymnasium_environment(accelerator, model_folder, monkeypatch):
     def play():
         options = {"budgets": rig.BUDGETS, "executor": ExecutorConfig(max_new_tokens=4)}
-        env = make_env(str(folder), ("counting",), **options)
+        env = make_env(str(model_folder), ("counting",), **options)
         env.reset(seed=0)
         token, *_ = env.step(np.array([1, 2]))
         return token, env.step(np.array([3, 4]))[-1]["answer"]

@@ -26,7 +26,7 @@ def never_loaded(monkeypatch):
     def load(*_args, **_options):
         raise AssertionError("the weights were loaded")
 
-    monkeypatch.setattr("rollout.molmoe.checkpoint.load_model", load)
+    monkeypatch.setattr("rollout.build.load_model", load)
 
 
 def write_scores(path, scores):

@@ -10,8 +10,9 @@ from PIL import Image
 
 from envs.spec import FULL_KNOBS, Knobs, Sample, Tier, all_knobs
 from envs.tasks import DataError
+from rollout.block_skipping import BlockImportance
 from rollout.executor import MolmoEExecutor
-from rollout.importance import BlockImportance
+from rollout.group_session import MolmoEGroupSession
 from rollout.latency.hooks import Timeline, module_hooks
 from rollout.molmoe import MolmoE
 from rollout.molmoe.generation import generate
@@ -167,7 +168,7 @@ def test_a_fixed_configuration_runs_and_pays_for_no_budget_token(executor):
     prefix = executor.begin(SAMPLE, Tier.LOW, None)
     executor.deepen(prefix, 3)
     assert prefix.latency_tokens == {}
-    group = executor.open(SAMPLE, 50.0)
+    group = MolmoEGroupSession(executor, SAMPLE, 50.0)
     assert group.begin([(Tier.LOW, 1), (Tier.LOW, 2)], None).shape == (2, 0)
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from envs.spec import FULL_KNOBS, Sample
 from rollout.build import WorkerConfig, build_executor
 from rollout.executor import ExecutorConfig
+from rollout.group_session import MolmoEGroupSession
 from rollout.molmoe.config import resolve_config
 from tests.published_layout import NARROW, write_hub_cache, write_model
 
@@ -91,7 +92,7 @@ def test_published_geometry_runs_from_a_folder(tmp_path, scores):
     sample = Sample(
         id="s", task="t", image=Image.new("RGB", (1200, 800)), prompt="what is it", answers=()
     )
-    group = executor.open(sample, 1e9)
+    group = MolmoEGroupSession(executor, sample, 1e9)
     group.begin([(FULL_KNOBS.tier, FULL_KNOBS.position)], None)
     (execution,) = group.finish([(FULL_KNOBS.top_k, FULL_KNOBS.num_blocks)])
     assert execution is not None

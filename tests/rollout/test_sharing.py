@@ -5,6 +5,7 @@ import pytest
 
 from envs.spec import all_knobs
 from rollout.build import WorkerConfig, build_worker
+from rollout.group_session import MolmoEGroupSession
 
 NUM_GROUPS = 200
 
@@ -20,7 +21,7 @@ def test_200_random_groups_equal_independent_runs():
         token = rng.normal(size=worker.executor.d_model).astype(np.float32)
 
         def run(knobs, sample=sample, token=token):
-            group = worker.executor.open(sample, 1e9)
+            group = MolmoEGroupSession(worker.executor, sample, 1e9)
             tokens = group.begin([(k.tier, k.position) for k in knobs], token)
             done = group.finish([(k.top_k, k.num_blocks) for k in knobs])
             return tokens, [execution.answer for execution in done]

@@ -8,8 +8,9 @@ import pytest
 from envs.spec import CHEAPEST_KNOBS
 from envs.tasks import DataError
 from policy.weights import PolicyWeights, weights_sha256
-from rollout.batch import GroupRollout
-from rollout.worker import FailedGroup, GradientRequest, GroupRequest, RolloutWorker
+from rollout.group_rollout import GroupRollout
+from rollout.requests import FailedGroup, GradientRequest, GroupRequest
+from rollout.worker import RolloutWorker
 from tests import launch_rig
 from tests.rollout import rig
 

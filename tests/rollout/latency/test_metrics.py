@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from rollout.latency.metrics import LatencyMetrics, metrics_by_group
+from rollout.estimator.metrics import LatencyMetrics, metrics_by_group
 
 MEASURED = np.array([[100.0, 10.0], [200.0, 10.0], [300.0, 10.0]])
 PREDICTED = np.array([[110.0, 9.0], [200.0, 10.0], [270.0, 12.0]])

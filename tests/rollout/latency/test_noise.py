@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from envs.spec import Tier
-from rollout.latency.noise import noise_floor
-from rollout.latency.records import DecodeReading, LatencyRecord
+from rollout.estimator.noise import noise_floor
+from rollout.profiling.records import DecodeReading, LatencyRecord
 
 RECORD = LatencyRecord(
     dataset="a",

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rollout.molmoe import MolmoE
+from rollout.molmoe import load_model
 from rollout.molmoe.generation import greedy_tokens
 from tests.reference import FOLDER, needs_reference
 
@@ -41,7 +41,7 @@ def model(tmp_path_factory):
     shutil.copy(GOLDEN / "config_a.json", folder / "config.json")
     shutil.copy(GOLDEN / "model_a.safetensors", folder / "model.safetensors")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 374}))
-    return MolmoE.from_pretrained(folder)
+    return load_model(folder)
 
 
 def embed(model, golden, prompt):

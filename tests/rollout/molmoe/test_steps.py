@@ -5,6 +5,7 @@ from itertools import chain, combinations
 import pytest
 import torch
 
+from rollout.molmoe import generate
 from rollout.molmoe.generation import greedy_tokens
 from rollout.molmoe.preprocess import ModelInputs
 from tests.rollout.molmoe.tiny import TINY, random_model
@@ -69,7 +70,7 @@ def test_skipped_blocks_are_identity_and_cost_nothing(model, skipped):
 
 def test_top_k_does_not_leak_into_the_next_call(model):
     before = model.forward_logits(text_inputs())
-    model.generate(text_inputs(), max_new_tokens=3, top_k=1)
+    generate(model, text_inputs(), max_new_tokens=3, top_k=1)
     assert torch.equal(model.forward_logits(text_inputs()), before)
 
 
@@ -132,12 +133,12 @@ def test_a_token_that_is_not_stored_leaves_no_trace(model):
 
 
 def test_generation_stops_at_eos_and_at_the_limit(model):
-    generation = model.generate(text_inputs(), max_new_tokens=5)
+    generation = generate(model, text_inputs(), max_new_tokens=5)
     assert len(generation.token_ids) == 5 or generation.finished
     tokens = greedy_tokens(model, torch.tensor([0]), model.new_cache(4), max_new_tokens=4)
     assert list(tokens) == [0]
     with pytest.raises(ValueError, match="at least one"):
-        model.generate(text_inputs(), max_new_tokens=0)
+        generate(model, text_inputs(), max_new_tokens=0)
 
 
 def test_bfloat16_runs_and_stays_near(model):

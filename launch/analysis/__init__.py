@@ -1,0 +1,1 @@
+"""What a profile or a run says: rivals, intervals, tables and plots."""

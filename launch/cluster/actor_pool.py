@@ -1,0 +1,296 @@
+"""Actor lifecycle over Ray: start, pull work, notice loss, start again, and never wait for ever."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import GetTimeoutError, RayTaskError
+
+from launch.cluster.config import ClusterConfig
+from launch.cluster.signals import Stopped
+from launch.cluster.slots import LOST, Job, Slot, kill, last_line, raised_by_our_code
+from rollout.actor import ActorFacts, RolloutActor, Timed
+from rollout.fingerprint import Fingerprint
+from rollout.fleet import FleetStats
+from rollout.worker import RolloutWorker
+
+log = logging.getLogger(__name__)
+
+IN_FLIGHT = 2
+"""Calls handed to an actor at a time: one runs, one waits, so that the driver is never awaited."""
+
+POLL_S = 0.5
+
+
+class ActorPool:
+    """Rollout actors that run jobs.
+
+    Args:
+        build: makes a worker inside an actor's process.
+        config: sizes and limits.
+        num_threads: of a CPU actor.
+        wants_gpu: one whole GPU for each actor, else one core.
+        is_stopping: asked while waiting; True raises Stopped.
+        actor_options: Ray options that replace those that follow from `wants_gpu`.
+
+    Raises:
+        RuntimeError: the cluster cannot hold `min_actors`, or an actor cannot be constructed; the
+            message says what was asked for and what the cluster has.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[], RolloutWorker],
+        config: ClusterConfig,
+        *,
+        num_threads: int = 1,
+        wants_gpu: bool = False,
+        is_stopping: Callable[[], bool] = lambda: False,
+        actor_options: dict[str, Any] | None = None,
+    ) -> None:
+        self.build, self.config, self.num_threads = build, config, num_threads
+        self.is_stopping = is_stopping
+        self.stats = FleetStats()
+        # GPUs alone decide how many actors a node takes, however few cores it was started with.
+        resources = {"num_gpus": 1, "num_cpus": 0} if wants_gpu else {"num_cpus": 1}
+        self.options = {**resources, **(actor_options or {})}
+        remote: Any = ray.remote
+        self.actor_class = remote(concurrency_groups={"health": 1})(RolloutActor)
+        kind = "GPU" if wants_gpu else "CPU"
+        count = config.num_actors or int(ray.cluster_resources().get(kind, 0))
+        if max(count, 1) < config.min_actors:
+            raise RuntimeError(
+                f"{config.min_actors} rollout actors are the stated minimum and the cluster has "
+                f"room for {count}: {self.asked_and_has()}"
+            )
+        self.slots = [Slot(name=f"rollout-{index}") for index in range(max(count, 1))]
+        self.queue: deque[Job] = deque()
+        for slot in self.slots:
+            self._start(slot)
+        self._await_start()
+
+    def run(self, jobs: Sequence[Job], what: str, limit_s: float) -> None:
+        """Hands out work and takes in results until all of `jobs`, queued before, are done.
+
+        Raises:
+            Stopped: the run was asked to stop.
+            TimeoutError: they are not done within the limit.
+            GroupFailedError: one of them failed on several actors.
+            RuntimeError: fewer than `min_actors` are left.
+        """
+        deadline = time.monotonic() + limit_s
+        while missing := sum(job.result is None for job in jobs):
+            if self.is_stopping():
+                raise Stopped
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"{missing} of {len(jobs)} {what} are not done after {limit_s:.0f} s "
+                    f"({self._states()}): {self.asked_and_has()}"
+                )
+            self._pump()
+
+    def dispatch(self) -> None:
+        """Hands out what there is room for."""
+        ready = [slot for slot in self.slots if slot.state == "ready"]
+        names = {slot.name for slot in ready}
+        for room in range(1, IN_FLIGHT + 1):
+            for slot in ready:
+                if len(slot.jobs) >= room:
+                    continue
+                job = self._next_job(slot, names)
+                if job is None:
+                    continue
+                if not slot.jobs:
+                    slot.deadline = time.monotonic() + self.config.group_timeout_s
+                slot.jobs[job.call(slot.handle)] = job
+
+    def first_facts(self) -> ActorFacts:
+        """What the first warm actor says of itself."""
+        return next(slot.facts for slot in self.slots if slot.facts is not None)
+
+    def shutdown(self) -> None:
+        """Ends every actor."""
+        for slot in self.slots:
+            kill(slot.handle)
+
+    def asked_and_has(self) -> str:
+        """What an actor needs and what the cluster offers, for errors."""
+        asked = {k.removeprefix("num_"): v for k, v in self.options.items() if k.startswith("num")}
+        has = {k: v for k, v in ray.cluster_resources().items() if k in ("CPU", "GPU")}
+        free = {k: v for k, v in ray.available_resources().items() if k in ("CPU", "GPU")}
+        return f"each actor asks for {asked}, the cluster has {has}, free are {free}"
+
+    # -- the pump --------------------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        self.dispatch()
+        refs = [ref for slot in self.slots for ref in slot.jobs]
+        refs += [slot.start_ref for slot in self.slots if slot.state == "starting"]
+        if refs:
+            ready, waiting = ray.wait(refs, num_returns=1, timeout=POLL_S)
+            if ready and waiting:
+                ready += ray.wait(waiting, num_returns=len(waiting), timeout=0)[0]
+            for ref in ready:
+                self._take(ref)
+        self._expire()
+
+    def _next_job(self, slot: Slot, names: set[str]) -> Job | None:
+        for job in self.queue:
+            if job.prefer in ("", slot.name) or job.prefer not in names:
+                self.queue.remove(job)
+                return job
+        return None
+
+    def _take(self, ref: Any) -> None:
+        owners = [s for s in self.slots if ref in s.jobs or ref is s.start_ref]
+        if not owners:
+            return  # its actor was lost a moment ago, and its groups are queued again
+        slot = owners[0]
+        try:
+            value: Any = ray.get(ref, timeout=self.config.group_timeout_s)
+        except (RayTaskError, GetTimeoutError, *LOST) as error:
+            self._lose(slot, str(error), ref=ref, is_error=raised_by_our_code(error))
+            return
+        if ref is slot.start_ref:
+            self._admit(slot, value)
+        else:
+            self._complete(slot, ref, value)
+
+    def _complete(self, slot: Slot, ref: Any, timed: Timed) -> None:
+        job = slot.jobs.pop(ref)
+        slot.deadline = time.monotonic() + self.config.group_timeout_s
+        problem = job.check(timed)
+        if (timed.actor, timed.incarnation) != (slot.name, slot.incarnation):
+            problem = f"{timed.actor} incarnation {timed.incarnation} answered for {slot.name}"
+        if problem:
+            self.stats.rejected += 1
+            log.error("rejected and run again: %s", problem)
+            self.queue.appendleft(job)
+            return
+        slot.failures = 0
+        slot.busy_s += timed.seconds
+        slot.num_done += 1
+        job.result = timed
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        for slot in self.slots:
+            if slot.state == "ready" and slot.jobs and now > slot.deadline:
+                limit = self.config.group_timeout_s
+                self._lose(slot, f"no answer for {limit:.0f} s", is_error=True)
+            elif slot.state == "starting" and now > slot.deadline:
+                limit = self.config.start_timeout_s
+                self._lose(slot, f"not warm after {limit:.0f} s; {self.asked_and_has()}")
+
+    # -- lifecycle -------------------------------------------------------------------------------
+
+    def _start(self, slot: Slot) -> None:
+        slot.incarnation += 1
+        slot.state, slot.facts = "starting", None
+        slot.deadline = time.monotonic() + self.config.start_timeout_s
+        slot.handle = self.actor_class.options(
+            **self.options,
+            max_restarts=0,
+            max_task_retries=0,
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(self.num_threads)}},
+        ).remote(self.build, slot.name, slot.incarnation, self.num_threads)
+        slot.start_ref = slot.handle.start.remote()
+
+    def _admit(self, slot: Slot, facts: ActorFacts) -> None:
+        expected = self._fingerprint()
+        slot.start_ref = None
+        if expected is not None and (differences := expected.differences(facts.fingerprint)):
+            self._bury(slot, f"it differs from the rest of the fleet ({differences})")
+            return
+        slot.state, slot.facts = "ready", facts
+        log.info(
+            "%s is warm on %s: %s, %d threads, the full configuration takes %.1f ms%s",
+            slot.name,
+            facts.facts.device,
+            facts.facts.dtype,
+            facts.facts.num_threads,
+            facts.reference_latency_ms,
+            f" (restarted {facts.incarnation} times)" if facts.incarnation else "",
+        )
+        self._name_deviating()
+
+    def _fingerprint(self) -> Fingerprint | None:
+        return next((s.facts.fingerprint for s in self.slots if s.facts is not None), None)
+
+    def _name_deviating(self) -> None:
+        """A slow device would corrupt the rewards, so it is named."""
+        known = {s.name: s.facts.reference_latency_ms for s in self.slots if s.facts is not None}
+        median = float(np.median(list(known.values())))
+        for name, latency_ms in known.items():
+            if abs(latency_ms / median - 1) > self.config.latency_tolerance:
+                log.warning(
+                    "%s deviates: reference latency %.1f ms, the fleet's median is %.1f ms",
+                    name,
+                    latency_ms,
+                    median,
+                )
+
+    def _lose(self, slot: Slot, reason: str, *, ref: Any = None, is_error: bool = False) -> None:
+        """Gives a lost actor's groups to others, whole, and starts it again.
+
+        A device that raised once may be unusable for its process, so the process goes too. The
+        call that raised, or the one that ran, counts the failure; those that waited do not.
+        """
+        summary = last_line(reason)
+        kill(slot.handle)
+        running = slot.jobs.get(ref) or next(iter(slot.jobs.values()), None)
+        self.queue.extendleft(slot.jobs.values())
+        self.stats.reruns += len(slot.jobs)
+        slot.jobs = {}
+        if running is not None:
+            running.blame(slot.name, summary, is_error=is_error)
+        slot.failures += 1
+        if is_error and slot.state == "starting" and slot.incarnation == 0:
+            self._bury(slot, f"it could not be started: {summary}")
+        elif slot.failures > self.config.max_restarts:
+            self._bury(slot, f"it was lost {slot.failures} times in a row: {summary}")
+        else:
+            log.warning("%s is lost (%s): its groups run again", slot.name, summary)
+            self.stats.restarts += 1
+            self._start(slot)
+
+    def _bury(self, slot: Slot, reason: str) -> None:
+        """Goes on without an actor; raises RuntimeError when too few are left."""
+        kill(slot.handle)
+        slot.state, slot.start_ref = "dead", None
+        alive = sum(s.state != "dead" for s in self.slots)
+        if alive < self.config.min_actors:
+            self.shutdown()
+            raise RuntimeError(
+                f"{slot.name} is given up, {reason}; {alive} rollout actors are left and "
+                f"{self.config.min_actors} are the stated minimum; {self.asked_and_has()}"
+            )
+        log.error("%s is given up, %s; %d actors go on", slot.name, reason, alive)
+
+    def _await_start(self) -> None:
+        """Waits for the first incarnations; goes on with `min_actors` once the limit is reached."""
+        deadline = time.monotonic() + self.config.start_timeout_s
+        while any(slot.state == "starting" for slot in self.slots):
+            if self.is_stopping():
+                self.shutdown()
+                raise Stopped
+            if time.monotonic() > deadline - POLL_S:
+                break
+            self._pump()
+        ready = sum(slot.state == "ready" for slot in self.slots)
+        if ready < self.config.min_actors:
+            self.shutdown()
+            raise RuntimeError(
+                f"{ready} of {len(self.slots)} rollout actors were warm after "
+                f"{self.config.start_timeout_s:.0f} s and {self.config.min_actors} are the stated "
+                f"minimum: {self.asked_and_has()}"
+            )
+
+    def _states(self) -> str:
+        return ", ".join(f"{s.name} {s.state} with {len(s.jobs)} calls" for s in self.slots[:8])

@@ -1,0 +1,282 @@
+"""The fleet over Ray: groups, gradients and measurements on whichever rollout actor is free."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import ray
+
+from envs.spec import Knobs
+from launch.cluster.actor_pool import ActorPool
+from launch.cluster.config import ClusterConfig
+from launch.cluster.slots import Job
+from policy.config import PolicySetup
+from policy.weights import PolicyWeights
+from rollout.actor import PublishedWeights, Timed
+from rollout.build import WorkerConfig, build_worker
+from rollout.fleet import FleetStats, replacement
+from rollout.group_rollout import GroupRollout
+from rollout.latency.clock import DeviceFacts
+from rollout.latency.simulated import SimulatedLatency
+from rollout.profiling.records import ProfileRecord
+from rollout.requests import FailedGroup, GradientRequest, GroupRequest, Prefixes, PrefixRequest
+from rollout.worker import RolloutWorker
+
+log = logging.getLogger(__name__)
+
+MEASURING_ROUNDS = 4
+"""Times that each sample is measured for every actor, to tell how fast they are."""
+
+
+class RayFleet:
+    """Rollout actors; implements `rollout.fleet.Fleet` for `PublishedWeights`.
+
+    Args:
+        build: makes a worker inside an actor's process.
+        config: sizes and limits.
+        options: of `ActorPool`.
+
+    Raises:
+        RuntimeError: see `ActorPool`.
+    """
+
+    pool_class = ActorPool
+
+    def __init__(
+        self, build: Callable[[], RolloutWorker], config: ClusterConfig, **options: Any
+    ) -> None:
+        self.pool = self.pool_class(build, config, **options)
+        self.config = config
+        self._batches: dict[int, tuple[list[GroupRequest], PolicySetup, PublishedWeights]] = {}
+        self._jobs: dict[int, list[Job]] = {}
+        self._next_ticket = 0
+        self._measured_at = time.monotonic()
+        self._busy_then: dict[str, tuple[float, int]] = {}
+
+    @property
+    def stats(self) -> FleetStats:
+        """Counts since the start, and shares of the last batch."""
+        return self.pool.stats
+
+    @property
+    def num_actors(self) -> int:
+        """Actors that the fleet has, or is starting."""
+        return sum(slot.state != "dead" for slot in self.pool.slots)
+
+    def submit(
+        self, requests: Sequence[GroupRequest], setup: PolicySetup, weights: PublishedWeights
+    ) -> int:
+        """Queues one job for each group and hands out what there is room for."""
+        ticket, self._next_ticket = self._next_ticket, self._next_ticket + 1
+        self._batches[ticket] = (list(requests), setup, weights)
+        self._jobs[ticket] = [_rollout_job(request, setup, weights) for request in requests]
+        self.pool.queue.extend(self._jobs[ticket])
+        self.pool.dispatch()
+        return ticket
+
+    def collect(self, ticket: int) -> list[GroupRollout]:
+        """Waits until every group of the batch is whole; an unusable sample's is replaced."""
+        requests, setup, weights = self._batches[ticket]
+        by_id = {request.group_id: request for request in requests}
+        jobs, groups = self._jobs[ticket], []
+        for attempt in range(1000):
+            self.pool.run(jobs, "groups of rollouts", self.config.step_timeout_s)
+            results = [job.result.value for job in jobs if job.result is not None]
+            groups += [result for result in results if isinstance(result, GroupRollout)]
+            failed = [result for result in results if isinstance(result, FailedGroup)]
+            if not failed:
+                break
+            self.stats.failed_samples += len(failed)
+            for failure in failed:
+                old = by_id[failure.group_id]
+                by_id[failure.group_id] = replacement(old, failure, attempt)
+            jobs = [_rollout_job(by_id[f.group_id], setup, weights) for f in failed]
+            self.pool.queue.extend(jobs)
+        del self._batches[ticket], self._jobs[ticket]
+        self._measure()
+        return sorted(groups, key=lambda group: group.group_id)
+
+    def drop_batches(self) -> None:
+        """Forgets every batch that was submitted and not collected; what runs is not awaited."""
+        waiting = {id(job) for jobs in self._jobs.values() for job in jobs}
+        kept = [job for job in self.pool.queue if id(job) not in waiting]
+        self.pool.queue.clear()
+        self.pool.queue.extend(kept)
+        self._batches.clear()
+        self._jobs.clear()
+
+    def budget_gradients(
+        self, groups: Sequence[GroupRollout], gradients: Sequence[np.ndarray]
+    ) -> list[np.ndarray]:
+        """Vector-Jacobian products, on the actors that ran the groups where they still live."""
+        jobs = {
+            group.group_id: _gradient_job(group, gradient)
+            for group, gradient in zip(groups, gradients, strict=True)
+            if gradient.any()
+        }
+        self.pool.queue.extendleft(jobs.values())
+        self.pool.run(list(jobs.values()), "budget gradients", self.config.step_timeout_s)
+        done = {i: job.result.value for i, job in jobs.items() if job.result is not None}
+        return [
+            done[group.group_id] if group.group_id in done else np.zeros_like(gradient[0])
+            for group, gradient in zip(groups, gradients, strict=True)
+        ]
+
+    def end_latencies(self, split: str, num_samples: int) -> np.ndarray:
+        """Of the cheapest and the full configuration in ms: [rounds, N, 2].
+
+        Handed out sample by sample to all actors at once, so that the driver disturbs them as it
+        does in training; long enough for a clock that wavers.
+        """
+        rounds = MEASURING_ROUNDS * self.num_actors
+        calls = [
+            lambda h, i=index: h.end_latencies.remote(split, i)
+            for _ in range(rounds)
+            for index in range(num_samples)
+        ]
+        latencies = list(self.run_each(calls, "latency measurements"))
+        return np.array(latencies).reshape(rounds, num_samples, 2)
+
+    def run_each(self, calls: Sequence[Callable[[Any], Any]], what: str) -> Iterator[Any]:
+        """Runs one call for each on whichever actor is free, and yields the values in order."""
+        jobs = [Job(what=f"one of the {what}", call=call) for call in calls]
+        self.pool.queue.extend(jobs)
+        for job in jobs:
+            self.pool.run([job], what, self.config.step_timeout_s)
+            assert job.result is not None
+            yield job.result.value
+
+    def profile(
+        self, configurations: Sequence[Knobs], split: str, indices: Iterable[int], what: str
+    ) -> Iterator[list[ProfileRecord]]:
+        """Runs configurations on samples; yields each sample's records in the order of `indices`.
+
+        Work that the configurations of one call share runs once.
+        """
+        full_ms = self.pool.first_facts().reference_latency_ms
+        parts = in_parts(configurations, full_ms, self.config.group_timeout_s)
+        calls = [
+            functools.partial(_profile, configurations=part, split=split, index=index)
+            for index in indices
+            for part in parts
+        ]
+        results = self.run_each(calls, what)
+        for _ in range(len(calls) // len(parts)):
+            yield [record for _ in parts for record in next(results)]
+
+    def prefixes(self, requests: Sequence[PrefixRequest]) -> list[Prefixes]:
+        """Language features and latency tokens, for a warm start."""
+        calls = [lambda h, r=request: h.prefixes.remote(r) for request in requests]
+        return list(self.run_each(calls, "prefixes"))
+
+    def device_facts(self) -> DeviceFacts:
+        """Of the first warm actor."""
+        return self.pool.first_facts().facts
+
+    def shutdown(self) -> None:
+        """Ends every actor."""
+        self.pool.shutdown()
+
+    def _measure(self) -> None:
+        """Busy shares and mean seconds a group since the last batch was collected."""
+        now = time.monotonic()
+        elapsed_s, self._measured_at = now - self._measured_at, now
+        shares, means = {}, {}
+        for slot in self.pool.slots:
+            busy_then, num_then = self._busy_then.get(slot.name, (0.0, 0))
+            busy_s, num_done = slot.busy_s - busy_then, slot.num_done - num_then
+            self._busy_then[slot.name] = (slot.busy_s, slot.num_done)
+            shares[slot.name] = min(busy_s / max(elapsed_s, 1e-9), 1.0)
+            means[slot.name] = busy_s / num_done if num_done else 0.0
+        self.stats.busy_share = shares
+        self.stats.slowest = max(means, key=lambda name: means[name])
+
+
+def _rollout_job(request: GroupRequest, setup: PolicySetup, weights: PublishedWeights) -> Job:
+    def check(timed: Timed) -> str:
+        group = timed.value
+        if isinstance(group, FailedGroup):
+            return ""
+        proof = (group.policy_version, group.policy_sha256, group.actor, group.incarnation)
+        owed = (weights.version, weights.sha256, timed.actor, timed.incarnation)
+        return "" if proof == owed else f"group {group.group_id} proves {proof}, not {owed}"
+
+    return Job(
+        what=f"group {request.group_id} ({request.split} sample {request.index})",
+        call=lambda handle: handle.rollout.remote(request, setup, weights),
+        check=check,
+    )
+
+
+def _gradient_job(group: GroupRollout, gradient_GD: np.ndarray) -> Job:
+    request = GradientRequest.of(group, gradient_GD)
+    return Job(
+        what=f"the budget gradient of group {group.group_id}",
+        call=lambda handle: handle.budget_gradient.remote(request),
+        prefer=group.actor,
+    )
+
+
+def _profile(handle: Any, *, configurations: tuple[Knobs, ...], split: str, index: int) -> Any:
+    return handle.profile.remote(configurations, split, index)
+
+
+def in_parts(
+    configurations: Sequence[Knobs], full_ms: float, limit_s: float
+) -> list[tuple[Knobs, ...]]:
+    """The configurations in calls that stay far below the limit of one call.
+
+    Even if each of them took as long as the full one, on the fleet's reference sample, a call would
+    take a quarter of the limit. Configurations of one part share what they have in common.
+    """
+    size = max(1, int(0.25 * limit_s * 1e3 / full_ms))
+    return [tuple(configurations[i : i + size]) for i in range(0, len(configurations), size)]
+
+
+def publish(weights: PolicyWeights) -> PublishedWeights:
+    """A reference to weights, owned by the caller, for rollout calls."""
+    refs = (ray.put(dict(weights.arrays)),)
+    return PublishedWeights(version=weights.version, sha256=weights.sha256, refs=refs)
+
+
+def placed(worker: WorkerConfig) -> WorkerConfig:
+    """The worker with its device decided for the whole cluster; raises ValueError without a GPU.
+
+    `auto` is decided once, by what the cluster has: actors that decided for themselves could differ
+    from node to node.
+    """
+    has_gpus = ray.cluster_resources().get("GPU", 0) > 0
+    if worker.device == "cuda" and not has_gpus:
+        raise ValueError(
+            f"device cuda was asked for and the cluster has {ray.cluster_resources().get('CPU', 0)}"
+            " CPU cores and no GPU: start Ray with GPUs, or give --worker.device cpu"
+        )
+    return replace(worker, device="cuda" if has_gpus and worker.device != "cpu" else "cpu")
+
+
+def open_fleet(
+    worker: WorkerConfig,
+    cluster: ClusterConfig,
+    *,
+    simulated: SimulatedLatency | None = None,
+    is_stopping: Callable[[], bool] = lambda: False,
+) -> RayFleet:
+    """The fleet of a command: one actor for each GPU, or for each core where the device is the CPU.
+
+    Every command's fleet is made here. Ray hides no GPU from an actor that asked for none, so an
+    actor that is to have one must ask for it.
+    """
+    worker = placed(worker)
+    return RayFleet(
+        functools.partial(build_worker, worker, simulated=simulated),
+        cluster,
+        num_threads=worker.num_threads,
+        wants_gpu=worker.device == "cuda",
+        is_stopping=is_stopping,
+    )

@@ -1,0 +1,174 @@
+"""The learner's actor, seen from the driver, who holds all that a new one needs to go on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray.exceptions import GetTimeoutError, RayTaskError
+
+from launch.cluster.fleet import publish
+from launch.cluster.slots import LOST, kill, last_line, raised_by_our_code
+from learner.actor import LearnerActor
+from learner.learner import LearnerConfig, UpdateRecord
+from policy.config import ControllerConfig
+from policy.controller import Controller
+from policy.weights import PolicyWeights
+from rollout.actor import PublishedWeights
+from rollout.group_rollout import GroupRollout
+
+
+class LearnerLostError(RuntimeError):
+    """The learner's process is gone; `RemoteLearner.restart` brings another one to its state."""
+
+
+class LearnerStateLostError(LearnerLostError):
+    """What the driver held of the learner is gone too, with the node that it lay on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemotePending:
+    """An update that waits inside the learner's actor."""
+
+    latency_token_grads: list[np.ndarray]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """The learner's state after its last update: references that the driver owns.
+
+    Attributes:
+        weights: the controller's, as rollout actors get them.
+        rest: optimizer and counters.
+        initial: the initial controller's weights.
+    """
+
+    weights: PublishedWeights
+    rest: Any
+    initial: Any
+
+
+class RemoteLearner:
+    """The learner's actor, seen from the driver; every call is bounded.
+
+    Args:
+        controller: sizes and budgets.
+        learner: optimizer and loss.
+        seed: of the run.
+        inspection_folder: where the batch of a non-finite update is kept for inspection.
+        timeout_s: longest wait for one call.
+        state: of an earlier learner, to go on from.
+
+    Raises:
+        LearnerLostError: from every call, if the actor is gone or does not answer in time.
+    """
+
+    def __init__(
+        self,
+        controller: ControllerConfig,
+        learner: LearnerConfig,
+        *,
+        seed: int,
+        inspection_folder: Path,
+        timeout_s: float,
+        state: dict[str, Any] | None = None,
+    ) -> None:
+        self.controller = controller
+        self.timeout_s = timeout_s
+        self._arguments = (controller, learner, seed, inspection_folder)
+        self._start(state)
+
+    def _start(self, state: dict[str, Any] | None) -> None:
+        actor_class: Any = ray.remote(num_cpus=0, max_restarts=0)(LearnerActor)
+        self.actor = actor_class.options(max_task_retries=0).remote(*self._arguments, state)
+        proof, arrays, rest, initial = self.actor.state.options(num_returns=4).remote()
+        version, sha256 = self._get(proof, "state")
+        weights = PublishedWeights(version=version, sha256=sha256, refs=(arrays,))
+        self._held = Held(weights=weights, rest=rest, initial=initial)
+
+    def restart(self) -> None:
+        """Starts another actor where the last update left off; nothing is done again.
+
+        Raises:
+            LearnerStateLostError: there is nothing to start from.
+            LearnerLostError: the new one was lost as well; try again.
+        """
+        try:
+            _, state = self.snapshot()
+        except LearnerLostError as error:
+            raise LearnerStateLostError(str(error)) from None
+        self.shutdown()
+        self._start(state)
+
+    def prepare(
+        self, groups: Sequence[GroupRollout], score_NG: np.ndarray, constraint_NG: np.ndarray
+    ) -> RemotePending:
+        """First half of an update."""
+        grads = self._get(self.actor.prepare.remote(groups, score_NG, constraint_NG), "prepare")
+        return RemotePending(latency_token_grads=grads)
+
+    def apply(
+        self, pending: RemotePending, budget_token_grads: Sequence[np.ndarray]
+    ) -> UpdateRecord:
+        """Second half of the update."""
+        call = self.actor.apply.options(num_returns=3)
+        first, arrays, rest = call.remote(budget_token_grads)
+        record, sha256 = self._get(first, "apply")
+        weights = PublishedWeights(version=record.version, sha256=sha256, refs=(arrays,))
+        self._held = Held(weights=weights, rest=rest, initial=self._held.initial)
+        return record
+
+    def weights(self) -> PublishedWeights:
+        """A reference to the current weights, owned by the driver."""
+        return self._held.weights
+
+    def publish(self, weights: PolicyWeights) -> PublishedWeights:
+        """A reference to other weights, for batches that a checkpoint found in flight."""
+        return publish(weights)
+
+    def fetch(self, weights: PublishedWeights) -> PolicyWeights:
+        """The weights behind a reference."""
+        arrays: Mapping[str, np.ndarray] = self._get(weights.refs[0], "weights")
+        return PolicyWeights(version=weights.version, sha256=weights.sha256, arrays=arrays)
+
+    def snapshot(self) -> tuple[Controller, dict[str, Any]]:
+        """The controller and the learner's state after the last update; needs no learner."""
+        arrays = self.fetch(self._held.weights).arrays
+        controller = Controller(self.controller)
+        controller.load_numpy(arrays)
+        state = {
+            "controller": {name: torch.from_numpy(np.array(a)) for name, a in arrays.items()},
+            "initial_controller": self._get(self._held.initial, "initial controller"),
+            **self._get(self._held.rest, "optimizer"),
+        }
+        return controller, state
+
+    def shutdown(self) -> None:
+        """Ends the actor."""
+        kill(self.actor)
+
+    def _get(self, ref: Any, what: str) -> Any:
+        try:
+            return ray.get(ref, timeout=self.timeout_s)
+        except RayTaskError as error:
+            if isinstance(error, LOST):
+                raise _lost(what, error) from None
+            raise
+        except GetTimeoutError:
+            self.shutdown()
+            raise LearnerLostError(
+                f"the learner did not answer {what} within {self.timeout_s:.0f} s"
+            ) from None
+        except LOST as error:
+            if raised_by_our_code(error):
+                raise RuntimeError(f"the learner could not start: {last_line(error)}") from None
+            raise _lost(what, error) from None
+
+
+def _lost(what: str, error: BaseException) -> LearnerLostError:
+    return LearnerLostError(f"the learner was lost in {what}: {last_line(error)}")

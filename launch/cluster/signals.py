@@ -1,0 +1,46 @@
+"""SIGTERM and Ctrl-C: how a program, or a run, is asked to stop.
+
+Programs import this before anything slow, so it needs the standard library alone.
+"""
+
+import logging
+import os
+import signal
+from types import FrameType
+
+INTERRUPTED = 128 + signal.SIGINT
+"""Exit code of a program that Ctrl-C stopped, as shells have it."""
+
+
+class Stopped(Exception):
+    """The run was asked to stop; whoever called the loop writes a checkpoint."""
+
+
+class StopSignals:
+    """Remembers SIGTERM and Ctrl-C, so that a run can stop between two steps."""
+
+    def __init__(self) -> None:
+        self._is_set = False
+
+    def listen(self) -> None:
+        """Takes both signals from now on."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._take)
+
+    def is_set(self) -> bool:
+        """Whether one of them has come."""
+        return self._is_set
+
+    def _take(self, number: int, _frame: FrameType | None) -> None:
+        logging.warning("%s: stopping with a checkpoint", signal.Signals(number).name)
+        self._is_set = True
+
+
+def stop_quietly() -> None:
+    """Makes Ctrl-C end the program with one line until `console.one_clear_error` takes over."""
+    signal.signal(signal.SIGINT, _exit_at_once)
+
+
+def _exit_at_once(_number: int, _frame: FrameType | None) -> None:
+    os.write(2, b"interrupted\n")
+    os._exit(INTERRUPTED)

@@ -1,0 +1,281 @@
+"""Profiles configurations on held-out samples: accuracy and measured stage latencies.
+
+Writes one file a configuration in the core experiment's JSON schema
+(OUTPUT_DIR/results/TASK/CONFIGURATION.json), table.npz, summary.json and pareto.png.
+Resumable: samples that were measured before are not measured again.
+"""
+
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, POSITIONS, TIERS, Knobs, all_knobs
+from envs.tasks.registry import build_tasks
+from launch.analysis.answer_priors import blind_scores
+from launch.analysis.knob_effects import (
+    best_by_kind_table,
+    configuration_name,
+    effects_table,
+    knob_effects,
+)
+from launch.analysis.plots import pareto_figure
+from launch.analysis.statistics import Interval, half_widths
+from launch.cluster.config import ClusterConfig
+from launch.cluster.console import connect, one_clear_error, wide_console
+from launch.cluster.fleet import open_fleet
+from launch.run.resume import fingerprint_from_state, load_checkpoint, worker_of
+from rollout.build import WorkerConfig
+from rollout.fingerprint import Fingerprint
+from rollout.profiling.profile_table import ProfileTable
+from rollout.profiling.records import write_items
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileConfig:
+    """One profile.
+
+    Attributes:
+        output_dir: where results go; resumed if it holds some.
+        run_dir: a training run whose model, tasks and settings are the defaults, and must be
+            what is profiled.
+        configurations: `all` (225), `grid` (27: tiers x k 4, 6, 8 x blocks 12, 14, 16 at p=1),
+            `corners` (8), or names such as low-p1-k4-b12.
+        split: of the tasks.
+        num_samples: samples, each at every configuration.
+        first_index: of the first sample.
+        worker: the frozen model and its tasks.
+        cluster: actors and limits.
+    """
+
+    output_dir: Annotated[Path, tyro.conf.Positional]
+    run_dir: Path | None = None
+    configurations: tuple[str, ...] = ("all",)
+    split: str = "validation"
+    num_samples: int = 200
+    first_index: int = 0
+    worker: WorkerConfig = field(default_factory=WorkerConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+
+def chosen_configurations(names: Sequence[str]) -> tuple[Knobs, ...]:
+    """The configurations of names or of a named set; raises ValueError for an unknown name."""
+    every = {str(knobs): knobs for knobs in all_knobs()}
+    grid = {"grid": ((4, 6, 8), (12, 14, 16)), "corners": ((4, 8), (12, 16))}
+    if tuple(names) == ("all",):
+        return tuple(every.values())
+    if len(names) == 1 and names[0] in grid:
+        top_ks, num_blocks = grid[names[0]]
+        tiers = TIERS if names[0] == "grid" else (TIERS[0], TIERS[-1])
+        return tuple(
+            Knobs(tier=t, position=POSITIONS[0], top_k=k, num_blocks=n)
+            for t in tiers
+            for k in top_ks
+            for n in num_blocks
+        )
+    unknown = [name for name in names if name not in every]
+    if unknown or not names:
+        raise ValueError(
+            f"unknown configuration {unknown[0] if unknown else ''!r}: use all, grid, corners or "
+            f"names such as {CHEAPEST_KNOBS}"
+        )
+    return tuple(every[name] for name in names)
+
+
+def measure(config: ProfileConfig, configurations: tuple[Knobs, ...], rows_path: Path) -> None:
+    """Appends one line a sample to `rows_path`, leaving out those that are there."""
+    wanted = range(config.first_index, config.first_index + config.num_samples)
+    names = [str(knobs) for knobs in configurations]
+    done = set()
+    for row in read_rows(rows_path):
+        if [configuration_name(r) for r in row["records"]] != names or row["split"] != config.split:
+            raise ValueError(
+                f"{rows_path} holds other configurations or another split: use a new folder"
+            )
+        done.add(row["index"])
+    missing = [index for index in wanted if index not in done]
+    if not missing:
+        return
+    if rows_path.is_file() and not rows_path.read_bytes().endswith(b"\n"):
+        # The end of a run that was killed; a new line must not continue it.
+        with rows_path.open("a") as file:
+            file.write("\n")
+    connect(config.cluster.address)
+    fleet = open_fleet(config.worker, config.cluster)
+    facts = fleet.pool.first_facts()
+    common = {
+        "split": config.split,
+        "device": asdict(facts.facts),
+        "fingerprint": facts.fingerprint.to_json(),
+    }
+    trained_on = config.run_dir and fingerprint_from_state(load_checkpoint(config.run_dir).state)
+    if trained_on:
+        run, cure = f"the run in {config.run_dir}", "profile the run's own model and tasks"
+        trained_on.check_same(facts.fingerprint, run, "this fleet", cure)
+    for row in read_rows(rows_path):
+        Fingerprint.from_json(row["fingerprint"]).check_same(
+            facts.fingerprint, str(rows_path), "this fleet", "profile into a new folder"
+        )
+    results = fleet.profile(configurations, config.split, missing, "profiled samples")
+    with rows_path.open("a") as file:
+        for index, records in zip(track(missing, "profiling"), results, strict=True):
+            row = {"index": index, **common, "records": [record.to_json() for record in records]}
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+    fleet.shutdown()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a profile that is being written; a torn last one is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def write_results(rows: Sequence[dict[str, Any]], folder: Path) -> None:
+    """One file for each task and configuration, in the core experiment's schema."""
+    files: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        for record in row["records"]:
+            files[record["task"], configuration_name(record)].append(record)
+    for (task, name), records in files.items():
+        write_items(folder / task / f"{name}.json", records, rows[0]["device"])
+
+
+def to_table(rows: Sequence[dict[str, Any]], split: str, config: WorkerConfig) -> ProfileTable:
+    """Scores and latencies by sample and configuration, with the prompts."""
+    tasks = build_tasks(config.tasks)
+    fingerprint = Fingerprint.from_json(rows[0]["fingerprint"])
+    return ProfileTable.from_rows(
+        [
+            {
+                "sample_id": row["records"][0]["sample_id"],
+                "task": row["records"][0]["task"],
+                "prompt": tasks.sample(split, row["index"]).prompt,
+                "scores": {configuration_name(r): r["score"] for r in row["records"]},
+                "latencies_ms": {configuration_name(r): r["latency_ms"] for r in row["records"]},
+            }
+            for row in rows
+        ],
+        fingerprint,
+    )
+
+
+def summarise(table: ProfileTable) -> dict[str, Any]:
+    """Accuracy with its 95 % interval, and latency quantiles, by configuration."""
+    count = len(table.sample_ids)
+    half_widths_C = half_widths(table.scores)
+    return {
+        "num_samples": count,
+        "configurations": {
+            str(knobs): {
+                "accuracy": round(float(table.scores[:, c].mean()), 4),
+                "accuracy_half_width": round(float(half_widths_C[c]), 4) if count > 1 else None,
+                "median_ms": round(float(np.median(table.latencies_ms[:, c])), 3),
+                "p95_ms": round(float(np.quantile(table.latencies_ms[:, c], 0.95)), 3),
+                "by_task": {
+                    task: round(float(table.only_task(task).scores[:, c].mean()), 4)
+                    for task in sorted(set(table.tasks))
+                },
+            }
+            for c, knobs in enumerate(table.configurations)
+        },
+    }
+
+
+def blind_baselines(rows: Sequence[dict[str, Any]], split: str, config: WorkerConfig) -> Any:
+    """Accuracy of chance and of the majority answer, overall and by task."""
+    tasks = build_tasks(config.tasks)
+    samples = [tasks.sample(split, row["index"]) for row in rows]
+    names = np.array([sample.task for sample in samples])
+    return {
+        name: {
+            "accuracy": round(float(scores.mean()), 4),
+            "by_task": {
+                task: round(float(scores[names == task].mean()), 4) for task in sorted(set(names))
+            },
+        }
+        for name, scores in blind_scores(tasks.score, samples).items()
+    }
+
+
+def _accuracy(row: dict[str, Any]) -> str:
+    half_width = row["accuracy_half_width"]
+    return str(Interval(row["accuracy"], float("nan") if half_width is None else half_width))
+
+
+def print_table(summary: dict[str, Any], console: Console) -> None:
+    """The baselines, then the configurations on the Pareto front and the two ends."""
+    rows = sorted(summary["configurations"].items(), key=lambda item: item[1]["median_ms"])
+    best, front = -1.0, []
+    for name, row in rows:
+        is_end = name in (str(CHEAPEST_KNOBS), str(FULL_KNOBS))
+        if row["accuracy"] > best or is_end:
+            front.append((name, row))
+        best = max(best, row["accuracy"])
+    tasks = list(rows[0][1]["by_task"])
+    table = Table("configuration", "median ms", "p95 ms", "accuracy", *tasks)
+    for name, row in summary["baselines"].items():
+        by_task = (f"{row['by_task'][task]:.2f}" for task in tasks)
+        table.add_row(name, "", "", f"{row['accuracy']:.3f}", *by_task)
+    for name, row in front:
+        table.add_row(
+            name,
+            f"{row['median_ms']:.1f}",
+            f"{row['p95_ms']:.1f}",
+            _accuracy(row),
+            *(f"{row['by_task'][task]:.2f}" for task in tasks),
+        )
+    console.print(table)
+
+
+def parse() -> ProfileConfig:
+    """The command line, with the model and tasks of the run that it names as defaults."""
+    config = tyro.cli(ProfileConfig, prog="profile_knobs.py", description=__doc__)
+    if config.run_dir is None:
+        return config
+    own = worker_of(load_checkpoint(config.run_dir))
+    return tyro.cli(ProfileConfig, prog="profile_knobs.py", default=replace(config, worker=own))
+
+
+def main() -> int:
+    """Measures what is missing and writes all results."""
+    config = parse()
+    configurations = chosen_configurations(config.configurations)
+    config.output_dir.mkdir(parents=True, exist_ok=True)
+    rows_path = config.output_dir / "rows.jsonl"
+    measure(config, configurations, rows_path)
+    rows = sorted(read_rows(rows_path), key=lambda row: row["index"])
+    write_results(rows, config.output_dir / "results")
+    table = to_table(rows, config.split, config.worker)
+    table.save(config.output_dir / "table.npz")
+    effects = knob_effects(rows)
+    summary = {"device": rows[0]["device"], "split": config.split, **summarise(table)}
+    summary["baselines"] = blind_baselines(rows, config.split, config.worker)
+    if effects is not None:
+        summary["knobs"] = asdict(effects)
+    (config.output_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    pareto_figure(summary).savefig(config.output_dir / "pareto.png", dpi=120)
+    console = wide_console()
+    print_table(summary, console)
+    console.print(best_by_kind_table(table))
+    if effects is not None:
+        console.print(effects_table(effects))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(one_clear_error(main))

@@ -1,0 +1,216 @@
+"""One question answered within its budget: by a controller, or by the default configuration."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from envs.reward import BudgetReward
+from envs.spec import BudgetRange, BudgetSampler, Knobs, Sample, Tier, check_budget_ms
+from launch.run.resume import fingerprint_from_state, worker_of
+from learner.checkpoint import CheckpointStore, find_controller
+from learner.manifest import STATE_NAME
+from policy.controller import Controller
+from rollout.build import WorkerConfig, build_executor
+from rollout.executor import MolmoEExecutor
+from rollout.fingerprint import Fingerprint
+from rollout.group_runner import GroupRunner
+from rollout.group_session import MolmoEGroupSession
+
+DEFAULT_KNOBS = Knobs(tier=Tier.MEDIUM, position=1, top_k=6, num_blocks=14)
+"""What runs without a trained controller, whatever the budget."""
+
+
+class AnyAnswer:
+    """A question without a reference: every answer scores 0."""
+
+    def sample(self, split: str, index: int) -> Sample:
+        """Never drawn from."""
+        raise ValueError("a single question has no data set")
+
+    def score(self, sample: Sample, answer: str) -> float:
+        """0, as nobody knows the answer."""
+        return 0.0
+
+
+def open_image(path: Path | None) -> Image.Image | None:
+    """Opens a picture; raises ValueError that names the file if it cannot."""
+    if path is None:
+        return None
+    try:
+        with warnings.catch_warnings():
+            # Large pictures are reduced; only those beyond Pillow's hard limit are refused.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return Image.open(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist: give a picture file") from None
+    except Image.DecompressionBombError:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        raise ValueError(
+            f"{path} is too large a picture: give one of at most {limit} million pixels"
+        ) from None
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise ValueError(f"{path} is no picture that can be read ({error})") from None
+
+
+def answer(
+    prompt: str,
+    budget_ms: float,
+    *,
+    image: Path | None = None,
+    controller: Path | None = None,
+    worker_settings: Mapping[str, Any] | None = None,
+    executor_settings: Mapping[str, Any] | None = None,
+    say: Callable[[str], object] = print,
+) -> dict[str, Any]:
+    """Runs a question twice, the first time to warm up, and describes the second run.
+
+    Args:
+        prompt: the question, in its task's style.
+        budget_ms: latency budget.
+        image: picture file, None for none.
+        controller: what `find_controller` finds one from; None runs the default configuration.
+        worker_settings: fields of `WorkerConfig`; the others are those of the controller's run,
+            or the defaults.
+        executor_settings: fields of its `ExecutorConfig`, likewise.
+        say: told what goes on, in whole lines.
+    """
+    budget_ms = check_budget_ms(budget_ms)
+    sample = _question(prompt, image)
+    settings = (worker_settings, executor_settings)
+    if controller is None:
+        executor = build_executor(_settled(WorkerConfig(), *settings))
+        run = functools.partial(_default_configuration, executor, sample, budget_ms)
+        source = f"default configuration {DEFAULT_KNOBS} (no controller given)"
+    else:
+        folder = find_controller(controller)
+        policy = Controller.load(folder).requires_grad_(False)
+        known_ms = _within_range(budget_ms, policy.config.budget_range, say)
+        executor = _executor_of_run(folder, *settings)
+        policy.to(executor.model.device)
+        run = functools.partial(_with_controller, executor, policy, sample, known_ms)
+        source = f"controller {folder}"
+    say("answering twice, the first time to warm up ...")
+    run()
+    return _described(run(), source, budget_ms)
+
+
+def _settled(
+    base: WorkerConfig, worker: Mapping[str, Any] | None, executor: Mapping[str, Any] | None
+) -> WorkerConfig:
+    return replace(base, **(worker or {}), executor=replace(base.executor, **(executor or {})))
+
+
+def _executor_of_run(
+    folder: Path, worker: Mapping[str, Any] | None, executor: Mapping[str, Any] | None
+) -> MolmoEExecutor:
+    """The frozen model that a controller was trained on; raises ValueError for another one.
+
+    A controller that was saved by itself, outside a run, says nothing about its model.
+    """
+    if not (folder / STATE_NAME).is_file():
+        return build_executor(_settled(WorkerConfig(), worker, executor))
+    checkpoint = CheckpointStore(folder.parent).load(folder)
+    found = build_executor(_settled(worker_of(checkpoint), worker, executor))
+    trained_on = fingerprint_from_state(checkpoint.state)
+    if trained_on is not None:
+        ours = replace(
+            Fingerprint.of(found, AnyAnswer()),
+            tasks=trained_on.tasks,
+            max_new_tokens=trained_on.max_new_tokens,
+            budget_scope=trained_on.budget_scope,
+        )
+        trained_on.check_same(
+            ours,
+            f"the controller in {folder}",
+            "this model",
+            "leave --worker options out to run what it was trained on",
+        )
+    return found
+
+
+def _question(prompt: str, image: Path | None) -> Sample:
+    """The question as a sample; raises ValueError for an unusable prompt or picture."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise ValueError("the prompt is not valid UTF-8: check your terminal's encoding") from None
+    return Sample(
+        id=str(image or "question"),
+        task="question",
+        image=open_image(image),
+        prompt=prompt,
+        answers=(),
+    )
+
+
+def _within_range(budget_ms: float, own: BudgetRange, say: Callable[[str], object]) -> float:
+    """The budget that the controller is asked for; says so if it is another one."""
+    known_ms = min(max(budget_ms, own.low_ms), own.high_ms)
+    if known_ms != budget_ms:
+        say(
+            f"the controller was trained for budgets of {own.low_ms:g} to {own.high_ms:g} ms: it "
+            f"chooses as for {known_ms:g} ms"
+        )
+    return known_ms
+
+
+def _described(outcome: dict[str, Any], source: str, budget_ms: float) -> dict[str, Any]:
+    knobs = outcome["knobs"]
+    return {
+        "answer": outcome["answer"],
+        "choices": {
+            "tier": knobs.tier.name.lower(),
+            "position": knobs.position,
+            "top_k": knobs.top_k,
+            "num_blocks": knobs.num_blocks,
+        },
+        "decided_by": source,
+        "stages_ms": {name: round(ms, 3) for name, ms in grouped(outcome["stages_ms"]).items()},
+        "host_ms": round(outcome["host_ms"], 3),
+        "latency_ms": round(outcome["latency_ms"], 3),
+        "budget_ms": budget_ms,
+        "within_budget": outcome["latency_ms"] <= budget_ms,
+        "finished": outcome["finished"],
+    }
+
+
+def _default_configuration(
+    executor: MolmoEExecutor, sample: Sample, budget_ms: float
+) -> dict[str, Any]:
+    group = MolmoEGroupSession(executor, sample, budget_ms)
+    group.begin([(DEFAULT_KNOBS.tier, DEFAULT_KNOBS.position)], None)
+    (execution,) = group.finish([(DEFAULT_KNOBS.top_k, DEFAULT_KNOBS.num_blocks)])
+    assert execution is not None
+    return {name: getattr(execution, name) for name in execution.__slots__}
+
+
+def _with_controller(
+    executor: MolmoEExecutor, controller: Controller, sample: Sample, budget_ms: float
+) -> dict[str, Any]:
+    own: BudgetRange = controller.config.budget_range
+    arguments = {
+        "tasks": AnyAnswer(),
+        "budgets": BudgetSampler(range=own, feasible_from_ms=own.low_ms, infeasible_share=0.0),
+        "reward": BudgetReward(),
+    }
+    with torch.no_grad():
+        return GroupRunner(executor, controller, arguments).run(sample, budget_ms).outcomes[0]
+
+
+def grouped(stages_ms: dict[str, float]) -> dict[str, float]:
+    """Blocks and decode steps added up, in the order in which they run."""
+    before_text = ("language_feature", "stage1", "copy", "vision_encoder", "projector")
+    order = (*before_text, "embed", "budget_token", "stage2")
+    totals: dict[str, float] = dict.fromkeys((*order, "blocks", "head", "decode"), 0.0)
+    for name, elapsed_ms in stages_ms.items():
+        kind = {"block": "blocks", "decode": "decode"}.get(name.rpartition("_")[0], name)
+        totals[kind] = totals.get(kind, 0.0) + elapsed_ms
+    return totals

@@ -1,0 +1,286 @@
+"""Whole runs as functions: each recipe returns the complete configuration tree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+
+from envs.checks import check_within
+from envs.reward import BudgetReward, ReferenceReward, RewardFunction
+from envs.spec import BudgetRange, BudgetSampler
+from launch.cluster.config import ClusterConfig
+from learner.lambda_control import PIDConfig
+from learner.learner import LearnerConfig
+from learner.losses import EntropySchedule
+from rollout.build import EMBEDDED, WorkerConfig
+from rollout.executor import ExecutorConfig
+
+SHIPPED_PROFILE = EMBEDDED / "profile.npz"
+"""All 225 configurations of the embedded model on 200 validation samples."""
+
+EPOCH_SAMPLES = 1000
+"""Samples of what the recipe `earlier` counts as one epoch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetConfig:
+    """Latency budgets.
+
+    Attributes:
+        low_ms: smallest budget in ms; measured on the actors' devices if left out.
+        high_ms: largest budget in ms; measured if left out.
+        feasible_from_ms: smallest budget in ms that counts as feasible; measured if left out.
+        infeasible_share: share of budgets drawn below `feasible_from_ms`.
+        num_samples: samples that a measurement takes.
+    """
+
+    low_ms: float | None = None
+    high_ms: float | None = None
+    feasible_from_ms: float | None = None
+    infeasible_share: float = 0.1
+    num_samples: int = 64
+
+    def __post_init__(self) -> None:
+        check_within(self, "low_ms", "high_ms", "feasible_from_ms", low=0, above=True)
+        check_within(self, "infeasible_share", low=0, high=1)
+        check_within(self, "num_samples", low=1)
+        if self.feasible_from_ms is not None and self.low_ms is None:
+            raise ValueError("budget.feasible-from-ms needs budget.low-ms and budget.high-ms too")
+
+    def fixed(self) -> BudgetSampler | None:
+        """The stated budgets, or None if they are to be measured; raises ValueError for half."""
+        given = (self.low_ms, self.high_ms)
+        if given == (None, None):
+            return None
+        if self.low_ms is None or self.high_ms is None:
+            raise ValueError("give both budget.low-ms and budget.high-ms, or neither")
+        return BudgetSampler(
+            range=BudgetRange(low_ms=self.low_ms, high_ms=self.high_ms),
+            feasible_from_ms=self.feasible_from_ms or self.low_ms,
+            infeasible_share=self.infeasible_share if self.feasible_from_ms else 0.0,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationConfig:
+    """Greedy evaluation on held-out samples while training.
+
+    Attributes:
+        every: steps between evaluations; the last step always has one.
+        first_index: of the validation samples; those of the shipped profile, of calibration and
+            of importance lie below it, so that none of them is asked again.
+        num_samples: held-out samples, each asked at every budget.
+        num_budgets: budgets, evenly spread over the feasible range.
+    """
+
+    every: int = 50
+    first_index: int = 20_000
+    num_samples: int = 24
+    num_budgets: int = 5
+
+    def __post_init__(self) -> None:
+        check_within(self, "every", "num_samples", "num_budgets", low=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JointGRPOConfig:
+    """One run of joint GRPO.
+
+    Attributes:
+        recipe: name of the recipe that this configuration started from.
+        run_dir: absolute folder, or URI such as s3://bucket/run, for checkpoints, logs and
+            evaluations; resumed if it holds a checkpoint. Empty: a new folder under runs/.
+        seed: of everything random.
+        steps: updates.
+        groups_per_step: samples in a batch; 0 takes two for each rollout actor, at least 8.
+        group_size: episodes of each sample.
+        max_staleness: batches that may be collected ahead of the update, so that the actors work
+            while the learner does; 0 is synchronous.
+        reward: `budget` (score minus lambda times violation) or `reference` (the earlier one).
+        checkpoint_every: steps between commits to the run folder, which is what a killed driver
+            resumes from; a killed learner never needs them.
+        keep_last: checkpoints kept besides the best.
+        warm_start_profile: profile table (.npz); before the first step both stages learn what it
+            says the configurations earn.
+        simulated_latency: JSON file of latencies by configuration INSTEAD of the clock; for tests
+            and dry runs.
+        dry_run: validates, sizes resources, runs one real step and stops.
+        print_config: prints the whole configuration and stops.
+        worker: the frozen model and its tasks.
+        budget: latency budgets.
+        pid: the rule that steers lambda.
+        learner: optimizer and loss.
+        evaluation: while training.
+        cluster: actors and limits.
+    """
+
+    recipe: str
+    run_dir: str = ""
+    seed: int = 42
+    steps: int = 400
+    groups_per_step: int = 0
+    group_size: int = 8
+    max_staleness: int = 0
+    reward: Literal["budget", "reference"] = "budget"
+    checkpoint_every: int = 1
+    keep_last: int = 3
+    warm_start_profile: Path | None = None
+    simulated_latency: Path | None = None
+    dry_run: bool = False
+    print_config: bool = False
+    worker: WorkerConfig = field(default_factory=WorkerConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    pid: PIDConfig = field(default_factory=PIDConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def __post_init__(self) -> None:
+        minimum = {"steps": 1, "groups_per_step": 0, "group_size": 2, "max_staleness": 0}
+        for name, least in {**minimum, "checkpoint_every": 1, "keep_last": 1}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}: give at least {least}")
+        check_within(self, "seed", low=0)
+        self.budget.fixed()
+        profiled, own = WorkerConfig(), self.worker
+        if self.warm_start_profile == SHIPPED_PROFILE and (own.model, own.tasks) != (
+            profiled.model,
+            profiled.tasks,
+        ):
+            raise ValueError(
+                f"the shipped profile is of {profiled.model} on all tasks, not of {own.model} on "
+                f"{', '.join(own.tasks) or 'all'}: take another recipe, such as embedded-scratch, "
+                "or another warm_start_profile"
+            )
+
+    def sized_for(self, num_actors: int) -> JointGRPOConfig:
+        """The configuration with its number of groups decided for a fleet."""
+        if self.groups_per_step:
+            return self
+        return replace(self, groups_per_step=max(8, 2 * num_actors))
+
+    def reward_function(self) -> RewardFunction:
+        """The reward that this run maximises."""
+        return BudgetReward() if self.reward == "budget" else ReferenceReward()
+
+
+def to_json(config: JointGRPOConfig) -> dict[str, Any]:
+    """The whole configuration as plain JSON values."""
+    return TypeAdapter(JointGRPOConfig).dump_python(config, mode="json")
+
+
+def from_json(data: Mapping[str, Any]) -> JointGRPOConfig:
+    """The configuration of `to_json`'s values; raises ValueError for what this version lacks."""
+    return TypeAdapter(JointGRPOConfig).validate_python(data)
+
+
+def _annealed(
+    steps: int, *, learning_rate: float, epochs: int, entropy: tuple[float, float]
+) -> LearnerConfig:
+    """Learning rate and entropy bonus fall over the whole run."""
+    return LearnerConfig(
+        learning_rate=learning_rate,
+        final_lr_ratio=0.1,
+        lr_steps=steps,
+        epochs=epochs,
+        entropy=EntropySchedule(start=entropy[0], end=entropy[1], steps=steps),
+    )
+
+
+def embedded_scratch() -> JointGRPOConfig:
+    """The small MolmoE and its tasks, on a laptop, from a controller that knows nothing."""
+    return JointGRPOConfig(
+        recipe="embedded-scratch",
+        steps=400,
+        groups_per_step=12,
+        group_size=4,
+        worker=WorkerConfig(device="cpu", dtype="float32"),
+        pid=PIDConfig(
+            target=0.035,
+            kp=0.2,
+            ki=0.2,
+            smoothing=0.8,
+            initial=1.0,
+            minimum=0.5,
+            maximum=4.0,
+            bins=8,
+        ),
+        learner=_annealed(400, learning_rate=1e-3, epochs=10, entropy=(0.05, 0.002)),
+    )
+
+
+def embedded() -> JointGRPOConfig:
+    """The small MolmoE and its tasks: learns the shipped profile, then GRPO by small steps."""
+    return replace(
+        embedded_scratch(),
+        recipe="embedded",
+        steps=200,
+        warm_start_profile=SHIPPED_PROFILE,
+        learner=replace(
+            _annealed(200, learning_rate=3e-5, epochs=2, entropy=(0.005, 0.001)),
+            budget_lr_ratio=0.1,
+        ),
+        evaluation=EvaluationConfig(num_samples=96),
+    )
+
+
+def molmoe_h100() -> JointGRPOConfig:
+    """MolmoE-1B-0924 in bfloat16, one rollout actor per GPU; name tasks with --worker.tasks.
+
+    Batches are collected one step ahead. Budgets are measured on the GPUs. The images of the
+    embedded tasks are so small that every tier of this model cuts them alike, which leaves stage 1
+    nothing to decide; so the recipe names no task and does not start until you do.
+    """
+    return JointGRPOConfig(
+        recipe="molmoe-h100",
+        steps=2000,
+        max_staleness=1,
+        worker=WorkerConfig(
+            model="allenai/MolmoE-1B-0924",
+            dtype="bfloat16",
+            device="cuda",
+            tasks=(),
+            executor=ExecutorConfig(max_new_tokens=64),
+        ),
+    )
+
+
+def earlier() -> JointGRPOConfig:
+    """The earlier implementation's values: reference reward, groups of 5, standardised.
+
+    Its 100 epochs are counted over EPOCH_SAMPLES samples, because tasks that draw samples without
+    end have no epoch of their own. Like molmoe-h100 it needs --worker.tasks.
+    """
+    base = molmoe_h100()
+    groups_per_step = 8
+    return JointGRPOConfig(
+        recipe="earlier",
+        seed=42,
+        steps=100 * EPOCH_SAMPLES // groups_per_step,
+        groups_per_step=groups_per_step,
+        group_size=5,
+        reward="reference",
+        worker=base.worker,
+        budget=BudgetConfig(low_ms=170.0, high_ms=380.0),
+        learner=LearnerConfig(
+            learning_rate=1e-4, weight_decay=1e-5, advantage="group_standardised"
+        ),
+    )
+
+
+NAMELESS_TASKS = (
+    "this recipe names no task: give --worker.tasks with data whose images its tiers cut "
+    "differently (the embedded tasks' images are so small that every tier of MolmoE-1B-0924 cuts "
+    "them alike, and stage 1 would have nothing to decide)"
+)
+
+RECIPES = {
+    "embedded": embedded,
+    "embedded-scratch": embedded_scratch,
+    "molmoe-h100": molmoe_h100,
+    "earlier": earlier,
+}

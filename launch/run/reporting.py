@@ -1,0 +1,111 @@
+"""What a run shows: TensorBoard, the same as JSON lines, and one progress line a step."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from torch.utils.tensorboard import SummaryWriter
+
+from envs.spec import NUM_BLOCKS, POSITIONS, TIERS, TOP_KS
+from policy.controller import HEADS
+from rollout.group_rollout import GroupRollout
+
+CHOICES = {"tier": TIERS, "position": POSITIONS, "top_k": TOP_KS, "num_blocks": NUM_BLOCKS}
+
+
+class Reporter:
+    """Writes one run's numbers; a resumed run continues after its last step.
+
+    Args:
+        run_dir: `tensorboard/` and `metrics.jsonl` are made in it.
+        first_step: rows of this step or later, left by a run that was cut, are dropped.
+        num_steps: of the run, for the progress line.
+        label: shown in every line if not empty, such as a simulated latency source.
+    """
+
+    def __init__(self, run_dir: Path, *, first_step: int, num_steps: int, label: str = "") -> None:
+        self.writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step)
+        self.console = Console(soft_wrap=True, highlight=False)
+        self.num_steps = num_steps
+        self.label = label
+        self.path = run_dir / "metrics.jsonl"
+        rows = _complete_rows(self.path, before_step=first_step)
+        temporary = self.path.with_suffix(".partial")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        os.replace(temporary, self.path)
+
+    def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Writes named numbers of a step to TensorBoard and as one JSON line."""
+        for name, value in scalars.items():
+            self.writer.add_scalar(name, value, step)
+        row = {"step": step, **({"label": self.label} if self.label else {}), **scalars}
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows of the run so far."""
+        return _complete_rows(self.path)
+
+    def choices(self, step: int, groups: Sequence[GroupRollout]) -> None:
+        """Histograms of every head's choices."""
+        actions = np.concatenate([g.actions for g in groups])
+        for head, column in zip(HEADS, actions.T, strict=True):
+            values = np.array(CHOICES[head])[column]
+            self.writer.add_histogram(f"choices/{head}", values, step)
+
+    def distributions(self, step: int, name: str, values: np.ndarray) -> None:
+        """A histogram of any array."""
+        self.writer.add_histogram(name, values, step)
+
+    def figure(self, step: int, name: str, figure: Any) -> None:
+        """A matplotlib picture; the figure is closed."""
+        self.writer.add_figure(name, figure, step, close=True)
+
+    def progress(self, step: int, scalars: Mapping[str, float], slowest: str) -> None:
+        """The one line that a person reads while waiting."""
+        parts = [
+            f"step {step + 1}/{self.num_steps}",
+            f"reward {scalars['reward/mean']:+.3f}",
+            f"in budget {scalars['rollout/in_budget_accuracy']:.3f}",
+            f"violations {_percent(scalars.get('violation/feasible'))}",
+            f"lambda {scalars['reward/lambda']:.2f}",
+            f"p95 {scalars['latency/p95_ms']:.0f} ms",
+            f"{scalars['time/step_s']:.1f} s",
+            f"slowest {slowest or 'none'}",
+        ]
+        self.say("  ".join(parts))
+
+    def say(self, text: str) -> None:
+        """Prints a line."""
+        prefix = f"[{self.label}] " if self.label else ""
+        self.console.print(prefix + text, markup=False)
+
+    def close(self) -> None:
+        """Flushes everything."""
+        self.writer.close()
+
+
+def _percent(share: float | None) -> str:
+    return "none feasible" if share is None else f"{share:.1%}"
+
+
+def _complete_rows(path: Path, *, before_step: float = math.inf) -> list[dict[str, Any]]:
+    """The whole rows up to a step; a torn last line is left out."""
+    rows: list[dict[str, Any]] = []
+    if not path.is_file():
+        return rows
+    for line in path.read_text().splitlines():
+        try:
+            row = json.loads(line)
+            if row["step"] < before_step:
+                rows.append(row)
+        except (json.JSONDecodeError, KeyError):
+            continue
+    return rows

@@ -1,0 +1,128 @@
+"""What a checkpoint says of its run, and what of that a resumed run must share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from envs.spec import BudgetRange, BudgetSampler
+from launch.run.recipes import JointGRPOConfig, from_json, to_json
+from learner.checkpoint import Checkpoint, CheckpointStore
+from rollout.build import WorkerConfig
+from rollout.fingerprint import Fingerprint
+from rollout.latency.calibration import Calibration
+
+STATE_KEYS = (
+    *("next_step", "seed", "lambda_control", "budgets", "calibration", "fingerprint"),
+    *("latency_source", "configuration", "git_revision", "packages", "python"),
+)
+"""What a run's state has in every checkpoint."""
+
+FREE_ON_RESUME = (
+    *("run_dir", "steps", "checkpoint_every", "keep_last", "dry_run", "print_config"),
+    *("warm_start_profile", "simulated_latency", "evaluation", "cluster", "budget.num_samples"),
+    *("worker.model", "worker.device", "worker.dtype", "worker.importance"),
+    *("worker.importance_by_task", "worker.kept_groups_mib"),
+)
+"""Settings that a resumed run may change: they move no weight, or the fingerprint watches them."""
+
+
+def load_checkpoint(run_dir: Path) -> Checkpoint:
+    """The newest checkpoint of a run; raises ValueError if there is none."""
+    if not (run_dir / "checkpoints").is_dir():
+        raise ValueError(f"{run_dir} holds no checkpoints: give the run-dir of a training run")
+    store = CheckpointStore(run_dir / "checkpoints", required_state=STATE_KEYS)
+    checkpoint = store.load_latest()
+    if checkpoint is None:
+        raise ValueError(f"{run_dir} holds no checkpoint yet: train first")
+    return checkpoint
+
+
+def worker_of(checkpoint: Checkpoint) -> WorkerConfig:
+    """The frozen model, tasks and settings of a checkpoint's run."""
+    return from_json(checkpoint.state["configuration"]).worker
+
+
+def budgets_to_state(sampler: BudgetSampler, config: JointGRPOConfig) -> dict[str, Any]:
+    """The budget sampler of a run, as plain JSON values."""
+    return {
+        "low_ms": sampler.range.low_ms,
+        "high_ms": sampler.range.high_ms,
+        "feasible_from_ms": sampler.feasible_from_ms,
+        "infeasible_share": sampler.infeasible_share,
+        "are_stated": config.budget.fixed() is not None,
+    }
+
+
+def budgets_from_state(state: dict[str, Any]) -> BudgetSampler:
+    """The budget sampler that a checkpoint's run used."""
+    saved = state["budgets"]
+    return BudgetSampler(
+        range=BudgetRange(low_ms=saved["low_ms"], high_ms=saved["high_ms"]),
+        feasible_from_ms=saved["feasible_from_ms"],
+        infeasible_share=saved["infeasible_share"],
+    )
+
+
+def calibration_from_state(state: dict[str, Any]) -> Calibration:
+    """How fast the devices of a checkpoint's run were when it began."""
+    return Calibration(**state["calibration"])
+
+
+def fingerprint_from_state(state: dict[str, Any]) -> Fingerprint | None:
+    """The frozen model, tasks and devices of a checkpoint's run; None for a test's."""
+    return Fingerprint.from_json(state["fingerprint"]) if state["fingerprint"] else None
+
+
+def check_resumable(checkpoint: Checkpoint, config: JointGRPOConfig, label: str) -> JointGRPOConfig:
+    """The configuration with which a checkpoint's run goes on.
+
+    Raises:
+        ValueError: the checkpoint belongs to a run that cannot be continued like this; every
+            setting that differs is named with both values.
+    """
+    state = checkpoint.state
+    source = label or "measured"
+    if state["latency_source"] != source:
+        raise ValueError(
+            f"{checkpoint.path} was trained with latencies from {state['latency_source']}, not "
+            f"from {source}: use a new run-dir"
+        )
+    saved = state["configuration"]
+    config = replace(config, groups_per_step=config.groups_per_step or saved["groups_per_step"])
+    theirs, ours = _flat(saved), _flat(to_json(config))
+    differing = [
+        f"{name} {theirs.get(name)} (now {ours.get(name)})"
+        for name in sorted(theirs.keys() | ours.keys())
+        if theirs.get(name) != ours.get(name) and not _is_free(name)
+    ]
+    if differing:
+        raise ValueError(
+            f"{checkpoint.path} was made with {', '.join(differing)}: resume with the same "
+            "settings, or give a new run-dir"
+        )
+    if state["next_step"] > config.steps:
+        raise ValueError(
+            f"{checkpoint.path} has done {state['next_step']} steps and {config.steps} are asked "
+            "for: give more steps, or a new run-dir"
+        )
+    return config
+
+
+def _is_free(name: str) -> bool:
+    return any(name == free or name.startswith(f"{free}.") for free in FREE_ON_RESUME)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted name."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        inner = (
+            _flat(value, f"{prefix}{name}.")
+            if isinstance(value, Mapping)
+            else {prefix + name: value}
+        )
+        found |= inner
+    return found

@@ -1,0 +1,387 @@
+"""One invocation of joint GRPO: configuration in, exit code out."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import dataclasses
+import json
+import logging
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+
+from envs.spec import BudgetSampler
+from envs.tasks.registry import build_tasks
+from launch.analysis.greedy_sweep import evaluate, feasible_budgets
+from launch.analysis.plots import curves_figure
+from launch.cluster.console import connect, nearest
+from launch.cluster.doctor import doctor
+from launch.cluster.fleet import RayFleet, open_fleet
+from launch.cluster.remote_learner import LearnerLostError, LearnerStateLostError, RemoteLearner
+from launch.cluster.signals import Stopped, StopSignals
+from launch.run.lock import RunLock
+from launch.run.object_store import RunStore, is_uri, staging_folder
+from launch.run.recipes import NAMELESS_TASKS, RECIPES, JointGRPOConfig, to_json
+from launch.run.reporting import Reporter
+from launch.run.resume import (
+    STATE_KEYS,
+    budgets_from_state,
+    calibration_from_state,
+    check_resumable,
+    fingerprint_from_state,
+)
+from launch.run.state import Run
+from launch.run.uploads import Uploader
+from launch.run.warm_start import warm_start_from_profile
+from learner.actor import initial_controller
+from learner.checkpoint import Checkpoint, CheckpointStore
+from learner.lambda_control import LambdaControl
+from learner.learner import Learner
+from policy.config import PolicySetup
+from rollout.block_skipping import BlockImportance
+from rollout.build import model_source
+from rollout.executor import check_knobs_fit
+from rollout.fingerprint import Fingerprint
+from rollout.latency.calibration import Calibration, EndLatencies, recalibrated
+from rollout.latency.simulated import SimulatedLatency
+from rollout.molmoe.config import resolve_config
+from rollout.profiling.conversion import calibrated
+from rollout.profiling.profile_table import ProfileTable
+
+JOB_FOLDER = "working_dir_files"
+"""Part of the path of a Ray job's unpacked working folder, which does not last."""
+
+MAX_LEARNER_RESTARTS = 20
+
+
+def run_command(train: Callable[[Run], None], arguments: list[str] | None = None) -> int:
+    """Reads the command line and runs it with the given loop; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["doctor"]:
+        return doctor(arguments[1:])
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in RECIPES:
+        known = [*RECIPES, "doctor"]
+        close = nearest(arguments[0], known)
+        hint = f"did you mean {close}?" if close else f"use one of {', '.join(known)}"
+        raise ValueError(f"there is no recipe or command {arguments[0]!r}: {hint}")
+    if not arguments or arguments[0] not in (*RECIPES, "-h", "--help"):
+        arguments = ["embedded", *arguments]
+    recipes = {name: ((recipe.__doc__ or "").strip(), recipe()) for name, recipe in RECIPES.items()}
+    config = tyro.extras.overridable_config_cli(
+        recipes, args=arguments, prog="joint_grpo.py", description=__doc__
+    )
+    if config.print_config:
+        Console().print_json(json.dumps(to_json(config)))
+        return 0
+    return Session(config, train).run()
+
+
+def resolve_run_dir(run_dir: str) -> Path:
+    """The folder of a run, absolute; raises ValueError for one that would not last."""
+    cwd = Path.cwd()
+    if not run_dir and JOB_FOLDER in cwd.parts:
+        raise ValueError(
+            "inside a Ray job give an absolute --run-dir: the job's working folder does not last"
+        )
+    path = Path(run_dir) if run_dir else cwd / "runs" / time.strftime("%Y%m%d-%H%M%S")
+    path = path.expanduser()
+    if not path.is_absolute() and JOB_FOLDER in cwd.parts:
+        raise ValueError(f"--run-dir {run_dir} is relative, inside a Ray job: give an absolute one")
+    path = path.absolute()
+    if JOB_FOLDER in path.parts:
+        raise ValueError(
+            f"--run-dir {path} is inside the job's temporary working folder and would be lost: "
+            "give a folder outside it"
+        )
+    return path
+
+
+class Session:
+    """One invocation: a Ray connection, a fleet, and runs of the loop until it ends."""
+
+    measured: EndLatencies
+    calibration: Calibration
+
+    def __init__(self, config: JointGRPOConfig, train: Callable[[Run], None]) -> None:
+        self.train = train
+        self.stop = StopSignals()
+        self.uploader: Uploader | None = None
+        if config.dry_run:
+            folder = tempfile.mkdtemp(prefix="dry-run-")
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            config = dataclasses.replace(config, steps=1, run_dir=folder)
+        self.config = config
+        self.uri = config.run_dir if is_uri(config.run_dir) else ""
+        self.run_dir = staging_folder(self.uri) if self.uri else resolve_run_dir(config.run_dir)
+        self.simulated = (
+            SimulatedLatency.from_file(config.simulated_latency)
+            if config.simulated_latency
+            else None
+        )
+        self.label = f"SIMULATED LATENCY {self.simulated.label}" if self.simulated else ""
+
+    def run(self) -> int:
+        """Trains to the end; returns 0, or 143 if it was asked to stop."""
+        self._check_before_ray()
+        with contextlib.ExitStack() as on_exit:
+            on_exit.enter_context(RunLock(self.run_dir))
+            if self.uri:
+                store = RunStore(self.uri, self.run_dir)
+                store.fetch()
+                self.uploader = Uploader(store)
+                on_exit.callback(self.uploader.close)
+            return self._run_on_ray(self._checkpoint())
+
+    def _run_on_ray(self, checkpoint: Checkpoint | None) -> int:
+        _say("starting Ray, or joining its cluster")
+        connect(self.config.cluster.address)
+        self.stop.listen()  # after ray.init, which installs handlers of its own
+        fleet = None
+        try:
+            _say("loading the model on every actor, and warming it up")
+            fleet = open_fleet(
+                self.config.worker,
+                self.config.cluster,
+                simulated=self.simulated,
+                is_stopping=self.stop.is_set,
+            )
+            store = self._store()
+            return self._train_until_done(fleet, store, checkpoint)
+        except Stopped:
+            logging.warning("stopped before the first step")
+            return 143
+        finally:
+            if fleet is not None:
+                fleet.shutdown()
+
+    def _check_before_ray(self) -> None:
+        """Everything that a user can get wrong and no cluster is needed to find out."""
+        worker = self.config.worker
+        if not worker.tasks:
+            raise ValueError(f"{self.config.recipe}: {NAMELESS_TASKS}")
+        build_tasks(worker.tasks)
+        if self.config.warm_start_profile is not None:
+            self.profile = ProfileTable.load(self.config.warm_start_profile)
+        model = resolve_config(model_source(worker))
+        check_knobs_fit(model)
+        for path in filter(None, (worker.importance, *worker.importance_by_task.values())):
+            BlockImportance.from_file(path, model.n_layers)
+        self.d_model = model.d_model
+        if self.run_dir.exists() and not self.run_dir.is_dir():
+            raise ValueError(f"--run-dir {self.run_dir} is a file: give a folder")
+
+    def _checkpoint(self) -> Checkpoint | None:
+        """What the run goes on from, None for a fresh run."""
+        if not (self.run_dir / "checkpoints").is_dir():
+            return None
+        checkpoint = self._store().load_latest()
+        if checkpoint is not None:
+            self.config = check_resumable(checkpoint, self.config, self.label)
+        return checkpoint
+
+    def _store(self) -> CheckpointStore:
+        return CheckpointStore(self.run_dir / "checkpoints", self.config.keep_last, STATE_KEYS)
+
+    def _train_until_done(
+        self, fleet: RayFleet, store: CheckpointStore, checkpoint: Checkpoint | None
+    ) -> int:
+        self.config = self.config.sized_for(fleet.num_actors)
+        budgets = self._budgets(fleet, checkpoint)
+        setup = PolicySetup.of(self.d_model, budgets)
+        fingerprint = fleet.pool.first_facts().fingerprint
+        self._check_fingerprint(fingerprint, checkpoint)
+        run = self._assemble(fleet, store, setup, fingerprint, checkpoint)
+        try:
+            self._train_over_lost_learners(run, fleet)
+            self._finish(run, fleet)
+        except Stopped:
+            run.commit()
+            run.reporter.say(
+                f"stopped after {run.next_step} of {run.config.steps} steps, checkpoint written"
+            )
+            return 143
+        except Exception:
+            _commit_on_the_way_out(run)
+            raise
+        finally:
+            run.reporter.close()
+        return 0
+
+    def _budgets(self, fleet: RayFleet, checkpoint: Checkpoint | None) -> BudgetSampler:
+        """A resumed run keeps its budgets; others measure, and believe stated ones only then."""
+        if checkpoint is not None:
+            self.calibration = calibration_from_state(checkpoint.state)
+            return budgets_from_state(checkpoint.state)
+        settings = self.config.budget
+        _say(f"measuring the latencies of {settings.num_samples} samples")
+        self.measured = EndLatencies.measure(fleet, settings.num_samples)
+        self.calibration = self.measured.calibration
+        measured, stated = self.measured.budgets(settings.infeasible_share), settings.fixed()
+        if stated is not None:
+            self.measured.check_straddles(stated.range)
+        return stated or measured
+
+    def _check_fingerprint(self, fingerprint: Fingerprint, checkpoint: Checkpoint | None) -> None:
+        """Refuses a checkpoint or a profile of another model, other tasks or another device."""
+        if checkpoint is not None:
+            saved = fingerprint_from_state(checkpoint.state)
+            if saved is not None:
+                saved.check_same(
+                    fingerprint,
+                    f"the run in {self.run_dir}",
+                    "this fleet",
+                    "resume it as it was started, or use a new run-dir",
+                )
+        elif self.config.warm_start_profile is not None:
+            self.profile.check_fingerprint(
+                fingerprint, str(self.config.warm_start_profile), "this fleet"
+            )
+
+    def _train_over_lost_learners(self, run: Run, fleet: RayFleet) -> None:
+        """The loop, entered again where it was left whenever the learner is lost."""
+        assert isinstance(run.learner, RemoteLearner)
+        is_lost = False
+        for _ in range(MAX_LEARNER_RESTARTS):
+            try:
+                if is_lost:
+                    run.learner.restart()
+                self.train(run)
+                return
+            except LearnerStateLostError:
+                self._restore(run, fleet)
+                is_lost = False
+            except LearnerLostError as error:
+                run.reporter.say(f"{error}: another one goes on where the last update left off")
+                is_lost = True
+        raise RuntimeError(f"the learner was lost {MAX_LEARNER_RESTARTS} times: see the log above")
+
+    def _restore(self, run: Run, fleet: RayFleet) -> None:
+        """Goes back to the last checkpoint: what the learner had last is gone with its node."""
+        checkpoint = run.store.load_latest()
+        if checkpoint is None:
+            raise RuntimeError("the learner's state was lost and there is no checkpoint yet")
+        fleet.drop_batches()
+        run.learner = self._learner(run.setup, checkpoint.learner_state)
+        run.go_back_to(checkpoint)
+        run.reporter.say(f"the learner's node is gone: back to step {run.next_step + 1}")
+
+    def _learner(self, setup: PolicySetup, state: dict[str, Any] | None) -> RemoteLearner:
+        return RemoteLearner(
+            setup.controller,
+            self.config.learner,
+            seed=self.config.seed,
+            inspection_folder=self.run_dir,
+            timeout_s=self.config.cluster.learner_timeout_s,
+            state=state,
+        )
+
+    def _assemble(
+        self,
+        fleet: RayFleet,
+        store: CheckpointStore,
+        setup: PolicySetup,
+        fingerprint: Fingerprint | None,
+        checkpoint: Checkpoint | None,
+    ) -> Run:
+        config, next_step = self.config, 0
+        if checkpoint is not None:
+            next_step = int(checkpoint.state["next_step"])
+            state: dict[str, Any] | None = checkpoint.learner_state
+        else:
+            state = self._warm_started(fleet, setup)
+        run = Run(
+            config=config,
+            setup=setup,
+            fleet=fleet,
+            learner=self._learner(setup, state),
+            reporter=Reporter(
+                self.run_dir, first_step=next_step, num_steps=config.steps, label=self.label
+            ),
+            store=store,
+            lambda_control=LambdaControl(config.pid, setup.budgets),
+            calibration=self.calibration,
+            fingerprint=fingerprint,
+            is_stopping=self.stop.is_set,
+            on_saved=self.uploader.submit if self.uploader else lambda _path: None,
+        )
+        budgets = setup.budgets
+        run.reporter.say(
+            f"run {self.run_dir}  actors {fleet.num_actors}  groups {config.groups_per_step} a step"
+            f"  budgets {budgets.range.low_ms:.1f}..{budgets.range.high_ms:.1f} ms, feasible from "
+            f"{budgets.feasible_from_ms:.1f} ms  "
+            f"{'resumes at' if next_step else 'starts with'} step {next_step + 1}"
+        )
+        if checkpoint is None:
+            run.commit()
+        else:
+            run.go_back_to(checkpoint)
+        return run
+
+    def _warm_started(self, fleet: RayFleet, setup: PolicySetup) -> dict[str, Any] | None:
+        """The learner's first state if the run starts from a profile, None from scratch."""
+        config = self.config
+        if config.warm_start_profile is None:
+            return None
+        _say("learning from the profile, on this device's clock")
+        table, scatter = calibrated(self.profile, self.measured)
+        controller = initial_controller(setup.controller, config.seed)
+        record = warm_start_from_profile(controller, table, setup.budgets, fleet, scatter=scatter)
+        logging.info(
+            "warm start from %s: its likeliest choices lose %.3f against the best, %.3f before",
+            config.warm_start_profile,
+            record.regret_after,
+            record.regret_before,
+        )
+        return Learner(controller, config.learner, self.run_dir).state_dict()
+
+    def _finish(self, run: Run, fleet: RayFleet) -> None:
+        """One greedy sweep over the test split, and the run's curves as one picture.
+
+        The devices are measured again: what the clock has drifted since is not the controller's.
+        """
+        settings = self.config.evaluation
+        setup = recalibrated(
+            run.setup,
+            run.calibration,
+            EndLatencies.measure(fleet, run.calibration.num_samples),
+            keeps_budgets=self.config.budget.fixed() is not None,
+        )
+        result = evaluate(
+            run.fleet,
+            setup,
+            run.learner.weights(),
+            split="test",
+            num_samples=settings.num_samples,
+            budgets_ms=feasible_budgets(setup.budgets, settings.num_budgets).tolist(),
+        )
+        path = self.run_dir / "evaluation.json"
+        row = {"latency_source": self.label or "measured", **result.to_json()}
+        path.write_text(json.dumps(row) + "\n")
+        curves_figure(run.reporter.rows()).savefig(self.run_dir / "curves.png", dpi=110)
+        run.reporter.say(
+            f"test split: in budget {result.in_budget_accuracy:.3f}, violations "
+            f"{float(result.violations.mean()):.1%}  evaluation {path}  "
+            f"curves {self.run_dir / 'curves.png'}  checkpoint {run.store.root}"
+        )
+
+
+def _say(text: str) -> None:
+    """What is going on before there is a run to report."""
+    Console(soft_wrap=True, highlight=False).print(f"{text} ...", markup=False)
+
+
+def _commit_on_the_way_out(run: Run) -> None:
+    """Best effort: whatever ended the run, its last whole step is not lost."""
+    try:
+        run.commit()
+        run.reporter.say(f"step {run.next_step} is in {run.store.root}")
+    except Exception as error:  # the first error is what the user must see
+        logging.warning("no checkpoint could be written on the way out: %s", error)

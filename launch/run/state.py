@@ -1,0 +1,311 @@
+"""The pieces around the loop: what is drawn at a step, what is logged, what is saved."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from envs.reward import BudgetReward, Reward, RewardFunction
+from launch.analysis.greedy_sweep import evaluate, feasible_budgets
+from launch.analysis.plots import choices_figure, latency_figure
+from launch.cluster.versions import git_revision, package_versions, python_version
+from launch.run.recipes import JointGRPOConfig, to_json
+from launch.run.reporting import Reporter
+from launch.run.resume import budgets_to_state
+from learner.checkpoint import Checkpoint, CheckpointStore
+from learner.lambda_control import LambdaControl
+from learner.learner import UpdateRecord
+from learner.scalars import rollout_scalars, stage_scalars, update_scalars, violations
+from policy.config import PolicySetup
+from policy.controller import Controller
+from policy.weights import PolicyWeights, weights_sha256
+from rollout.fingerprint import Fingerprint
+from rollout.fleet import Fleet
+from rollout.group_rollout import GroupRollout
+from rollout.latency.calibration import Calibration
+from rollout.requests import GroupRequest
+
+
+class LearnerLike(Protocol):
+    """The learner, in this process or in an actor."""
+
+    def prepare(
+        self, groups: Sequence[GroupRollout], score_NG: np.ndarray, constraint_NG: np.ndarray
+    ) -> Any:
+        """First half of an update; see `learner.learner.Learner.prepare`."""
+        ...
+
+    def apply(self, pending: Any, budget_token_grads: Sequence[np.ndarray]) -> UpdateRecord:
+        """Second half of an update."""
+        ...
+
+    def weights(self) -> Any:
+        """The current weights, or a reference to them, for the fleet."""
+        ...
+
+    def publish(self, weights: PolicyWeights) -> Any:
+        """Other weights in the form that `weights` has."""
+        ...
+
+    def fetch(self, weights: Any) -> PolicyWeights:
+        """The weights themselves."""
+        ...
+
+    def snapshot(self) -> tuple[Controller, dict[str, Any]]:
+        """The controller and the learner's state after the last update, for a checkpoint."""
+        ...
+
+
+@dataclass(slots=True, kw_only=True)
+class Stopwatch:
+    """Seconds by part of a step."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def part(self, name: str):
+        """Adds the block's time to a part."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            elapsed = time.perf_counter() - started
+            self.seconds[name] = self.seconds.get(name, 0.0) + elapsed
+
+    def take(self) -> dict[str, float]:
+        """The parts, and their sum, as scalars; starts anew."""
+        seconds, self.seconds = self.seconds, {}
+        total = sum(seconds.values())
+        return {**{f"time/{n}_s": s for n, s in seconds.items()}, "time/step_s": total}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submitted:
+    """A batch that the fleet works on: its step, its ticket and the weights that act in it."""
+
+    step: int
+    ticket: int
+    weights: Any
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """Everything that one run of the loop works with.
+
+    The loop may be left and entered again: what was submitted or collected is kept here.
+
+    Attributes:
+        config: the whole configuration.
+        setup: controller configuration and budgets.
+        fleet: runs groups.
+        learner: owns the weights.
+        reporter: shows numbers.
+        store: keeps checkpoints.
+        lambda_control: lambda by budget and its rule.
+        calibration: the devices as they were when the run began.
+        fingerprint: of the frozen model, its tasks and devices; None where a test has none.
+        next_step: the first step that is not done yet.
+        is_stopping: asked between steps; True ends the loop.
+        on_saved: called with the folder of every checkpoint, such as to copy it elsewhere.
+        in_flight: batches that are submitted and not learnt from.
+    """
+
+    config: JointGRPOConfig
+    setup: PolicySetup
+    fleet: Fleet[Any]
+    learner: LearnerLike
+    reporter: Reporter
+    store: CheckpointStore
+    lambda_control: LambdaControl
+    calibration: Calibration
+    fingerprint: Fingerprint | None = None
+    next_step: int = 0
+    is_stopping: Callable[[], bool] = lambda: False
+    on_saved: Callable[[Path], object] = lambda _path: None
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    in_flight: deque[Submitted] = field(default_factory=deque)
+    _collected: list[GroupRollout] | None = None
+    _committed_step: int = -1
+
+    def draw(self, step: int) -> list[GroupRequest]:
+        """The groups of a step: a function of (seed, step) alone, so that resuming is exact."""
+        rng = np.random.default_rng([self.config.seed, step])
+        return [
+            GroupRequest(
+                group_id=step * self.config.groups_per_step + number,
+                run_seed=self.config.seed,
+                step=step,
+                split="train",
+                index=int(rng.integers(2**31)),
+                budget_ms=self.setup.budgets.draw(rng),
+                group_size=self.config.group_size,
+            )
+            for number in range(self.config.groups_per_step)
+        ]
+
+    def submit(self) -> None:
+        """Hands the fleet the batches up to `max_staleness` steps ahead, with today's weights."""
+        ahead = self.next_step + self.config.max_staleness
+        drawn = self.in_flight[-1].step + 1 if self.in_flight else self.next_step
+        with self.watch.part("broadcast"):
+            for step in range(drawn, min(ahead, self.config.steps - 1) + 1):
+                self.resubmit(step, self.learner.weights())
+
+    def resubmit(self, step: int, weights: Any) -> None:
+        """Hands the fleet one step's batch under given weights."""
+        ticket = self.fleet.submit(self.draw(step), self.setup, weights)
+        self.in_flight.append(Submitted(step=step, ticket=ticket, weights=weights))
+
+    def collect(self) -> list[GroupRollout]:
+        """The groups of the next step, whole; the same ones until the step is finished."""
+        if self._collected is None:
+            with self.watch.part("wait"):
+                self._collected = self.fleet.collect(self.in_flight[0].ticket)
+        return self._collected
+
+    def reward_function(self) -> RewardFunction:
+        """The run's reward, with the lambda in force."""
+        reward = self.config.reward_function()
+        if isinstance(reward, BudgetReward):
+            reward.violation_cost = self.lambda_control.costs
+        return reward
+
+    def finish_step(self, groups: Sequence[GroupRollout]) -> None:
+        """Lets lambda follow the violation rate of the feasible budgets; the step is done."""
+        self.lambda_control.update([g.budget_ms for g in groups], violations(groups).mean(1))
+        self.next_step += 1
+        self.in_flight.popleft()
+        self._collected = None
+
+    def report(
+        self, step: int, groups: Sequence[GroupRollout], reward: Reward, update: UpdateRecord
+    ) -> None:
+        """Writes a step's numbers, histograms and progress line."""
+        stats = self.fleet.stats
+        times = self.watch.take()
+        num_episodes = sum(g.group_size for g in groups)
+        busy = list(stats.busy_share.values())
+        scalars = {
+            **update_scalars(update, reward),
+            **self.lambda_control.scalars(),
+            **rollout_scalars(groups, self.setup.budgets),
+            **stage_scalars(groups),
+            **times,
+            "time/rollout_s": float(np.mean(busy)) * times["time/step_s"] if busy else 0.0,
+            "time/episodes_per_s": num_episodes / max(times["time/step_s"], 1e-9),
+            "fleet/failed_samples": stats.failed_samples,
+            "fleet/reruns": stats.reruns,
+            "fleet/restarts": stats.restarts,
+            "fleet/rejected": stats.rejected,
+            **{f"fleet_busy/{name}": share for name, share in stats.busy_share.items()},
+        }
+        self.reporter.scalars(step, scalars)
+        self.reporter.progress(step, scalars, stats.slowest)
+        if step % 10 == 0:
+            self.reporter.choices(step, groups)
+            self.reporter.distributions(step, "reward/episodes", reward.total.ravel())
+
+    def is_evaluation_due(self) -> bool:
+        """After the last step, and at the stated interval."""
+        is_last = self.next_step == self.config.steps
+        return is_last or self.next_step % self.config.evaluation.every == 0
+
+    def evaluate(self, step: int) -> None:
+        """Greedy, on held-out samples, over all feasible budgets."""
+        settings, started = self.config.evaluation, time.perf_counter()
+        self.commit()
+        result = evaluate(
+            self.fleet,
+            self.setup,
+            self.learner.weights(),
+            split="validation",
+            num_samples=settings.num_samples,
+            budgets_ms=feasible_budgets(self.setup.budgets, settings.num_budgets).tolist(),
+            first_index=settings.first_index,
+        )
+        self.commit(metric=result.in_budget_accuracy)
+        scalars = {**result.scalars("evaluation"), "time/evaluate_s": time.perf_counter() - started}
+        self.reporter.scalars(step, scalars)
+        self.reporter.figure(
+            step, "evaluation/choices", choices_figure(result.budgets_ms, result.actions)
+        )
+        self.reporter.figure(
+            step, "evaluation/latency", latency_figure(result.budgets_ms, result.latencies_ms)
+        )
+        self.reporter.say(
+            f"evaluation after step {step + 1}: in budget "
+            f"{scalars['evaluation/in_budget_accuracy']:.3f}, violations "
+            f"{scalars['evaluation/violation']:.1%}"
+        )
+
+    def commit_if_due(self) -> None:
+        """Commits the step before, at the stated interval, while the fleet works on the next."""
+        if self.next_step % self.config.checkpoint_every == 0:
+            self.commit()
+
+    def commit(self, metric: float | None = None) -> Path | None:
+        """Commits the run's whole state, as it is before `next_step`, unless that is done.
+
+        Args:
+            metric: of the weights as they are now, for keeping the best; replaces what was
+                committed of this step before.
+
+        Returns:
+            The checkpoint's folder, None if there was nothing to do.
+        """
+        if metric is None and self._committed_step == self.next_step:
+            return None
+        with self.watch.part("checkpoint"):
+            controller, learner_state = self.learner.snapshot()
+            learner_state = {**learner_state, "in_flight": self._weights_in_flight()}
+            path = self.store.save(self.next_step, controller, learner_state, self._state(), metric)
+            self.on_saved(path)
+        self._committed_step = self.next_step
+        return path
+
+    def go_back_to(self, checkpoint: Checkpoint) -> None:
+        """Continues from a checkpoint; its batches in flight are submitted again."""
+        self.lambda_control.load_state_dict(checkpoint.state["lambda_control"])
+        self.next_step = self._committed_step = int(checkpoint.state["next_step"])
+        self.in_flight.clear()
+        self._collected = None
+        for batch in checkpoint.learner_state["in_flight"]:
+            arrays = {name: tensor.numpy() for name, tensor in batch["weights"].items()}
+            weights = PolicyWeights(
+                version=batch["version"], sha256=weights_sha256(arrays), arrays=arrays
+            )
+            self.resubmit(batch["step"], self.learner.publish(weights))
+
+    def _weights_in_flight(self) -> list[dict[str, Any]]:
+        """What acts in the batches that a resumed run must submit again: all but the newest's."""
+        current = self.learner.weights()
+        found = []
+        for batch in self.in_flight:
+            if batch.weights.version != current.version:
+                weights = self.learner.fetch(batch.weights)
+                tensors = {n: torch.from_numpy(np.array(a)) for n, a in weights.arrays.items()}
+                found.append({"step": batch.step, "version": weights.version, "weights": tensors})
+        return found
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "next_step": self.next_step,
+            "seed": self.config.seed,
+            "lambda_control": self.lambda_control.state_dict(),
+            "budgets": budgets_to_state(self.setup.budgets, self.config),
+            "calibration": asdict(self.calibration),
+            "fingerprint": self.fingerprint.to_json() if self.fingerprint else None,
+            "latency_source": self.reporter.label or "measured",
+            "configuration": to_json(self.config),
+            "git_revision": git_revision(),
+            "packages": package_versions(),
+            "python": python_version(),
+        }

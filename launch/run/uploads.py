@@ -1,0 +1,66 @@
+"""Copies a run to its object store beside the loop, so that no step waits for the network."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+
+from launch.run.object_store import RunStore
+
+logger = logging.getLogger(__name__)
+
+LAST_UPLOAD_S = 120.0
+"""Longest wait for the last upload when a run ends."""
+
+
+class Uploader:
+    """A thread that mirrors the newest checkpoint; those that it cannot keep up with it skips.
+
+    Args:
+        store: the run's home.
+    """
+
+    def __init__(self, store: RunStore) -> None:
+        self.store = store
+        self._newest: Path | None = None
+        self._is_closing = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name="uploads", daemon=True)
+        self._thread.start()
+
+    def submit(self, checkpoint: Path) -> None:
+        """Has a committed checkpoint copied, with the run's logs; returns at once."""
+        with self._changed:
+            self._newest = checkpoint
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Copies what is left, results included, and ends the thread; waits within a limit."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify()
+        self._thread.join(LAST_UPLOAD_S)
+        if self._thread.is_alive():
+            logger.warning(
+                "%s has not taken the last upload within %.0f s: what is missing there is in %s, "
+                "and the next start with this --run-dir on this machine sends it",
+                *(self.store.uri, LAST_UPLOAD_S, self.store.run_dir),
+            )
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._newest is not None or self._is_closing)
+                checkpoint, self._newest = self._newest, None
+                is_last = self._is_closing
+            try:
+                if is_last:
+                    self.store.mirror_results()
+                    return
+                assert checkpoint is not None
+                self.store.mirror(checkpoint)
+            except Exception:  # the run goes on, whatever a store does; the next upload tries again
+                logger.exception("an upload to %s failed", self.store.uri)
+                if is_last:
+                    return

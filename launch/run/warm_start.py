@@ -1,0 +1,118 @@
+"""Warm start: before GRPO, both stages learn what a profile says the configurations earn.
+
+Shapes: S samples, K budgets of a sample, C configurations, B = S K examples, D d_model, T budgets
+of a grid, G kinds of question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from envs.spec import BudgetSampler
+from launch.analysis.baselines import priced_gains
+from learner.warm_start import WarmStartConfig, WarmStartExamples, WarmStartRecord, warm_start
+from policy.controller import Controller
+from rollout.group_rollout import HEAD_SIZES
+from rollout.profiling.conversion import sample_place
+from rollout.profiling.profile_table import ProfileTable
+from rollout.requests import Prefixes, PrefixRequest
+
+MAX_VIOLATION = 0.04
+"""Largest share of violations that the best configurations of all kinds may have at a budget: below
+the target of 5 %, because they are chosen in hindsight."""
+
+NUM_PRICED = 200
+"""Budgets at which gains are computed; those between take the next lower's."""
+
+BUDGETS_OF_A_SAMPLE = 16
+
+
+class PrefixSource(Protocol):
+    """A fleet, as far as a warm start needs it."""
+
+    def prefixes(self, requests: Sequence[PrefixRequest]) -> list[Prefixes]:
+        """Language features and latency tokens, in the order of the requests."""
+        ...
+
+
+def gains(
+    table: ProfileTable,
+    budgets_SK: np.ndarray,
+    *,
+    max_violation: float = MAX_VIOLATION,
+    scatter: float = 0.0,
+) -> np.ndarray:
+    """What each configuration earns a sample's kind at its budgets, float64 [S, K, C].
+
+    What one sample alone would need is not visible before it is answered. A kind that can hardly
+    keep a budget takes up what share of violations is allowed, so that the others have to keep it
+    more strictly.
+    """
+    grid_ms = np.linspace(budgets_SK.min(), budgets_SK.max(), NUM_PRICED)
+    gains_TGC = priced_gains(table, grid_ms, max_violation=max_violation, scatter=scatter)
+    kind_S = np.unique(table.tasks, return_inverse=True)[1]
+    places_SK = np.searchsorted(grid_ms, budgets_SK, side="right") - 1
+    return gains_TGC[places_SK, kind_S[:, None]]
+
+
+def by_choice(table: ProfileTable, gains_SKC: np.ndarray) -> np.ndarray:
+    """Gains by the choices of the four heads, [S K, 3, 5, 5, 5]; -inf where none was profiled."""
+    arranged = np.full((gains_SKC[..., 0].size, *HEAD_SIZES), -np.inf, np.float32)
+    choices_C4 = np.array([knobs.indices() for knobs in table.configurations])
+    arranged[:, *choices_C4.T] = gains_SKC.reshape(len(arranged), -1)
+    return arranged
+
+
+def examples_from_profile(
+    controller: Controller,
+    table: ProfileTable,
+    budgets: BudgetSampler,
+    source: PrefixSource,
+    *,
+    scatter: float = 0.0,
+    num_budgets: int = BUDGETS_OF_A_SAMPLE,
+    seed: int = 0,
+) -> WarmStartExamples:
+    """Each profiled sample at some budgets, with what every configuration would earn there."""
+    rng = np.random.default_rng(seed)
+    low_ms, high_ms = budgets.range.low_ms, budgets.range.high_ms
+    budgets_SK = rng.uniform(low_ms, high_ms, (len(table.sample_ids), num_budgets))
+    with torch.no_grad():
+        tokens_BD = controller.budget_tokens(torch.from_numpy(budgets_SK.ravel())).cpu().numpy()
+    requests = [
+        PrefixRequest(split=split, index=index, budget_tokens_KD=tokens_KD)
+        for (split, index), tokens_KD in zip(
+            map(sample_place, table.sample_ids),
+            tokens_BD.reshape(*budgets_SK.shape, -1),
+            strict=True,
+        )
+    ]
+    prefixes = source.prefixes(requests)
+    return WarmStartExamples(
+        language_feature_BD=np.repeat([p.language_feature for p in prefixes], num_budgets, axis=0),
+        budgets_ms_B=budgets_SK.ravel(),
+        latency_token_BAPD=np.concatenate([p.latency_tokens for p in prefixes]),
+        gains_BAPKN=by_choice(table, gains(table, budgets_SK, scatter=scatter)),
+    )
+
+
+def warm_start_from_profile(
+    controller: Controller,
+    table: ProfileTable,
+    budgets: BudgetSampler,
+    source: PrefixSource,
+    config: WarmStartConfig | None = None,
+    *,
+    scatter: float = 0.0,
+) -> WarmStartRecord:
+    """Trains the controller's stages in place; raises ValueError for an unusable profile.
+
+    The table's latencies are those of the run's devices, and `scatter` what they lack of these
+    devices' noise (`rollout.latency.calibration.calibrated`).
+    """
+    examples = examples_from_profile(controller, table, budgets, source, scatter=scatter)
+    return warm_start(controller, examples, config or WarmStartConfig())

@@ -1,0 +1,42 @@
+"""The programs of this folder as console scripts; see `[project.scripts]` in pyproject.toml."""
+
+from importlib import import_module
+
+from launch.cluster.signals import stop_quietly
+
+
+def _run(program: str) -> int:
+    stop_quietly()  # importing a program takes seconds
+    from launch.cluster.console import one_clear_error
+
+    return one_clear_error(import_module(f"launch.{program}").main)
+
+
+def joint_grpo() -> int:
+    """Training: launch/joint_grpo.py."""
+    return _run("joint_grpo")
+
+
+def evaluate() -> int:
+    """Evaluation against the rivals: launch/evaluate.py."""
+    return _run("evaluate")
+
+
+def generate() -> int:
+    """One answer: launch/generate.py."""
+    return _run("generate")
+
+
+def profile_knobs() -> int:
+    """Measurements of all configurations: launch/profile_knobs.py."""
+    return _run("profile_knobs")
+
+
+def importance() -> int:
+    """Block importance: launch/importance.py."""
+    return _run("importance")
+
+
+def fit_latency_estimator() -> int:
+    """The standalone latency estimator: launch/fit_latency_estimator.py."""
+    return _run("fit_latency_estimator")

@@ -1,0 +1,117 @@
+"""What one step shows: numbers for TensorBoard and JSON lines, from groups, rewards and update.
+
+Shapes: N groups, G episodes of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from envs.reward import Reward, RewardFunction, is_violation, score_within_budget
+from envs.spec import BudgetSampler, Knobs
+from learner.learner import UpdateRecord
+from policy.controller import HEADS
+from rollout.group_rollout import GroupRollout
+
+BUDGET_BINS = 4
+
+
+def rewards_of(groups: Sequence[GroupRollout], reward: RewardFunction) -> Reward:
+    """The rewards of a batch, every array [N, G]."""
+    shape = (len(groups), groups[0].group_size)
+    budgets = np.repeat([g.budget_ms for g in groups], shape[1])
+    flat = reward(
+        np.concatenate([g.scores for g in groups]),
+        np.concatenate([g.latencies_ms for g in groups]),
+        budgets,
+        [Knobs.from_indices(action) for g in groups for action in g.actions],
+    )
+    return Reward(
+        score=flat.score.reshape(shape),
+        constraint=flat.constraint.reshape(shape),
+        components={name: part.reshape(shape) for name, part in flat.components.items()},
+    )
+
+
+def violations(groups: Sequence[GroupRollout]) -> np.ndarray:
+    """Whether each episode exceeded its budget: bool [N, G]."""
+    return np.stack([is_violation(g.latencies_ms, g.budget_ms) for g in groups])
+
+
+def feasible_violation_rate(groups: Sequence[GroupRollout], budgets: BudgetSampler) -> float | None:
+    """Violation rate over the groups whose budget the cheapest configuration meets; None if none.
+
+    Budgets that nothing meets are violated by every policy and say nothing about this one.
+    """
+    feasible = [g for g in groups if budgets.is_feasible(g.budget_ms)]
+    return float(violations(feasible).mean()) if feasible else None
+
+
+def in_budget_accuracy(groups: Sequence[GroupRollout]) -> float:
+    """Mean score, counted only within budget."""
+    inside = [score_within_budget(g.scores, g.latencies_ms, g.budget_ms) for g in groups]
+    return float(np.mean(inside))
+
+
+def rollout_scalars(groups: Sequence[GroupRollout], budgets: BudgetSampler) -> dict[str, float]:
+    """Score, violation, latency and choices of a batch."""
+    latencies = np.concatenate([g.latencies_ms for g in groups])
+    budgets_ms = np.repeat([g.budget_ms for g in groups], groups[0].group_size)
+    scalars = {
+        "rollout/score": float(np.concatenate([g.scores for g in groups]).mean()),
+        "rollout/in_budget_accuracy": in_budget_accuracy(groups),
+        "violation/all": float(violations(groups).mean()),
+        "latency/slack_ms": float((budgets_ms - latencies).mean()),
+        "rollout/empty_answers": float(np.mean([not a for g in groups for a in g.answers])),
+    }
+    rate = feasible_violation_rate(groups, budgets)
+    if rate is not None:
+        scalars["violation/feasible"] = rate
+    for quantile in (50, 95, 99):
+        scalars[f"latency/p{quantile}_ms"] = float(np.percentile(latencies, quantile))
+    edges = np.linspace(budgets.range.low_ms, budgets.range.high_ms, BUDGET_BINS + 1)
+    bins = np.clip(np.digitize(budgets_ms, edges) - 1, 0, BUDGET_BINS - 1)
+    for index in np.unique(bins):
+        inside = bins == index
+        name = f"violation/budget_{edges[index]:.0f}_to_{edges[index + 1]:.0f}_ms"
+        scalars[name] = float(is_violation(latencies, budgets_ms)[inside].mean())
+    return scalars
+
+
+def stage_scalars(groups: Sequence[GroupRollout]) -> dict[str, float]:
+    """Mean milliseconds of an episode by kind of stage (blocks and decode steps added up)."""
+    totals: dict[str, float] = {}
+    for stages in (stages for g in groups for stages in g.stages_ms):
+        for name, elapsed_ms in stages.items():
+            kind = name.rpartition("_")[0] if name[-1].isdigit() and "_" in name else name
+            totals[kind] = totals.get(kind, 0.0) + elapsed_ms
+    count = sum(g.group_size for g in groups)
+    return {f"stage/{name}_ms": total / count for name, total in totals.items()}
+
+
+def update_scalars(update: UpdateRecord, reward: Reward) -> dict[str, float]:
+    """Reward components, loss and gradient of one update."""
+    loss = update.loss
+    scalars = {
+        "reward/mean": float(reward.total.mean()),
+        **{f"reward/{name}": float(part.mean()) for name, part in reward.components.items()},
+        "learner/loss": loss.loss,
+        "learner/grad_norm": update.grad_norm,
+        "learner/entropy_coef": update.entropy_coef,
+        "learner/clip_share": loss.clip_share,
+        "learner/ratio_mean": loss.ratio_mean,
+        "learner/importance_mean": loss.importance_mean,
+        "learner/kl_to_initial": loss.reference_kl,
+        "learner/kl_to_behaviour": loss.behaviour_kl,
+        "learner/advantage_abs_mean": update.advantage_abs_mean,
+        "learner/zero_variance_share": update.num_zero_variance_groups / update.num_groups,
+        "learner/skipped_updates": update.num_nonfinite_total,
+        "learner/staleness_mean": update.staleness_mean,
+        "learner/staleness_max": update.staleness_max,
+        "learner/policy_version": update.version,
+    }
+    for head, value in zip(HEADS, loss.entropies, strict=True):
+        scalars[f"entropy/{head}"] = value
+    return scalars

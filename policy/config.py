@@ -1,0 +1,68 @@
+"""Sizes of the controller, and the budgets that it is made for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+from envs.spec import BudgetRange, BudgetSampler
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControllerConfig:
+    """Sizes of the controller and the run's budget range.
+
+    The defaults keep the two stages under 250K weights at d_model 2048.
+
+    Attributes:
+        d_model: width of the frozen model.
+        budget_low_ms: low end of the run's budgets.
+        budget_high_ms: high end.
+        sinusoid_scale: the normalised budget is multiplied by it before the sinusoids. At 1 the
+            fastest one turns by one radian over the whole range, and policies that must change
+            within a few milliseconds are learnt slowly.
+        projection_dim: width that each wide input is projected down to.
+        hidden_dim: width of each stage's hidden layer.
+    """
+
+    d_model: int
+    budget_low_ms: float
+    budget_high_ms: float
+    sinusoid_scale: float = 100.0
+    projection_dim: int = 32
+    hidden_dim: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("d_model", "projection_dim", "hidden_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"controller {name} is {getattr(self, name)}: give at least 1")
+        if not self.sinusoid_scale > 0:
+            raise ValueError(f"sinusoid_scale is {self.sinusoid_scale}: give a positive number")
+        _ = self.budget_range
+
+    @classmethod
+    def for_budgets(cls, d_model: int, budgets: BudgetSampler) -> Self:
+        """The configuration for a model's width and a run's budgets."""
+        return cls(
+            d_model=d_model,
+            budget_low_ms=budgets.range.low_ms,
+            budget_high_ms=budgets.range.high_ms,
+        )
+
+    @property
+    def budget_range(self) -> BudgetRange:
+        """The range that budgets are normalised by; raises ValueError for an empty one."""
+        return BudgetRange(low_ms=self.budget_low_ms, high_ms=self.budget_high_ms)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicySetup:
+    """What a worker needs, besides weights, to build its controller and environment."""
+
+    controller: ControllerConfig
+    budgets: BudgetSampler
+
+    @classmethod
+    def of(cls, d_model: int, budgets: BudgetSampler) -> Self:
+        """For a model's width and a run's budgets."""
+        return cls(controller=ControllerConfig.for_budgets(d_model, budgets), budgets=budgets)

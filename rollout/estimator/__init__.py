@@ -1,0 +1,1 @@
+"""The standalone latency estimator: milliseconds from a configuration, without running it."""

@@ -1,0 +1,129 @@
+"""From a budget back to configurations, in one batched prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from envs.spec import POSITIONS, TOP_KS, Knobs, Tier, all_knobs, allowed_num_blocks
+from rollout.estimator.estimator import TARGETS, LatencyEstimator, within_budget
+from rollout.profiling.records import LatencyRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleTokens:
+    """What a prediction needs of a sample; its vision tokens depend on the tier."""
+
+    text_tokens: int
+    vision_tokens: Mapping[Tier, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeasibleConfiguration:
+    """A configuration within the budget, with its predictions in ms.
+
+    `max_output_tokens` is (budget - prefill) / decode a token; infinite if decode is predicted 0.
+    """
+
+    knobs: Knobs
+    prefill_ms: float
+    decode_per_token_ms: float
+    max_output_tokens: float
+
+
+def feasible_configurations(
+    estimator: LatencyEstimator,
+    sample: SampleTokens,
+    budget_ms: float,
+    expected_output_tokens: float,
+    *,
+    grid: Sequence[Knobs] = tuple(all_knobs()),
+) -> list[FeasibleConfiguration]:
+    """The configurations of a grid that answer in `expected_output_tokens` within the budget.
+
+    Returns:
+        By `max_output_tokens`, largest first; equal ones in the grid's order.
+
+    Raises:
+        ValueError: an empty grid, a tier without vision tokens, or a senseless number.
+    """
+    missing = sorted({c.tier for c in grid} - set(sample.vision_tokens))
+    if not grid or missing:
+        names = ", ".join(tier.name.lower() for tier in missing)
+        raise ValueError(
+            f"the sample has no vision tokens for tier {names}" if missing else "the grid is empty"
+        )
+    latencies = estimator.predict_from_config(
+        {
+            "vision_tokens": [sample.vision_tokens[c.tier] for c in grid],
+            "text_tokens": sample.text_tokens,
+            "tier": torch.tensor([int(c.tier) for c in grid]),
+            "top_k": [c.top_k for c in grid],
+            "num_active_blocks": [c.num_blocks for c in grid],
+        }
+    )
+    is_feasible = within_budget(latencies, budget_ms, expected_output_tokens).tolist()
+    prefill, decode = (latencies[name].tolist() for name in TARGETS)
+    found = [
+        FeasibleConfiguration(
+            knobs=knobs,
+            prefill_ms=prefill_ms,
+            decode_per_token_ms=decode_ms,
+            max_output_tokens=(budget_ms - prefill_ms) / decode_ms if decode_ms else float("inf"),
+        )
+        for knobs, is_ok, prefill_ms, decode_ms in zip(
+            grid, is_feasible, prefill, decode, strict=True
+        )
+        if is_ok
+    ]
+    return sorted(found, key=lambda one: -one.max_output_tokens)
+
+
+def most_accurate_configuration(
+    estimator: LatencyEstimator,
+    sample: SampleTokens,
+    budget_ms: float,
+    expected_output_tokens: float,
+    *,
+    accuracies: Mapping[Knobs, float],
+) -> FeasibleConfiguration | None:
+    """The feasible configuration of highest accuracy, the fastest of equals; None if none fits.
+
+    The grid is that of `accuracies`, for instance from `accuracies_of`.
+    """
+    feasible = feasible_configurations(
+        estimator, sample, budget_ms, expected_output_tokens, grid=tuple(accuracies)
+    )
+    return max(feasible, key=lambda one: accuracies[one.knobs], default=None)
+
+
+def accuracies_of(records: Iterable[LatencyRecord]) -> dict[Knobs, float]:
+    """Mean score by configuration, of those that the controller can choose.
+
+    Profiles may hold others, such as 8 blocks; they are left out. A record without an insertion
+    position counts for the first one.
+
+    Raises:
+        ValueError: a record has no score.
+    """
+    scores: dict[Knobs, list[float]] = {}
+    for record in records:
+        position = record.insertion_position or POSITIONS[0]
+        if record.score is None:
+            raise ValueError(
+                f"a record of {record.dataset} ({record.sample_key}) has no score: accuracies "
+                "need a profile that was scored"
+            )
+        has_allowed_blocks = record.num_active_blocks in allowed_num_blocks(position)
+        if record.top_k not in TOP_KS or not has_allowed_blocks:
+            continue
+        knobs = Knobs(
+            tier=record.tier,
+            position=position,
+            top_k=record.top_k,
+            num_blocks=record.num_active_blocks,
+        )
+        scores.setdefault(knobs, []).append(record.score)
+    return {knobs: sum(values) / len(values) for knobs, values in sorted(scores.items())}

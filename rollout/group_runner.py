@@ -1,0 +1,153 @@
+"""THE composition of controller and executor: one group, from sample to rewards.
+
+Training, evaluation and single answers (a group of one) all go through here.
+
+Shapes: G members, D d_model, 4 heads (tier, position, top_k, num_blocks).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs.latency_budget import LatencyBudgetVectorEnv
+from envs.spec import Sample
+from policy.controller import Choice, Controller, choose
+from rollout.executor import MolmoEExecutor
+from rollout.group_session import GroupExecutor, MolmoEGroupSession
+from rollout.latency.hooks import Stages
+
+Member = torch.Generator | None
+"""Draws a member's choices; None takes the likeliest ones."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupResult:
+    """What the policy chose for a group, and what came of it.
+
+    Attributes:
+        language_feature: float32 [D].
+        actions: int64 [G, 4], choice indices.
+        log_probs: float32 [G, 4].
+        latency_tokens: float32 [G, D].
+        outcomes: the environment's last info of each member (`latency_ms`, `stages_ms`,
+            `answer`, `score`, `knobs`, ...), the controller's time included.
+        session: the group in its executor, for the vector-Jacobian product.
+    """
+
+    language_feature: np.ndarray
+    actions: np.ndarray
+    log_probs: np.ndarray
+    latency_tokens: np.ndarray
+    outcomes: tuple[dict[str, Any], ...]
+    session: MolmoEGroupSession
+
+
+class GroupRunner:
+    """A model, a controller and the environments that tie them, one for each group size."""
+
+    def __init__(
+        self, executor: MolmoEExecutor, controller: Controller, env_arguments: dict[str, Any]
+    ) -> None:
+        controller.check_compatible(d_model=executor.d_model)
+        self.executor = executor
+        self.controller = controller
+        self._arguments = env_arguments
+        self._envs: dict[int, LatencyBudgetVectorEnv] = {}
+
+    def env(self, group_size: int) -> LatencyBudgetVectorEnv:
+        """The environment of groups of this size."""
+        if group_size not in self._envs:
+            self._envs[group_size] = LatencyBudgetVectorEnv(
+                executor=GroupExecutor(self.executor),
+                encode_budget=self._encode_budget,
+                group_size=group_size,
+                **self._arguments,
+            )
+        return self._envs[group_size]
+
+    @torch.no_grad()
+    def run(
+        self, sample: Sample, budget_ms: float, members: Sequence[Member] = (None,)
+    ) -> GroupResult:
+        """Stage 1, prefix, stage 2, the rest, reward: one group of `len(members)` episodes.
+
+        Raises:
+            DataError: for an unusable sample; names it.
+            ValueError: for an unusable budget.
+        """
+        self.executor.timeline.take()
+        feature_D = self.executor.language_feature(sample)
+        feature_ms = self.executor.timeline.take()
+        stage1, token_D, times = self._decide_stage1(feature_D, budget_ms, members)
+        env = self.env(len(members))
+        options = {"sample": sample, "budget_ms": budget_ms, "budget_token": token_D}
+        env.reset(options={**options, "language_feature": feature_D})
+        session = env.session
+        assert isinstance(session, MolmoEGroupSession)
+        self._charge(env, [{**feature_ms, **stages} for stages in times])
+        actions1 = torch.cat([choice.indices_B2 for choice in stage1])
+        actions1_G2 = actions1.cpu().numpy()
+        observations, *_ = env.step(actions1_G2)
+        tokens_GD = observations[:, : self.executor.d_model]
+        stage2, times = self._decide_stage2(tokens_GD, actions1[:, 1], members)
+        self._charge(env, times)
+        actions2_G2 = torch.cat([choice.indices_B2 for choice in stage2]).cpu().numpy()
+        info = env.step(actions2_G2)[-1]
+        log_probs = [torch.cat([c.log_probs_B2 for c in stage]) for stage in (stage1, stage2)]
+        return GroupResult(
+            language_feature=feature_D,
+            actions=np.concatenate([actions1_G2, actions2_G2], axis=1),
+            log_probs=torch.cat(log_probs, dim=1).float().cpu().numpy(),
+            latency_tokens=tokens_GD,
+            outcomes=tuple(info["outcome"]),
+            session=session,
+        )
+
+    def _charge(self, env: LatencyBudgetVectorEnv, times: list[Stages]) -> None:
+        if self.executor.simulated is None:
+            env.charge(times)
+
+    def _encode_budget(self, budget_ms: float) -> np.ndarray:
+        return self.controller.budget_tokens(torch.tensor([budget_ms]))[0].cpu().numpy()
+
+    def _decide_stage1(
+        self, feature_D: np.ndarray, budget_ms: float, members: Sequence[Member]
+    ) -> tuple[list[Choice], np.ndarray, list[Stages]]:
+        """Logits once for the group; each member draws, and pays for, its own choice."""
+        timeline, controller = self.executor.timeline, self.controller
+        device = next(controller.parameters()).device
+        timeline.take()
+        with timeline.span("logits"):
+            token_1D = controller.budget_tokens(torch.tensor([budget_ms], device=device))
+            feature_1D = torch.from_numpy(feature_D).to(device)[None]
+            logits = controller.stage1_logits(feature_1D, token_1D)
+        choices = []
+        for index, generator in enumerate(members):
+            with timeline.span(f"{index}"):
+                choices.append(choose(logits, generator))
+        times = timeline.take()
+        stages = [{"stage1": times["logits"] + times[f"{i}"]} for i in range(len(members))]
+        return choices, token_1D[0].cpu().numpy(), stages
+
+    def _decide_stage2(
+        self, tokens_GD: np.ndarray, positions_G: Tensor, members: Sequence[Member]
+    ) -> tuple[list[Choice], list[Stages]]:
+        """Each member decides alone, as it would without a group."""
+        timeline, controller = self.executor.timeline, self.controller
+        tokens = torch.from_numpy(tokens_GD).to(positions_G.device)
+        timeline.take()
+        choices = []
+        for index, generator in enumerate(members):
+            with timeline.span(f"{index}"):
+                row = slice(index, index + 1)
+                choices.append(
+                    choose(controller.stage2_logits(tokens[row], positions_G[row]), generator)
+                )
+        times = timeline.take()
+        return choices, [{"stage2": times[f"{i}"]} for i in range(len(members))]

@@ -1,0 +1,120 @@
+"""G episodes of one (sample, budget) that share the work they have in common.
+
+The vision encoder runs once for each distinct tier, the blocks before the insertion position
+once for each distinct tier (each member leaves at its own), and the rest once for each distinct
+whole configuration. Sharing changes nothing but time: the same tensors go through the same
+modules.
+
+Shapes: G members, D d_model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from envs.spec import Execution, Knobs, Sample, Tier, check_budget_ms
+from rollout.executor import MolmoEExecutor
+from rollout.prefix import Prefix
+
+
+class MolmoEGroupSession:
+    """G episodes in flight; implements `envs.spec.GroupSession`."""
+
+    def __init__(self, executor: MolmoEExecutor, sample: Sample, budget_ms: float) -> None:
+        self.executor = executor
+        self.sample = sample
+        self.budget_ms = check_budget_ms(budget_ms)
+        self.budget_token_D: np.ndarray | None = None
+        self.prefixes: dict[Tier, Prefix] = {}
+        self.stage1: list[tuple[Tier, int]] = []
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the prefixes take on the device."""
+        return sum(prefix.num_bytes for prefix in self.prefixes.values())
+
+    def trim(self) -> None:
+        """Forgets all but what `budget_gradient` needs; no member can run on after that."""
+        for prefix in self.prefixes.values():
+            prefix.trim()
+
+    def begin(
+        self, choices: Sequence[tuple[Tier, int]], budget_token_D: np.ndarray | None
+    ) -> np.ndarray:
+        """Runs every member to its insertion position.
+
+        Args:
+            choices: tier and insertion position of each member.
+            budget_token_D: what enters block 0 beside the text. None runs fixed configurations,
+                which need no controller: without the token and its time.
+
+        Returns:
+            Latency tokens, float32 [G, D]; [G, 0] without a budget token.
+        """
+        self.stage1 = [(Tier.parse(tier), int(position)) for tier, position in choices]
+        self.budget_token_D = budget_token_D
+        for tier, position in sorted(set(self.stage1)):
+            if tier not in self.prefixes:
+                self.prefixes[tier] = self.executor.begin(self.sample, tier, budget_token_D)
+            self.executor.deepen(self.prefixes[tier], position)
+        if budget_token_D is None:
+            return np.zeros((len(self.stage1), 0), np.float32)
+        return np.stack(
+            [self.prefixes[tier].latency_tokens[p].float().cpu().numpy() for tier, p in self.stage1]
+        )
+
+    def finish(self, choices: Sequence[tuple[int, int] | None]) -> list[Execution | None]:
+        """Runs every member's (top_k, num_blocks) to its answer; None leaves a member out.
+
+        Raises:
+            ValueError: for a choice that is masked at the member's insertion position.
+        """
+        done: dict[Knobs, Execution] = {}
+        results: list[Execution | None] = []
+        for (tier, position), choice in zip(self.stage1, choices, strict=True):
+            if choice is None:
+                results.append(None)
+                continue
+            knobs = Knobs(tier=tier, position=position, top_k=choice[0], num_blocks=choice[1])
+            if knobs not in done:
+                done[knobs] = self.executor.advance(self.prefixes[tier], knobs, self.budget_ms)
+            results.append(done[knobs])
+        return results
+
+    def budget_gradient(self, gradients_GD: np.ndarray) -> np.ndarray:
+        """dL/d(latency token) of every member -> dL/d(budget token), [D]."""
+        assert self.budget_token_D is not None, "the group ran without a budget token"
+        total = np.zeros_like(gradients_GD[0])
+        for tier, prefix in self.prefixes.items():
+            by_position: dict[int, np.ndarray] = {}
+            for (member_tier, position), row in zip(self.stage1, gradients_GD, strict=True):
+                if member_tier is tier and row.any():
+                    by_position[position] = by_position.get(position, 0) + row
+            if by_position:
+                total = total + self.executor.budget_gradient(
+                    prefix, self.budget_token_D, by_position
+                )
+        return total
+
+
+@dataclass(frozen=True, slots=True)
+class GroupExecutor:
+    """A frozen model as the environment sees it; implements `envs.spec.Executor`."""
+
+    executor: MolmoEExecutor
+
+    @property
+    def d_model(self) -> int:
+        """Width of language features and latency tokens."""
+        return self.executor.d_model
+
+    def language_feature(self, sample: Sample) -> np.ndarray:
+        """Mean word embedding of the prompt, float32 [D]; raises DataError naming the sample."""
+        return self.executor.language_feature(sample)
+
+    def open(self, sample: Sample, budget_ms: float) -> MolmoEGroupSession:
+        """Starts a group of episodes on one (sample, budget)."""
+        return MolmoEGroupSession(self.executor, sample, budget_ms)

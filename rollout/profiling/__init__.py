@@ -1,0 +1,1 @@
+"""Measurements of many configurations on many samples."""

@@ -1,0 +1,158 @@
+"""A profile as a table: score and latency of every configuration on every sample.
+
+Shapes: S samples, C configurations.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+from zipfile import BadZipFile
+
+import numpy as np
+
+from envs.spec import Knobs, all_knobs
+from rollout.fingerprint import Fingerprint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileTable:
+    """Scores and latencies by sample and configuration.
+
+    Attributes:
+        configurations: C configurations.
+        sample_ids: S ids.
+        tasks: S task names.
+        prompts: S prompts.
+        scores: float32 [S, C].
+        latencies_ms: float32 [S, C].
+        fingerprint: model, tasks and devices that were profiled; None for a table made otherwise.
+    """
+
+    configurations: tuple[Knobs, ...]
+    sample_ids: tuple[str, ...]
+    tasks: tuple[str, ...]
+    prompts: tuple[str, ...]
+    scores: np.ndarray
+    latencies_ms: np.ndarray
+    fingerprint: Fingerprint | None = None
+
+    def __post_init__(self) -> None:
+        shape = (len(self.sample_ids), len(self.configurations))
+        for name in ("scores", "latencies_ms"):
+            array = getattr(self, name)
+            if array.shape != shape or not np.isfinite(array).all():
+                raise ValueError(f"profile {name} are {array.shape}, expected finite {shape}")
+
+    @classmethod
+    def from_rows(
+        cls, rows: Sequence[Mapping[str, Any]], fingerprint: Fingerprint | None = None
+    ) -> Self:
+        """One row a sample: sample_id, task, prompt, and by configuration scores, latencies_ms.
+
+        Raises:
+            ValueError: if there is no row, or rows do not cover the same configurations.
+        """
+        if not rows:
+            raise ValueError("the profile holds no sample: measure at least one")
+        known = {str(knobs): knobs for knobs in all_knobs()}
+        names = list(rows[0]["scores"])
+        for row in rows:
+            if list(row["scores"]) != names:
+                raise ValueError(
+                    f"sample {row['sample_id']} covers other configurations than the first: "
+                    "profile into a new folder"
+                )
+        return cls(
+            configurations=tuple(known[name] for name in names),
+            sample_ids=tuple(row["sample_id"] for row in rows),
+            tasks=tuple(row["task"] for row in rows),
+            prompts=tuple(row["prompt"] for row in rows),
+            scores=np.array([list(r["scores"].values()) for r in rows], np.float32),
+            latencies_ms=np.array([list(r["latencies_ms"].values()) for r in rows], np.float32),
+            fingerprint=fingerprint,
+        )
+
+    def save(self, path: Path) -> None:
+        """Writes a compressed .npz without pickles."""
+        np.savez_compressed(
+            path,
+            configurations=np.array([k.indices() for k in self.configurations], np.int8),
+            sample_ids=np.array(self.sample_ids),
+            tasks=np.array(self.tasks),
+            prompts=np.array(self.prompts),
+            scores=self.scores.astype(np.float16),
+            latencies_ms=self.latencies_ms.astype(np.float32),
+            fingerprint=np.array(json.dumps(self.fingerprint and self.fingerprint.to_json())),
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Reads what `save` wrote; raises ValueError that names an unusable file."""
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                fingerprint = json.loads(str(arrays["fingerprint"]))
+                return cls(
+                    configurations=tuple(
+                        Knobs.from_indices(row) for row in arrays["configurations"]
+                    ),
+                    sample_ids=tuple(map(str, arrays["sample_ids"])),
+                    tasks=tuple(map(str, arrays["tasks"])),
+                    prompts=tuple(map(str, arrays["prompts"])),
+                    scores=arrays["scores"].astype(np.float32),
+                    latencies_ms=arrays["latencies_ms"].astype(np.float32),
+                    fingerprint=fingerprint and Fingerprint.from_json(fingerprint),
+                )
+        except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
+            # NumPy's own words on a file that is none advise to load it unsafely.
+            reason = "not an .npz file of arrays" if "pickle" in str(error) else str(error)
+            raise ValueError(f"{path} is no profile table ({reason}): measure it again") from None
+
+    def check_fingerprint(self, other: Fingerprint, mine: str, theirs: str) -> None:
+        """Raises ValueError unless this table was measured on the same model, tasks and devices."""
+        if self.fingerprint is None:
+            raise ValueError(f"{mine} does not say what it was measured on: measure it again")
+        cure = "profile this model with launch/profile_knobs.py, or use the model of the profile"
+        self.fingerprint.check_same(other, mine, theirs, cure)
+
+    def column(self, knobs: Knobs) -> int:
+        """Index of a configuration; raises ValueError if it was not profiled."""
+        try:
+            return self.configurations.index(knobs)
+        except ValueError:
+            raise ValueError(f"{knobs} is not in the profile") from None
+
+    def steadied(self) -> Self:
+        """The same with latencies as a steady clock would have shown them.
+
+        Each is its sample's mean times what its configuration takes of that in the sample's task,
+        both on average of logarithms: what is left out is the noise of a single measurement.
+        """
+        log_SC = np.log(self.latencies_ms.astype(np.float64))
+        sample_S1 = log_SC.mean(1, keepdims=True)
+        tasks = np.array(self.tasks)
+        for task in set(self.tasks):
+            rows = tasks == task
+            log_SC[rows] = sample_S1[rows] + (log_SC[rows] - sample_S1[rows]).mean(0)
+        return replace(self, latencies_ms=np.exp(log_SC).astype(np.float32))
+
+    def only_task(self, task: str) -> Self:
+        """The rows of one task."""
+        rows = np.array([t == task for t in self.tasks])
+        return self.rows(np.flatnonzero(rows))
+
+    def rows(self, indices: np.ndarray) -> Self:
+        """Some of the samples."""
+        pick = [int(i) for i in indices]
+        return type(self)(
+            configurations=self.configurations,
+            sample_ids=tuple(self.sample_ids[i] for i in pick),
+            tasks=tuple(self.tasks[i] for i in pick),
+            prompts=tuple(self.prompts[i] for i in pick),
+            scores=self.scores[pick],
+            latencies_ms=self.latencies_ms[pick],
+            fingerprint=self.fingerprint,
+        )

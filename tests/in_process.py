@@ -1,0 +1,84 @@
+"""A fleet and a learner in this process, for tests that need no Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from learner.learner import Learner
+from policy.config import PolicySetup
+from policy.controller import Controller
+from policy.weights import PolicyWeights
+from rollout.fleet import MAX_REPLACEMENTS, FleetStats, replacement
+from rollout.group_rollout import GroupRollout
+from rollout.requests import GradientRequest, GroupRequest, Prefixes, PrefixRequest
+from rollout.worker import RolloutWorker
+
+
+class LocalFleet:
+    """One worker in this process; implements `rollout.fleet.Fleet` for `PolicyWeights`."""
+
+    def __init__(self, worker: RolloutWorker) -> None:
+        self.worker = worker
+        self.stats = FleetStats()
+        self._batches: dict[int, tuple[list[GroupRequest], PolicySetup, PolicyWeights]] = {}
+        self._next_ticket = 0
+
+    def submit(
+        self, requests: Sequence[GroupRequest], setup: PolicySetup, weights: PolicyWeights
+    ) -> int:
+        """Keeps the batch until it is collected."""
+        ticket = self._next_ticket
+        self._next_ticket += 1
+        self._batches[ticket] = (list(requests), setup, weights)
+        return ticket
+
+    def collect(self, ticket: int) -> list[GroupRollout]:
+        """Runs the batch's groups one after another."""
+        requests, setup, weights = self._batches.pop(ticket)
+        self.worker.install(setup, weights)
+        self.stats.busy_share = {self.worker.name: 1.0}
+        self.stats.slowest = self.worker.name
+        return [self._run(request) for request in sorted(requests, key=lambda r: r.group_id)]
+
+    def _run(self, request: GroupRequest) -> GroupRollout:
+        for attempt in range(MAX_REPLACEMENTS + 1):
+            result = self.worker.rollout(request)
+            if isinstance(result, GroupRollout):
+                return result
+            self.stats.failed_samples += 1
+            request = replacement(request, result, attempt)
+        raise AssertionError("replacement raises before the attempts run out")
+
+    def budget_gradients(
+        self, groups: Sequence[GroupRollout], gradients: Sequence[np.ndarray]
+    ) -> list[np.ndarray]:
+        """Vector-Jacobian products of a collected batch; groups without gradient cost nothing."""
+        return [
+            self.worker.budget_gradient(GradientRequest.of(group, gradient))
+            if gradient.any()
+            else np.zeros_like(gradient[0])
+            for group, gradient in zip(groups, gradients, strict=True)
+        ]
+
+    def prefixes(self, requests: Sequence[PrefixRequest]) -> list[Prefixes]:
+        """Language features and latency tokens, for a warm start."""
+        return [self.worker.prefixes(request) for request in requests]
+
+
+class LocalLearner(Learner):
+    """A `Learner` that hands out its controller and state for checkpoints."""
+
+    def snapshot(self) -> tuple[Controller, dict[str, Any]]:
+        """The controller and the learner's state, as they are between two updates."""
+        return self.controller, self.state_dict()
+
+    def publish(self, weights: PolicyWeights) -> PolicyWeights:
+        """Weights need no reference in one process."""
+        return weights
+
+    def fetch(self, weights: PolicyWeights) -> PolicyWeights:
+        """The same."""
+        return weights

@@ -1,0 +1,147 @@
+"""Everything at once: actors killed, one hang, nodes lost and added, the learner killed.
+
+The run ends by itself, no group is lost or counted twice, and the weights are those of the
+undisturbed run, to the bit.
+"""
+
+import contextlib
+import functools
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from launch.cluster.config import ClusterConfig
+from launch.cluster.fleet import RayFleet
+from launch.cluster.remote_learner import RemoteLearner
+from launch.joint_grpo import train
+from launch.run.recipes import BudgetConfig
+from launch.run.session import Session
+from launch.run.state import Run
+from learner.checkpoint import CheckpointStore
+from policy.weights import weights_sha256
+from tests import launch_rig
+from tests.launch.cluster.test_fleet import hanging_worker
+from tests.rollout import rig
+
+NUM_KILLS = 10
+
+
+@pytest.fixture
+def cluster():
+    if ray.is_initialized():
+        ray.shutdown()
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    nodes.add_node(num_cpus=1)
+    ray.init(address=nodes.address, log_to_driver=False)
+    yield nodes
+    ray.shutdown()
+    nodes.shutdown()
+
+
+class Chaos(threading.Thread):
+    """Kills actors at random moments; loses and adds a node, and kills the learner, on the way."""
+
+    def __init__(self, fleet, cluster, learners):
+        super().__init__(daemon=True)
+        self.fleet, self.cluster, self.learners = fleet, cluster, learners
+        self.kills, self.done = 0, threading.Event()
+        self.learner_killed = self.node_replaced = False
+
+    def run(self):
+        rng = np.random.default_rng(1)
+        while not self.done.is_set() and not (self.learner_killed and self.kills >= NUM_KILLS):
+            time.sleep(float(rng.uniform(0.3, 2.0)))
+            if self.kills >= 6 and self.learners and not self.learner_killed:
+                ray.kill(self.learners[-1].actor)
+                self.learner_killed = True
+            if self.kills >= NUM_KILLS:
+                continue  # all actors have been killed before there was a learner
+            facts = self.fleet.pool.slots[int(rng.integers(len(self.fleet.pool.slots)))].facts
+            if facts is None:
+                continue
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(facts.pid, signal.SIGKILL)
+                self.kills += 1
+
+    def await_kills(self, number: int):
+        """Holds a step up, a minute at most, so that the run does not outrun the kills."""
+        deadline = time.monotonic() + 60
+        while self.kills < number and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    def replace_node(self):
+        """Once, after some kills; from the main thread, which alone may start nodes."""
+        if self.kills >= 3 and not self.node_replaced:
+            self.node_replaced = True
+            self.cluster.remove_node(next(iter(self.cluster.worker_nodes)))
+            self.cluster.add_node(num_cpus=1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_chaos_changes_nothing(cluster, tmp_path, monkeypatch):
+    settings = launch_rig.config(
+        steps=40,
+        run_dir=str(tmp_path / "chaos"),
+        budget=BudgetConfig(
+            low_ms=5, high_ms=100, feasible_from_ms=10, infeasible_share=0.1, num_samples=4
+        ),
+        cluster=ClusterConfig(
+            num_actors=3, group_timeout_s=15, start_timeout_s=300, max_restarts=50
+        ),
+    )
+    quiet = launch_rig.local_run(tmp_path / "quiet", settings)
+    train(quiet)
+    (tmp_path / "hang").mkdir()
+    fleet = RayFleet(functools.partial(hanging_worker, str(tmp_path / "hang")), settings.cluster)
+    counted = []
+    original = Run.finish_step
+    session = Session(settings, train)
+    session.d_model = rig.SIXTEEN.d_model
+    learners, restarts = [], []
+    assemble, restart = session._assemble, RemoteLearner.restart
+
+    def remember(*arguments):
+        run = assemble(*arguments)
+        learners.append(run.learner)
+        return run
+
+    def counted_restart(learner):
+        restarts.append(learner)
+        restart(learner)
+
+    session._assemble = remember
+    monkeypatch.setattr(RemoteLearner, "restart", counted_restart)
+    (tmp_path / "chaos").mkdir()
+    store = CheckpointStore(tmp_path / "chaos" / "checkpoints")
+    chaos = Chaos(fleet, cluster, learners)
+
+    def finish_step(run, groups):
+        counted.append([g.group_id for g in groups])
+        chaos.replace_node()
+        chaos.await_kills((run.next_step + 4) * NUM_KILLS // 40)
+        original(run, groups)
+
+    monkeypatch.setattr(Run, "finish_step", finish_step)
+    chaos.start()
+    assert session._train_until_done(fleet, store, None) == 0
+    chaos.done.set()
+    chaos.join()
+    fleet.shutdown()
+    assert chaos.kills >= NUM_KILLS
+    assert chaos.learner_killed
+    assert chaos.node_replaced
+    assert restarts
+    assert (tmp_path / "hang" / "hung").exists()
+    whole = [list(range(3 * step, 3 * step + 3)) for step in range(40)]
+    assert all(ids in whole for ids in counted)
+    final = store.load_latest()
+    assert final.state["next_step"] == 40
+    ours = weights_sha256(final.controller.to_numpy())
+    assert ours == weights_sha256(quiet.learner.controller.to_numpy())

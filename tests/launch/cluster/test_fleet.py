@@ -1,0 +1,299 @@
+"""The fleet over real Ray actors: exactness, SIGKILL, hangs, constructors that raise."""
+
+import contextlib
+import dataclasses
+import functools
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from envs.spec import all_knobs
+from launch.cluster.config import ClusterConfig
+from launch.cluster.fleet import RayFleet
+from launch.cluster.remote_learner import LearnerLostError, RemoteLearner
+from launch.cluster.slots import GroupFailedError
+from launch.joint_grpo import train
+from launch.run.session import Session
+from policy.weights import weights_sha256
+from tests import launch_rig
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    """One local Ray for the tests of this file."""
+    if ray.is_initialized():
+        ray.shutdown()
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+SETTINGS = ClusterConfig(
+    num_actors=2,
+    start_timeout_s=300,
+    group_timeout_s=60,
+    step_timeout_s=300,
+    learner_timeout_s=120,
+    max_restarts=10,
+)
+
+
+def fleet(build=launch_rig.worker, **changes):
+    config = dataclasses.replace(SETTINGS, **changes)
+    return RayFleet(build, config, actor_options={"num_cpus": 0})
+
+
+def remote_run(path, settings, ray_fleet):
+    run = launch_rig.local_run(path, settings, ray_fleet)
+    state = run.learner.state_dict()
+    run.learner = RemoteLearner(
+        launch_rig.setup().controller,
+        settings.learner,
+        seed=settings.seed,
+        inspection_folder=path,
+        timeout_s=settings.cluster.learner_timeout_s,
+        state=state,
+    )
+    return run
+
+
+def final_sha256(run):
+    controller, _ = run.learner.snapshot()
+    return weights_sha256(controller.to_numpy())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    run = launch_rig.local_run(tmp_path_factory.mktemp("local"), launch_rig.config())
+    train(run)
+    return final_sha256(run)
+
+
+@pytest.fixture(scope="module")
+def two_actors():
+    """One fleet for all tests that leave it as good as new; starting it takes ten seconds."""
+    ray_fleet = fleet()
+    yield ray_fleet
+    ray_fleet.shutdown()
+
+
+def test_actors_give_the_weights_of_the_plain_loop_to_the_bit(two_actors, tmp_path, undisturbed):
+    run = remote_run(tmp_path, launch_rig.config(), two_actors)
+    train(run)
+    assert final_sha256(run) == undisturbed
+    assert set(two_actors.stats.busy_share) == {"rollout-0", "rollout-1"}
+    assert two_actors.stats.reruns == two_actors.stats.rejected == 0
+
+
+def test_health_answers_while_a_group_runs(two_actors):
+    slot = two_actors.pool.slots[0]
+    busy = slot.handle.profile.remote(tuple(all_knobs()), "train", 0)
+    time.sleep(0.1)
+    started = time.monotonic()
+    status = ray.get(slot.handle.status.remote(), timeout=10)
+    assert time.monotonic() - started < 1.0
+    assert status["name"] == "rollout-0"
+    ray.get(busy, timeout=60)
+
+
+def test_sigkill_of_rollout_actors_changes_nothing(two_actors, tmp_path, undisturbed):
+    run = remote_run(tmp_path, launch_rig.config(), two_actors)
+    kills, done = [], threading.Event()
+
+    def killer():
+        rng = np.random.default_rng(0)
+        while not done.is_set() and len(kills) < 3:
+            time.sleep(float(rng.uniform(0.2, 1.5)))
+            slot = two_actors.pool.slots[int(rng.integers(2))]
+            if slot.facts is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(slot.facts.pid, signal.SIGKILL)
+                    kills.append(slot.name)
+
+    thread = threading.Thread(target=killer)
+    thread.start()
+    try:
+        train(run)
+    finally:
+        done.set()
+        thread.join()
+    assert kills
+    assert two_actors.stats.restarts >= 1
+    assert final_sha256(run) == undisturbed
+
+
+def hang(request, original):
+    if request.group_id == 1 and not os.path.exists(f"{os.environ['TMPDIR_HANG']}/hung"):
+        open(f"{os.environ['TMPDIR_HANG']}/hung", "w").close()
+        time.sleep(1000)
+    return original(request)
+
+
+def hanging_worker(folder):
+    os.environ["TMPDIR_HANG"] = folder
+    worker = launch_rig.worker()
+    worker.rollout = functools.partial(hang, original=worker.rollout)
+    return worker
+
+
+@pytest.mark.slow
+def test_an_actor_that_hangs_is_replaced(tmp_path, undisturbed):
+    ray_fleet = fleet(functools.partial(hanging_worker, str(tmp_path)), group_timeout_s=4)
+    run = remote_run(tmp_path / "run", launch_rig.config(), ray_fleet)
+    train(run)
+    assert (tmp_path / "hung").exists()
+    assert ray_fleet.stats.restarts == 1
+    assert final_sha256(run) == undisturbed
+    ray_fleet.shutdown()
+
+
+def fails_often(request, original, folder):
+    marks = list(folder.glob("*"))
+    if request.group_id == 4 and len(marks) < 2:
+        (folder / str(os.getpid())).touch()
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+    return original(request)
+
+
+def failing_worker(folder):
+    worker = launch_rig.worker()
+    worker.rollout = functools.partial(fails_often, original=worker.rollout, folder=folder)
+    return worker
+
+
+def test_an_actor_that_raises_is_started_again_and_its_group_runs_elsewhere(tmp_path, undisturbed):
+    (tmp_path / "marks").mkdir()
+    ray_fleet = fleet(functools.partial(failing_worker, tmp_path / "marks"))
+    run = remote_run(tmp_path / "run", launch_rig.config(), ray_fleet)
+    train(run)
+    assert len(list((tmp_path / "marks").glob("*"))) == 2
+    assert ray_fleet.stats.restarts == 2
+    assert final_sha256(run) == undisturbed
+    ray_fleet.shutdown()
+
+
+def always_fails(request, original):
+    if request.group_id == 4:
+        raise RuntimeError("this group cannot be run")
+    return original(request)
+
+
+def poisoned_worker():
+    worker = launch_rig.worker()
+    worker.rollout = functools.partial(always_fails, original=worker.rollout)
+    return worker
+
+
+@pytest.mark.slow
+def test_a_group_that_fails_on_three_actors_ends_the_run_with_its_cause(tmp_path):
+    ray_fleet = fleet(poisoned_worker)
+    run = remote_run(tmp_path, launch_rig.config(), ray_fleet)
+    message = r"group 4 \(train sample \d+\) failed on 3 actors.* this group cannot be run"
+    with pytest.raises(GroupFailedError, match=message) as caught:
+        train(run)
+    assert "\n" not in str(caught.value)
+    assert run.store.load_latest().state["next_step"] == 1, "the whole step before is kept"
+    ray_fleet.shutdown()
+
+
+def other_model():
+    worker = launch_rig.worker()
+    if not os.path.exists(os.environ["OTHER_MODEL_MARK"]):
+        open(os.environ["OTHER_MODEL_MARK"], "w").close()
+        with torch.no_grad():
+            worker.executor.model.lm_head.weight[3] += 1
+    return worker
+
+
+def other_model_of(mark):
+    os.environ["OTHER_MODEL_MARK"] = mark
+    return other_model()
+
+
+@pytest.mark.slow
+def test_an_actor_with_other_weights_is_left_out(tmp_path, caplog):
+    ray_fleet = fleet(functools.partial(other_model_of, str(tmp_path / "mark")))
+    assert ray_fleet.num_actors == 1
+    assert "differs from the rest of the fleet (weights:" in caplog.text
+    ray_fleet.shutdown()
+
+
+def broken_worker():
+    raise ValueError("the weights are not where they should be")
+
+
+def test_a_constructor_that_raises_is_one_clear_error():
+    with pytest.raises(RuntimeError, match=r"rollout-0.*weights are not where they should be"):
+        fleet(broken_worker, num_actors=1)
+
+
+def test_too_few_resources_are_named():
+    with pytest.raises(RuntimeError, match=r"each actor asks for .*'gpus': 1.*has .*CPU"):
+        RayFleet(
+            launch_rig.worker,
+            ClusterConfig(num_actors=1, start_timeout_s=2, max_restarts=0),
+            wants_gpu=True,
+        )
+
+
+def test_a_killed_learner_goes_on_where_it_was(two_actors, tmp_path, undisturbed, monkeypatch):
+    run = remote_run(tmp_path, launch_rig.config(), two_actors)
+    kill_at = iter(range(100))
+    original = run.learner.prepare
+
+    def prepare(*arguments):
+        if next(kill_at) == 2:
+            ray.kill(run.learner.actor)
+        return original(*arguments)
+
+    run.learner.prepare = prepare
+    with pytest.raises(LearnerLostError, match="prepare"):
+        train(run)
+    assert run.store.load_latest().state["next_step"] == 2
+    collected = []
+    collect = two_actors.collect
+    monkeypatch.setattr(
+        two_actors, "collect", lambda ticket: collected.append(ticket) or collect(ticket)
+    )
+    run.learner.restart()
+    train(run)
+    assert len(collected) == 5, "three steps and two evaluations: the step in flight was kept"
+    assert final_sha256(run) == undisturbed
+
+
+@pytest.mark.slow
+def test_a_learner_whose_state_is_gone_too_goes_back_to_the_last_commit(
+    two_actors, tmp_path, undisturbed
+):
+    settings = launch_rig.config(max_staleness=1, run_dir=str(tmp_path))
+    expected = launch_rig.local_run(tmp_path / "local", settings)
+    train(expected)
+    run = remote_run(tmp_path, settings, two_actors)
+    steps, original = iter(range(100)), run.learner.prepare
+
+    def prepare(*arguments):
+        if next(steps) == 2:
+            run.learner.snapshot = lambda: (_ for _ in ()).throw(LearnerLostError("node lost"))
+            ray.kill(run.learner.actor)
+        return original(*arguments)
+
+    run.learner.prepare = prepare
+    Session(settings, train)._train_over_lost_learners(run, two_actors)
+    assert final_sha256(run) == final_sha256(expected) != undisturbed
+
+
+def test_a_wait_that_takes_too_long_says_what_for(two_actors, tmp_path, monkeypatch):
+    hurried = dataclasses.replace(SETTINGS, step_timeout_s=1e-9)
+    monkeypatch.setattr(two_actors, "config", hurried)
+    run = remote_run(tmp_path, launch_rig.config(steps=1), two_actors)
+    with pytest.raises(TimeoutError, match=r"3 of 3 groups of rollouts .* the cluster has"):
+        train(run)

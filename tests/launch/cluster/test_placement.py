@@ -1,0 +1,164 @@
+"""One actor per GPU for every command, on a cluster of nodes with pretended GPUs."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from launch import evaluate
+from launch import profile_knobs as profile
+from launch.cluster import fleet as clusters
+from launch.cluster.config import ClusterConfig
+from launch.cluster.fleet import open_fleet, placed
+from launch.joint_grpo import train
+from launch.run.recipes import BudgetConfig
+from launch.run.session import Session
+from launch.run.state import Run
+from learner.checkpoint import CheckpointStore
+from rollout.build import WorkerConfig
+from tests import launch_rig
+from tests.rollout import rig
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+NODES, GPUS_OF_A_NODE = 4, 2
+SETTINGS = ClusterConfig(start_timeout_s=400, group_timeout_s=120, step_timeout_s=400)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    if ray.is_initialized():
+        ray.shutdown()
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 0})
+    for _ in range(NODES):
+        nodes.add_node(num_cpus=1, num_gpus=GPUS_OF_A_NODE)
+    ray.init(address=nodes.address, log_to_driver=False)
+    yield nodes
+    ray.shutdown()
+    nodes.shutdown()
+
+
+def on_the_cpu(_worker, *, simulated=None):
+    """What stands for a model on a GPU: the random one, with simulated latencies."""
+    return launch_rig.worker()
+
+
+@pytest.fixture(autouse=True)
+def pretended(monkeypatch):
+    """Every command builds its workers here, and keeps to the cluster that is connected."""
+    monkeypatch.setattr(clusters, "build_worker", on_the_cpu)
+
+
+class Watched:
+    """Notes where the actors of each fleet are when it is shut down."""
+
+    def __init__(self, monkeypatch):
+        self.places = []
+        original = clusters.RayFleet.shutdown
+
+        def shutdown(fleet):
+            facts = [slot.facts for slot in fleet.pool.slots if slot.facts is not None]
+            self.places.append((len(fleet.pool.slots), [f.node for f in facts], fleet))
+            original(fleet)
+
+        monkeypatch.setattr(clusters.RayFleet, "shutdown", shutdown)
+
+    def check(self):
+        """One fleet of eight actors, two on every node, each with a GPU of its own."""
+        (count, nodes, fleet) = self.places.pop()
+        assert not self.places
+        assert count == NODES * GPUS_OF_A_NODE
+        assert len(nodes) == count
+        assert all(nodes.count(node) == GPUS_OF_A_NODE for node in set(nodes))
+        assert fleet.pool.options["num_gpus"] == 1
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    return Watched(monkeypatch)
+
+
+def settings(tmp_path, **changes):
+    budgets = {"low_ms": 5, "high_ms": 100, "feasible_from_ms": 10, "num_samples": 2}
+    return launch_rig.config(
+        **{
+            "run_dir": str(tmp_path / "run"),
+            "steps": 2,
+            "groups_per_step": 0,
+            "budget": BudgetConfig(**budgets),
+            "cluster": SETTINGS,
+            **changes,
+        }
+    )
+
+
+def trained(tmp_path, monkeypatch, loop=train, **changes):
+    """A whole session on the cluster, but for what it would read of a real model's folder."""
+    session = Session(settings(tmp_path, **changes), loop)
+    monkeypatch.setattr("launch.run.session.connect", lambda _address: None)
+    session._check_before_ray = lambda: setattr(session, "d_model", rig.SIXTEEN.d_model)
+    assert session.run() == 0
+    return CheckpointStore(tmp_path / "run" / "checkpoints").load_latest()
+
+
+def test_training_has_one_actor_per_gpu_and_groups_follow(cluster, tmp_path, monkeypatch, watched):
+    checkpoint = trained(tmp_path, monkeypatch)
+    watched.check()
+    assert checkpoint.state["configuration"]["groups_per_step"] == 16
+
+
+def test_profile_and_evaluate_have_one_actor_per_gpu(cluster, tmp_path, monkeypatch, watched):
+    trained(tmp_path, monkeypatch)
+    watched.check()
+    monkeypatch.setattr("launch.profile_knobs.connect", lambda _address: None)
+    monkeypatch.setattr("launch.evaluate.connect", lambda _address: None)
+    monkeypatch.setattr("launch.profile_knobs.build_tasks", lambda _names: rig.NoiseTask())
+    for split in ("validation", "test"):
+        config = profile.ProfileConfig(
+            output_dir=tmp_path / split, split=split, num_samples=2, cluster=SETTINGS
+        )
+        config.output_dir.mkdir()
+        rows_path = config.output_dir / "rows.jsonl"
+        profile.measure(config, profile.chosen_configurations(["corners"]), rows_path)
+        watched.check()
+        table = profile.to_table(profile.read_rows(rows_path), split, WorkerConfig())
+        table.save(config.output_dir / "table.npz")
+    arguments = [str(tmp_path / "run"), "--test", str(tmp_path / "test/table.npz")]
+    arguments += ["--validation", str(tmp_path / "validation/table.npz"), "--num-budgets", "2"]
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
+    monkeypatch.setattr(
+        "launch.evaluate.calibrated", lambda table, _now: (table, 0.0)
+    )  # the noise task's ids name no place in a split
+    assert evaluate.main() == 0
+    watched.check()
+
+
+def test_a_lost_node_does_not_end_the_run(cluster, tmp_path, monkeypatch):
+    removed, original = [], Run.finish_step
+
+    def finish_step(run, groups):
+        original(run, groups)
+        if not removed:
+            removed.append(next(iter(cluster.worker_nodes)))
+            cluster.remove_node(removed[0])
+
+    monkeypatch.setattr(Run, "finish_step", finish_step)
+    checkpoint = trained(tmp_path, monkeypatch, steps=4)
+    cluster.add_node(num_cpus=1, num_gpus=GPUS_OF_A_NODE)
+    assert removed
+    assert checkpoint.state["next_step"] == 4
+
+
+def test_a_gpu_that_the_cluster_lacks_is_refused_at_once(monkeypatch):
+    has = SimpleNamespace(cluster_resources=lambda: {"CPU": 4.0})
+    monkeypatch.setattr(clusters, "ray", has)
+    with pytest.raises(ValueError, match=r"4\.0 CPU cores and no GPU"):
+        placed(WorkerConfig(device="cuda"))
+    assert placed(WorkerConfig(device="auto")).device == "cpu"
+
+
+def test_a_cpu_fleet_asks_for_no_gpu(cluster):
+    fleet = open_fleet(WorkerConfig(device="cpu"), ClusterConfig(num_actors=1, start_timeout_s=300))
+    assert fleet.pool.options == {"num_cpus": 1}
+    fleet.shutdown()

@@ -1,0 +1,99 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from envs.spec import Tier
+from launch.run.recipes import embedded, embedded_scratch
+from launch.run.warm_start import by_choice, examples_from_profile, gains, warm_start_from_profile
+from learner.warm_start import WarmStartConfig
+from rollout.build import WorkerConfig
+from rollout.group_session import MolmoEGroupSession
+from rollout.requests import PrefixRequest
+from tests import launch_rig, table_rig
+from tests.in_process import LocalFleet
+from tests.rollout import rig
+
+
+@pytest.fixture(scope="module")
+def table():
+    return table_rig.synthetic_table(60)
+
+
+def test_targets_keep_their_budget_over_all_kinds(table):
+    budgets = table_rig.budgets_of(table)
+    budgets_SK = np.tile([budgets.range.low_ms, budgets.range.high_ms], (60, 1))
+    columns_SK = gains(table, budgets_SK, max_violation=0.05).argmax(-1)
+    tasks = np.array(table.tasks)
+    for task in set(table.tasks):
+        rows = np.flatnonzero(tasks == task)
+        assert len(np.unique(columns_SK[rows], axis=0)) == 1, "one target a kind and budget"
+    low_ms, high_ms = (table.latencies_ms[np.arange(60), columns_SK[:, k]] for k in (0, 1))
+    assert (high_ms > budgets.range.high_ms).mean() <= 0.05
+    assert low_ms.mean() < 0.8 * high_ms.mean()
+
+
+def test_gains_are_arranged_by_choice(table):
+    some = replace(
+        table,
+        configurations=table.configurations[3:5],
+        scores=table.scores[:, 3:5],
+        latencies_ms=table.latencies_ms[:, 3:5],
+    )
+    arranged = by_choice(some, np.arange(12.0).reshape(2, 3, 2))
+    assert arranged.shape == (6, 3, 5, 5, 5)
+    assert arranged[4, *some.configurations[1].indices()] == 9.0
+    assert np.isfinite(arranged).sum() == 12
+
+
+def test_the_shipped_profile_is_refused_for_another_model_or_other_tasks():
+    for worker in (WorkerConfig(model="/other"), WorkerConfig(tasks=("digits",))):
+        with pytest.raises(ValueError, match="shipped profile"):
+            replace(embedded(), worker=worker)
+        assert replace(embedded_scratch(), worker=worker).warm_start_profile is None
+
+
+def test_examples_hold_what_the_controller_would_see(table, tmp_path):
+    fleet = table_rig.fleet_of(table)
+    run = table_rig.table_run(tmp_path, table_rig.settings(embedded_scratch()), fleet)
+    controller = run.learner.controller
+    examples = examples_from_profile(controller, table, run.setup.budgets, fleet, num_budgets=3)
+    assert len(examples.budgets_ms_B) == 180
+    row = 100
+    sample = row // 3
+    feature = fleet.splits["train"].language_feature_SD[sample]
+    assert np.array_equal(examples.language_feature_BD[row], feature)
+    with torch.no_grad():
+        token = controller.budget_tokens(torch.from_numpy(examples.budgets_ms_B[row : row + 1]))
+        places = (torch.tensor([2]), torch.tensor([3]))
+        latency = fleet.blocks(token, torch.from_numpy(feature)[None], *places)
+    found = torch.from_numpy(examples.latency_token_BAPD[row, 2, 3])
+    assert torch.allclose(found, latency[0], atol=1e-5)
+    budgets_SK = examples.budgets_ms_B.reshape(60, 3)
+    best = table.configurations[int(gains(table, budgets_SK)[sample, row % 3].argmax())]
+    assert examples.gains_BAPKN[row, *best.indices()] == examples.gains_BAPKN[row].max()
+
+
+def test_a_worker_gives_the_tokens_of_a_rollout():
+    """Whatever tier and position a rollout takes, the warm start saw the very same token."""
+    worker = launch_rig.worker()
+    token = np.random.default_rng(0).normal(size=(2, rig.SIXTEEN.d_model)).astype(np.float32)
+    prefixes = worker.prefixes(PrefixRequest(split="train", index=1, budget_tokens_KD=token))
+    sample = worker.tasks.sample("train", 1)
+    for tier, position in ((Tier.LOW, 1), (Tier.HIGH, 4)):
+        group = MolmoEGroupSession(worker.executor, sample, 50.0)
+        (alone,) = group.begin([(tier, position)], token[1])
+        assert np.array_equal(prefixes.latency_tokens[1, tier, position - 1], alone)
+
+
+def test_it_runs_through_the_model(table):
+    """The same glue with a real worker: the profile's ids name the worker's samples."""
+    small = table.rows(np.arange(3))
+    small = replace(small, sample_ids=tuple(f"noise/train/{n}" for n in range(3)))
+    controller = rig.controller()
+    fleet = LocalFleet(launch_rig.worker())
+    record = warm_start_from_profile(
+        controller, small, rig.BUDGETS, fleet, WarmStartConfig(steps=30, batch_size=8)
+    )
+    assert record.regret_after < record.regret_before

@@ -1,0 +1,52 @@
+import pickle
+
+import numpy as np
+import pytest
+
+from rollout.group_rollout import GroupRollout
+
+GOOD = {
+    "group_id": 3,
+    "split": "train",
+    "index": 7,
+    "sample_id": "a",
+    "task": "vqa",
+    "budget_ms": 200.0,
+    "policy_version": 1,
+    "policy_sha256": "0" * 64,
+    "budget_token": np.zeros(6, np.float32),
+    "language_feature": np.zeros(6, np.float32),
+    "actions": np.array([[0, 0, 0, 0], [2, 4, 4, 4]]),
+    "log_probs": np.zeros((2, 4), np.float32),
+    "latency_tokens": np.zeros((2, 6), np.float32),
+    "scores": np.zeros(2, np.float32),
+    "latencies_ms": np.array([150.0, 190.0]),
+    "answers": ("yes", "no"),
+    "stages_ms": ({"vision": 1.0}, {"vision": 2.0}),
+    "actor": "rollout-0",
+    "incarnation": 0,
+}
+
+
+def test_survives_pickling():
+    group = pickle.loads(pickle.dumps(GroupRollout(**GOOD)))
+    assert group.group_size == 2
+    assert group.answers == ("yes", "no")
+    assert (group.actions == GOOD["actions"]).all()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("actions", np.zeros((0, 4), np.int64), "has no episode"),
+        ("actions", np.full((2, 4), 5), "choice indices, not knob values"),
+        ("log_probs", np.zeros(2, np.float32), r"log_probs is float32 \[2\]"),
+        ("latency_tokens", np.zeros((2, 5), np.float32), "latency_tokens"),
+        ("scores", np.zeros(2), "scores is float64"),
+        ("latencies_ms", np.zeros(2, np.float32), "latencies_ms is float32"),
+        ("answers", ("yes",), "1 answers for 2 episodes"),
+    ],
+)
+def test_wrong_fields_are_refused(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        GroupRollout(**GOOD | {field: value})

@@ -1,0 +1,294 @@
+"""A world whose optimum is known: episodes read off a profile table instead of a running model.
+
+`TableFleet` takes the place of the actors in the training loop. Scores and latencies come from
+measurements of every configuration on every sample; the latency token comes from a fixed random
+network in place of the frozen blocks, and gradients through it are exact. Everything else, the
+loop, the controller, the learner and the rewards, is what a real run uses.
+
+Shapes: S samples, C configurations, N groups, G members, B = N G episodes, D d_model, 4 heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from envs.spec import POSITIONS, TIERS
+from policy.config import PolicySetup
+from policy.controller import Controller, choose
+from policy.weights import PolicyWeights
+from rollout.fleet import FleetStats
+from rollout.group_rollout import HEAD_SIZES, GroupRollout
+from rollout.profiling.profile_table import ProfileTable
+from rollout.requests import GroupRequest, Prefixes, PrefixRequest
+from rollout.worker import member_generators
+
+
+def mean_embeddings(
+    prompts: Sequence[str], encode: Callable[[str], np.ndarray], embedding_VD: np.ndarray
+) -> np.ndarray:
+    """Language features float32 [S, D] of prompts, as `MolmoEExecutor.language_feature` has them.
+
+    Args:
+        prompts: S prompts.
+        encode: prompt to token ids, for instance `Preprocessor.encode_prompt`.
+        embedding_VD: the frozen model's word embedding.
+    """
+    return np.stack([embedding_VD[encode(prompt)].mean(0) for prompt in prompts]).astype(np.float32)
+
+
+class StandInBlocks(nn.Module):
+    """A fixed random network in place of the frozen blocks up to the insertion position.
+
+    One residual step a block, like the model's: h + W2 tanh(W1 norm(h) + context), where the
+    context is a linear function of the image tier and of the sample's feature.
+    """
+
+    def __init__(self, d_model: int, seed: int = 0) -> None:
+        super().__init__()
+        rng = torch.Generator().manual_seed(seed)
+        depth = max(POSITIONS)
+
+        def fixed(*shape: int, scale: float) -> nn.Parameter:
+            values = torch.randn(shape, generator=rng) * scale
+            return nn.Parameter(values, requires_grad=False)
+
+        spread = d_model**-0.5
+        self.norm = nn.LayerNorm(d_model, elementwise_affine=False)
+        self.inner_PDD = fixed(depth, d_model, d_model, scale=spread)
+        self.outer_PDD = fixed(depth, d_model, d_model, scale=spread)
+        self.feature_PDD = fixed(depth, d_model, d_model, scale=spread)
+        self.tier_P3D = fixed(depth, len(TIERS), d_model, scale=1.0)
+
+    def forward(
+        self, budget_token_BD: Tensor, feature_BD: Tensor, tier_B: Tensor, position_B: Tensor
+    ) -> Tensor:
+        """Returns latency tokens [B, D]; tier and position are choice indices."""
+        hidden_BD, feature_BD = budget_token_BD, self.norm(feature_BD)
+        states = []
+        for block in range(max(POSITIONS)):
+            context_BD = feature_BD @ self.feature_PDD[block] + self.tier_P3D[block][tier_B]
+            inner_BD = torch.tanh(self.norm(hidden_BD) @ self.inner_PDD[block] + context_BD)
+            hidden_BD = hidden_BD + inner_BD @ self.outer_PDD[block]
+            states.append(hidden_BD)
+        rows_B = torch.arange(len(position_B))
+        return torch.stack(states)[position_B, rows_B]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TableSamples:
+    """The samples of one split.
+
+    Attributes:
+        table: scores and latencies of all 225 configurations.
+        language_feature_SD: float32, what the controller knows of each prompt.
+    """
+
+    table: ProfileTable
+    language_feature_SD: np.ndarray
+
+    def __post_init__(self) -> None:
+        shape = self.language_feature_SD.shape
+        if len(shape) != 2 or shape[0] != len(self.table.sample_ids):
+            raise ValueError(
+                f"language features are {shape} for {len(self.table.sample_ids)} samples: give "
+                "one row each"
+            )
+
+
+def column_by_action(table: ProfileTable) -> np.ndarray:
+    """The table's column of every choice of the four heads, int64 [3, 5, 5, 5]; -1 if masked.
+
+    Raises:
+        ValueError: if a valid configuration is not in the table.
+    """
+    columns = np.full(HEAD_SIZES, -1)
+    for column, knobs in enumerate(table.configurations):
+        columns[knobs.indices()] = column
+    if (columns >= 0).sum() < 225:
+        raise ValueError(
+            f"the profile holds {(columns >= 0).sum()} of 225 configurations: profile all of them"
+        )
+    return columns
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Collected:
+    """What the vector-Jacobian product of one collected batch needs."""
+
+    row_of: Mapping[int, int]
+    budget_token_ND: Tensor
+    feature_ND: Tensor
+    actions_NG4: Tensor
+
+
+class TableFleet:
+    """Runs a whole batch of groups at once, from tables; implements `rollout.fleet.Fleet`.
+
+    A request's sample is the one at its index modulo the split's size.
+
+    Args:
+        splits: samples by split.
+        blocks: what makes latency tokens.
+    """
+
+    def __init__(self, splits: Mapping[str, TableSamples], blocks: StandInBlocks) -> None:
+        self.splits = dict(splits)
+        self.blocks = blocks
+        self.stats = FleetStats()
+        self._columns = {name: column_by_action(s.table) for name, s in self.splits.items()}
+        self._batches: dict[int, tuple[list[GroupRequest], PolicySetup, PolicyWeights]] = {}
+        self._next_ticket = 0
+        self._controller: tuple[PolicySetup, Controller] | None = None
+        self._collected: _Collected | None = None
+
+    def submit(
+        self, requests: Sequence[GroupRequest], setup: PolicySetup, weights: PolicyWeights
+    ) -> int:
+        """Keeps the batch until it is collected; its groups must be of one size and split."""
+        if len({(r.split, r.group_size) for r in requests}) != 1:
+            raise ValueError("a table runs batches of one split and one group size: split this one")
+        ticket = self._next_ticket
+        self._next_ticket += 1
+        self._batches[ticket] = (sorted(requests, key=lambda r: r.group_id), setup, weights)
+        return ticket
+
+    @torch.no_grad()
+    def collect(self, ticket: int) -> list[GroupRollout]:
+        """Chooses for all groups and looks their outcomes up."""
+        requests, setup, weights = self._batches.pop(ticket)
+        controller = self._install(setup, weights)
+        samples = self.splits[requests[0].split]
+        rows = [r.index % len(samples.table.sample_ids) for r in requests]
+        feature_ND = torch.from_numpy(samples.language_feature_SD[rows])
+        token_ND = controller.budget_tokens(torch.tensor([r.budget_ms for r in requests]))
+        size = max(requests[0].group_size, 1)
+        generators = [
+            generator
+            for request, row in zip(requests, rows, strict=True)
+            for generator in member_generators(request, samples.table.sample_ids[row])
+        ] or None
+        feature_BD, token_BD = (x.repeat_interleave(size, 0) for x in (feature_ND, token_ND))
+        first = choose(controller.stage1_logits(feature_BD, token_BD), generators)
+        tier_B, position_B = first.indices_B2.unbind(1)
+        latency_token_BD = self.blocks(token_BD, feature_BD, tier_B, position_B)
+        second = choose(controller.stage2_logits(latency_token_BD, position_B), generators)
+        actions_NG4 = torch.cat((first.indices_B2, second.indices_B2), 1).view(-1, size, 4)
+        log_probs_NG4 = torch.cat((first.log_probs_B2, second.log_probs_B2), 1).view(-1, size, 4)
+        self._collected = _Collected(
+            row_of={request.group_id: n for n, request in enumerate(requests)},
+            budget_token_ND=token_ND,
+            feature_ND=feature_ND,
+            actions_NG4=actions_NG4,
+        )
+        tokens_NGD = latency_token_BD.view(len(requests), size, -1).numpy()
+        return [
+            self._record(
+                request,
+                weights,
+                rows[n],
+                token_ND[n].numpy(),
+                actions_NG4[n].numpy(),
+                log_probs_NG4[n].numpy(),
+                tokens,
+            )
+            for n, (request, tokens) in enumerate(zip(requests, tokens_NGD, strict=True))
+        ]
+
+    def budget_gradients(
+        self, groups: Sequence[GroupRollout], gradients: Sequence[np.ndarray]
+    ) -> list[np.ndarray]:
+        """Exact vector-Jacobian products of the batch collected last."""
+        batch = self._collected
+        assert batch is not None, "collect a batch first"
+        rows_N = torch.tensor([batch.row_of[group.group_id] for group in groups])
+        token_ND = batch.budget_token_ND[rows_N].requires_grad_()
+        actions_NG4 = batch.actions_NG4[rows_N]
+        size = actions_NG4.shape[1]
+        latency_token_BD = self.blocks(
+            token_ND.repeat_interleave(size, 0),
+            batch.feature_ND[rows_N].repeat_interleave(size, 0),
+            *actions_NG4[..., :2].flatten(0, 1).unbind(1),
+        )
+        upstream_BD = torch.from_numpy(np.concatenate(gradients)).to(latency_token_BD)
+        (result_ND,) = torch.autograd.grad(latency_token_BD, token_ND, upstream_BD)
+        return list(result_ND.numpy())
+
+    @torch.no_grad()
+    def prefixes(self, requests: Sequence[PrefixRequest]) -> list[Prefixes]:
+        """Language features and latency tokens, for a warm start."""
+        results = []
+        for request in requests:
+            samples = self.splits[request.split]
+            row = request.index % len(samples.table.sample_ids)
+            feature_D = torch.from_numpy(samples.language_feature_SD[row])
+            token_KD = torch.from_numpy(request.budget_tokens_KD)
+            places = torch.cartesian_prod(torch.arange(len(TIERS)), torch.arange(len(POSITIONS)))
+            count, num_places = len(token_KD), len(places)
+            latency_token_BD = self.blocks(
+                token_KD.repeat_interleave(num_places, 0),
+                feature_D.expand(count * num_places, -1),
+                *places.repeat(count, 1).unbind(1),
+            )
+            results.append(
+                Prefixes(
+                    language_feature=samples.language_feature_SD[row],
+                    latency_tokens=latency_token_BD.view(
+                        count, len(TIERS), len(POSITIONS), -1
+                    ).numpy(),
+                )
+            )
+        return results
+
+    def outcomes(
+        self, request: GroupRequest, table: ProfileTable, row: int, columns_G: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and latencies in ms, [G] each, of some configurations on one sample."""
+        return table.scores[row, columns_G], table.latencies_ms[row, columns_G].astype(np.float64)
+
+    def _install(self, setup: PolicySetup, weights: PolicyWeights) -> Controller:
+        if self._controller is None or self._controller[0] != setup:
+            self._controller = (setup, Controller(setup.controller).requires_grad_(False))
+        controller = self._controller[1]
+        controller.load_numpy(weights.arrays)
+        return controller
+
+    def _record(
+        self,
+        request: GroupRequest,
+        weights: PolicyWeights,
+        row: int,
+        budget_token_D: np.ndarray,
+        actions_G4: np.ndarray,
+        log_probs_G4: np.ndarray,
+        latency_tokens_GD: np.ndarray,
+    ) -> GroupRollout:
+        samples = self.splits[request.split]
+        table = samples.table
+        columns_G = self._columns[request.split][tuple(actions_G4.T)]
+        scores_G, latencies_G = self.outcomes(request, table, row, columns_G)
+        return GroupRollout(
+            group_id=request.group_id,
+            split=request.split,
+            index=request.index,
+            sample_id=table.sample_ids[row],
+            task=table.tasks[row],
+            budget_ms=request.budget_ms,
+            policy_version=weights.version,
+            policy_sha256=weights.sha256,
+            budget_token=budget_token_D,
+            language_feature=samples.language_feature_SD[row],
+            actions=actions_G4,
+            log_probs=log_probs_G4,
+            latency_tokens=latency_tokens_GD,
+            scores=scores_G,
+            latencies_ms=latencies_G,
+            answers=tuple(f"score {score:g}" for score in scores_G),
+            stages_ms=tuple({"table": latency} for latency in latencies_G.tolist()),
+            actor="table",
+            incarnation=0,
+        )
