@@ -27,7 +27,7 @@ from rich.table import Table
 
 from launch.analysis import baselines
 from launch.analysis.baselines import Outcome
-from launch.analysis.greedy_sweep import Evaluation, feasible_budgets
+from launch.analysis.greedy_sweep import GreedySweep, feasible_budgets
 from launch.analysis.interleaved import Turn, clock_factor, clock_floor, run_in_turns
 from launch.analysis.plots import choices_figure, latency_figure, sweep_figure
 from launch.cluster.config import ClusterConfig
@@ -262,7 +262,7 @@ def main() -> int:
 def write(
     folder: Path,
     checkpoint: Checkpoint,
-    result: Evaluation,
+    result: GreedySweep,
     found: dict[str, Outcome],
     clock: dict[str, float],
 ) -> None:

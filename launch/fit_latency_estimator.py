@@ -27,7 +27,12 @@ from launch.cluster.train_workers import start_ray
 from rollout.estimator.estimator import LatencyEstimator
 from rollout.estimator.fit import EpochRecord, EstimatorFit, FitConfig
 from rollout.estimator.latency_table import LatencyTable, split_by_sample
-from rollout.estimator.metrics import LatencyMetrics, evaluate, metrics_by_group, predict_table
+from rollout.estimator.metrics import (
+    LatencyMetrics,
+    evaluate_estimator,
+    metrics_by_group,
+    predict_table,
+)
 from rollout.estimator.noise import NoiseFloor, noise_floor
 from rollout.profiling.records import DecodeReading, ProfileReader
 
@@ -39,7 +44,7 @@ MAX_FAILURES = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class EstimatorOptions:
     """Options of this program.
 
     Attributes:
@@ -200,7 +205,7 @@ def fit_on_ray(
     return estimator, state["history"]
 
 
-def measured_noise(options: Options, dataset_names: list[str]) -> NoiseFloor | None:
+def measured_noise(options: EstimatorOptions, dataset_names: list[str]) -> NoiseFloor | None:
     """The noise floor between the profile and its repeats, None without repeats."""
     if options.repeats_dir is None:
         return None
@@ -235,7 +240,7 @@ def write_curves(folder: Path, history: list[EpochRecord]) -> None:
                     writer.add_scalar(f"val/{name}", value, record.epoch)
 
 
-def fit_estimator(options: Options) -> dict[str, Any]:
+def fit_estimator(options: EstimatorOptions) -> dict[str, Any]:
     """Reads, splits, trains, evaluates and writes; returns the content of metrics.json."""
     make_repeatable()
     output_dir = options.output_dir.absolute()
@@ -255,7 +260,7 @@ def fit_estimator(options: Options) -> dict[str, Any]:
     estimator, history = fitted[0].cpu(), fitted[1]
     metrics = {
         "val": describe(estimator, val),
-        "train": asdict(evaluate(estimator, train)),
+        "train": asdict(evaluate_estimator(estimator, train)),
         "num_parameters": estimator.num_parameters,
         "decode_reading": options.decode_reading.value,
         "data": {"datasets": reader.dataset_names, **reader.report.to_json()},
@@ -278,7 +283,7 @@ def fit_estimator(options: Options) -> dict[str, Any]:
 def main() -> int:
     """Reads the command line and fits."""
     options = tyro.cli(
-        Options,
+        EstimatorOptions,
         prog="fit_latency_estimator.py",
         description=__doc__,
         config=(tyro.conf.EnumChoicesFromValues,),

@@ -33,7 +33,7 @@ MAX_FAILURES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class PretrainingOptions:
     """Options of this program."""
 
     train: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
@@ -95,7 +95,7 @@ def report(pretraining: Pretraining, num_samples: int) -> None:
 
 def main() -> int:
     """Trains (or goes on), evaluates, writes the model's folder."""
-    options = tyro.cli(Options, prog="pretrain_tiny.py", description=__doc__)
+    options = tyro.cli(PretrainingOptions, prog="pretrain_tiny.py", description=__doc__)
     config = options.train
     if not config.out.is_absolute():
         raise ValueError(f"--out {config.out} is relative: workers need an absolute folder")

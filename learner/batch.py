@@ -18,7 +18,7 @@ from rollout.group_rollout import GroupRollout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
+class EpisodeBatch:
     """What one update is computed from; every field but `latency_token_BD` is constant."""
 
     budgets_ms_N: Tensor
@@ -42,7 +42,7 @@ def make_batch(
     constraint_rewards_NG: np.ndarray,
     form: AdvantageFn,
     like: Tensor,
-) -> Batch:
+) -> EpisodeBatch:
     """Stacks groups of one size, with the dtype and device of `like`.
 
     Raises:
@@ -57,7 +57,7 @@ def make_batch(
     def floats(arrays: Sequence[np.ndarray | float]) -> Tensor:
         return torch.from_numpy(np.array(arrays)).to(like.device, like.dtype)
 
-    return Batch(
+    return EpisodeBatch(
         budgets_ms_N=floats([group.budget_ms for group in groups]),
         language_feature_ND=floats([group.language_feature for group in groups]),
         latency_token_BD=floats([group.latency_tokens for group in groups]).flatten(0, 1),

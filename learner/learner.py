@@ -25,7 +25,7 @@ from torch import Tensor
 
 from envs.checks import check_within
 from learner.advantages import ADVANTAGE_FORMS, AdvantageForm
-from learner.batch import Batch, make_batch, save_for_inspection
+from learner.batch import EpisodeBatch, make_batch, save_for_inspection
 from learner.losses import EntropySchedule, LossConfig, LossInputs, LossMetrics, grpo_loss
 from policy.controller import Controller, evaluate_actions
 from policy.distributions import kl_divergence
@@ -105,7 +105,7 @@ class PendingUpdate:
     groups: Sequence[GroupRollout]
     score_rewards_NG: np.ndarray
     constraint_rewards_NG: np.ndarray
-    batch: Batch
+    batch: EpisodeBatch
     proximal_log_probs_B: Tensor
     metrics: LossMetrics
     latency_token_grads: list[np.ndarray]
@@ -273,7 +273,7 @@ class Learner:
         self._pending = None
 
     def _backward(
-        self, batch: Batch, latency_token_BD: Tensor, proximal_log_probs_B: Tensor | None
+        self, batch: EpisodeBatch, latency_token_BD: Tensor, proximal_log_probs_B: Tensor | None
     ) -> tuple[Tensor, LossMetrics]:
         """One pass; without proximal log-probs the current ones are (the ratio is exactly 1)."""
         distributions = _log_distributions(self.controller, batch, latency_token_BD)
@@ -384,7 +384,7 @@ def _make_optimizer(controller: Controller, config: LearnerConfig) -> torch.opti
 
 
 def _log_distributions(
-    controller: Controller, batch: Batch, latency_token_BD: Tensor
+    controller: Controller, batch: EpisodeBatch, latency_token_BD: Tensor
 ) -> tuple[Tensor, ...]:
     """The four heads' log-probabilities; language and budget are the same in a whole group."""
     budget_token_ND = controller.budget_tokens(batch.budgets_ms_N)

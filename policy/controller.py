@@ -32,7 +32,7 @@ class Choice(NamedTuple):
     log_probs_B2: Tensor
 
 
-class Evaluation(NamedTuple):
+class ActionEvaluation(NamedTuple):
     """What the current weights say of given actions, by head, differentiable."""
 
     log_probs_B4: Tensor
@@ -178,11 +178,11 @@ def choose(
     return Choice(indices_B2, log_probs_of(logits_B2K.log_softmax(-1), indices_B2))
 
 
-def evaluate_actions(log_distributions: Sequence[Tensor], actions_B4: Tensor) -> Evaluation:
+def evaluate_actions(log_distributions: Sequence[Tensor], actions_B4: Tensor) -> ActionEvaluation:
     """Picks the log-probability of each head's action and computes each head's entropy."""
     log_probs = [
         log_probs_of(log_distribution, actions_B4[:, head])
         for head, log_distribution in enumerate(log_distributions)
     ]
     entropies = [entropy(log_distribution) for log_distribution in log_distributions]
-    return Evaluation(torch.stack(log_probs, -1), torch.stack(entropies, -1))
+    return ActionEvaluation(torch.stack(log_probs, -1), torch.stack(entropies, -1))

@@ -23,7 +23,7 @@ FIRST_GROUP_ID = 10**9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
+class GreedySweep:
     """Results of a greedy sweep.
 
     Attributes:
@@ -72,9 +72,9 @@ class Evaluation:
         return scalars
 
     @staticmethod
-    def joined(parts: Sequence[Evaluation]) -> Evaluation:
+    def joined(parts: Sequence[GreedySweep]) -> GreedySweep:
         """One sweep of parts with the same budgets and different samples."""
-        return Evaluation(
+        return GreedySweep(
             budgets_ms=parts[0].budgets_ms,
             scores=np.concatenate([part.scores for part in parts]),
             latencies_ms=np.concatenate([part.latencies_ms for part in parts]),
@@ -102,7 +102,7 @@ def feasible_budgets(budgets: BudgetSampler, count: int) -> np.ndarray:
     return np.linspace(budgets.feasible_from_ms, budgets.range.high_ms, count)
 
 
-def evaluate(
+def greedy_sweep(
     fleet: Fleet[Any],
     setup: PolicySetup,
     weights: Any,
@@ -111,7 +111,7 @@ def evaluate(
     num_samples: int,
     budgets_ms: Sequence[float],
     first_index: int = 0,
-) -> Evaluation:
+) -> GreedySweep:
     """Asks every sample at every budget, choices greedy, one episode at a time on a device."""
     requests = [
         GroupRequest(
@@ -130,10 +130,10 @@ def evaluate(
     return from_groups(groups, np.asarray(budgets_ms, dtype=np.float64))
 
 
-def from_groups(groups: Sequence[GroupRollout], budgets_ms: np.ndarray) -> Evaluation:
+def from_groups(groups: Sequence[GroupRollout], budgets_ms: np.ndarray) -> GreedySweep:
     """Arranges single episodes, ordered by sample and then budget."""
     shape = (-1, len(budgets_ms))
-    return Evaluation(
+    return GreedySweep(
         budgets_ms=budgets_ms,
         scores=np.array([g.scores[0] for g in groups], dtype=np.float64).reshape(shape),
         latencies_ms=np.array([g.latencies_ms[0] for g in groups]).reshape(shape),

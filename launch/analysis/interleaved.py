@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from envs.spec import FULL_KNOBS, Knobs
-from launch.analysis.greedy_sweep import Evaluation, evaluate
+from launch.analysis.greedy_sweep import GreedySweep, greedy_sweep
 from launch.cluster.fleet import RayFleet
 from policy.config import PolicySetup
 from rollout.actor import PublishedWeights
@@ -65,7 +65,7 @@ class Turn:
         slowness: the devices' latencies over those of the first measurement.
     """
 
-    result: Evaluation
+    result: GreedySweep
     live: dict[str, tuple[np.ndarray, np.ndarray]]
     repeats_ms: list[float]
     slowness: float
@@ -85,7 +85,7 @@ class Turn:
         """All turns as one."""
         names = turns[0].live
         return Turn(
-            result=Evaluation.joined([turn.result for turn in turns]),
+            result=GreedySweep.joined([turn.result for turn in turns]),
             live={name: joined([turn.live[name] for turn in turns]) for name in names},
             repeats_ms=[ms for turn in turns for ms in turn.repeats_ms],
             slowness=float(np.median([turn.slowness for turn in turns])),
@@ -105,7 +105,7 @@ def run_in_turns(
     turns, before = [], slowness(fleet, now)
     for first in range(0, num_samples, SAMPLES_A_TURN):
         indices = range(first, min(first + SAMPLES_A_TURN, num_samples))
-        result = evaluate(
+        result = greedy_sweep(
             fleet,
             setup,
             weights,

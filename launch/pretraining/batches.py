@@ -35,7 +35,7 @@ SOURCES = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
+class QuestionBatch:
     """Scenes with their questions.
 
     Attributes:
@@ -142,7 +142,7 @@ class StreamConfig:
     """Where scenes come from."""
 
 
-class Stream(Dataset[Batch]):
+class Stream(Dataset[QuestionBatch]):
     """Batch number `step` of a stage; `rank` workers see different batches."""
 
     def __init__(self, config: StreamConfig, *, rank: int = 0) -> None:
@@ -155,7 +155,7 @@ class Stream(Dataset[Batch]):
     def __len__(self) -> int:
         return 10**9
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> QuestionBatch:
         config = self.config
         shared = np.random.default_rng([config.seed, step, 78])  # workers finish together
         tier = Tier(int(shared.choice(3, p=np.array(config.tier_weights))))
@@ -216,7 +216,7 @@ def assemble(
     *,
     images: Tensor | None = None,
     labels: Tensor | None = None,
-) -> Batch:
+) -> QuestionBatch:
     """Lays (task index, question) pairs side by side, one row a scene."""
     shape = (len(rows), tail_tokens)
     tokens, offsets = np.ones(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
@@ -240,7 +240,7 @@ def assemble(
                 looks.append((number, start + place, is_answer))
             start = span.stop
     none = torch.zeros(0, dtype=torch.uint8)
-    return Batch(
+    return QuestionBatch(
         tier=tier,
         images=none if images is None else images,
         labels=none if labels is None else labels,

@@ -17,7 +17,7 @@ from torch import Tensor
 from envs.spec import Sample, Tier
 from envs.tasks import Question, load_tasks
 from launch.pretraining import forward as fw
-from launch.pretraining.batches import IGNORE, Batch, Encoder, assemble
+from launch.pretraining.batches import IGNORE, Encoder, QuestionBatch, assemble
 from launch.pretraining.steps import Trainee
 
 
@@ -34,7 +34,7 @@ class Evaluator:
         self.trainee = trainee
         self.samples = sorted(samples, key=lambda sample: len(sample.prompt))
         encoder = Encoder()
-        self.batches: list[Batch] = []
+        self.batches: list[QuestionBatch] = []
         self.seen: dict[tuple[Tier, int], Tensor] = {}
         for start in range(0, len(self.samples), rows):
             part = self.samples[start : start + rows]

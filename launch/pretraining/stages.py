@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader, Subset
 from torch.utils.tensorboard import SummaryWriter
 
 from launch.pretraining import forward as fw
-from launch.pretraining.batches import Batch, Stream, StreamConfig
+from launch.pretraining.batches import QuestionBatch, Stream, StreamConfig
 from launch.pretraining.blueprint import new_model
 from launch.pretraining.muon import OptimizerConfig, make_optimizers
-from launch.pretraining.steps import LossConfig, Trainee
+from launch.pretraining.steps import PretrainingLossConfig, Trainee
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +111,7 @@ class TrainConfig:
     text: StageConfig = field(default_factory=_text)
     joint: StageConfig = field(default_factory=_joint)
     experts: StageConfig = field(default_factory=_experts)
-    loss: LossConfig = field(default_factory=LossConfig)
+    loss: PretrainingLossConfig = field(default_factory=PretrainingLossConfig)
     seed: int = 0
     threads: int = 1
     """Threads of each worker; a worker for each core is faster than more threads."""
@@ -194,7 +194,7 @@ class Pretraining:
             if self.step % self.config.checkpoint_steps == 0:
                 self.save(optimizers)
 
-    def _update(self, name: str, stage: StageConfig, batch: Batch, optimizers: Any) -> None:
+    def _update(self, name: str, stage: StageConfig, batch: QuestionBatch, optimizers: Any) -> None:
         loss = self._loss(name, stage, batch)
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -207,7 +207,7 @@ class Pretraining:
         for optimizer in optimizers:
             optimizer.step()
 
-    def _loss(self, name: str, stage: StageConfig, batch: Batch) -> torch.Tensor:
+    def _loss(self, name: str, stage: StageConfig, batch: QuestionBatch) -> torch.Tensor:
         trainee, log = self.trainee, {}
         if name == "text" or not len(batch.images):
             loss, log = trainee.answer_losses(batch, None, self.config.loss)

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from envs.spec import TIERS, Tier
 from envs.tasks.render import NUM_CLASSES, NUM_COLORS
 from launch.pretraining import forward as fw
-from launch.pretraining.batches import IGNORE, SOURCES, Batch
+from launch.pretraining.batches import IGNORE, SOURCES, QuestionBatch
 from launch.pretraining.blueprint import build_tokenizer
 from launch.pretraining.muon import product_dtype
 from launch.pretraining.pixels import (
@@ -39,7 +39,7 @@ NOTHING_WEIGHT = 0.15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LossConfig:
+class PretrainingLossConfig:
     """Weights of the losses."""
 
     labels: float = 0.5
@@ -129,13 +129,13 @@ class Trainee(nn.Module):
         image = torch.tensor([0]) if tier is None else self.layouts[tier].prefix_ids
         return torch.cat([image, self.role_ids])
 
-    def see(self, batch: Batch) -> Tensor:
+    def see(self, batch: QuestionBatch) -> Tensor:
         """Vision tokens of the batch's scenes, [B, C, V, D]."""
         layout = self.layouts[batch.tier]
         return fw.vision_tokens(self.model, make_crops(batch.images, layout), layout, self.dtype)
 
     @torch.no_grad()
-    def calm_vision(self, batch: Batch) -> None:
+    def calm_vision(self, batch: QuestionBatch) -> None:
         """Scales the vision tokens, which labels alone let grow, to the size of word embeddings.
 
         Otherwise their first appearance destroys what the decoder learned from text.
@@ -157,7 +157,9 @@ class Trainee(nn.Module):
     def _keep_features(self, module: nn.Module, args: object, output: Tensor) -> None:
         self.features = output
 
-    def label_losses(self, vision_BCVD: Tensor, batch: Batch) -> tuple[Tensor, float, float]:
+    def label_losses(
+        self, vision_BCVD: Tensor, batch: QuestionBatch
+    ) -> tuple[Tensor, float, float]:
         """(loss, accuracy on patches, on vision tokens); both where there is something to see.
 
         The patches are supervised directly because the path through pooling learns slowly.
@@ -174,7 +176,7 @@ class Trainee(nn.Module):
 
     def hidden(
         self,
-        batch: Batch,
+        batch: QuestionBatch,
         vision_BCVD: Tensor | None,
         *,
         top_k: int | None = None,
@@ -197,7 +199,7 @@ class Trainee(nn.Module):
         out = fw.decode(self.model, x, layout, top_k=top_k, skipped=skipped, guides=guides)
         return replace(out, x_BTD=out.x_BTD[:, start:])
 
-    def _guides(self, batch: Batch, start: int) -> dict[int, fw.Guide]:
+    def _guides(self, batch: QuestionBatch, start: int) -> dict[int, fw.Guide]:
         """Where to look, for the words that name a place and for the answers' tokens."""
         shown_MP = tokens_under(batch.boxes[:, 1:], self.layouts[batch.tier], start)
         shown_LGP = shown_by_look(batch.boxes[:, 0], shown_MP, len(batch.looks))
@@ -212,7 +214,7 @@ class Trainee(nn.Module):
         return guides
 
     def answer_losses(
-        self, batch: Batch, vision_BCVD: Tensor | None, config: LossConfig
+        self, batch: QuestionBatch, vision_BCVD: Tensor | None, config: PretrainingLossConfig
     ) -> tuple[Tensor, dict[str, float]]:
         """(loss, what to log: its parts, and accuracy of answer tokens by task)."""
         out = self.hidden(batch, vision_BCVD)

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from envs.spec import BudgetSampler
 from envs.tasks.registry import build_tasks
-from launch.analysis.greedy_sweep import evaluate, feasible_budgets
+from launch.analysis.greedy_sweep import feasible_budgets, greedy_sweep
 from launch.analysis.plots import curves_figure
 from launch.cluster.console import connect, nearest
 from launch.cluster.doctor import doctor
@@ -354,7 +354,7 @@ class Session:
             EndLatencies.measure(fleet, run.calibration.num_samples),
             keeps_budgets=self.config.budget.fixed() is not None,
         )
-        result = evaluate(
+        result = greedy_sweep(
             run.fleet,
             setup,
             run.learner.weights(),

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from envs.reward import BudgetReward, Reward, RewardFunction
-from launch.analysis.greedy_sweep import evaluate, feasible_budgets
+from launch.analysis.greedy_sweep import feasible_budgets, greedy_sweep
 from launch.analysis.plots import choices_figure, latency_figure
 from launch.cluster.versions import git_revision, package_versions, python_version
 from launch.run.recipes import JointGRPOConfig, to_json
@@ -222,7 +222,7 @@ class Run:
         """Greedy, on held-out samples, over all feasible budgets."""
         settings, started = self.config.evaluation, time.perf_counter()
         self.commit()
-        result = evaluate(
+        result = greedy_sweep(
             self.fleet,
             self.setup,
             self.learner.weights(),

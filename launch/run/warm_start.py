@@ -14,7 +14,7 @@ import torch
 
 from envs.spec import BudgetSampler
 from launch.analysis.baselines import priced_gains
-from learner.warm_start import WarmStartConfig, WarmStartExamples, WarmStartRecord, warm_start
+from learner.imitation import WarmStartConfig, WarmStartExamples, WarmStartRecord, warm_start
 from policy.controller import Controller
 from rollout.group_rollout import HEAD_SIZES
 from rollout.profiling.conversion import sample_place

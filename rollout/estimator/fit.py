@@ -12,7 +12,7 @@ from torch import nn
 
 from rollout.estimator.estimator import LatencyEstimator, LatencyEstimatorTrainer
 from rollout.estimator.latency_table import LatencyTable, take
-from rollout.estimator.metrics import LatencyMetrics, evaluate
+from rollout.estimator.metrics import LatencyMetrics, evaluate_estimator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +123,7 @@ class EstimatorFit:
             lr=lr,
             loss_prefill=float(np.mean([step["loss_prefill"] for step in steps])),
             loss_decode=float(np.mean([step["loss_decode"] for step in steps])),
-            val=evaluate(self.estimator, self.val),
+            val=evaluate_estimator(self.estimator, self.val),
         )
 
     def _batches(self) -> list[torch.Tensor]:

@@ -68,7 +68,7 @@ def predict_table(estimator: LatencyEstimator, table: LatencyTable) -> np.ndarra
     )
 
 
-def evaluate(estimator: LatencyEstimator, table: LatencyTable) -> LatencyMetrics:
+def evaluate_estimator(estimator: LatencyEstimator, table: LatencyTable) -> LatencyMetrics:
     """The metrics over all records of a table."""
     return LatencyMetrics.of(predict_table(estimator, table), table.targets_ms_N2)
 

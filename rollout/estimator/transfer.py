@@ -13,7 +13,7 @@ import torch
 
 from rollout.estimator.estimator import LatencyEstimator, LatencyEstimatorTrainer
 from rollout.estimator.latency_table import LatencyTable
-from rollout.estimator.metrics import LatencyMetrics, evaluate, predict_table
+from rollout.estimator.metrics import LatencyMetrics, evaluate_estimator, predict_table
 
 MIN_POINTS = 10
 OFFSET_PENALTY = 0.03
@@ -104,6 +104,6 @@ def _compare(
     return Recalibration(
         estimator=after,
         num_points=len(points),
-        before=evaluate(before, held_out),
-        after=evaluate(after, held_out),
+        before=evaluate_estimator(before, held_out),
+        after=evaluate_estimator(after, held_out),
     )

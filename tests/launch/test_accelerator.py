@@ -5,7 +5,7 @@ import functools
 import pytest
 from PIL import Image
 
-from launch.analysis.greedy_sweep import evaluate
+from launch.analysis.greedy_sweep import greedy_sweep
 from launch.run.inference import answer
 from policy.weights import PolicyWeights, weights_sha256
 from rollout.executor import MolmoEExecutor
@@ -31,7 +31,7 @@ def test_greedy_evaluation_is_that_of_the_cpu(accelerator, model_folder):
     arrays = rig.controller(seed=3).to_numpy()
     weights = PolicyWeights(version=1, sha256=weights_sha256(arrays), arrays=arrays)
     expected, found = (
-        evaluate(
+        greedy_sweep(
             LocalFleet(worker),
             launch_rig.setup(),
             weights,

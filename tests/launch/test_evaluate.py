@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from launch.analysis.baselines import best_by_task, oracle_per_task, outcome
-from launch.analysis.greedy_sweep import Evaluation
+from launch.analysis.greedy_sweep import GreedySweep
 from launch.analysis.interleaved import Turn, clock_factor, clock_floor
 from launch.evaluate import live_outcomes, verdict
 from launch.run.warm_start import gains
@@ -55,7 +55,7 @@ def test_a_slow_turn_is_put_on_the_clock_of_the_first_measurement():
     turns = []
     for slowness in (1.0, 2.0):
         latencies = np.array([[8.0, 12.0]]) * slowness
-        result = Evaluation(
+        result = GreedySweep(
             budgets_ms=budgets,
             scores=np.ones((1, 2)),
             latencies_ms=latencies,

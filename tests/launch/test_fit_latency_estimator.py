@@ -12,7 +12,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from launch.fit_latency_estimator import Options, fit_estimator
+from launch.fit_latency_estimator import EstimatorOptions, fit_estimator
 from rollout.estimator.estimator import LatencyEstimator
 from rollout.estimator.latency_table import LatencyTable, split_by_sample
 from rollout.estimator.metrics import LatencyMetrics
@@ -57,7 +57,7 @@ def run_script(*arguments, limit_s=280):
 
 def options(profiles, output_dir, **changes):
     defaults = {"num_epochs": 3, "num_workers": 0, "hidden_dim": 32}
-    return Options(results_dir=profiles, output_dir=output_dir, **(defaults | changes))
+    return EstimatorOptions(results_dir=profiles, output_dir=output_dir, **(defaults | changes))
 
 
 def test_everything_is_written(profiles, tmp_path):

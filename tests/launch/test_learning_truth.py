@@ -20,7 +20,7 @@ from launch.analysis.baselines import (
     oracle_per_sample,
     oracle_per_task,
 )
-from launch.analysis.greedy_sweep import Evaluation, evaluate, feasible_budgets
+from launch.analysis.greedy_sweep import GreedySweep, feasible_budgets, greedy_sweep
 from launch.joint_grpo import train
 from launch.run.recipes import JointGRPOConfig, embedded, embedded_scratch
 from launch.run.warm_start import warm_start_from_profile
@@ -81,7 +81,7 @@ def learn(
     episodes: int = EPISODES,
     *,
     base: JointGRPOConfig | None = None,
-) -> Evaluation:
+) -> GreedySweep:
     """A recipe's run, from scratch by default, evaluated greedily on every sample and budget."""
     base = base or embedded_scratch()
     steps = max(1, episodes // (base.groups_per_step * base.group_size))
@@ -93,7 +93,7 @@ def learn(
     if base.warm_start_profile:
         warm_start_from_profile(run.learner.controller, table, run.setup.budgets, fleet)
     train(run)
-    return evaluate(
+    return greedy_sweep(
         fleet,
         run.setup,
         run.learner.weights(),
@@ -103,12 +103,12 @@ def learn(
     )
 
 
-def in_budget(result: Evaluation) -> np.ndarray:
+def in_budget(result: GreedySweep) -> np.ndarray:
     """Accuracy counted only within budget, by budget."""
     return (result.scores * ~result.violations).mean(0)
 
 
-def show(name: str, result: Evaluation, best: Outcome) -> float:
+def show(name: str, result: GreedySweep, best: Outcome) -> float:
     """Prints a row of figures; returns the share of the optimum."""
     share = float(in_budget(result).mean() / best.in_budget_accuracy.mean())
     print(

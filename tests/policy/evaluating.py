@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from policy.controller import Controller, Evaluation, evaluate_actions
+from policy.controller import ActionEvaluation, Controller, evaluate_actions
 
 
 def evaluate(
@@ -11,7 +11,7 @@ def evaluate(
     budget_token_BD: Tensor,
     latency_token_BD: Tensor,
     actions_B4: Tensor,
-) -> Evaluation:
+) -> ActionEvaluation:
     """Log-probability and entropy of each head, differentiable."""
     log_distributions = controller.log_distributions(
         language_feature_BD, budget_token_BD, latency_token_BD, actions_B4[:, 1]

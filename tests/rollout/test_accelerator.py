@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from envs.spec import Tier, all_knobs
-from learner.warm_start import WarmStartConfig, warm_start
+from learner.imitation import WarmStartConfig, warm_start
 from rollout.build import make_env
 from rollout.executor import ExecutorConfig, MolmoEExecutor
 from rollout.group_runner import GroupRunner
 from rollout.molmoe import load_model
 from rollout.molmoe.generation import generate
 from tests.learner.synthetic import make_controller
-from tests.learner.test_warm_start import make_examples
+from tests.learner.test_imitation import make_examples
 from tests.pretended_accelerator import DEVICE
 from tests.rollout import rig
 

@@ -6,10 +6,10 @@ import pytest
 
 from launch.cluster.config import ClusterConfig
 from launch.run.recipes import RECIPES, BudgetConfig, EvaluationConfig, JointGRPOConfig
+from learner.imitation import WarmStartConfig
 from learner.lambda_control import PIDConfig
 from learner.learner import LearnerConfig
 from learner.losses import EntropySchedule, LossConfig
-from learner.warm_start import WarmStartConfig
 from rollout.build import WorkerConfig
 from rollout.executor import ExecutorConfig
 

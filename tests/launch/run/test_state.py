@@ -100,7 +100,7 @@ def test_the_best_checkpoint_is_the_one_that_was_evaluated(tmp_path, monkeypatch
         def scalars(self, prefix):
             return {f"{prefix}/in_budget_accuracy": 0.0, f"{prefix}/violation": 0.0}
 
-    monkeypatch.setattr("launch.run.state.evaluate", lambda *_a, **_k: Result())
+    monkeypatch.setattr("launch.run.state.greedy_sweep", lambda *_a, **_k: Result())
     settings = launch_rig.config(steps=6, keep_last=6)
     run = launch_rig.local_run(tmp_path, settings)
     train(run)

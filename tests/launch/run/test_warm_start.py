@@ -7,7 +7,7 @@ import torch
 from envs.spec import Tier
 from launch.run.recipes import embedded, embedded_scratch
 from launch.run.warm_start import by_choice, examples_from_profile, gains, warm_start_from_profile
-from learner.warm_start import WarmStartConfig
+from learner.imitation import WarmStartConfig
 from rollout.build import WorkerConfig
 from rollout.group_session import MolmoEGroupSession
 from rollout.requests import PrefixRequest

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from envs.spec import Knobs, Tier
-from learner.warm_start import WarmStartConfig, WarmStartExamples, soft_value, warm_start
+from learner.imitation import WarmStartConfig, WarmStartExamples, soft_value, warm_start
 from rollout.group_rollout import HEAD_SIZES
 from tests.learner.synthetic import D_MODEL, FrozenBlocks, make_controller
 
