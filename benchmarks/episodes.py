@@ -21,7 +21,7 @@ from policy.config import ControllerConfig
 from policy.controller import Controller, choose
 from rollout.build import WorkerConfig, build_worker
 from rollout.executor import ExecutorConfig, MolmoEExecutor
-from rollout.group_session import MolmoEGroupSession
+from rollout.group_sharing import MolmoEGroupSession
 from rollout.molmoe import generate
 from rollout.worker import RolloutWorker
 

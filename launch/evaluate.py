@@ -1,16 +1,18 @@
-"""A greedy sweep over budgets on held-out samples, against baselines read off a profile.
+"""Evaluates a trained controller on held-out samples, against lookup tables and static choices.
 
-Needs two profiles made by launch/profile_knobs.py: one of the validation split, from which the
-lookup tables are made (the shipped one by default), and one of the test split, which scores every
-baseline.
-The clock of shared cores drifts. So the devices are measured anew: the budgets are what they span
-now (unless the run's were stated), and controller and validation table are put on this clock alike.
-The controller and the lookup tables run live, a few samples each in turn. Between turns a probe
-tells how fast the devices have become, and the turn's latencies are divided by that; what they were
-as measured is printed beside. The test table is scaled by how much slower or faster the lookups ran
-than it says.
+    python launch/evaluate.py RUN_DIR --test T/table.npz [--validation V/table.npz]
 
-python launch/evaluate.py RUN_DIR --test T/table.npz [--validation V/table.npz]
+Needs two profiles from launch/profile_knobs.py: one of the validation split, from which the lookup
+tables are chosen (the shipped one by default), and one of the test split, on which all baselines
+that do not run live are scored.
+
+The clock of a shared machine drifts, so the devices are measured again first. The budgets span the
+latencies measured now (unless the run's budgets were given by the user), and both the controller
+and the validation profile are converted to the present clock. Controller and lookup tables then run
+live and interleaved, a few samples at a time. A probe between these rounds measures how much the
+devices have slowed down, and latencies are divided by that factor; the raw results are printed as
+well. The latencies of the test profile are scaled by the ratio of the live lookups to their
+profiled values.
 """
 
 import json
@@ -51,7 +53,7 @@ from rollout.profiling.conversion import calibrated, scattered
 from rollout.profiling.profile_table import ProfileTable
 
 NOT_DRAWN = ("lookup", "lookup with margin", "tier only", "top-k only", "blocks only")
-"""Policies that the table has and the plot leaves out; both lookups are drawn as run live."""
+"""Policies left out of the plot, which shows both lookup tables as they ran live."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,15 +61,15 @@ class EvaluateConfig:
     """One evaluation.
 
     Attributes:
-        run_dir: folder of a training run; its newest checkpoint is taken, because figures of
-            different hours, and so of different clocks, do not tell which was the best.
+        run_dir: folder of a training run. Its newest checkpoint is evaluated: figures from
+            different hours, and so from different clocks, cannot tell which one was best.
         test: profile table of the test split, measured on this kind of machine.
         validation: profile table of the validation split.
-        output_dir: where the table, JSON and plots go; RUN_DIR/evaluation by default.
-        num_budgets: evenly spread over the feasible range.
-        num_samples: samples of the test split; all of the test table by default.
+        output_dir: folder for the results; RUN_DIR/evaluation by default.
+        num_budgets: number of budgets, evenly spaced over the feasible range.
+        num_samples: number of test samples; 0 means all that the test profile holds.
         worker: the frozen model and its tasks; those of the run by default.
-        cluster: actors and limits.
+        cluster: rollout actors and time limits.
     """
 
     run_dir: Annotated[Path, tyro.conf.Positional]
@@ -83,7 +85,7 @@ class EvaluateConfig:
 def load_tables(
     config: EvaluateConfig, checkpoint: Checkpoint
 ) -> tuple[ProfileTable, ProfileTable]:
-    """The validation table and as many samples of the test table as are asked for."""
+    """The validation table, and the requested number of samples of the test table."""
     validation, test = ProfileTable.load(config.validation), ProfileTable.load(config.test)
     trained_on = fingerprint_from_state(checkpoint.state)
     if trained_on is not None:
@@ -100,13 +102,13 @@ def load_tables(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
-    """What was measured, and what it was measured with.
+    """Raw measurements of one evaluation, and the tables behind them.
 
     Attributes:
-        turns: as measured.
-        columns: what the lookup tables chose at each budget.
-        validation: the validation table on the present clock.
-        now: how fast the devices were at first.
+        turns: rounds of interleaved measurements, uncorrected.
+        columns: column that each lookup table chose at each budget.
+        validation: the validation table, converted to the present clock.
+        now: speed of the devices before the first round.
     """
 
     turns: list[Turn]
@@ -152,7 +154,7 @@ def sweep(
 
 
 def live_outcomes(turn: Turn) -> dict[str, Outcome]:
-    """The policies that ran, the controller first."""
+    """Outcomes of the policies that ran live, the controller first."""
     result = turn.result
     found = {"controller": baselines.outcome(result.scores, result.latencies_ms, result.budgets_ms)}
     for name, (scores, latencies) in turn.live.items():
@@ -163,7 +165,7 @@ def live_outcomes(turn: Turn) -> dict[str, Outcome]:
 def collect_outcomes(
     turn: Turn, validation: ProfileTable, test: ProfileTable
 ) -> dict[str, Outcome]:
-    """Every policy at every budget: those that ran, then those read off the test table."""
+    """Outcomes of all policies: those that ran live, then those scored on the test table."""
     found, budgets = live_outcomes(turn), turn.result.budgets_ms
     for name, (columns, _) in baselines.lookup_columns(validation, budgets).items():
         found[name] = baselines.of_columns(test, columns, budgets)
@@ -184,9 +186,9 @@ def in_words(found: dict[str, Outcome]) -> str:
 
 
 def verdict(found: dict[str, Outcome], test: ProfileTable, budgets_ms: np.ndarray) -> str:
-    """Whether the controller beats what it must, in words; never silent about a miss.
+    """Says whether the controller beats its rivals, and where it does not.
 
-    Differences are on the same samples, with 95 % intervals.
+    Differences are paired by sample and come with 95 % intervals.
     """
     ours = found["controller"]
     fixed = baselines.static_policies(test, budgets_ms).values()
@@ -205,7 +207,7 @@ def verdict(found: dict[str, Outcome], test: ProfileTable, budgets_ms: np.ndarra
 
 
 def print_table(found: dict[str, Outcome], budgets_ms: np.ndarray, console: Console) -> None:
-    """One row a policy: accuracy within budget / violation rate at every budget."""
+    """Prints one row per policy: accuracy within budget / violation rate at every budget."""
     table = Table("policy", *(f"{b:.0f} ms" for b in budgets_ms), "mean")
     for name, row in found.items():
         cells = [
@@ -216,7 +218,7 @@ def print_table(found: dict[str, Outcome], budgets_ms: np.ndarray, console: Cons
 
 
 def parse() -> tuple[EvaluateConfig, Checkpoint]:
-    """The command line and the run that it names, whose model and tasks are the defaults."""
+    """Reads the command line; the run's own model and tasks are the defaults."""
     first = tyro.cli(EvaluateConfig, prog="evaluate.py", description=__doc__)
     checkpoint = load_checkpoint(first.run_dir)
     own = worker_of(checkpoint)
@@ -242,7 +244,7 @@ def main() -> int:
         "scatter": now.scatter,
         "scatter_in_training": trained.scatter,
     }
-    # The tables' policies are judged on the clock on which the controller ran.
+    # Policies from the table are judged on the clock on which the controller ran.
     test = replace(test, latencies_ms=test.latencies_ms * np.float32(factor))
     found = collect_outcomes(steady, measured.validation, test)
     budgets_ms = steady.result.budgets_ms
@@ -250,8 +252,8 @@ def main() -> int:
     print_table(found, budgets_ms, console)
     console.print(verdict(found, test, budgets_ms))
     as_measured = live_outcomes(Turn.joined(raw))
-    console.print(f"as measured, whatever the clock did: {in_words(as_measured)}")
-    console.print("the clock itself: " + ", ".join(f"{k} {v:.3f}" for k, v in clock.items()))
+    console.print(f"raw latencies, clock drift included: {in_words(as_measured)}")
+    console.print("the clock: " + ", ".join(f"{k} {v:.3f}" for k, v in clock.items()))
     folder = config.output_dir or config.run_dir / "evaluation"
     found |= {f"{name}, as measured": outcome for name, outcome in as_measured.items()}
     write(folder, checkpoint, steady.result, found, clock)
@@ -266,7 +268,7 @@ def write(
     found: dict[str, Outcome],
     clock: dict[str, float],
 ) -> None:
-    """JSON of everything and the three plots."""
+    """Writes all results as JSON, and three plots."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = {
         name: {

@@ -1,6 +1,8 @@
-"""Fits the standalone latency estimator to profiles, and writes metrics and plots beside it.
+"""Fits the standalone latency estimator to profiles, and writes it with metrics and plots.
 
-python launch/fit_latency_estimator.py --results_dir DIR --output_dir checkpoints/latency_estimator
+    python launch/fit_latency_estimator.py --results_dir OUT/results --output_dir estimator
+
+`--results_dir` is the folder `results` of a profile from launch/profile_knobs.py.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from launch.analysis.latency_plots import plot_errors, plot_predictions
 from launch.cluster.console import one_clear_error
-from launch.cluster.train_workers import start_ray
+from launch.cluster.ray_train import start_ray
 from rollout.estimator.estimator import LatencyEstimator
 from rollout.estimator.fit import EpochRecord, EstimatorFit, FitConfig
 from rollout.estimator.latency_table import LatencyTable, split_by_sample
@@ -48,16 +50,16 @@ class EstimatorOptions:
     """Options of this program.
 
     Attributes:
-        results_dir: profiles: one folder a data set, one JSON file a configuration.
-        output_dir: receives the estimator, metrics.json, plots and TensorBoard curves.
-        repeats_dir: a second profile of some of the same samples, for the clock's noise floor.
-        dataset_names: data sets to use; without them, every one found.
-        use_all_datasets: says so explicitly.
-        batch_size: records of a step, over all workers.
+        results_dir: profiles: one folder per data set, one JSON file per configuration.
+        output_dir: folder for the estimator, metrics.json, plots and TensorBoard curves.
+        repeats_dir: a second profile of some of the same samples, to measure the clock's noise.
+        dataset_names: names of the data sets to use; by default all.
+        use_all_datasets: states the default explicitly.
+        batch_size: records per step, over all workers.
         num_epochs: passes over the training records.
-        lr: Adam's first learning rate; it falls along a cosine to a hundredth.
+        lr: Adam's initial learning rate; it falls to a hundredth along a cosine.
         device: cpu or cuda.
-        seed: of split, first weights and order.
+        seed: seed of the split, the initial weights and the order of records.
         num_workers: Ray Train workers; 0 trains in this process, without Ray.
         decode_reading: recorded takes a record's own T_decode_per_token (computed only where it is
             absent), computed always T_LLM_decode / output_tokens.

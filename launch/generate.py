@@ -1,13 +1,13 @@
-"""Answers one question about one image within a latency budget.
+"""Answers one question, with or without an image, within a latency budget.
 
-python launch/generate.py --image PICTURE --prompt TEXT --budget-ms MS [--controller RUN]
+    python launch/generate.py --image PICTURE --prompt TEXT --budget-ms MS [--controller RUN]
 
-The embedded model knows six small tasks and nothing else (easy_vqa, digits, reading, counting,
-recall, chain); to other questions it answers nonsense. It reads a prompt's style from its first
-word. Two prompts that it answers without an image, the first with 7, the second with lead:
+The embedded model knows six small tasks (easy_vqa, digits, reading, counting, recall, chain), which
+it tells apart by a prompt's first word; other questions get nonsense. It answers these two prompts
+without an image, the first with 7, the second with lead:
 
-    --prompt 'chain: 3 plus 4' --budget-ms 500
-    --prompt 'recall: what metal of c4' --budget-ms 500
+    --prompt 'chain: 3 plus 4' --budget-ms 60
+    --prompt 'recall: what metal of c4' --budget-ms 60
 """
 
 import sys
@@ -27,17 +27,17 @@ from rich.console import Console
 
 from launch.cluster.console import one_clear_error, printable, refuse_unknown_options
 
-# The model, and PyTorch with it, is imported once the command line is known to be sound: that
-# takes seconds, and --help needs none of it.
+# The model, and PyTorch with it, is imported only once the command line has been checked: the
+# import takes seconds, and --help does not need it.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerConfig:
-    """How the answer is made; what is left out is the controller's run's.
+    """Length of the answer and scope of the budget; by default those of the controller's run.
 
     Attributes:
-        max_new_tokens: longest answer, in tokens; 16 without a run.
-        prefill_only: budget scope; True leaves decode out of the latency.
+        max_new_tokens: maximum length of the answer, in tokens; 16 without a run.
+        prefill_only: whether the budget covers the prefill alone, without decoding.
     """
 
     max_new_tokens: int | None = None
@@ -46,15 +46,15 @@ class AnswerConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """The frozen model; what is left out is the controller's run's.
+    """The frozen model; settings that are left out are those of the controller's run.
 
     Attributes:
-        model: `embedded`, a folder, or a hub id such as allenai/MolmoE-1B-0924; embedded without
+        model: `embedded`, a folder, or a hub id such as allenai/MolmoE-1B-0924; `embedded` without
             a run.
-        dtype: of its weights; auto, without a run, is bfloat16 on CUDA and float32 on the CPU.
-        device: auto, without a run, takes a GPU where there is one.
-        num_threads: threads on a CPU; 1 without a run.
-        importance: JSON file of block scores; the model's own without a run.
+        dtype: dtype of the weights; auto without a run: bfloat16 on CUDA, float32 on the CPU.
+        device: auto without a run: a GPU if there is one.
+        num_threads: number of threads on a CPU; 1 without a run.
+        importance: JSON file of block importance scores; those of the model without a run.
         executor: length of the answer, scope of the budget.
     """
 
@@ -71,11 +71,11 @@ class GenerateConfig:
     """One question.
 
     Attributes:
-        prompt: the question, with its task's style in front if it has one.
+        prompt: the question, starting with the style of its task if there is one.
         budget_ms: latency budget in ms.
-        image: picture file; none asks about no image.
-        controller: a run folder, whose newest sound checkpoint is taken, or the folder of one
-            checkpoint; without it the default configuration runs.
+        image: image file.
+        controller: a run folder, whose newest intact checkpoint is used, or the folder of one
+            checkpoint; without it one fixed configuration runs.
         json: prints one JSON object instead of text.
         worker: the frozen model.
     """
@@ -89,7 +89,7 @@ class GenerateConfig:
 
 
 def answered(config: GenerateConfig) -> dict[str, Any]:
-    """Loads what is needed and answers."""
+    """Loads model and controller, and answers."""
     progress = Console(stderr=True, soft_wrap=True, highlight=False)
     progress.print("loading PyTorch and the model ...")
     from launch.run.inference import answer
@@ -108,7 +108,7 @@ def answered(config: GenerateConfig) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> None:
-    """Prints the answer, what was chosen and what it took."""
+    """Prints the answer, the choices and the measured stages."""
     console = Console(soft_wrap=True, highlight=False)
     console.print(printable(f"answer        {result['answer']}"), markup=False)
     choices = "  ".join(f"{name} {value}" for name, value in result["choices"].items())
@@ -119,10 +119,10 @@ def show(result: dict[str, Any]) -> None:
     verdict = "within" if result["within_budget"] else "OVER"
     console.print(
         f"{'latency':<16}{result['latency_ms']:9.2f} ms, {verdict} the budget of "
-        f"{result['budget_ms']:g} ms (host work beside it: {result['host_ms']:.2f} ms)"
+        f"{result['budget_ms']:g} ms (plus {result['host_ms']:.2f} ms of host work)"
     )
     if not result["finished"]:
-        console.print("the answer was cut at the token limit")
+        console.print("the answer was cut off at the token limit")
 
 
 def main() -> int:

@@ -1,7 +1,9 @@
-"""Block importance: how much accuracy falls when one block is skipped.
+"""Measures block importance: the accuracy lost when one block is skipped and all others run.
 
-Writes JSON scores by block (full minus skipped accuracy, on samples of a split), and, with
-`--check`, compares depth by importance with depth by prefix and at random.
+    python launch/importance.py OUT.json --worker.model MODEL [--check]
+
+Writes one score per block as JSON. With `--check` it also compares three ways to choose which
+blocks to keep, on other samples: by importance, the first ones, and at random.
 """
 
 import sys

@@ -1,8 +1,9 @@
-"""Joint GRPO training of the two-stage controller.
+"""Trains the two-stage controller with joint GRPO.
 
-python launch/joint_grpo.py [RECIPE | doctor] [--option value ...]
+    python launch/joint_grpo.py [RECIPE | doctor] [--option value ...]
 
-Recipes: embedded (default), embedded-scratch, molmoe-h100, earlier.
+The recipes are embedded (default), embedded-scratch, molmoe-h100 and earlier; `RECIPE --help` lists
+the options of one. `doctor` checks a Ray cluster and names what would go wrong on it.
 """
 
 import sys
@@ -20,7 +21,7 @@ from learner.scalars import rewards_of
 
 
 def train(run: Run) -> None:
-    """The loop: submit, collect, advantages, gradients through the model, update, broadcast."""
+    """The loop: submit, collect, compute gradients through the model, update, broadcast."""
     watch = run.watch
     for step in range(run.next_step, run.config.steps):
         run.submit()
@@ -43,7 +44,7 @@ def train(run: Run) -> None:
 
 
 def main() -> int:
-    """Reads the command line and runs what it asks for."""
+    """Reads the command line and runs it."""
     return run_command(train)
 
 

@@ -24,7 +24,7 @@ from rich.table import Table
 from envs.tasks import WEIGHTS
 from launch.analysis.statistics import Interval
 from launch.cluster.console import one_clear_error
-from launch.cluster.train_workers import start_ray
+from launch.cluster.ray_train import start_ray
 from launch.pretraining.blueprint import write_folder
 from launch.pretraining.held_out import Evaluator, held_out
 from launch.pretraining.stages import Pretraining, TrainConfig

@@ -1,8 +1,11 @@
-"""Profiles configurations on held-out samples: accuracy and measured stage latencies.
+"""Profiles configurations on held-out samples: accuracy and stage latencies.
 
-Writes one file a configuration in the core experiment's JSON schema
-(OUTPUT_DIR/results/TASK/CONFIGURATION.json), table.npz, summary.json and pareto.png.
-Resumable: samples that were measured before are not measured again.
+    python launch/profile_knobs.py OUTPUT_DIR [--split test] [--run-dir RUN]
+
+Writes table.npz (which evaluation and warm start read), summary.json, pareto.png, and one JSON file
+per task and configuration (OUTPUT_DIR/results/TASK/CONFIGURATION.json) in the schema of the study
+that first measured these knobs on MolmoE-1B-0924. A profile that was interrupted continues: samples
+that are already measured are skipped.
 """
 
 import json
@@ -45,16 +48,16 @@ class ProfileConfig:
     """One profile.
 
     Attributes:
-        output_dir: where results go; resumed if it holds some.
-        run_dir: a training run whose model, tasks and settings are the defaults, and must be
-            what is profiled.
-        configurations: `all` (225), `grid` (27: tiers x k 4, 6, 8 x blocks 12, 14, 16 at p=1),
+        output_dir: folder for the results; a profile that it already holds is continued.
+        run_dir: training run whose model, tasks and settings are the defaults; a fleet that
+            differs from the run's is refused.
+        configurations: `all` (225), `grid` (27: all tiers, top-k 4, 6, 8, 12, 14, 16 blocks, p=1),
             `corners` (8), or names such as low-p1-k4-b12.
-        split: of the tasks.
-        num_samples: samples, each at every configuration.
-        first_index: of the first sample.
+        split: split of the tasks: train, validation or test.
+        num_samples: number of samples; each runs at every configuration.
+        first_index: index of the first sample.
         worker: the frozen model and its tasks.
-        cluster: actors and limits.
+        cluster: rollout actors and time limits.
     """
 
     output_dir: Annotated[Path, tyro.conf.Positional]
@@ -92,7 +95,7 @@ def chosen_configurations(names: Sequence[str]) -> tuple[Knobs, ...]:
 
 
 def measure(config: ProfileConfig, configurations: tuple[Knobs, ...], rows_path: Path) -> None:
-    """Appends one line a sample to `rows_path`, leaving out those that are there."""
+    """Appends one line per sample to `rows_path`, skipping samples that it already holds."""
     wanted = range(config.first_index, config.first_index + config.num_samples)
     names = [str(knobs) for knobs in configurations]
     done = set()
@@ -106,7 +109,7 @@ def measure(config: ProfileConfig, configurations: tuple[Knobs, ...], rows_path:
     if not missing:
         return
     if rows_path.is_file() and not rows_path.read_bytes().endswith(b"\n"):
-        # The end of a run that was killed; a new line must not continue it.
+        # A killed run may have left half a line, which the next line must not continue.
         with rows_path.open("a") as file:
             file.write("\n")
     connect(config.cluster.address)
@@ -135,7 +138,7 @@ def measure(config: ProfileConfig, configurations: tuple[Knobs, ...], rows_path:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a profile that is being written; a torn last one is left out."""
+    """The complete lines of a profile; a torn last line is skipped."""
     rows = []
     for line in path.read_text().splitlines() if path.is_file() else ():
         try:
@@ -146,7 +149,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def write_results(rows: Sequence[dict[str, Any]], folder: Path) -> None:
-    """One file for each task and configuration, in the core experiment's schema."""
+    """Writes one file per task and configuration, in the profile JSON schema."""
     files: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         for record in row["records"]:
@@ -156,7 +159,7 @@ def write_results(rows: Sequence[dict[str, Any]], folder: Path) -> None:
 
 
 def to_table(rows: Sequence[dict[str, Any]], split: str, config: WorkerConfig) -> ProfileTable:
-    """Scores and latencies by sample and configuration, with the prompts."""
+    """The profile table of measured rows."""
     tasks = build_tasks(config.tasks)
     fingerprint = Fingerprint.from_json(rows[0]["fingerprint"])
     return ProfileTable.from_rows(
@@ -197,7 +200,7 @@ def summarise(table: ProfileTable) -> dict[str, Any]:
 
 
 def blind_baselines(rows: Sequence[dict[str, Any]], split: str, config: WorkerConfig) -> Any:
-    """Accuracy of chance and of the majority answer, overall and by task."""
+    """Accuracy of guessing and of the majority answer, overall and by task."""
     tasks = build_tasks(config.tasks)
     samples = [tasks.sample(split, row["index"]) for row in rows]
     names = np.array([sample.task for sample in samples])
@@ -218,7 +221,7 @@ def _accuracy(row: dict[str, Any]) -> str:
 
 
 def print_table(summary: dict[str, Any], console: Console) -> None:
-    """The baselines, then the configurations on the Pareto front and the two ends."""
+    """Prints the baselines, the Pareto front, and the cheapest and the full configuration."""
     rows = sorted(summary["configurations"].items(), key=lambda item: item[1]["median_ms"])
     best, front = -1.0, []
     for name, row in rows:
@@ -243,7 +246,7 @@ def print_table(summary: dict[str, Any], console: Console) -> None:
 
 
 def parse() -> ProfileConfig:
-    """The command line, with the model and tasks of the run that it names as defaults."""
+    """Reads the command line; model and tasks of `--run-dir`, if given, are the defaults."""
     config = tyro.cli(ProfileConfig, prog="profile_knobs.py", description=__doc__)
     if config.run_dir is None:
         return config
@@ -252,7 +255,7 @@ def parse() -> ProfileConfig:
 
 
 def main() -> int:
-    """Measures what is missing and writes all results."""
+    """Measures the missing samples and writes all results."""
     config = parse()
     configurations = chosen_configurations(config.configurations)
     config.output_dir.mkdir(parents=True, exist_ok=True)

@@ -35,23 +35,24 @@ from rollout.group_rollout import GroupRollout
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnerConfig:
-    """The optimizer, the loss and when to give up.
+    """Optimizer, loss, and how many failed updates to tolerate.
 
     Attributes:
-        learning_rate: Adam's, of stage 2, at the first update.
-        final_lr_ratio: share of every learning rate that is left after `lr_steps` updates; it
-            falls linearly, and stays from there on.
-        lr_steps: updates that the fall takes.
-        weight_decay: Adam's L2 term.
-        grad_clip: largest norm of the whole gradient.
-        stage1_lr_ratio: stage 1's learning rate as a multiple of `learning_rate`.
-        budget_lr_ratio: the budget encoder's. Small changes of its weights add up to large ones of
-            the token that both stages read, so one that is relied upon should change slowly.
+        learning_rate: Adam's learning rate for stage 2 at the first update.
+        final_lr_ratio: every learning rate falls linearly to this share of its first value and
+            stays there.
+        lr_steps: number of updates over which the learning rates fall.
+        weight_decay: Adam's L2 penalty.
+        grad_clip: maximum norm of the whole gradient.
+        stage1_lr_ratio: learning rate of stage 1, as a multiple of `learning_rate`.
+        budget_lr_ratio: learning rate of the budget encoder, as a multiple of `learning_rate`.
+            Both stages read its token, and small changes of its weights add up to large changes of
+            the token, so a trained one should change slowly.
         advantage: leave_one_out, mean_only or group_standardised; the last one cancels most of
-            lambda (see `learner.advantages.combine`).
-        epochs: passes over each batch.
-        max_nonfinite_updates: consecutive updates that may be skipped for a non-finite loss or
-            gradient; the next one stops the run.
+            lambda's effect (see `learner.advantages.combine`).
+        epochs: number of passes over each batch.
+        max_nonfinite_updates: number of consecutive updates that may be skipped because of a
+            non-finite loss or gradient; one more ends the run.
         loss: clipping, importance cap, KL.
         entropy: schedule of the entropy bonus.
     """
@@ -89,7 +90,7 @@ class LearnerConfig:
             )
 
     def lr_scale(self, step: int) -> float:
-        """What the learning rates are multiplied by at an update, counted from 0."""
+        """Factor on all learning rates at an update, counted from 0."""
         share = min(step / self.lr_steps, 1.0)
         return 1 - share * (1 - self.final_lr_ratio)
 
@@ -98,8 +99,8 @@ class LearnerConfig:
 class PendingUpdate:
     """An update between `prepare` and `apply`.
 
-    `latency_token_grads` is what the rollout side needs: for each group dL/d(latency token) as
-    float32 [G, D], zero rows for masked groups.
+    `latency_token_grads` goes to the rollout actors: dL/d(latency token) of each group, float32
+    [G, D], with zero rows for masked groups.
     """
 
     groups: Sequence[GroupRollout]
@@ -113,20 +114,20 @@ class PendingUpdate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateRecord:
-    """What one update did, for the logs.
+    """Results of one update, for the logs.
 
     Attributes:
-        version: of the weights after the update.
+        version: version of the weights after the update.
         applied: False if the update was skipped for a non-finite loss or gradient.
         num_nonfinite_total: updates skipped so far in the run.
         loss: metrics of the last pass.
         entropy_coef: weight of the entropy bonus.
-        grad_norm: of the whole gradient in the first pass, before clipping.
-        num_groups: in the batch.
-        num_zero_variance_groups: of those, masked because their rewards were all equal.
+        grad_norm: norm of the whole gradient in the first pass, before clipping.
+        num_groups: number of groups in the batch.
+        num_zero_variance_groups: number of groups masked because all their rewards are equal.
         advantage_abs_mean: mean absolute advantage of the active episodes.
-        staleness_mean: versions between the weights that acted and those updated.
-        staleness_max: the largest of them.
+        staleness_mean: mean number of versions between the weights that acted and the updated ones.
+        staleness_max: maximum of the same.
     """
 
     version: int

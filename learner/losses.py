@@ -40,10 +40,11 @@ class LossConfig:
     """Weights and limits of the loss terms.
 
     Attributes:
-        clip_eps_low: the ratio is clipped below 1 - clip_eps_low.
-        clip_eps_high: and above 1 + clip_eps_high (clip-higher, DAPO, Yu et al. 2025).
-        importance_cap: upper limit of the importance weight of a stale episode.
-        kl_coef: weight of the KL divergence to the initial controller, 0 for none.
+        clip_eps_low: the probability ratio is clipped below 1 - clip_eps_low.
+        clip_eps_high: the probability ratio is clipped above 1 + clip_eps_high (clip-higher, DAPO,
+            Yu et al. 2025).
+        importance_cap: upper limit of the importance weight of an episode from a stale batch.
+        kl_coef: weight of the KL divergence to the initial controller; 0 for none.
         entropy_head_weights: weight of each head's entropy in the bonus.
     """
 
@@ -69,15 +70,16 @@ class LossConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossInputs:
-    """Everything the loss is a function of.
+    """All inputs of the loss.
 
     Attributes:
-        log_probs_B: of the episodes' actions now, summed over the heads; differentiable.
-        proximal_log_probs_B: the same when the update began, constant.
+        log_probs_B: current log-probabilities of the actions, summed over the heads;
+            differentiable.
+        proximal_log_probs_B: the same at the beginning of the update, constant.
         behaviour_log_probs_B: the same when the actions were chosen, constant.
-        advantages_B: constant.
+        advantages_B: advantages, constant.
         active_B: bool, False for the episodes of zero-variance groups.
-        entropies_B4: by head; differentiable.
+        entropies_B4: entropies of the heads; differentiable.
         reference_kl_B: KL to the initial controller, summed over the heads; differentiable.
         entropy_coef: weight of the entropy bonus.
     """
@@ -94,7 +96,7 @@ class LossInputs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossMetrics:
-    """Numbers of one loss evaluation, for the logs.
+    """Values from one evaluation of the loss, for the logs.
 
     Ratios, importance weights, clip share and KLs are taken over the active episodes (0 or 1 by
     definition if there are none), the entropies (nats) over all.

@@ -18,7 +18,7 @@ from policy.config import ControllerConfig
 from policy.controller import Controller
 from rollout.block_skipping import BlockImportance
 from rollout.executor import ExecutorConfig, MolmoEExecutor, check_knobs_fit
-from rollout.group_session import GroupExecutor
+from rollout.group_sharing import GroupExecutor
 from rollout.latency.simulated import SimulatedLatency
 from rollout.molmoe import MolmoE, MolmoEConfig, Preprocessor
 from rollout.molmoe.checkpoint import load_model
@@ -40,17 +40,18 @@ class WorkerConfig:
 
     Attributes:
         model: `embedded`, a folder, or a hub id such as allenai/MolmoE-1B-0924.
-        dtype: bfloat16, float32 (on the CPU only), or auto (bfloat16 on CUDA, float32 on the CPU).
-        device: cpu, cuda, or auto (cuda where there is one).
-        num_threads: threads of a CPU worker.
+        dtype: dtype of the weights: bfloat16, float32 (CPU only), or auto (bfloat16 on CUDA,
+            float32 on the CPU).
+        device: cpu, cuda, or auto (cuda if there is a GPU).
+        num_threads: number of threads of a worker on the CPU.
         tasks: names of the tasks in the mixture.
-        importance: JSON file of block scores; by default the model folder's
-            importance_scores.json, or else the scores that ship for a published model.
-        importance_by_task: JSON file of block scores for samples of single tasks, by task name;
-            `importance` serves all others.
-        kept_groups_mib: memory in MiB for groups that wait for their gradient; one that finds no
-            room is prefilled again.
-        executor: answer length, budget scope, repeats.
+        importance: JSON file of block importance scores; by default importance_scores.json in the
+            model's folder, or else the scores that ship for a published model.
+        importance_by_task: JSON files of block importance scores for single tasks, by task name;
+            `importance` is used for all others.
+        kept_groups_mib: memory in MiB for the prefixes of groups that wait for their gradient; a
+            group that does not fit is prefilled again.
+        executor: answer length, budget scope, repeated measurements.
     """
 
     model: str = "embedded"

@@ -37,11 +37,11 @@ class ExecutorConfig:
     """How episodes are executed.
 
     Attributes:
-        max_new_tokens: longest answer, in tokens.
-        prefill_only: budget scope; True leaves decode out of the latency.
-        repeats: an episode whose latency is within `repeat_band` of its budget is run this often
-            from the insertion position on, and the run of median latency counts. Odd.
-        repeat_band: relative distance from the budget that counts as near.
+        max_new_tokens: maximum length of an answer, in tokens.
+        prefill_only: whether the budget covers the prefill alone, without decoding.
+        repeats: number of times, an odd one, that an episode is run from the insertion position on
+            if its latency is close to its budget; the run with the median latency counts.
+        repeat_band: relative distance from the budget that counts as close.
     """
 
     max_new_tokens: int = 64

@@ -19,7 +19,7 @@ from envs.latency_budget import LatencyBudgetVectorEnv
 from envs.spec import Sample
 from policy.controller import Choice, Controller, choose
 from rollout.executor import MolmoEExecutor
-from rollout.group_session import GroupExecutor, MolmoEGroupSession
+from rollout.group_sharing import GroupExecutor, MolmoEGroupSession
 from rollout.latency.hooks import Stages
 
 Member = torch.Generator | None

@@ -23,7 +23,7 @@ from rollout.executor import MolmoEExecutor
 from rollout.fingerprint import Fingerprint
 from rollout.group_rollout import GroupRollout
 from rollout.group_runner import GroupRunner
-from rollout.group_session import MolmoEGroupSession
+from rollout.group_sharing import MolmoEGroupSession
 from rollout.latency.clock import DeviceFacts
 from rollout.profiling.records import ProfileRecord
 from rollout.requests import FailedGroup, GradientRequest, GroupRequest, Prefixes, PrefixRequest

@@ -1,4 +1,4 @@
-"""Rollout actors and every limit of waiting."""
+"""Configuration of the rollout actors and of every time limit."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from envs.checks import check_within
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterConfig:
-    """Rollout actors and every limit of waiting, in seconds.
+    """Rollout actors, and time limits in seconds.
 
     Attributes:
-        address: Ray address; `auto` joins a running cluster, empty starts a local one if there is
-            none.
-        num_actors: rollout actors; 0 takes one for each GPU, or for each CPU core without GPUs.
-        min_actors: the run stops if fewer can be kept.
-        start_timeout_s: for an actor to load the model and warm up.
-        group_timeout_s: for one group; an actor that takes longer is replaced.
-        step_timeout_s: for a whole batch.
-        learner_timeout_s: for one call to the learner.
-        max_restarts: of one actor in a row without a finished group.
-        latency_tolerance: largest relative deviation of an actor's reference latency from the
-            fleet's median before it is named.
+        address: Ray address; `auto` joins a running cluster. By default RAY_ADDRESS, or else a
+            local cluster that ends with the program.
+        num_actors: number of rollout actors; 0 means one per GPU, or one per CPU core if there is
+            no GPU.
+        min_actors: the run ends with an error if fewer actors are left.
+        start_timeout_s: time limit for an actor to load the model and warm up.
+        group_timeout_s: time limit for one group; an actor that takes longer is replaced.
+        step_timeout_s: time limit for a whole batch.
+        learner_timeout_s: time limit for one call to the learner.
+        max_restarts: number of restarts of one actor in a row without a finished group.
+        latency_tolerance: relative deviation of an actor's reference latency from the fleet's
+            median above which the log warns about it.
     """
 
     address: str = ""

@@ -22,7 +22,7 @@ from rollout.build import WorkerConfig, build_executor
 from rollout.executor import MolmoEExecutor
 from rollout.fingerprint import Fingerprint
 from rollout.group_runner import GroupRunner
-from rollout.group_session import MolmoEGroupSession
+from rollout.group_sharing import MolmoEGroupSession
 
 DEFAULT_KNOBS = Knobs(tier=Tier.MEDIUM, position=1, top_k=6, num_blocks=14)
 """What runs without a trained controller, whatever the budget."""

@@ -1,4 +1,4 @@
-"""Whole runs as functions: each recipe returns the complete configuration tree."""
+"""Recipes: each is a function that returns the complete configuration of a run."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from rollout.build import EMBEDDED, WorkerConfig
 from rollout.executor import ExecutorConfig
 
 SHIPPED_PROFILE = EMBEDDED / "profile.npz"
-"""All 225 configurations of the embedded model on 200 validation samples."""
+"""Profile of all 225 configurations of the embedded model on 200 validation samples."""
 
 EPOCH_SAMPLES = 1000
-"""Samples of what the recipe `earlier` counts as one epoch."""
+"""Samples that the recipe `earlier` counts as one epoch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetConfig:
-    """Latency budgets.
+    """Latency budgets that training draws from.
 
     Attributes:
-        low_ms: smallest budget in ms; measured on the actors' devices if left out.
-        high_ms: largest budget in ms; measured if left out.
-        feasible_from_ms: smallest budget in ms that counts as feasible; measured if left out.
-        infeasible_share: share of budgets drawn below `feasible_from_ms`.
-        num_samples: samples that a measurement takes.
+        low_ms: smallest budget in ms; measured on the actors' devices by default.
+        high_ms: largest budget in ms; measured by default.
+        feasible_from_ms: smallest budget in ms that counts as feasible; measured by default.
+        infeasible_share: share of budgets that are drawn below `feasible_from_ms`.
+        num_samples: number of samples on which latencies are measured before training.
     """
 
     low_ms: float | None = None
@@ -52,7 +52,11 @@ class BudgetConfig:
             raise ValueError("budget.feasible-from-ms needs budget.low-ms and budget.high-ms too")
 
     def fixed(self) -> BudgetSampler | None:
-        """The stated budgets, or None if they are to be measured; raises ValueError for half."""
+        """The budgets given in the configuration, or None if they are to be measured.
+
+        Raises:
+            ValueError: only one of `low_ms` and `high_ms` is given.
+        """
         given = (self.low_ms, self.high_ms)
         if given == (None, None):
             return None
@@ -70,11 +74,11 @@ class EvaluationConfig:
     """Greedy evaluation on held-out samples while training.
 
     Attributes:
-        every: steps between evaluations; the last step always has one.
-        first_index: of the validation samples; those of the shipped profile, of calibration and
-            of importance lie below it, so that none of them is asked again.
-        num_samples: held-out samples, each asked at every budget.
-        num_budgets: budgets, evenly spread over the feasible range.
+        every: steps between two evaluations; the last step is always evaluated.
+        first_index: index of the first validation sample. The samples of the shipped profile, of
+            calibration and of block importance lie below it, so that none of them is used twice.
+        num_samples: number of held-out samples; each is run at every budget.
+        num_budgets: number of budgets, evenly spaced over the feasible range.
     """
 
     every: int = 50
@@ -91,31 +95,34 @@ class JointGRPOConfig:
     """One run of joint GRPO.
 
     Attributes:
-        recipe: name of the recipe that this configuration started from.
-        run_dir: absolute folder, or URI such as s3://bucket/run, for checkpoints, logs and
-            evaluations; resumed if it holds a checkpoint. Empty: a new folder under runs/.
-        seed: of everything random.
-        steps: updates.
-        groups_per_step: samples in a batch; 0 takes two for each rollout actor, at least 8.
-        group_size: episodes of each sample.
-        max_staleness: batches that may be collected ahead of the update, so that the actors work
-            while the learner does; 0 is synchronous.
-        reward: `budget` (score minus lambda times violation) or `reference` (the earlier one).
-        checkpoint_every: steps between commits to the run folder, which is what a killed driver
-            resumes from; a killed learner never needs them.
-        keep_last: checkpoints kept besides the best.
-        warm_start_profile: profile table (.npz); before the first step both stages learn what it
-            says the configurations earn.
-        simulated_latency: JSON file of latencies by configuration INSTEAD of the clock; for tests
-            and dry runs.
-        dry_run: validates, sizes resources, runs one real step and stops.
+        recipe: name of the recipe that this configuration is based on.
+        run_dir: folder for checkpoints, logs and evaluations: an absolute path, or a URI such as
+            s3://bucket/run. A folder that holds a checkpoint is resumed. By default a new folder
+            under runs/.
+        seed: seed of all random number generators.
+        steps: number of updates.
+        groups_per_step: number of groups in a batch, one sample each; 0 means two per rollout
+            actor, but at least 8.
+        group_size: number of episodes in a group.
+        max_staleness: number of batches that may be collected ahead of the update, so that the
+            actors work while the learner does; 0 is synchronous.
+        reward: `budget` is score minus lambda times violation; `reference` is the reward of this
+            project's first version, kept for comparison.
+        checkpoint_every: steps between two checkpoints. A killed driver resumes from the last one;
+            a killed learner does not need it.
+        keep_last: number of most recent checkpoints to keep; the best one is kept as well.
+        warm_start_profile: profile table (.npz) from which both stages are trained before the
+            first step; none starts from scratch.
+        simulated_latency: JSON file of latencies by configuration that REPLACES the clock; for
+            tests and dry runs.
+        dry_run: validates everything, runs one real step and stops.
         print_config: prints the whole configuration and stops.
         worker: the frozen model and its tasks.
         budget: latency budgets.
-        pid: the rule that steers lambda.
+        pid: how lambda follows the violation rate.
         learner: optimizer and loss.
-        evaluation: while training.
-        cluster: actors and limits.
+        evaluation: evaluation during training.
+        cluster: rollout actors and time limits.
     """
 
     recipe: str
@@ -152,13 +159,13 @@ class JointGRPOConfig:
             profiled.tasks,
         ):
             raise ValueError(
-                f"the shipped profile is of {profiled.model} on all tasks, not of {own.model} on "
-                f"{', '.join(own.tasks) or 'all'}: take another recipe, such as embedded-scratch, "
-                "or another warm_start_profile"
+                f"the shipped profile was measured with {profiled.model} on all tasks, not with "
+                f"{own.model} on {', '.join(own.tasks) or 'all'}: use another recipe, such as "
+                "embedded-scratch, or another warm_start_profile"
             )
 
     def sized_for(self, num_actors: int) -> JointGRPOConfig:
-        """The configuration with its number of groups decided for a fleet."""
+        """The configuration with `groups_per_step` set for a fleet of this size."""
         if self.groups_per_step:
             return self
         return replace(self, groups_per_step=max(8, 2 * num_actors))
@@ -174,7 +181,7 @@ def to_json(config: JointGRPOConfig) -> dict[str, Any]:
 
 
 def from_json(data: Mapping[str, Any]) -> JointGRPOConfig:
-    """The configuration of `to_json`'s values; raises ValueError for what this version lacks."""
+    """The configuration that `to_json` wrote; raises ValueError for unknown settings."""
     return TypeAdapter(JointGRPOConfig).validate_python(data)
 
 
@@ -192,7 +199,7 @@ def _annealed(
 
 
 def embedded_scratch() -> JointGRPOConfig:
-    """The small MolmoE and its tasks, on a laptop, from a controller that knows nothing."""
+    """The small MolmoE and its tasks, on a laptop; the controller starts from scratch."""
     return JointGRPOConfig(
         recipe="embedded-scratch",
         steps=400,
@@ -214,7 +221,7 @@ def embedded_scratch() -> JointGRPOConfig:
 
 
 def embedded() -> JointGRPOConfig:
-    """The small MolmoE and its tasks: learns the shipped profile, then GRPO by small steps."""
+    """The small MolmoE and its tasks; warm start from the shipped profile, then GRPO."""
     return replace(
         embedded_scratch(),
         recipe="embedded",
@@ -229,11 +236,11 @@ def embedded() -> JointGRPOConfig:
 
 
 def molmoe_h100() -> JointGRPOConfig:
-    """MolmoE-1B-0924 in bfloat16, one rollout actor per GPU; name tasks with --worker.tasks.
+    """MolmoE-1B-0924 in bfloat16, one rollout actor per GPU; needs --worker.tasks.
 
-    Batches are collected one step ahead. Budgets are measured on the GPUs. The images of the
-    embedded tasks are so small that every tier of this model cuts them alike, which leaves stage 1
-    nothing to decide; so the recipe names no task and does not start until you do.
+    Batches are collected one step ahead, and budgets are measured on the GPUs. There are no default
+    tasks: the images of the embedded ones are so small that all tiers of this model cut them into
+    the same crops, which leaves stage 1 nothing to decide.
     """
     return JointGRPOConfig(
         recipe="molmoe-h100",
@@ -250,10 +257,11 @@ def molmoe_h100() -> JointGRPOConfig:
 
 
 def earlier() -> JointGRPOConfig:
-    """The earlier implementation's values: reference reward, groups of 5, standardised.
+    """The first version of this project, for comparison: its reward and hyperparameters.
 
-    Its 100 epochs are counted over EPOCH_SAMPLES samples, because tasks that draw samples without
-    end have no epoch of their own. Like molmoe-h100 it needs --worker.tasks.
+    Groups of 5 with standardised advantages. Its 100 epochs have EPOCH_SAMPLES samples each,
+    because tasks that generate samples have no epoch of their own. Like molmoe-h100 it needs
+    --worker.tasks.
     """
     base = molmoe_h100()
     groups_per_step = 8
@@ -273,9 +281,9 @@ def earlier() -> JointGRPOConfig:
 
 
 NAMELESS_TASKS = (
-    "this recipe names no task: give --worker.tasks with data whose images its tiers cut "
-    "differently (the embedded tasks' images are so small that every tier of MolmoE-1B-0924 cuts "
-    "them alike, and stage 1 would have nothing to decide)"
+    "this recipe has no default tasks: give --worker.tasks, with images large enough for the tiers "
+    "to differ (the embedded tasks' images are so small that all tiers of MolmoE-1B-0924 cut them "
+    "into the same crops, and stage 1 would have nothing to decide)"
 )
 
 RECIPES = {

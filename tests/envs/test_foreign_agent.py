@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from envs.latency_budget import LatencyBudgetEnv
-from rollout.group_session import GroupExecutor
+from rollout.group_sharing import GroupExecutor
 from tests.rollout import rig
 
 sb3 = pytest.importorskip("stable_baselines3", reason="stable-baselines3 is not installed")

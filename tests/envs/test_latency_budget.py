@@ -8,7 +8,7 @@ from envs.action_masks import stage2_mask
 from envs.latency_budget import LatencyBudgetEnv, LatencyBudgetVectorEnv
 from envs.spec import Tier
 from rollout.executor import MolmoEExecutor
-from rollout.group_session import GroupExecutor
+from rollout.group_sharing import GroupExecutor
 from tests.rollout import rig
 
 

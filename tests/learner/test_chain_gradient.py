@@ -9,7 +9,7 @@ from policy.config import ControllerConfig
 from policy.controller import Controller
 from rollout.block_skipping import BlockImportance
 from rollout.executor import MolmoEExecutor
-from rollout.group_session import MolmoEGroupSession
+from rollout.group_sharing import MolmoEGroupSession
 from rollout.molmoe import Preprocessor
 from rollout.prefix import Prefix
 from tests.policy.evaluating import evaluate

@@ -12,7 +12,7 @@ from envs.spec import FULL_KNOBS, Knobs, Sample, Tier, all_knobs
 from envs.tasks import DataError
 from rollout.block_skipping import BlockImportance
 from rollout.executor import MolmoEExecutor
-from rollout.group_session import MolmoEGroupSession
+from rollout.group_sharing import MolmoEGroupSession
 from rollout.latency.hooks import Timeline, module_hooks
 from rollout.molmoe import MolmoE
 from rollout.molmoe.generation import generate

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from envs.spec import Knobs, Tier, all_knobs
-from rollout.group_session import MolmoEGroupSession
+from rollout.group_sharing import MolmoEGroupSession
 from tests.policy.evaluating import evaluate
 from tests.rollout import rig
 

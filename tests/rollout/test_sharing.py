@@ -5,7 +5,7 @@ import pytest
 
 from envs.spec import all_knobs
 from rollout.build import WorkerConfig, build_worker
-from rollout.group_session import MolmoEGroupSession
+from rollout.group_sharing import MolmoEGroupSession
 
 NUM_GROUPS = 200
 

@@ -9,7 +9,7 @@ from launch.run.recipes import embedded, embedded_scratch
 from launch.run.warm_start import by_choice, examples_from_profile, gains, warm_start_from_profile
 from learner.imitation import WarmStartConfig
 from rollout.build import WorkerConfig
-from rollout.group_session import MolmoEGroupSession
+from rollout.group_sharing import MolmoEGroupSession
 from rollout.requests import PrefixRequest
 from tests import launch_rig, table_rig
 from tests.in_process import LocalFleet
