@@ -1,4 +1,4 @@
-"""One question answered within its budget: by a controller, or by the default configuration."""
+"""Answers one question within a budget, with a trained controller or a fixed configuration."""
 
 from __future__ import annotations
 
@@ -25,39 +25,41 @@ from rollout.group_runner import GroupRunner
 from rollout.group_sharing import MolmoEGroupSession
 
 DEFAULT_KNOBS = Knobs(tier=Tier.MEDIUM, position=1, top_k=6, num_blocks=14)
-"""What runs without a trained controller, whatever the budget."""
+"""The configuration that runs, at any budget, without a trained controller."""
 
 
 class AnyAnswer:
-    """A question without a reference: every answer scores 0."""
+    """The task of a question without a reference answer: every answer scores 0."""
 
     def sample(self, split: str, index: int) -> Sample:
-        """Never drawn from."""
+        """Never called: there is no data set."""
         raise ValueError("a single question has no data set")
 
     def score(self, sample: Sample, answer: str) -> float:
-        """0, as nobody knows the answer."""
+        """Always 0."""
         return 0.0
 
 
 def open_image(path: Path | None) -> Image.Image | None:
-    """Opens a picture; raises ValueError that names the file if it cannot."""
+    """Opens an image file; raises ValueError naming it if that fails."""
     if path is None:
         return None
     try:
         with warnings.catch_warnings():
-            # Large pictures are reduced; only those beyond Pillow's hard limit are refused.
+            # Large images are scaled down later; only those beyond Pillow's limit are refused.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             return Image.open(path)
     except FileNotFoundError:
-        raise ValueError(f"{path} does not exist: give a picture file") from None
+        raise ValueError(f"{path} does not exist: give an image file") from None
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
         raise ValueError(
-            f"{path} is too large a picture: give one of at most {limit} million pixels"
+            f"{path} is too large: give an image of at most {limit} million pixels"
         ) from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise ValueError(f"{path} is no picture that can be read ({error})") from None
+        raise ValueError(
+            f"{path} is not an image that can be read ({error}): give another file"
+        ) from None
 
 
 def answer(
@@ -70,17 +72,24 @@ def answer(
     executor_settings: Mapping[str, Any] | None = None,
     say: Callable[[str], object] = print,
 ) -> dict[str, Any]:
-    """Runs a question twice, the first time to warm up, and describes the second run.
+    """Answers a question and reports choices and latencies; runs it twice, once to warm up.
 
     Args:
-        prompt: the question, in its task's style.
-        budget_ms: latency budget.
-        image: picture file, None for none.
-        controller: what `find_controller` finds one from; None runs the default configuration.
-        worker_settings: fields of `WorkerConfig`; the others are those of the controller's run,
-            or the defaults.
-        executor_settings: fields of its `ExecutorConfig`, likewise.
-        say: told what goes on, in whole lines.
+        prompt: the question, in the style of its task.
+        budget_ms: latency budget in ms.
+        image: image file, None for a question without an image.
+        controller: a run folder or the folder of a checkpoint; None runs a fixed configuration.
+        worker_settings: fields of `WorkerConfig` that replace those of the controller's run, or
+            the defaults.
+        executor_settings: fields of its `ExecutorConfig`, in the same way.
+        say: called with progress messages.
+
+    Returns:
+        `answer`, `choices`, `stages_ms`, `latency_ms`, `within_budget` and more, as plain values.
+
+    Raises:
+        ValueError: an unusable budget, prompt, image or controller, or a controller trained on
+            another model.
     """
     budget_ms = check_budget_ms(budget_ms)
     sample = _question(prompt, image)
@@ -113,7 +122,7 @@ def _executor_of_run(
 ) -> MolmoEExecutor:
     """The frozen model that a controller was trained on; raises ValueError for another one.
 
-    A controller that was saved by itself, outside a run, says nothing about its model.
+    A controller that was saved outside a run does not tell its model, so any model is accepted.
     """
     if not (folder / STATE_NAME).is_file():
         return build_executor(_settled(WorkerConfig(), worker, executor))
@@ -137,11 +146,11 @@ def _executor_of_run(
 
 
 def _question(prompt: str, image: Path | None) -> Sample:
-    """The question as a sample; raises ValueError for an unusable prompt or picture."""
+    """The question as a sample; raises ValueError for an unusable prompt or image."""
     try:
         prompt.encode()
     except UnicodeEncodeError:
-        raise ValueError("the prompt is not valid UTF-8: check your terminal's encoding") from None
+        raise ValueError("the prompt is not valid UTF-8: check the terminal's encoding") from None
     return Sample(
         id=str(image or "question"),
         task="question",
@@ -152,12 +161,12 @@ def _question(prompt: str, image: Path | None) -> Sample:
 
 
 def _within_range(budget_ms: float, own: BudgetRange, say: Callable[[str], object]) -> float:
-    """The budget that the controller is asked for; says so if it is another one."""
+    """The budget clipped to the controller's range; says so if that changes it."""
     known_ms = min(max(budget_ms, own.low_ms), own.high_ms)
     if known_ms != budget_ms:
         say(
             f"the controller was trained for budgets of {own.low_ms:g} to {own.high_ms:g} ms: it "
-            f"chooses as for {known_ms:g} ms"
+            f"chooses as if the budget were {known_ms:g} ms"
         )
     return known_ms
 
@@ -206,7 +215,7 @@ def _with_controller(
 
 
 def grouped(stages_ms: dict[str, float]) -> dict[str, float]:
-    """Blocks and decode steps added up, in the order in which they run."""
+    """Stages in the order in which they run, with blocks and decode steps added up."""
     before_text = ("language_feature", "stage1", "copy", "vision_encoder", "projector")
     order = (*before_text, "embed", "budget_token", "stage2")
     totals: dict[str, float] = dict.fromkeys((*order, "blocks", "head", "decode"), 0.0)

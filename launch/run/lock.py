@@ -1,4 +1,4 @@
-"""One run folder, one run: a lock that the operating system gives back when its process dies."""
+"""The lock of a run folder; the operating system releases it when its process dies."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import filelock
 
 LOCK_NAME = ".run.lock"
 HOLDER_NAME = ".run.holder"
-"""Who holds the lock, for people."""
+"""File that tells people who holds the lock."""
 
 
 class RunLock:
-    """Keeps a second run out of a run folder; a context manager.
+    """A context manager that keeps a second run out of a run folder.
 
-    Between machines it is as good as the locks of the file system that they share.
+    Between machines it relies on the locks of the shared file system.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -26,7 +26,7 @@ class RunLock:
         self._lock = filelock.FileLock(run_dir / LOCK_NAME)
 
     def acquire(self) -> None:
-        """Takes the lock; the folder is made if absent.
+        """Takes the lock; creates the folder if it is absent.
 
         Raises:
             RuntimeError: another run holds it; the message names its host and process.
@@ -46,7 +46,7 @@ class RunLock:
         (self.run_dir / HOLDER_NAME).write_text(holder, encoding="utf-8")
 
     def release(self) -> None:
-        """Gives the lock back; a folder in which nothing was written goes too."""
+        """Releases the lock, and removes a folder in which nothing was written."""
         names = {path.name for path in self.run_dir.iterdir()}
         (self.run_dir / HOLDER_NAME).unlink(missing_ok=True)
         if names <= {LOCK_NAME, HOLDER_NAME}:

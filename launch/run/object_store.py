@@ -1,13 +1,13 @@
 """Run folders in an object store.
 
-The run works in a local folder, and its home is the store:
+The run works in a local folder, which is mirrored in the store:
 
-    LATEST                           name of the newest whole checkpoint, written last
-    checkpoints/step_00000042-1a2b3c4d/   as it lies locally, its manifest.json written last
+    LATEST                           name of the newest complete checkpoint, written last
+    checkpoints/step_00000042-1a2b3c4d/   like the local one, manifest.json written last
     metrics.jsonl, tensorboard/ ...  every other file of the run folder
 
 A remote checkpoint's name ends in a hash of its manifest, so that nothing is ever overwritten with
-other content: whatever kills an upload, the store holds the old state or the new one.
+other content: if an upload is killed, the store holds either the old state or the new one.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ WRITABLE = ".writable"
 
 ATTEMPTS = 3
 FIRST_WAIT_S = 1.0
-"""Before the second attempt; each further wait is twice as long."""
+"""Wait before the second attempt; each further wait is twice as long."""
 
 ATOMIC_STORES = ("s3", "gcs", "abfs")
-"""Where an object appears whole or not at all; elsewhere it is renamed into place."""
+"""Stores in which an object appears whole or not at all; elsewhere it is renamed into place."""
 
 T = TypeVar("T")
 
@@ -61,13 +61,13 @@ def is_uri(run_dir: str) -> bool:
 
 
 def staging_folder(uri: str) -> Path:
-    """The local folder of a run whose home is a URI; the same one on every start."""
+    """The local folder of a run in an object store; the same on every start."""
     digest = hashlib.sha256(uri.encode()).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"joint-grpo-{digest}"
 
 
 class StoreError(RuntimeError):
-    """The object store did not do what was asked of it, again and again."""
+    """The object store failed repeatedly."""
 
 
 class RemoteFolder:
@@ -88,7 +88,7 @@ class RemoteFolder:
             raise ValueError(f"--run-dir {uri} names no bucket: give one, as in s3://bucket/run")
 
     def check_writable(self) -> None:
-        """Raises ValueError if a run could not write here, before it has done any work."""
+        """Raises ValueError if the folder cannot be written to."""
         try:
             self.put(WRITABLE, b"")
             self.filesystem.delete_file(f"{self.root}/{WRITABLE}")
@@ -152,16 +152,16 @@ class RemoteFolder:
 
 
 class RunStore:
-    """A run's home in an object store, and its local folder.
+    """A run's folder in an object store, and its local copy.
 
-    All methods may be called from one thread beside the run's own.
+    Methods may be called from one other thread than the run's own.
 
     Args:
-        uri: the run's home.
-        run_dir: where the run works.
+        uri: URI of the run's folder.
+        run_dir: local folder in which the run works.
 
     Attributes:
-        num_failures: uploads so far that were given up; the next one makes up for them.
+        num_failures: number of failed uploads so far; the next upload makes up for them.
     """
 
     def __init__(self, uri: str, run_dir: Path) -> None:
@@ -174,14 +174,14 @@ class RunStore:
     # -- before a run ----------------------------------------------------------------------------
 
     def fetch(self) -> None:
-        """Brings the run here: its newest and its best checkpoint, its metrics and all its logs.
+        """Downloads the newest and the best checkpoint, the metrics and all logs of the run.
 
-        Nothing is brought if what is here is as new, such as after a failed upload. The newest
-        checkpoint comes last and by a rename: until it is there, everything is fetched again.
+        Nothing is downloaded if the local state is as new, for instance after a failed upload. The
+        newest checkpoint comes last and is renamed into place: until then a restart downloads all.
 
         Raises:
             ValueError: the store cannot be written to.
-            StoreError: the store cannot be read, or holds checkpoints of which none is whole.
+            StoreError: the store cannot be read, or all of its checkpoints are damaged.
         """
         with self._lock:
             self.remote.check_writable()
@@ -199,7 +199,7 @@ class RunStore:
             self._move_in(name, contents)
 
     def _newest_whole(self, files: set[str]) -> tuple[str, Manifest, dict[str, bytes]] | None:
-        """The checkpoint that LATEST names, or the newest whole one if that is torn."""
+        """The checkpoint that LATEST names, or the newest intact one if that is damaged."""
         names = sorted(_remote_checkpoints(files), reverse=True)
         if LATEST in files:
             latest = self.remote.get(LATEST).decode(errors="replace").strip()
@@ -236,14 +236,14 @@ class RunStore:
             self._sent[name] = _signature(target)
 
     def _fetch_best(self, files: set[str], newest: Manifest) -> None:
-        """The checkpoint of the highest metric, unless it is the newest one itself."""
+        """Downloads the checkpoint with the highest metric, unless it is the newest one."""
         rated = []
         for name in _remote_checkpoints(files):
             try:
                 content = self.remote.get(f"{CHECKPOINTS}/{name}/{MANIFEST_NAME}")
                 manifest = Manifest.parse(content, name)
             except (CheckpointError, StoreError):
-                continue  # half uploaded, and never named by LATEST
+                continue  # uploaded in part, and never named by LATEST
             if manifest.metric is not None:
                 rated.append((manifest.metric, manifest.step, name))
         for _, step, name in sorted(rated, reverse=True):
@@ -265,42 +265,42 @@ class RunStore:
         os.rename(temporary, folder)
 
     def _clear_remains(self) -> None:
-        """Removes what a killed fetch left half written."""
+        """Removes the remains of a download that was killed."""
         for path in self.run_dir.rglob(f"{FETCHING_PREFIX}*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     # -- during and after it ---------------------------------------------------------------------
 
     def mirror(self, checkpoint: Path) -> Checkpoint | None:
-        """Copies a committed checkpoint and the run's other files; then points LATEST at it.
+        """Uploads a checkpoint and the run's other files; then points LATEST at it.
 
-        A failure is logged and counted, and the run goes on: the next call makes up for it.
+        A failure is logged and counted, and the run continues: the next call makes up for it.
 
         Args:
             checkpoint: RUN_DIR/checkpoints/step_NNNNNNNN.
 
         Returns:
-            The remote checkpoint, or None if it could not be copied, or was dropped here already.
+            The remote checkpoint; None if the upload failed or the local one was deleted.
         """
         with self._lock:
             try:
                 return self._mirror(checkpoint)
             except FileNotFoundError:
-                logger.info("%s was dropped before it was copied", checkpoint.name)
+                logger.info("%s was deleted before it was uploaded", checkpoint.name)
             except (StoreError, CheckpointError) as error:
                 self.num_failures += 1
                 logger.warning(
-                    "%s could not be copied to %s (%s): the run goes on, and the next checkpoint "
-                    "makes up for it; it is safe in %s",
+                    "%s could not be copied to %s (%s): the run continues, and the next upload "
+                    "makes up for it; the local copy is in %s",
                     *(checkpoint.name, self.uri, error, checkpoint),
                 )
             return None
 
     def mirror_results(self) -> bool:
-        """Copies whatever has not arrived yet, such as the last evaluation and the curves.
+        """Uploads everything that is missing, such as the last evaluation and the curves.
 
         Returns:
-            Whether all of the run is in the store now; a warning says what is not.
+            Whether the store now holds the whole run; a warning says what is missing.
         """
         folders = step_folders(self.run_dir / CHECKPOINTS)
         return bool(folders) and self.mirror(folders[-1]) is not None
@@ -315,14 +315,14 @@ class RunStore:
             try:
                 kept.add(self._upload(folder, remote_files))
             except (FileNotFoundError, CheckpointError):
-                continue  # dropped meanwhile, or torn: not for others to rely on
+                continue  # deleted meanwhile, or damaged: not to be relied on
         self._drop_old(_remote_checkpoints(remote_files) - kept)
         return Checkpoint(
             f"{self.remote.root}/{CHECKPOINTS}/{name}", filesystem=self.remote.filesystem
         )
 
     def _drop_old(self, names: set[str]) -> None:
-        """Removes what the local store no longer keeps; LATEST names a newer whole one by now."""
+        """Deletes checkpoints that are gone locally; LATEST names a newer one by now."""
         for name in sorted(names):
             try:
                 self.remote.remove_folder(f"{CHECKPOINTS}/{name}")
@@ -330,7 +330,7 @@ class RunStore:
                 logger.warning("%s could not be removed from %s: %s", name, self.uri, error)
 
     def _upload(self, checkpoint: Path, remote_files: set[str]) -> str:
-        """Copies a checkpoint unless it is there, its manifest last; returns its remote name."""
+        """Uploads a checkpoint unless it is there, manifest last; returns its remote name."""
         content = (checkpoint / MANIFEST_NAME).read_bytes()
         name = f"{checkpoint.name}-{hashlib.sha256(content).hexdigest()[:8]}"
         if f"{CHECKPOINTS}/{name}/{MANIFEST_NAME}" in remote_files:
@@ -343,7 +343,7 @@ class RunStore:
         return name
 
     def _upload_files(self) -> None:
-        """Copies the files beside the checkpoints that have changed since they were last sent."""
+        """Uploads all files outside the checkpoints that changed since the last upload."""
         for path in sorted(self.run_dir.rglob("*")):
             relative = path.relative_to(self.run_dir)
             if not _is_mirrored(relative):
@@ -354,7 +354,7 @@ class RunStore:
                     continue
                 content = path.read_bytes()
             except FileNotFoundError:
-                continue  # a temporary file of someone else's
+                continue  # another process's temporary file
             self.remote.put(relative.as_posix(), content)
             self._sent[str(relative)] = signature
 
@@ -365,13 +365,13 @@ def _signature(path: Path) -> tuple[int, int]:
 
 
 def _is_mirrored(relative: Path) -> bool:
-    """Whether a file goes with the run, and is neither a checkpoint's nor half written."""
+    """Whether a file is mirrored: neither part of a checkpoint nor temporary."""
     is_hidden = any(part.startswith(".") for part in relative.parts)
     return not is_hidden and relative.parts[0] != CHECKPOINTS and relative.suffix != ".partial"
 
 
 def _remote_checkpoints(files: Iterable[str]) -> set[str]:
-    """Names of the remote checkpoints, whole or not."""
+    """Names of the remote checkpoints, complete or not."""
     parts = (Path(name).parts for name in files)
     found = {p[1] for p in parts if len(p) > 2 and p[0] == CHECKPOINTS}
     return {name for name in found if REMOTE_CHECKPOINT.fullmatch(name)}
@@ -382,7 +382,7 @@ def _step_of(remote_name: str) -> int:
 
 
 def _local_step(run_dir: Path) -> int:
-    """Step of the newest whole local checkpoint, -1 if there is none."""
+    """Step of the newest intact local checkpoint, -1 if there is none."""
     for folder in reversed(step_folders(run_dir / CHECKPOINTS)):
         try:
             return verified_manifest(folder).step

@@ -1,4 +1,4 @@
-"""What a run shows: TensorBoard, the same as JSON lines, and one progress line a step."""
+"""Output of a run: TensorBoard, the same scalars as JSON lines, and one progress line per step."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ CHOICES = {"tier": TIERS, "position": POSITIONS, "top_k": TOP_KS, "num_blocks": 
 
 
 class Reporter:
-    """Writes one run's numbers; a resumed run continues after its last step.
+    """Writes the scalars of a run; a resumed run continues after its last step.
 
     Args:
-        run_dir: `tensorboard/` and `metrics.jsonl` are made in it.
-        first_step: rows of this step or later, left by a run that was cut, are dropped.
-        num_steps: of the run, for the progress line.
-        label: shown in every line if not empty, such as a simulated latency source.
+        run_dir: folder in which `tensorboard/` and `metrics.jsonl` are created.
+        first_step: first step of this process; rows of this or later steps, left by a run that was
+            killed, are dropped.
+        num_steps: number of steps of the run, for the progress line.
+        label: prefix of every line, such as a simulated latency source; empty for none.
     """
 
     def __init__(self, run_dir: Path, *, first_step: int, num_steps: int, label: str = "") -> None:
@@ -42,7 +43,7 @@ class Reporter:
         os.replace(temporary, self.path)
 
     def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Writes named numbers of a step to TensorBoard and as one JSON line."""
+        """Writes the scalars of a step to TensorBoard and as one JSON line."""
         for name, value in scalars.items():
             self.writer.add_scalar(name, value, step)
         row = {"step": step, **({"label": self.label} if self.label else {}), **scalars}
@@ -54,22 +55,22 @@ class Reporter:
         return _complete_rows(self.path)
 
     def choices(self, step: int, groups: Sequence[GroupRollout]) -> None:
-        """Histograms of every head's choices."""
+        """Writes a histogram of each head's choices."""
         actions = np.concatenate([g.actions for g in groups])
         for head, column in zip(HEADS, actions.T, strict=True):
             values = np.array(CHOICES[head])[column]
             self.writer.add_histogram(f"choices/{head}", values, step)
 
     def distributions(self, step: int, name: str, values: np.ndarray) -> None:
-        """A histogram of any array."""
+        """Writes a histogram of an array."""
         self.writer.add_histogram(name, values, step)
 
     def figure(self, step: int, name: str, figure: Any) -> None:
-        """A matplotlib picture; the figure is closed."""
+        """Writes a matplotlib figure and closes it."""
         self.writer.add_figure(name, figure, step, close=True)
 
     def progress(self, step: int, scalars: Mapping[str, float], slowest: str) -> None:
-        """The one line that a person reads while waiting."""
+        """Prints the progress line of a step."""
         parts = [
             f"step {step + 1}/{self.num_steps}",
             f"reward {scalars['reward/mean']:+.3f}",
@@ -88,7 +89,7 @@ class Reporter:
         self.console.print(prefix + text, markup=False)
 
     def close(self) -> None:
-        """Flushes everything."""
+        """Flushes and closes TensorBoard's files."""
         self.writer.close()
 
 
@@ -97,7 +98,7 @@ def _percent(share: float | None) -> str:
 
 
 def _complete_rows(path: Path, *, before_step: float = math.inf) -> list[dict[str, Any]]:
-    """The whole rows up to a step; a torn last line is left out."""
+    """The complete rows before a step; a torn last line is skipped."""
     rows: list[dict[str, Any]] = []
     if not path.is_file():
         return rows

@@ -1,4 +1,4 @@
-"""What a checkpoint says of its run, and what of that a resumed run must share."""
+"""Reads a run's state from a checkpoint, and checks that a run can be resumed from it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STATE_KEYS = (
     *("next_step", "seed", "lambda_control", "budgets", "calibration", "fingerprint"),
     *("latency_source", "configuration", "git_revision", "packages", "python"),
 )
-"""What a run's state has in every checkpoint."""
+"""Keys of the run's state in every checkpoint."""
 
 FREE_ON_RESUME = (
     *("run_dir", "steps", "checkpoint_every", "keep_last", "dry_run", "print_config"),
@@ -26,7 +26,8 @@ FREE_ON_RESUME = (
     *("worker.model", "worker.device", "worker.dtype", "worker.importance"),
     *("worker.importance_by_task", "worker.kept_groups_mib"),
 )
-"""Settings that a resumed run may change: they move no weight, or the fingerprint watches them."""
+"""Settings that may change when a run is resumed: they do not affect the weights, or the
+fingerprint covers them."""
 
 
 def load_checkpoint(run_dir: Path) -> Checkpoint:
@@ -41,7 +42,7 @@ def load_checkpoint(run_dir: Path) -> Checkpoint:
 
 
 def worker_of(checkpoint: Checkpoint) -> WorkerConfig:
-    """The frozen model, tasks and settings of a checkpoint's run."""
+    """The worker configuration of a checkpoint's run: frozen model, tasks and settings."""
     return from_json(checkpoint.state["configuration"]).worker
 
 
@@ -67,21 +68,21 @@ def budgets_from_state(state: dict[str, Any]) -> BudgetSampler:
 
 
 def calibration_from_state(state: dict[str, Any]) -> Calibration:
-    """How fast the devices of a checkpoint's run were when it began."""
+    """The speed of the devices when a checkpoint's run began."""
     return Calibration(**state["calibration"])
 
 
 def fingerprint_from_state(state: dict[str, Any]) -> Fingerprint | None:
-    """The frozen model, tasks and devices of a checkpoint's run; None for a test's."""
+    """The fingerprint of a checkpoint's run; None for those of some tests."""
     return Fingerprint.from_json(state["fingerprint"]) if state["fingerprint"] else None
 
 
 def check_resumable(checkpoint: Checkpoint, config: JointGRPOConfig, label: str) -> JointGRPOConfig:
-    """The configuration with which a checkpoint's run goes on.
+    """The configuration with which a run is resumed.
 
     Raises:
-        ValueError: the checkpoint belongs to a run that cannot be continued like this; every
-            setting that differs is named with both values.
+        ValueError: the run cannot be continued with this configuration; the message names every
+            setting that differs, with both values.
     """
     state = checkpoint.state
     source = label or "measured"
@@ -105,7 +106,7 @@ def check_resumable(checkpoint: Checkpoint, config: JointGRPOConfig, label: str)
         )
     if state["next_step"] > config.steps:
         raise ValueError(
-            f"{checkpoint.path} has done {state['next_step']} steps and {config.steps} are asked "
+            f"{checkpoint.path} has done {state['next_step']} steps and {config.steps} were asked "
             "for: give more steps, or a new run-dir"
         )
     return config
@@ -116,7 +117,7 @@ def _is_free(name: str) -> bool:
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by dotted name."""
+    """Settings by their dotted names."""
     found: dict[str, Any] = {}
     for name, value in tree.items():
         inner = (

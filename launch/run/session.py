@@ -1,4 +1,4 @@
-"""One invocation of joint GRPO: configuration in, exit code out."""
+"""One invocation of joint GRPO: from the command line to the exit code."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ from rollout.profiling.conversion import calibrated
 from rollout.profiling.profile_table import ProfileTable
 
 JOB_FOLDER = "working_dir_files"
-"""Part of the path of a Ray job's unpacked working folder, which does not last."""
+"""Part of the path of a Ray job's working folder, which is deleted when the job ends."""
 
 MAX_LEARNER_RESTARTS = 20
 
 
 def run_command(train: Callable[[Run], None], arguments: list[str] | None = None) -> int:
-    """Reads the command line and runs it with the given loop; returns the exit code."""
+    """Reads the command line and runs the given training loop; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["doctor"]:
         return doctor(arguments[1:])
@@ -85,7 +85,7 @@ def run_command(train: Callable[[Run], None], arguments: list[str] | None = None
 
 
 def resolve_run_dir(run_dir: str) -> Path:
-    """The folder of a run, absolute; raises ValueError for one that would not last."""
+    """The absolute run folder; raises ValueError for one that would be deleted with the job."""
     cwd = Path.cwd()
     if not run_dir and JOB_FOLDER in cwd.parts:
         raise ValueError(
@@ -105,7 +105,7 @@ def resolve_run_dir(run_dir: str) -> Path:
 
 
 class Session:
-    """One invocation: a Ray connection, a fleet, and runs of the loop until it ends."""
+    """One invocation: a Ray connection, a fleet, and the loop until it is done."""
 
     measured: EndLatencies
     calibration: Calibration
@@ -129,7 +129,7 @@ class Session:
         self.label = f"SIMULATED LATENCY {self.simulated.label}" if self.simulated else ""
 
     def run(self) -> int:
-        """Trains to the end; returns 0, or 143 if it was asked to stop."""
+        """Trains to the end; returns 0, or 143 if the run was asked to stop."""
         self._check_before_ray()
         with contextlib.ExitStack() as on_exit:
             on_exit.enter_context(RunLock(self.run_dir))
@@ -141,12 +141,12 @@ class Session:
             return self._run_on_ray(self._checkpoint())
 
     def _run_on_ray(self, checkpoint: Checkpoint | None) -> int:
-        _say("starting Ray, or joining its cluster")
+        _say("starting Ray, or joining a cluster")
         connect(self.config.cluster.address)
         self.stop.listen()  # after ray.init, which installs handlers of its own
         fleet = None
         try:
-            _say("loading the model on every actor, and warming it up")
+            _say("loading the model on every actor and warming up")
             fleet = open_fleet(
                 self.config.worker,
                 self.config.cluster,
@@ -163,7 +163,7 @@ class Session:
                 fleet.shutdown()
 
     def _check_before_ray(self) -> None:
-        """Everything that a user can get wrong and no cluster is needed to find out."""
+        """Finds users' mistakes that can be found without a cluster."""
         worker = self.config.worker
         if not worker.tasks:
             raise ValueError(f"{self.config.recipe}: {NAMELESS_TASKS}")
@@ -179,7 +179,7 @@ class Session:
             raise ValueError(f"--run-dir {self.run_dir} is a file: give a folder")
 
     def _checkpoint(self) -> Checkpoint | None:
-        """What the run goes on from, None for a fresh run."""
+        """The checkpoint to resume from, None for a new run."""
         if not (self.run_dir / "checkpoints").is_dir():
             return None
         checkpoint = self._store().load_latest()
@@ -216,12 +216,12 @@ class Session:
         return 0
 
     def _budgets(self, fleet: RayFleet, checkpoint: Checkpoint | None) -> BudgetSampler:
-        """A resumed run keeps its budgets; others measure, and believe stated ones only then."""
+        """The run's budgets: saved ones, or measured ones, or given ones checked by measuring."""
         if checkpoint is not None:
             self.calibration = calibration_from_state(checkpoint.state)
             return budgets_from_state(checkpoint.state)
         settings = self.config.budget
-        _say(f"measuring the latencies of {settings.num_samples} samples")
+        _say(f"measuring latencies on {settings.num_samples} samples")
         self.measured = EndLatencies.measure(fleet, settings.num_samples)
         self.calibration = self.measured.calibration
         measured, stated = self.measured.budgets(settings.infeasible_share), settings.fixed()
@@ -230,7 +230,7 @@ class Session:
         return stated or measured
 
     def _check_fingerprint(self, fingerprint: Fingerprint, checkpoint: Checkpoint | None) -> None:
-        """Refuses a checkpoint or a profile of another model, other tasks or another device."""
+        """Refuses a checkpoint or profile of another model, other tasks or another device."""
         if checkpoint is not None:
             saved = fingerprint_from_state(checkpoint.state)
             if saved is not None:
@@ -238,7 +238,7 @@ class Session:
                     fingerprint,
                     f"the run in {self.run_dir}",
                     "this fleet",
-                    "resume it as it was started, or use a new run-dir",
+                    "resume with the same settings, or use a new run-dir",
                 )
         elif self.config.warm_start_profile is not None:
             self.profile.check_fingerprint(
@@ -246,7 +246,7 @@ class Session:
             )
 
     def _train_over_lost_learners(self, run: Run, fleet: RayFleet) -> None:
-        """The loop, entered again where it was left whenever the learner is lost."""
+        """Runs the loop, and enters it again whenever the learner was lost and replaced."""
         assert isinstance(run.learner, RemoteLearner)
         is_lost = False
         for _ in range(MAX_LEARNER_RESTARTS):
@@ -259,19 +259,21 @@ class Session:
                 self._restore(run, fleet)
                 is_lost = False
             except LearnerLostError as error:
-                run.reporter.say(f"{error}: another one goes on where the last update left off")
+                run.reporter.say(f"{error}: another one continues where the last update left off")
                 is_lost = True
-        raise RuntimeError(f"the learner was lost {MAX_LEARNER_RESTARTS} times: see the log above")
+        raise RuntimeError(
+            f"the learner was lost {MAX_LEARNER_RESTARTS} times: the log above says why"
+        )
 
     def _restore(self, run: Run, fleet: RayFleet) -> None:
-        """Goes back to the last checkpoint: what the learner had last is gone with its node."""
+        """Returns to the last checkpoint, because the learner's state was lost with its node."""
         checkpoint = run.store.load_latest()
         if checkpoint is None:
             raise RuntimeError("the learner's state was lost and there is no checkpoint yet")
         fleet.drop_batches()
         run.learner = self._learner(run.setup, checkpoint.learner_state)
         run.go_back_to(checkpoint)
-        run.reporter.say(f"the learner's node is gone: back to step {run.next_step + 1}")
+        run.reporter.say(f"the learner's node was lost: back to step {run.next_step + 1}")
 
     def _learner(self, setup: PolicySetup, state: dict[str, Any] | None) -> RemoteLearner:
         return RemoteLearner(
@@ -314,9 +316,9 @@ class Session:
         )
         budgets = setup.budgets
         run.reporter.say(
-            f"run {self.run_dir}  actors {fleet.num_actors}  groups {config.groups_per_step} a step"
-            f"  budgets {budgets.range.low_ms:.1f}..{budgets.range.high_ms:.1f} ms, feasible from "
-            f"{budgets.feasible_from_ms:.1f} ms  "
+            f"run {self.run_dir}  actors {fleet.num_actors}  groups per step "
+            f"{config.groups_per_step}  budgets {budgets.range.low_ms:.1f}.."
+            f"{budgets.range.high_ms:.1f} ms, feasible from {budgets.feasible_from_ms:.1f} ms  "
             f"{'resumes at' if next_step else 'starts with'} step {next_step + 1}"
         )
         if checkpoint is None:
@@ -326,16 +328,16 @@ class Session:
         return run
 
     def _warm_started(self, fleet: RayFleet, setup: PolicySetup) -> dict[str, Any] | None:
-        """The learner's first state if the run starts from a profile, None from scratch."""
+        """The learner's initial state after the warm start; None without a profile."""
         config = self.config
         if config.warm_start_profile is None:
             return None
-        _say("learning from the profile, on this device's clock")
+        _say("warm start from the profile, converted to this device's clock")
         table, scatter = calibrated(self.profile, self.measured)
         controller = initial_controller(setup.controller, config.seed)
         record = warm_start_from_profile(controller, table, setup.budgets, fleet, scatter=scatter)
         logging.info(
-            "warm start from %s: its likeliest choices lose %.3f against the best, %.3f before",
+            "warm start from %s: regret of the most likely choices %.3f, before it %.3f",
             config.warm_start_profile,
             record.regret_after,
             record.regret_before,
@@ -343,9 +345,9 @@ class Session:
         return Learner(controller, config.learner, self.run_dir).state_dict()
 
     def _finish(self, run: Run, fleet: RayFleet) -> None:
-        """One greedy sweep over the test split, and the run's curves as one picture.
+        """Writes a greedy sweep over the test split, and the run's curves as a picture.
 
-        The devices are measured again: what the clock has drifted since is not the controller's.
+        The devices are measured again first, so that clock drift is not blamed on the controller.
         """
         settings = self.config.evaluation
         setup = recalibrated(
@@ -374,12 +376,12 @@ class Session:
 
 
 def _say(text: str) -> None:
-    """What is going on before there is a run to report."""
+    """Prints progress before there is a run that reports it."""
     Console(soft_wrap=True, highlight=False).print(f"{text} ...", markup=False)
 
 
 def _commit_on_the_way_out(run: Run) -> None:
-    """Best effort: whatever ended the run, its last whole step is not lost."""
+    """Saves the last whole step, whatever ended the run; best effort."""
     try:
         run.commit()
         run.reporter.say(f"step {run.next_step} is in {run.store.root}")

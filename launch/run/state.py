@@ -1,4 +1,4 @@
-"""The pieces around the loop: what is drawn at a step, what is logged, what is saved."""
+"""The state of a training run and the pieces of its loop: drawing, collecting, logging, saving."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class LearnerLike(Protocol):
     def prepare(
         self, groups: Sequence[GroupRollout], score_NG: np.ndarray, constraint_NG: np.ndarray
     ) -> Any:
-        """First half of an update; see `learner.learner.Learner.prepare`."""
+        """The first half of an update; see `learner.learner.Learner.prepare`."""
         ...
 
     def apply(self, pending: Any, budget_token_grads: Sequence[np.ndarray]) -> UpdateRecord:
-        """Second half of an update."""
+        """The second half of an update."""
         ...
 
     def weights(self) -> Any:
@@ -52,11 +52,11 @@ class LearnerLike(Protocol):
         ...
 
     def publish(self, weights: PolicyWeights) -> Any:
-        """Other weights in the form that `weights` has."""
+        """Given weights in the form that `weights` returns."""
         ...
 
     def fetch(self, weights: Any) -> PolicyWeights:
-        """The weights themselves."""
+        """The weights behind what `weights` or `publish` returned."""
         ...
 
     def snapshot(self) -> tuple[Controller, dict[str, Any]]:
@@ -66,13 +66,13 @@ class LearnerLike(Protocol):
 
 @dataclass(slots=True, kw_only=True)
 class Stopwatch:
-    """Seconds by part of a step."""
+    """Seconds spent in each part of a step."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def part(self, name: str):
-        """Adds the block's time to a part."""
+        """Adds the time of the `with` block to a part."""
         started = time.perf_counter()
         try:
             yield
@@ -81,7 +81,7 @@ class Stopwatch:
             self.seconds[name] = self.seconds.get(name, 0.0) + elapsed
 
     def take(self) -> dict[str, float]:
-        """The parts, and their sum, as scalars; starts anew."""
+        """Returns the parts and their sum as scalars, and resets them."""
         seconds, self.seconds = self.seconds, {}
         total = sum(seconds.values())
         return {**{f"time/{n}_s": s for n, s in seconds.items()}, "time/step_s": total}
@@ -89,7 +89,7 @@ class Stopwatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submitted:
-    """A batch that the fleet works on: its step, its ticket and the weights that act in it."""
+    """A batch in flight: its step, its ticket and the weights that act in it."""
 
     step: int
     ticket: int
@@ -98,24 +98,24 @@ class Submitted:
 
 @dataclass(slots=True, kw_only=True)
 class Run:
-    """Everything that one run of the loop works with.
+    """Everything that the training loop works with.
 
-    The loop may be left and entered again: what was submitted or collected is kept here.
+    The loop can be left and entered again, because submitted and collected batches are kept here.
 
     Attributes:
         config: the whole configuration.
         setup: controller configuration and budgets.
-        fleet: runs groups.
+        fleet: runs the groups.
         learner: owns the weights.
-        reporter: shows numbers.
+        reporter: writes scalars and progress lines.
         store: keeps checkpoints.
-        lambda_control: lambda by budget and its rule.
-        calibration: the devices as they were when the run began.
-        fingerprint: of the frozen model, its tasks and devices; None where a test has none.
+        lambda_control: lambda by range of budgets.
+        calibration: speed of the devices when the run began.
+        fingerprint: fingerprint of the frozen model, its tasks and devices; None in some tests.
         next_step: the first step that is not done yet.
-        is_stopping: asked between steps; True ends the loop.
-        on_saved: called with the folder of every checkpoint, such as to copy it elsewhere.
-        in_flight: batches that are submitted and not learnt from.
+        is_stopping: called between steps; the loop ends when it returns True.
+        on_saved: called with the folder of every new checkpoint, for instance to copy it.
+        in_flight: batches that are submitted but not yet learned from.
     """
 
     config: JointGRPOConfig
@@ -136,7 +136,7 @@ class Run:
     _committed_step: int = -1
 
     def draw(self, step: int) -> list[GroupRequest]:
-        """The groups of a step: a function of (seed, step) alone, so that resuming is exact."""
+        """The groups of a step, a function of (seed, step) alone, so that resuming is exact."""
         rng = np.random.default_rng([self.config.seed, step])
         return [
             GroupRequest(
@@ -152,7 +152,7 @@ class Run:
         ]
 
     def submit(self) -> None:
-        """Hands the fleet the batches up to `max_staleness` steps ahead, with today's weights."""
+        """Submits the batches of up to `max_staleness` steps ahead, with the current weights."""
         ahead = self.next_step + self.config.max_staleness
         drawn = self.in_flight[-1].step + 1 if self.in_flight else self.next_step
         with self.watch.part("broadcast"):
@@ -160,26 +160,26 @@ class Run:
                 self.resubmit(step, self.learner.weights())
 
     def resubmit(self, step: int, weights: Any) -> None:
-        """Hands the fleet one step's batch under given weights."""
+        """Submits the batch of one step with given weights."""
         ticket = self.fleet.submit(self.draw(step), self.setup, weights)
         self.in_flight.append(Submitted(step=step, ticket=ticket, weights=weights))
 
     def collect(self) -> list[GroupRollout]:
-        """The groups of the next step, whole; the same ones until the step is finished."""
+        """The groups of the next step; the same ones until `finish_step`."""
         if self._collected is None:
             with self.watch.part("wait"):
                 self._collected = self.fleet.collect(self.in_flight[0].ticket)
         return self._collected
 
     def reward_function(self) -> RewardFunction:
-        """The run's reward, with the lambda in force."""
+        """The run's reward function with the current lambda."""
         reward = self.config.reward_function()
         if isinstance(reward, BudgetReward):
             reward.violation_cost = self.lambda_control.costs
         return reward
 
     def finish_step(self, groups: Sequence[GroupRollout]) -> None:
-        """Lets lambda follow the violation rate of the feasible budgets; the step is done."""
+        """Updates lambda from the violation rates and marks the step as done."""
         self.lambda_control.update([g.budget_ms for g in groups], violations(groups).mean(1))
         self.next_step += 1
         self.in_flight.popleft()
@@ -188,7 +188,7 @@ class Run:
     def report(
         self, step: int, groups: Sequence[GroupRollout], reward: Reward, update: UpdateRecord
     ) -> None:
-        """Writes a step's numbers, histograms and progress line."""
+        """Writes the scalars, histograms and progress line of a step."""
         stats = self.fleet.stats
         times = self.watch.take()
         num_episodes = sum(g.group_size for g in groups)
@@ -214,12 +214,12 @@ class Run:
             self.reporter.distributions(step, "reward/episodes", reward.total.ravel())
 
     def is_evaluation_due(self) -> bool:
-        """After the last step, and at the stated interval."""
+        """Whether the last step was reached or the interval between evaluations has passed."""
         is_last = self.next_step == self.config.steps
         return is_last or self.next_step % self.config.evaluation.every == 0
 
     def evaluate(self, step: int) -> None:
-        """Greedy, on held-out samples, over all feasible budgets."""
+        """Evaluates greedily on held-out samples over the feasible budgets, and commits."""
         settings, started = self.config.evaluation, time.perf_counter()
         self.commit()
         result = greedy_sweep(
@@ -247,16 +247,16 @@ class Run:
         )
 
     def commit_if_due(self) -> None:
-        """Commits the step before, at the stated interval, while the fleet works on the next."""
+        """Commits the previous step, at the configured interval, while the fleet runs the next."""
         if self.next_step % self.config.checkpoint_every == 0:
             self.commit()
 
     def commit(self, metric: float | None = None) -> Path | None:
-        """Commits the run's whole state, as it is before `next_step`, unless that is done.
+        """Writes a checkpoint of the whole state before `next_step`, unless there is one.
 
         Args:
-            metric: of the weights as they are now, for keeping the best; replaces what was
-                committed of this step before.
+            metric: evaluation of the current weights, by which the best checkpoint is kept; the
+                step is then committed again.
 
         Returns:
             The checkpoint's folder, None if there was nothing to do.
@@ -272,7 +272,7 @@ class Run:
         return path
 
     def go_back_to(self, checkpoint: Checkpoint) -> None:
-        """Continues from a checkpoint; its batches in flight are submitted again."""
+        """Continues from a checkpoint and submits its batches in flight again."""
         self.lambda_control.load_state_dict(checkpoint.state["lambda_control"])
         self.next_step = self._committed_step = int(checkpoint.state["next_step"])
         self.in_flight.clear()
@@ -285,7 +285,7 @@ class Run:
             self.resubmit(batch["step"], self.learner.publish(weights))
 
     def _weights_in_flight(self) -> list[dict[str, Any]]:
-        """What acts in the batches that a resumed run must submit again: all but the newest's."""
+        """Older weights of batches in flight, which a resumed run needs to submit them again."""
         current = self.learner.weights()
         found = []
         for batch in self.in_flight:

@@ -1,4 +1,4 @@
-"""Copies a run to its object store beside the loop, so that no step waits for the network."""
+"""Copies a run to its object store in a thread, so that no step waits for the network."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from launch.run.object_store import RunStore
 logger = logging.getLogger(__name__)
 
 LAST_UPLOAD_S = 120.0
-"""Longest wait for the last upload when a run ends."""
+"""Maximum wait for the last upload when a run ends."""
 
 
 class Uploader:
-    """A thread that mirrors the newest checkpoint; those that it cannot keep up with it skips.
+    """A thread that uploads the newest checkpoint and skips those it cannot keep up with.
 
     Args:
         store: the run's home.
@@ -30,21 +30,21 @@ class Uploader:
         self._thread.start()
 
     def submit(self, checkpoint: Path) -> None:
-        """Has a committed checkpoint copied, with the run's logs; returns at once."""
+        """Schedules the upload of a checkpoint and the run's logs; returns at once."""
         with self._changed:
             self._newest = checkpoint
             self._changed.notify()
 
     def close(self) -> None:
-        """Copies what is left, results included, and ends the thread; waits within a limit."""
+        """Uploads what is left, results included, and ends the thread; waits up to a limit."""
         with self._changed:
             self._is_closing = True
             self._changed.notify()
         self._thread.join(LAST_UPLOAD_S)
         if self._thread.is_alive():
             logger.warning(
-                "%s has not taken the last upload within %.0f s: what is missing there is in %s, "
-                "and the next start with this --run-dir on this machine sends it",
+                "the last upload to %s did not finish within %.0f s: everything is in %s, and the "
+                "next start with this --run-dir on this machine uploads the rest",
                 *(self.store.uri, LAST_UPLOAD_S, self.store.run_dir),
             )
 
@@ -60,7 +60,7 @@ class Uploader:
                     return
                 assert checkpoint is not None
                 self.store.mirror(checkpoint)
-            except Exception:  # the run goes on, whatever a store does; the next upload tries again
+            except Exception:  # the run continues whatever a store does; the next upload retries
                 logger.exception("an upload to %s failed", self.store.uri)
                 if is_last:
                     return

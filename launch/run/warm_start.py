@@ -1,4 +1,4 @@
-"""Warm start: before GRPO, both stages learn what a profile says the configurations earn.
+"""Warm start: examples from a profile, on which both stages are trained before GRPO.
 
 Shapes: S samples, K budgets of a sample, C configurations, B = S K examples, D d_model, T budgets
 of a grid, G kinds of question.
@@ -22,17 +22,17 @@ from rollout.profiling.profile_table import ProfileTable
 from rollout.requests import Prefixes, PrefixRequest
 
 MAX_VIOLATION = 0.04
-"""Largest share of violations that the best configurations of all kinds may have at a budget: below
-the target of 5 %, because they are chosen in hindsight."""
+"""Maximum violation rate of the best configurations at a budget: below the target of 5 %, because
+they are chosen in hindsight."""
 
 NUM_PRICED = 200
-"""Budgets at which gains are computed; those between take the next lower's."""
+"""Number of budgets at which gains are computed; others take those of the next lower one."""
 
 BUDGETS_OF_A_SAMPLE = 16
 
 
 class PrefixSource(Protocol):
-    """A fleet, as far as a warm start needs it."""
+    """The part of a fleet that a warm start needs."""
 
     def prefixes(self, requests: Sequence[PrefixRequest]) -> list[Prefixes]:
         """Language features and latency tokens, in the order of the requests."""
@@ -46,11 +46,11 @@ def gains(
     max_violation: float = MAX_VIOLATION,
     scatter: float = 0.0,
 ) -> np.ndarray:
-    """What each configuration earns a sample's kind at its budgets, float64 [S, K, C].
+    """The gain of each configuration at each budget of a sample, float64 [S, K, C].
 
-    What one sample alone would need is not visible before it is answered. A kind that can hardly
-    keep a budget takes up what share of violations is allowed, so that the others have to keep it
-    more strictly.
+    Gains are means over all samples of the same task, because the needs of a single sample are not
+    visible before it is answered. The allowed violations are shared by all tasks: one that can
+    hardly meet a budget uses up most of them, and the others have to meet it more strictly.
     """
     grid_ms = np.linspace(budgets_SK.min(), budgets_SK.max(), NUM_PRICED)
     gains_TGC = priced_gains(table, grid_ms, max_violation=max_violation, scatter=scatter)
@@ -60,7 +60,7 @@ def gains(
 
 
 def by_choice(table: ProfileTable, gains_SKC: np.ndarray) -> np.ndarray:
-    """Gains by the choices of the four heads, [S K, 3, 5, 5, 5]; -inf where none was profiled."""
+    """Gains by the choices of the four heads, [S K, 3, 5, 5, 5]; -inf where not profiled."""
     arranged = np.full((gains_SKC[..., 0].size, *HEAD_SIZES), -np.inf, np.float32)
     choices_C4 = np.array([knobs.indices() for knobs in table.configurations])
     arranged[:, *choices_C4.T] = gains_SKC.reshape(len(arranged), -1)
@@ -77,7 +77,7 @@ def examples_from_profile(
     num_budgets: int = BUDGETS_OF_A_SAMPLE,
     seed: int = 0,
 ) -> WarmStartExamples:
-    """Each profiled sample at some budgets, with what every configuration would earn there."""
+    """Each profiled sample at some budgets, with the gains of all configurations there."""
     rng = np.random.default_rng(seed)
     low_ms, high_ms = budgets.range.low_ms, budgets.range.high_ms
     budgets_SK = rng.uniform(low_ms, high_ms, (len(table.sample_ids), num_budgets))
@@ -109,10 +109,10 @@ def warm_start_from_profile(
     *,
     scatter: float = 0.0,
 ) -> WarmStartRecord:
-    """Trains the controller's stages in place; raises ValueError for an unusable profile.
+    """Trains both stages in place; raises ValueError for an unusable profile.
 
-    The table's latencies are those of the run's devices, and `scatter` what they lack of these
-    devices' noise (`rollout.latency.calibration.calibrated`).
+    The table's latencies must be on the clock of the run's devices, and `scatter` is the noise of
+    these devices that the table lacks; both come from `rollout.profiling.conversion.calibrated`.
     """
     examples = examples_from_profile(controller, table, budgets, source, scatter=scatter)
     return warm_start(controller, examples, config or WarmStartConfig())

@@ -96,7 +96,7 @@ def answered(folder, budget_ms, *, image=None, controller=None, say=print):
 
 def test_large_pictures_are_reduced_or_refused(folder, tmp_path):
     assert "answer" in answered(folder, 50.0, image=picture(tmp_path / "large.png", 12_000))
-    with pytest.raises(ValueError, match="is too large a picture: give one of at most"):
+    with pytest.raises(ValueError, match="is too large: give an image of at most"):
         answered(folder, 50.0, image=picture(tmp_path / "huge.png", 20_000))
 
 
@@ -107,11 +107,11 @@ def test_a_budget_outside_the_controllers_range_is_said(folder, tmp_path, budget
     as_for = f"{own.low_ms if budget_ms < 1 else own.high_ms:g} ms"
     lines = []
     result = answered(folder, budget_ms, controller=tmp_path, say=lines.append)
-    assert any(line.endswith(f"it chooses as for {as_for}") for line in lines)
+    assert any(line.endswith(f"it chooses as if the budget were {as_for}") for line in lines)
     assert result["within_budget"] == (budget_ms > 1)
     lines.clear()
     answered(folder, own.high_ms, controller=tmp_path, say=lines.append)
-    assert not any("chooses as for" in line for line in lines)
+    assert not any("chooses as if" in line for line in lines)
 
 
 def test_help_needs_no_model_and_its_prompts_work():

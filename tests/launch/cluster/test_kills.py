@@ -130,7 +130,7 @@ def test_a_killed_learner_costs_no_step(folder, staleness, undisturbed, tmp_path
     output = "".join(lines)
     assert process.wait(timeout=60) == 0, output
     assert kills == NUM_KILLS
-    assert output.count("goes on where the last update left off") >= 1
+    assert output.count("continues where the last update left off") >= 1
     steps = [int(number) for number in DONE.findall(output)]
     assert steps == list(range(1, STEPS + 1)), "every step was done once"
     assert final_weights(tmp_path) == undisturbed

@@ -161,7 +161,7 @@ def test_a_failed_upload_is_made_up_for(tmp_path, caplog, impatient):
             assert store.mirror(write_step(run_dir, 2)) is None
             assert not store.mirror_results()
         assert store.num_failures == 2
-        assert "the run goes on" in caplog.text
+        assert "the run continues" in caplog.text
         assert keys(endpoint) == before
         client(endpoint).delete_bucket_policy(Bucket="bucket")
         assert store.mirror(write_step(run_dir, 3)) is not None

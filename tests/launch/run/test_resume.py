@@ -43,7 +43,7 @@ def test_a_configuration_survives_as_json(name):
             "learning_rate 0.001 \\(now 0.005",
         ),
         ({"worker": WorkerConfig(tasks=("digits",))}, "worker.tasks .*digits"),
-        ({"steps": 1}, "has done 2 steps and 1 are asked for"),
+        ({"steps": 1}, "has done 2 steps and 1 were asked for"),
     ],
 )
 def test_other_settings_are_refused_with_both_values(checkpoint, changes, named):
