@@ -1,4 +1,4 @@
-"""Actor lifecycle over Ray: start, pull work, notice loss, start again, and never wait for ever."""
+"""Lifecycle of the rollout actors: start, hand out work, detect losses, restart."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rollout.worker import RolloutWorker
 log = logging.getLogger(__name__)
 
 IN_FLIGHT = 2
-"""Calls handed to an actor at a time: one runs, one waits, so that the driver is never awaited."""
+"""Calls in flight per actor: one runs, one waits, so that no actor waits for the driver."""
 
 POLL_S = 0.5
 
@@ -32,16 +32,16 @@ class ActorPool:
     """Rollout actors that run jobs.
 
     Args:
-        build: makes a worker inside an actor's process.
-        config: sizes and limits.
-        num_threads: of a CPU actor.
-        wants_gpu: one whole GPU for each actor, else one core.
-        is_stopping: asked while waiting; True raises Stopped.
-        actor_options: Ray options that replace those that follow from `wants_gpu`.
+        build: builds a worker inside an actor's process.
+        config: number of actors and time limits.
+        num_threads: number of threads of an actor on the CPU.
+        wants_gpu: whether each actor gets a whole GPU instead of a CPU core.
+        is_stopping: called while waiting; Stopped is raised when it returns True.
+        actor_options: Ray options that replace those derived from `wants_gpu`.
 
     Raises:
-        RuntimeError: the cluster cannot hold `min_actors`, or an actor cannot be constructed; the
-            message says what was asked for and what the cluster has.
+        RuntimeError: the cluster has no room for `min_actors`, or an actor cannot be constructed;
+            the message says what was requested and what the cluster has.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class ActorPool:
         self.build, self.config, self.num_threads = build, config, num_threads
         self.is_stopping = is_stopping
         self.stats = FleetStats()
-        # GPUs alone decide how many actors a node takes, however few cores it was started with.
+        # Only GPUs limit the actors of a node, however few cores it was started with.
         resources = {"num_gpus": 1, "num_cpus": 0} if wants_gpu else {"num_cpus": 1}
         self.options = {**resources, **(actor_options or {})}
         remote: Any = ray.remote
@@ -66,7 +66,7 @@ class ActorPool:
         count = config.num_actors or int(ray.cluster_resources().get(kind, 0))
         if max(count, 1) < config.min_actors:
             raise RuntimeError(
-                f"{config.min_actors} rollout actors are the stated minimum and the cluster has "
+                f"at least {config.min_actors} rollout actors are required and the cluster has "
                 f"room for {count}: {self.asked_and_has()}"
             )
         self.slots = [Slot(name=f"rollout-{index}") for index in range(max(count, 1))]
@@ -76,12 +76,12 @@ class ActorPool:
         self._await_start()
 
     def run(self, jobs: Sequence[Job], what: str, limit_s: float) -> None:
-        """Hands out work and takes in results until all of `jobs`, queued before, are done.
+        """Hands out work and collects results until all of `jobs`, queued before, are done.
 
         Raises:
             Stopped: the run was asked to stop.
-            TimeoutError: they are not done within the limit.
-            GroupFailedError: one of them failed on several actors.
+            TimeoutError: the jobs are not done within the limit.
+            GroupFailedError: one job failed on several actors.
             RuntimeError: fewer than `min_actors` are left.
         """
         deadline = time.monotonic() + limit_s
@@ -96,7 +96,7 @@ class ActorPool:
             self._pump()
 
     def dispatch(self) -> None:
-        """Hands out what there is room for."""
+        """Hands out as many queued jobs as there is room for."""
         ready = [slot for slot in self.slots if slot.state == "ready"]
         names = {slot.name for slot in ready}
         for room in range(1, IN_FLIGHT + 1):
@@ -111,7 +111,7 @@ class ActorPool:
                 slot.jobs[job.call(slot.handle)] = job
 
     def first_facts(self) -> ActorFacts:
-        """What the first warm actor says of itself."""
+        """The facts of the first warm actor."""
         return next(slot.facts for slot in self.slots if slot.facts is not None)
 
     def shutdown(self) -> None:
@@ -120,7 +120,7 @@ class ActorPool:
             kill(slot.handle)
 
     def asked_and_has(self) -> str:
-        """What an actor needs and what the cluster offers, for errors."""
+        """What an actor requests and what the cluster has, for error messages."""
         asked = {k.removeprefix("num_"): v for k, v in self.options.items() if k.startswith("num")}
         has = {k: v for k, v in ray.cluster_resources().items() if k in ("CPU", "GPU")}
         free = {k: v for k, v in ray.available_resources().items() if k in ("CPU", "GPU")}
@@ -150,7 +150,7 @@ class ActorPool:
     def _take(self, ref: Any) -> None:
         owners = [s for s in self.slots if ref in s.jobs or ref is s.start_ref]
         if not owners:
-            return  # its actor was lost a moment ago, and its groups are queued again
+            return  # its actor was just lost, and its groups are queued again
         slot = owners[0]
         try:
             value: Any = ray.get(ref, timeout=self.config.group_timeout_s)
@@ -224,7 +224,7 @@ class ActorPool:
         return next((s.facts.fingerprint for s in self.slots if s.facts is not None), None)
 
     def _name_deviating(self) -> None:
-        """A slow device would corrupt the rewards, so it is named."""
+        """Warns about actors on slow devices, which would corrupt the rewards."""
         known = {s.name: s.facts.reference_latency_ms for s in self.slots if s.facts is not None}
         median = float(np.median(list(known.values())))
         for name, latency_ms in known.items():
@@ -237,10 +237,10 @@ class ActorPool:
                 )
 
     def _lose(self, slot: Slot, reason: str, *, ref: Any = None, is_error: bool = False) -> None:
-        """Gives a lost actor's groups to others, whole, and starts it again.
+        """Queues a lost actor's groups again and restarts the actor.
 
-        A device that raised once may be unusable for its process, so the process goes too. The
-        call that raised, or the one that ran, counts the failure; those that waited do not.
+        After an error the device may be unusable for that process, so the process is killed too.
+        The failure is counted for the call that raised or was running, not for waiting ones.
         """
         summary = last_line(reason)
         kill(slot.handle)
@@ -261,20 +261,20 @@ class ActorPool:
             self._start(slot)
 
     def _bury(self, slot: Slot, reason: str) -> None:
-        """Goes on without an actor; raises RuntimeError when too few are left."""
+        """Continues without an actor; raises RuntimeError when too few are left."""
         kill(slot.handle)
         slot.state, slot.start_ref = "dead", None
         alive = sum(s.state != "dead" for s in self.slots)
         if alive < self.config.min_actors:
             self.shutdown()
             raise RuntimeError(
-                f"{slot.name} is given up, {reason}; {alive} rollout actors are left and "
-                f"{self.config.min_actors} are the stated minimum; {self.asked_and_has()}"
+                f"{slot.name} is given up, {reason}; {alive} rollout actors are left and at least "
+                f"{self.config.min_actors} are required; {self.asked_and_has()}"
             )
-        log.error("%s is given up, %s; %d actors go on", slot.name, reason, alive)
+        log.error("%s is given up, %s; %d actors continue", slot.name, reason, alive)
 
     def _await_start(self) -> None:
-        """Waits for the first incarnations; goes on with `min_actors` once the limit is reached."""
+        """Waits for all actors; after the time limit `min_actors` warm ones are enough."""
         deadline = time.monotonic() + self.config.start_timeout_s
         while any(slot.state == "starting" for slot in self.slots):
             if self.is_stopping():
@@ -288,8 +288,8 @@ class ActorPool:
             self.shutdown()
             raise RuntimeError(
                 f"{ready} of {len(self.slots)} rollout actors were warm after "
-                f"{self.config.start_timeout_s:.0f} s and {self.config.min_actors} are the stated "
-                f"minimum: {self.asked_and_has()}"
+                f"{self.config.start_timeout_s:.0f} s and at least {self.config.min_actors} are "
+                f"required: {self.asked_and_has()}"
             )
 
     def _states(self) -> str:

@@ -1,4 +1,4 @@
-"""What every command shares: one clear error, wide tables, the way to a Ray cluster."""
+"""Shared by all programs: one-line errors, wide tables, connecting to Ray."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from rich.logging import RichHandler
 from launch.cluster.signals import INTERRUPTED
 
 BROKEN_PIPE = 128 + signal.SIGPIPE
-"""Exit code of a program whose reader has gone, such as `head`."""
+"""Exit code of a program whose reader, such as `head`, has closed the pipe."""
 
 
 def one_clear_error(command: Callable[[], int]) -> int:
     """Runs a command and returns its exit code.
 
-    A user's mistake becomes one line and exit code 1, Ctrl-C one line and 130; a reader that has
-    gone ends the program in silence.
+    A user's mistake prints one line and returns 1, Ctrl-C prints one line and returns 130; a closed
+    pipe ends the program silently.
     """
     handler = RichHandler(show_path=False)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
@@ -40,7 +40,7 @@ def one_clear_error(command: Callable[[], int]) -> int:
         Console(stderr=True).print("interrupted")
         return INTERRUPTED
     except BrokenPipeError:
-        # Else the interpreter would flush what is left, fail, and say so.
+        # Otherwise the interpreter would flush the rest, fail, and print a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except (ValueError, RuntimeError, TimeoutError, OSError) as error:
@@ -50,17 +50,17 @@ def one_clear_error(command: Callable[[], int]) -> int:
 
 
 def printable(text: str) -> str:
-    """A text with what no terminal could show, such as stray bytes of a file name, escaped."""
+    """Escapes what no terminal can show, such as stray bytes of a file name."""
     return text.encode(errors="backslashreplace").decode()
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The known name that is most like a misspelt one, empty if none is."""
+    """The known name closest to a misspelt one; empty if none is close."""
     return next(iter(difflib.get_close_matches(name, list(known), n=1)), "")
 
 
 def refuse_unknown_options(arguments: Sequence[str], config: type) -> None:
-    """Raises ValueError for the first option that a config class lacks, with the most like it."""
+    """Raises ValueError for the first unknown option, with the closest known one."""
     known = ["--help", *_option_names(config)]
     for argument in arguments:
         name = argument.partition("=")[0].replace("_", "-")
@@ -71,7 +71,7 @@ def refuse_unknown_options(arguments: Sequence[str], config: type) -> None:
 
 
 def _option_names(config: type, prefix: str = "") -> Iterator[str]:
-    """What tyro calls the fields of a config class, nested ones included."""
+    """The options that tyro makes of a config class, nested ones included."""
     for name, kind in get_type_hints(config).items():
         option = name.replace("_", "-")
         if dataclasses.is_dataclass(kind) and isinstance(kind, type):
@@ -81,17 +81,17 @@ def _option_names(config: type, prefix: str = "") -> Iterator[str]:
 
 
 TABLE_WIDTH = 150
-"""Columns of wide tables where the terminal is narrower, or the output is a file."""
+"""Width of wide tables in characters if the terminal is narrower or the output is a file."""
 
 
 def wide_console() -> Console:
-    """A console whose tables keep their columns."""
+    """A console wide enough for tables of many columns."""
     return Console(width=max(Console().width, TABLE_WIDTH))
 
 
 def connect(address: str) -> None:
-    """Joins the cluster of an address or job, or starts a local one."""
-    import ray  # takes a second, and most commands never need it
+    """Joins the cluster at an address or in RAY_ADDRESS, or starts a local one."""
+    import ray  # takes a second, and some programs never need it
 
     target = address or os.environ.get("RAY_ADDRESS") or None
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}

@@ -1,4 +1,4 @@
-"""`joint_grpo.py doctor`: what a cluster has and what would go wrong on it."""
+"""`joint_grpo.py doctor`: checks a cluster and names what would go wrong on it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROBE_TIMEOUT_S = 60.0
 
 
 def facts_of_node() -> dict[str, Any]:
-    """Python, packages and GPUs where this runs."""
+    """Python, package versions and GPUs of this node."""
     import torch
 
     found = {"host": platform.node(), "python": python_version(), **package_versions()}
@@ -29,7 +29,7 @@ def facts_of_node() -> dict[str, Any]:
 
 
 def working_folder_mb(folder: Path) -> float:
-    """Size in MB of what `ray job submit --working-dir` would upload, .git and runs left out."""
+    """Size in MB of the upload by `ray job submit --working-dir`, without .git and runs."""
     skipped = {".git", "runs", "__pycache__", ".venv"}
     total = 0
     for root, folders, files in os.walk(folder):
@@ -39,7 +39,7 @@ def working_folder_mb(folder: Path) -> float:
 
 
 def doctor(arguments: list[str]) -> int:
-    """Prints findings; returns 1 if any of them would stop a run."""
+    """Prints its findings; returns 1 if one of them would stop a run."""
     console = Console()
     if arguments:
         console.print("doctor takes no options; it joins the cluster of RAY_ADDRESS, if set")
@@ -87,6 +87,6 @@ def _probe_nodes(problems: list[str]) -> list[dict[str, Any]]:
     for ref, address in refs.items():
         try:
             rows.append(ray.get(ref, timeout=PROBE_TIMEOUT_S))
-        except Exception as error:  # any failure of a node is a finding, not a crash
+        except Exception as error:  # any failure of a node is a finding
             problems.append(f"node {address} did not answer: {type(error).__name__}")
     return rows

@@ -1,4 +1,4 @@
-"""The fleet over Ray: groups, gradients and measurements on whichever rollout actor is free."""
+"""The fleet of rollout actors: runs groups, gradients and measurements on whichever is free."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from rollout.worker import RolloutWorker
 log = logging.getLogger(__name__)
 
 MEASURING_ROUNDS = 4
-"""Times that each sample is measured for every actor, to tell how fast they are."""
+"""Number of measurements of each sample per actor when the devices are measured."""
 
 
 class RayFleet:
     """Rollout actors; implements `rollout.fleet.Fleet` for `PublishedWeights`.
 
     Args:
-        build: makes a worker inside an actor's process.
-        config: sizes and limits.
-        options: of `ActorPool`.
+        build: builds a worker inside an actor's process.
+        config: number of actors and time limits.
+        options: further arguments of `ActorPool`.
 
     Raises:
         RuntimeError: see `ActorPool`.
@@ -61,18 +61,18 @@ class RayFleet:
 
     @property
     def stats(self) -> FleetStats:
-        """Counts since the start, and shares of the last batch."""
+        """Counts since the start of the run, and busy shares of the last batch."""
         return self.pool.stats
 
     @property
     def num_actors(self) -> int:
-        """Actors that the fleet has, or is starting."""
+        """Number of actors that are running or starting."""
         return sum(slot.state != "dead" for slot in self.pool.slots)
 
     def submit(
         self, requests: Sequence[GroupRequest], setup: PolicySetup, weights: PublishedWeights
     ) -> int:
-        """Queues one job for each group and hands out what there is room for."""
+        """Queues one job per group and hands out as many as there is room for."""
         ticket, self._next_ticket = self._next_ticket, self._next_ticket + 1
         self._batches[ticket] = (list(requests), setup, weights)
         self._jobs[ticket] = [_rollout_job(request, setup, weights) for request in requests]
@@ -81,7 +81,7 @@ class RayFleet:
         return ticket
 
     def collect(self, ticket: int) -> list[GroupRollout]:
-        """Waits until every group of the batch is whole; an unusable sample's is replaced."""
+        """Waits for all groups of a batch; groups with an unusable sample are replaced."""
         requests, setup, weights = self._batches[ticket]
         by_id = {request.group_id: request for request in requests}
         jobs, groups = self._jobs[ticket], []
@@ -103,7 +103,7 @@ class RayFleet:
         return sorted(groups, key=lambda group: group.group_id)
 
     def drop_batches(self) -> None:
-        """Forgets every batch that was submitted and not collected; what runs is not awaited."""
+        """Drops all submitted batches that were not collected; running calls are ignored."""
         waiting = {id(job) for jobs in self._jobs.values() for job in jobs}
         kept = [job for job in self.pool.queue if id(job) not in waiting]
         self.pool.queue.clear()
@@ -114,7 +114,7 @@ class RayFleet:
     def budget_gradients(
         self, groups: Sequence[GroupRollout], gradients: Sequence[np.ndarray]
     ) -> list[np.ndarray]:
-        """Vector-Jacobian products, on the actors that ran the groups where they still live."""
+        """Vector-Jacobian products, on the actors that ran the groups if they still live."""
         jobs = {
             group.group_id: _gradient_job(group, gradient)
             for group, gradient in zip(groups, gradients, strict=True)
@@ -129,10 +129,10 @@ class RayFleet:
         ]
 
     def end_latencies(self, split: str, num_samples: int) -> np.ndarray:
-        """Of the cheapest and the full configuration in ms: [rounds, N, 2].
+        """Latencies of the cheapest and the full configuration in ms: [rounds, N, 2].
 
-        Handed out sample by sample to all actors at once, so that the driver disturbs them as it
-        does in training; long enough for a clock that wavers.
+        Samples are handed out to all actors at once, so that the driver disturbs them as much as in
+        training, and often enough to average over a wavering clock.
         """
         rounds = MEASURING_ROUNDS * self.num_actors
         calls = [
@@ -144,7 +144,7 @@ class RayFleet:
         return np.array(latencies).reshape(rounds, num_samples, 2)
 
     def run_each(self, calls: Sequence[Callable[[Any], Any]], what: str) -> Iterator[Any]:
-        """Runs one call for each on whichever actor is free, and yields the values in order."""
+        """Runs each call on whichever actor is free, and yields the results in order."""
         jobs = [Job(what=f"one of the {what}", call=call) for call in calls]
         self.pool.queue.extend(jobs)
         for job in jobs:
@@ -176,15 +176,15 @@ class RayFleet:
         return list(self.run_each(calls, "prefixes"))
 
     def device_facts(self) -> DeviceFacts:
-        """Of the first warm actor."""
+        """Device facts of the first warm actor."""
         return self.pool.first_facts().facts
 
     def shutdown(self) -> None:
-        """Ends every actor."""
+        """Kills all actors."""
         self.pool.shutdown()
 
     def _measure(self) -> None:
-        """Busy shares and mean seconds a group since the last batch was collected."""
+        """Updates busy shares and the slowest actor since the last batch was collected."""
         now = time.monotonic()
         elapsed_s, self._measured_at = now - self._measured_at, now
         shares, means = {}, {}
@@ -230,31 +230,34 @@ def _profile(handle: Any, *, configurations: tuple[Knobs, ...], split: str, inde
 def in_parts(
     configurations: Sequence[Knobs], full_ms: float, limit_s: float
 ) -> list[tuple[Knobs, ...]]:
-    """The configurations in calls that stay far below the limit of one call.
+    """Splits configurations into calls that stay far below the time limit of one call.
 
-    Even if each of them took as long as the full one, on the fleet's reference sample, a call would
-    take a quarter of the limit. Configurations of one part share what they have in common.
+    A call would take a quarter of the limit if every configuration took as long as the full one on
+    the fleet's reference sample. Configurations of one call share the work they have in common.
     """
     size = max(1, int(0.25 * limit_s * 1e3 / full_ms))
     return [tuple(configurations[i : i + size]) for i in range(0, len(configurations), size)]
 
 
 def publish(weights: PolicyWeights) -> PublishedWeights:
-    """A reference to weights, owned by the caller, for rollout calls."""
+    """Puts weights into Ray's object store, owned by the caller."""
     refs = (ray.put(dict(weights.arrays)),)
     return PublishedWeights(version=weights.version, sha256=weights.sha256, refs=refs)
 
 
 def placed(worker: WorkerConfig) -> WorkerConfig:
-    """The worker with its device decided for the whole cluster; raises ValueError without a GPU.
+    """The worker configuration with its device decided for the whole cluster.
 
-    `auto` is decided once, by what the cluster has: actors that decided for themselves could differ
-    from node to node.
+    `auto` is decided here, by what the cluster has, because actors that decide for themselves could
+    differ from node to node.
+
+    Raises:
+        ValueError: cuda was requested and the cluster has no GPU.
     """
     has_gpus = ray.cluster_resources().get("GPU", 0) > 0
     if worker.device == "cuda" and not has_gpus:
         raise ValueError(
-            f"device cuda was asked for and the cluster has {ray.cluster_resources().get('CPU', 0)}"
+            f"device cuda was requested and the cluster has {ray.cluster_resources().get('CPU', 0)}"
             " CPU cores and no GPU: start Ray with GPUs, or give --worker.device cpu"
         )
     return replace(worker, device="cuda" if has_gpus and worker.device != "cpu" else "cpu")
@@ -267,10 +270,10 @@ def open_fleet(
     simulated: SimulatedLatency | None = None,
     is_stopping: Callable[[], bool] = lambda: False,
 ) -> RayFleet:
-    """The fleet of a command: one actor for each GPU, or for each core where the device is the CPU.
+    """Opens a fleet with one actor per GPU, or per core if the device is the CPU.
 
-    Every command's fleet is made here. Ray hides no GPU from an actor that asked for none, so an
-    actor that is to have one must ask for it.
+    All programs open their fleets here. Ray does not hide GPUs from actors that requested none, so
+    an actor on a GPU has to request it.
     """
     worker = placed(worker)
     return RayFleet(

@@ -10,7 +10,7 @@ import ray
 
 
 def start_local_ray() -> None:
-    """Starts Ray on this machine, with a token that lives as long as this process.
+    """Starts Ray on this machine, with an auth token that lives as long as this process.
 
     Without the token in the environment Ray would leave one in the home folder, which breaks later
     `ray job submit` calls.
@@ -21,7 +21,7 @@ def start_local_ray() -> None:
 
 
 def set_up_worker() -> None:
-    """Runs first in every process of a local Ray.
+    """Setup hook of every process of a local Ray.
 
     An actor of Ray Train asks for its controller's state: without RAY_ADDRESS it would ask any Ray
     of this machine, and where there is no dashboard it warns every second that nobody answers.
@@ -35,7 +35,7 @@ def start_ray(num_workers: int, use_gpu: bool) -> None:
     """Joins the cluster that RAY_ADDRESS names, else starts a local one; checks its resources.
 
     Raises:
-        ValueError: fewer CPUs or GPUs than workers, for which Ray would wait for ever.
+        ValueError: fewer CPUs or GPUs than workers, for which Ray would wait forever.
     """
     if not ray.is_initialized():
         os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it prints every line twice

@@ -1,4 +1,4 @@
-"""The learner's actor, seen from the driver, who holds all that a new one needs to go on."""
+"""The driver's view of the learner's actor; the driver holds everything needed to restart it."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from rollout.group_rollout import GroupRollout
 
 
 class LearnerLostError(RuntimeError):
-    """The learner's process is gone; `RemoteLearner.restart` brings another one to its state."""
+    """The learner's process is gone; `RemoteLearner.restart` starts another one in its state."""
 
 
 class LearnerStateLostError(LearnerLostError):
-    """What the driver held of the learner is gone too, with the node that it lay on."""
+    """The learner's state that the driver held was lost as well, with a node."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemotePending:
-    """An update that waits inside the learner's actor."""
+    """An update that is pending inside the learner's actor."""
 
     latency_token_grads: list[np.ndarray]
 
@@ -43,9 +43,9 @@ class Held:
     """The learner's state after its last update: references that the driver owns.
 
     Attributes:
-        weights: the controller's, as rollout actors get them.
-        rest: optimizer and counters.
-        initial: the initial controller's weights.
+        weights: the controller's weights, in the form that rollout actors take.
+        rest: optimizer state and counters.
+        initial: weights of the initial controller.
     """
 
     weights: PublishedWeights
@@ -54,15 +54,15 @@ class Held:
 
 
 class RemoteLearner:
-    """The learner's actor, seen from the driver; every call is bounded.
+    """The driver's view of the learner's actor; every call has a time limit.
 
     Args:
         controller: sizes and budgets.
         learner: optimizer and loss.
-        seed: of the run.
-        inspection_folder: where the batch of a non-finite update is kept for inspection.
-        timeout_s: longest wait for one call.
-        state: of an earlier learner, to go on from.
+        seed: seed of the run.
+        inspection_folder: folder in which the batch of a non-finite update is saved.
+        timeout_s: time limit of one call.
+        state: state of an earlier learner to continue from.
 
     Raises:
         LearnerLostError: from every call, if the actor is gone or does not answer in time.
@@ -92,11 +92,11 @@ class RemoteLearner:
         self._held = Held(weights=weights, rest=rest, initial=initial)
 
     def restart(self) -> None:
-        """Starts another actor where the last update left off; nothing is done again.
+        """Starts another actor from the state after the last update; no work is repeated.
 
         Raises:
-            LearnerStateLostError: there is nothing to start from.
-            LearnerLostError: the new one was lost as well; try again.
+            LearnerStateLostError: the state is gone as well.
+            LearnerLostError: the new actor was lost too; try again.
         """
         try:
             _, state = self.snapshot()
@@ -108,14 +108,14 @@ class RemoteLearner:
     def prepare(
         self, groups: Sequence[GroupRollout], score_NG: np.ndarray, constraint_NG: np.ndarray
     ) -> RemotePending:
-        """First half of an update."""
+        """The first half of an update."""
         grads = self._get(self.actor.prepare.remote(groups, score_NG, constraint_NG), "prepare")
         return RemotePending(latency_token_grads=grads)
 
     def apply(
         self, pending: RemotePending, budget_token_grads: Sequence[np.ndarray]
     ) -> UpdateRecord:
-        """Second half of the update."""
+        """The second half of an update."""
         call = self.actor.apply.options(num_returns=3)
         first, arrays, rest = call.remote(budget_token_grads)
         record, sha256 = self._get(first, "apply")
@@ -128,7 +128,7 @@ class RemoteLearner:
         return self._held.weights
 
     def publish(self, weights: PolicyWeights) -> PublishedWeights:
-        """A reference to other weights, for batches that a checkpoint found in flight."""
+        """A reference to older weights, for batches that were in flight at a checkpoint."""
         return publish(weights)
 
     def fetch(self, weights: PublishedWeights) -> PolicyWeights:
@@ -137,7 +137,7 @@ class RemoteLearner:
         return PolicyWeights(version=weights.version, sha256=weights.sha256, arrays=arrays)
 
     def snapshot(self) -> tuple[Controller, dict[str, Any]]:
-        """The controller and the learner's state after the last update; needs no learner."""
+        """The controller and the learner's state after the last update; works without the actor."""
         arrays = self.fetch(self._held.weights).arrays
         controller = Controller(self.controller)
         controller.load_numpy(arrays)
@@ -149,7 +149,7 @@ class RemoteLearner:
         return controller, state
 
     def shutdown(self) -> None:
-        """Ends the actor."""
+        """Kills the actor."""
         kill(self.actor)
 
     def _get(self, ref: Any, what: str) -> Any:

@@ -1,4 +1,4 @@
-"""What the fleet keeps track of: calls, the actors they run on, and how these get lost."""
+"""Jobs (calls on rollout actors), the slots of the actors that run them, and how both get lost."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from ray.exceptions import (
 from rollout.actor import ActorFacts, Timed
 
 LOST = (RayActorError, WorkerCrashedError, ObjectLostError, OutOfMemoryError)
-"""What a call raises when its actor, its node or its result is gone."""
+"""Exceptions of a call whose actor, node or result is gone."""
 
 MAX_ERRORS = 3
-"""Actors on which one call may raise, or take too long, before the run gives up."""
+"""Number of actors on which one call may raise or time out before the run ends."""
 
 MAX_LOSSES = 10
-"""Actors whose process may die during one call; other causes than the call are likelier then."""
+"""Number of actors that may die during one call; the call is rarely the cause of such a death."""
 
 
 class GroupFailedError(RuntimeError):
-    """The same call failed on several actors: its cause is not the actor."""
+    """A call failed on several actors, so the actors are not the cause."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -37,13 +37,13 @@ class Job:
     """One call on some rollout actor.
 
     Attributes:
-        what: in words, for errors.
-        call: starts it on an actor's handle and returns the reference.
+        what: description for error messages.
+        call: starts the call on an actor's handle and returns the reference.
         check: returns what is wrong with a result, or an empty string.
-        prefer: name of the actor that should run it, if it is at hand.
-        result: once done.
-        num_errors: times that it raised or took too long.
-        num_losses: times that the process that ran it died.
+        prefer: name of the actor that should run it, if it is available.
+        result: the result, once done.
+        num_errors: number of times that the call raised or timed out.
+        num_losses: number of times that the process running it died.
     """
 
     what: str
@@ -55,7 +55,7 @@ class Job:
     num_losses: int = 0
 
     def blame(self, actor: str, cause: str, *, is_error: bool) -> None:
-        """Counts one failure; raises GroupFailedError when it is one too many."""
+        """Counts one failure; raises GroupFailedError if that is one too many."""
         self.num_errors += is_error
         self.num_losses += not is_error
         if self.num_errors >= MAX_ERRORS or self.num_losses >= MAX_LOSSES:
@@ -67,7 +67,7 @@ class Job:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Slot:
-    """One place for a rollout actor, through all its incarnations.
+    """The place of one rollout actor, across its restarts.
 
     An actor is `starting` until its model is warm, then `ready`; a slot that failed too often in
     a row is `dead`.
@@ -87,15 +87,15 @@ class Slot:
 
 
 def raised_by_our_code(error: BaseException) -> bool:
-    """Whether a call or a constructor raised, rather than its process or node being gone."""
+    """Whether a call or constructor raised, as opposed to losing its process or node."""
     if isinstance(error, RayTaskError):
         return not isinstance(error, LOST)
     return "error raised in its creation task" in str(error)
 
 
 def kill(handle: Any) -> None:
-    """Ends an actor's process, if there still is one."""
-    with contextlib.suppress(Exception):  # it may be dead already, in any of Ray's ways
+    """Kills an actor's process, if there still is one."""
+    with contextlib.suppress(Exception):  # it may be dead already
         ray.kill(handle, no_restart=True)
 
 
