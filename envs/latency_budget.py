@@ -33,24 +33,24 @@ from envs.spec import (
 )
 
 INDEX_RANGE = 2**31
-"""Samples are drawn by an index below this; a task maps it to what it has."""
+"""Samples are drawn by an index below this, which tasks map to the samples they have."""
 
 
 class LatencyBudgetVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
-    """G episodes of ONE (sample, budget), which share the work that they have in common.
+    """G episodes of one (sample, budget), which share the work they have in common.
 
-    Resets are explicit (both steps of all members belong together), so autoreset is disabled.
+    Autoreset is disabled: both steps of all members belong together, so resets are explicit.
 
     Args:
         executor: the frozen model.
-        tasks: samples and scores.
-        budgets: draws latency budgets.
-        reward: turns scores and latencies into rewards.
-        encode_budget: budget in ms -> budget token [D].
-        group_size: G.
-        split: of the tasks.
-        invalid_penalty: reward of an episode that ends with an invalid choice; the model does
-            not run for it.
+        tasks: source of samples and scores.
+        budgets: sampler of latency budgets.
+        reward: maps scores and latencies to rewards.
+        encode_budget: maps a budget in ms to a budget token [D].
+        group_size: number of episodes, G.
+        split: split of the tasks.
+        invalid_penalty: reward of an episode that ends with an invalid choice, for which the model
+            does not run.
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.DISABLED}  # noqa: RUF012
@@ -89,10 +89,10 @@ class LatencyBudgetVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.nda
         seed: int | None = None,
         options: dict[str, Any] | None = None,
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Draws a sample and a budget, or takes them from the options.
+        """Starts a group on a sample and a budget, drawn or taken from the options.
 
         Args:
-            seed: restarts the draws.
+            seed: seed of the draws.
             options: `sample` (a Sample), `budget_ms`, `budget_token` ([D], instead of
                 `encode_budget`'s), `language_feature` ([D], instead of the executor's); each is
                 optional, others are refused.
@@ -130,16 +130,16 @@ class LatencyBudgetVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.nda
         return self._observe(features, np.zeros(self.num_envs)), self._info(action_mask=masks)
 
     def charge(self, stages_ms: Sequence[Mapping[str, float]]) -> None:
-        """Adds the time that deciding took to each member's latency, by stage."""
+        """Adds the controller's own stages to each member's latency."""
         self.charged = [{**old, **new} for old, new in zip(self.charged, stages_ms, strict=True)]
 
     def step(
         self, actions: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Takes one pair of choice indices for each member: [G, 2].
+        """Takes one pair of choice indices per member: [G, 2].
 
         An invalid choice ends its episode with `invalid_penalty` and `info["invalid_action"]`;
-        nothing is repaired, and the model does not run for it.
+        it is not repaired, and the model does not run for it.
         """
         if self.session is None:
             raise ValueError("call reset before step: no sample is in flight")
@@ -199,7 +199,7 @@ class LatencyBudgetVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.nda
         )
 
     def _outcome(self, member: int, execution: Execution | None) -> dict[str, Any]:
-        """What the last step's info says of one member; empty if its model did not run."""
+        """One member's entry in the last step's info; empty if the model did not run for it."""
         if execution is None:
             return {}
         charged = self.charged[member]
@@ -238,7 +238,7 @@ class LatencyBudgetVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.nda
 
 
 class LatencyBudgetEnv(gym.Env[np.ndarray, np.ndarray]):
-    """One episode at a time: the group environment with a single member.
+    """One episode at a time: a group environment with a single member.
 
     The last step's `info` holds `latency_ms`, `stages_ms`, `answer`, `score`, `reward_components`;
     every `info` holds `action_mask`, in the form that `action_space.sample(mask)` takes.

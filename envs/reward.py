@@ -1,4 +1,4 @@
-"""Rewards: pure functions of score, latency, budget and knobs; and the rule that steers lambda.
+"""Rewards: pure functions of score, latency, budget and knobs.
 
 Shapes: N episodes; every argument may be a number or an array [N].
 """
@@ -19,12 +19,12 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reward:
-    """A reward in two parts that are kept apart until their advantages are known.
+    """A reward in two parts, whose advantages are computed separately.
 
     Attributes:
-        score: what the answer earned, [N].
-        constraint: what latency and cost took away (or gave back), [N].
-        components: every term, signed as it enters, [N] each.
+        score: the part from the answer, [N].
+        constraint: the part from latency and cost, [N].
+        components: all terms with their signs, [N] each.
     """
 
     score: Array
@@ -52,7 +52,7 @@ def budget_reward(
 ) -> Reward:
     """The default: score - lambda * 1[latency > budget] - 0.5 * clip(latency / budget - 1, 0, 1).
 
-    The last term orders configurations where nothing fits. `violation_cost` is lambda.
+    The last term ranks configurations if none fits. `violation_cost` is lambda.
     """
     score = np.asarray(score, dtype=np.float64)
     overshoot: Array = np.asarray(latency_ms, np.float64) / np.asarray(budget_ms, np.float64) - 1
@@ -67,7 +67,7 @@ def budget_reward(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReferenceWeights:
-    """Weights of the earlier implementation's reward."""
+    """Weights of the reference reward."""
 
     alpha: float = 1.0
     beta: float = 0.5
@@ -86,14 +86,14 @@ def reference_reward(
     num_blocks: ArrayLike,
     weights: ReferenceWeights | None = None,
 ) -> Reward:
-    """The earlier implementation's reward, with r = latency / budget.
+    """The reward of this project's first version, kept for comparison, with r = latency / budget.
 
     alpha * score - beta * sigmoid(10 (r - 1)) - gamma * max(0, r - 1)^2 + delta * max(0, 1 - r)
     - epsilon * mean(max_crops / 12, top_k / 32, num_blocks / 16).
     """
     w = weights or ReferenceWeights()
     ratio = np.asarray(latency_ms, dtype=np.float64) / np.asarray(budget_ms)
-    # Beyond an exponent of 700 the sigmoid is 0 or 1 in double precision anyway.
+    # Beyond an exponent of 700 the sigmoid is 0 or 1 in double precision.
     steepness = np.clip(-10 * (ratio - 1), -700, 700)
     complexity = (
         np.asarray(max_crops) / 12 + np.asarray(top_k) / 32 + np.asarray(num_blocks) / 16
@@ -112,7 +112,7 @@ def reference_reward(
 
 
 class RewardFunction(Protocol):
-    """What the environment and the training loop need of a reward."""
+    """A reward, as environment and training loop use it."""
 
     def __call__(
         self,
@@ -127,9 +127,9 @@ class RewardFunction(Protocol):
 
 @dataclass(slots=True, kw_only=True)
 class BudgetReward:
-    """`budget_reward` with the lambda in force; the training loop sets it at each step.
+    """`budget_reward` with the current lambda, which the training loop sets at each step.
 
-    `violation_cost` is lambda, or what gives it at each budget.
+    `violation_cost` is lambda, or a function from budgets in ms to lambda.
     """
 
     violation_cost: float | Callable[[ArrayLike], Array] = 0.5
@@ -160,7 +160,7 @@ class ReferenceReward:
         budget_ms: ArrayLike,
         knobs: Sequence[Knobs],
     ) -> Reward:
-        """The earlier implementation's reward of N episodes."""
+        """The reference reward of N episodes."""
         return reference_reward(
             score,
             latency_ms,

@@ -13,14 +13,14 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 NUM_BLOCKS_TOTAL = 16
-"""Decoder blocks of the model that the knobs are made for."""
+"""Number of decoder blocks that the knobs assume."""
 
 FULL_TOP_K = 8
-"""Experts a token visits in the blocks that run before stage 2 has decided."""
+"""Experts per token in the blocks that run before stage 2 decides."""
 
 
 class Tier(IntEnum):
-    """Image tier: how many high-resolution crops the preprocessor may cut."""
+    """Image tier: the maximum number of high-resolution crops."""
 
     LOW = 0
     MEDIUM = 1
@@ -28,7 +28,7 @@ class Tier(IntEnum):
 
     @property
     def max_crops(self) -> int:
-        """Largest number of crops of this tier, the global one not counted."""
+        """Maximum number of crops of this tier, without the global one."""
         return (3, 6, 12)[self]
 
     @classmethod
@@ -50,13 +50,13 @@ STAGE2_SIZES = (len(TOP_KS), len(NUM_BLOCKS))
 MIN_BLOCKS_AFTER_POSITION = 11
 
 FEASIBLE_QUANTILE = 0.97
-"""Share of runs of the cheapest configuration that keep a budget which counts as feasible."""
+"""Share of runs in which the cheapest configuration must meet a budget to make it feasible."""
 
 
 def allowed_num_blocks(position: int) -> tuple[int, ...]:
     """The values of num_blocks that stage 2 may choose after it ran at `position`.
 
-    At least 11 blocks stay after the insertion position, so p=1 allows 12..16 and p=5 only 16.
+    At least 11 blocks remain after the insertion position, so p=1 allows 12..16 and p=5 only 16.
     """
     if position not in POSITIONS:
         raise ValueError(f"unknown insertion position {position!r}: use one of {POSITIONS}")
@@ -127,16 +127,16 @@ class DataError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One question about one image (or about none).
+    """One question, with or without an image.
 
     Attributes:
-        id: TASK/SPLIT/INDEX, unique; profiles find their samples again by it.
-        task: name of the kind of question.
-        image: the picture, if there is one.
-        prompt: the user's text with the task's style in front, without the role format, which the
-            preprocessor adds.
+        id: TASK/SPLIT/INDEX, unique; profiles refer to their samples by it.
+        task: name of the task.
+        image: the image, if there is one.
+        prompt: the user's text, starting with the style of the task; the preprocessor adds the role
+            format.
         answers: reference answers.
-        metadata: what makes it easy or hard.
+        metadata: properties that make the question easy or hard.
     """
 
     id: str
@@ -159,7 +159,7 @@ def check_budget_ms(budget_ms: float) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetRange:
-    """The run's budgets in ms; kept with the controller, which sees them normalised to [0, 1]."""
+    """The range of a run's budgets in ms, by which the controller normalises them to [0, 1]."""
 
     low_ms: float
     high_ms: float
@@ -177,16 +177,16 @@ class BudgetRange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
-    """What one episode's configuration did: the answer and its measured latency.
+    """The result of running one configuration: the answer and its measured latency.
 
     Attributes:
         knobs: the configuration that ran.
-        answer: decoded text, special tokens left out.
-        num_output_tokens: decoded tokens, the end-of-sequence token included.
-        finished: whether the model ended the answer itself, within the limit.
-        latency_ms: sum of the stages within the budget's scope.
-        stages_ms: each measured stage.
-        host_ms: tokenising and image resizing, reported beside the latency.
+        answer: decoded text without special tokens.
+        num_output_tokens: number of decoded tokens, including the end-of-sequence token.
+        finished: whether the model ended the answer itself, within the token limit.
+        latency_ms: sum of the stages that count toward the budget, ms.
+        stages_ms: time of each measured stage, ms.
+        host_ms: time for tokenising and image resizing, which is not part of the latency, ms.
         num_vision_tokens: vision tokens of the prompt.
         num_text_tokens: text tokens of the prompt.
     """
@@ -206,16 +206,16 @@ class GroupSession(Protocol):
     """G episodes of one (sample, budget) in flight on one model."""
 
     def begin(self, choices: Sequence[tuple[Tier, int]], budget_token_D: np.ndarray) -> np.ndarray:
-        """Runs each episode to its insertion position; returns latency tokens float32 [G, D]."""
+        """Runs each episode to its insertion position; returns latency tokens, float32 [G, D]."""
         ...
 
     def finish(self, choices: Sequence[tuple[int, int] | None]) -> list[Execution | None]:
-        """Runs each episode's (top_k, num_blocks) to its answer; None leaves an episode out."""
+        """Runs each episode to its answer with its (top_k, num_blocks); None skips an episode."""
         ...
 
 
 class Executor(Protocol):
-    """A frozen model that runs episodes; the environment knows no more of it."""
+    """A frozen model that runs episodes, as the environment sees it."""
 
     @property
     def d_model(self) -> int:
@@ -236,11 +236,11 @@ class Executor(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetSampler:
-    """Draws budgets: a stated share below what any configuration can meet, the rest above.
+    """Draws budgets: a given share below what any configuration can meet, the rest above.
 
     Attributes:
-        range: all budgets lie in it.
-        feasible_from_ms: the smallest budget that the cheapest configuration meets reliably.
+        range: range of all budgets.
+        feasible_from_ms: smallest budget that the cheapest configuration meets reliably.
         infeasible_share: probability of a budget below `feasible_from_ms`.
     """
 
@@ -265,11 +265,12 @@ class BudgetSampler:
         *,
         infeasible_share: float = 0.1,
     ) -> BudgetSampler:
-        """The range that a device's own measurements span.
+        """Derives the range from measured latencies of a device.
 
-        From 0.8 of the cheapest configuration's median, which nothing meets, over its 97th
-        percentile, from where budgets count as feasible, to the full configuration's 95th. At its
-        95th the cheapest violates 5 % by definition, and no policy could keep that target.
+        The range begins at 0.8 times the cheapest configuration's median, which nothing meets, and
+        ends at the full configuration's 95th percentile. Budgets are feasible from the cheapest
+        configuration's 97th percentile on: at its 95th it violates 5 % by definition, so that no
+        policy could hold that target.
         """
         cheapest, full = np.asarray(cheapest_ms), np.asarray(full_ms)
         low_ms = 0.8 * float(np.median(cheapest))
@@ -294,7 +295,7 @@ class BudgetSampler:
 
 
 class Task(Protocol):
-    """Where samples come from and how answers to them are scored."""
+    """A source of samples that also scores answers."""
 
     def sample(self, split: str, index: int) -> Sample:
         """The sample of (split, index): the same on every machine and in every order.

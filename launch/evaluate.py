@@ -231,13 +231,13 @@ def main() -> int:
     config, checkpoint = parse()
     validation, test = load_tables(config, checkpoint)
     measured = sweep(config, checkpoint, validation, len(test.sample_ids))
-    raw, steady = measured.turns, Turn.joined([turn.steadied() for turn in measured.turns])
+    raw, steady = measured.turns, Turn.joined([turn.without_drift() for turn in measured.turns])
     trained, now = calibration_from_state(checkpoint.state), measured.now
     factor = clock_factor(steady.live, measured.columns, test)
     clock = {
         **clock_floor(steady.repeats_ms),
-        "slowest_turn": max(turn.slowness for turn in raw),
-        "fastest_turn": min(turn.slowness for turn in raw),
+        "slowest_turn": max(turn.slowdown for turn in raw),
+        "fastest_turn": min(turn.slowdown for turn in raw),
         "sweep_over_test_table": factor,
         "cheapest_over_training": now.cheapest_ms / trained.cheapest_ms,
         "full_over_training": now.full_ms / trained.full_ms,

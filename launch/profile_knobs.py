@@ -24,7 +24,7 @@ from rich.table import Table
 
 from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, POSITIONS, TIERS, Knobs, all_knobs
 from envs.tasks.registry import build_tasks
-from launch.analysis.answer_priors import blind_scores
+from launch.analysis.answer_priors import answer_prior_scores
 from launch.analysis.knob_effects import (
     best_by_kind_table,
     configuration_name,
@@ -199,7 +199,7 @@ def summarise(table: ProfileTable) -> dict[str, Any]:
     }
 
 
-def blind_baselines(rows: Sequence[dict[str, Any]], split: str, config: WorkerConfig) -> Any:
+def answer_priors(rows: Sequence[dict[str, Any]], split: str, config: WorkerConfig) -> Any:
     """Accuracy of guessing and of the majority answer, overall and by task."""
     tasks = build_tasks(config.tasks)
     samples = [tasks.sample(split, row["index"]) for row in rows]
@@ -211,7 +211,7 @@ def blind_baselines(rows: Sequence[dict[str, Any]], split: str, config: WorkerCo
                 task: round(float(scores[names == task].mean()), 4) for task in sorted(set(names))
             },
         }
-        for name, scores in blind_scores(tasks.score, samples).items()
+        for name, scores in answer_prior_scores(tasks.score, samples).items()
     }
 
 
@@ -267,7 +267,7 @@ def main() -> int:
     table.save(config.output_dir / "table.npz")
     effects = knob_effects(rows)
     summary = {"device": rows[0]["device"], "split": config.split, **summarise(table)}
-    summary["baselines"] = blind_baselines(rows, config.split, config.worker)
+    summary["baselines"] = answer_priors(rows, config.split, config.worker)
     if effects is not None:
         summary["knobs"] = asdict(effects)
     (config.output_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")

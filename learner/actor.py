@@ -1,4 +1,4 @@
-"""The Ray actor around `Learner`; the driver holds the references, this actor the weights."""
+"""The Ray actor around `Learner`; the driver holds references to its results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rollout.group_rollout import GroupRollout
 
 
 def initial_controller(config: ControllerConfig, seed: int) -> Controller:
-    """The untrained controller of a run; the same for the same seed."""
+    """The untrained controller of a run, determined by the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Controller(config)
@@ -43,18 +43,18 @@ class LearnerActor:
     def prepare(
         self, groups: Sequence[GroupRollout], score_NG: np.ndarray, constraint_NG: np.ndarray
     ) -> list[np.ndarray]:
-        """First half of an update; returns dL/d(latency token) of each group."""
+        """The first half of an update; returns dL/d(latency token) of each group."""
         self._pending = self.learner.prepare(groups, score_NG, constraint_NG)
         return self._pending.latency_token_grads
 
     def apply(
         self, budget_token_grads: Sequence[np.ndarray]
     ) -> tuple[tuple[UpdateRecord, str], dict[str, np.ndarray], dict[str, Any]]:
-        """Second half of the update prepared last, and all that it changed.
+        """The second half of the pending update.
 
         Returns:
-            The record and the hash of the weights; the weights; the rest of the state. With
-            num_returns=3 the caller owns the three, and can go on when this process is gone.
+            (record, hash of the weights), weights, and the rest of the state. With num_returns=3
+            the caller owns all three and can continue if this process dies.
         """
         assert self._pending is not None, "prepare an update first"
         pending, self._pending = self._pending, None
@@ -65,12 +65,12 @@ class LearnerActor:
     def state(
         self,
     ) -> tuple[tuple[int, str], dict[str, np.ndarray], dict[str, Any], dict[str, Any]]:
-        """Version and hash; weights; rest of the state; the initial controller, which stays."""
+        """(version, hash), weights, the rest of the state, and the initial controller."""
         arrays = self.learner.controller.to_numpy()
         initial = dict(self.learner.initial_controller.state_dict())
         return (self.learner.version, weights_sha256(arrays)), arrays, self._rest(), initial
 
     def _rest(self) -> dict[str, Any]:
-        """The state without the weights, now and initial."""
+        """The state without the current and the initial weights."""
         state = self.learner.state_dict()
         return {k: v for k, v in state.items() if k not in ("controller", "initial_controller")}

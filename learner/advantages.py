@@ -2,10 +2,10 @@
 
 Shapes: N groups, G episodes of a group (one sample and one budget).
 
-The three forms have one signature, values [N, G] to advantages [N, G], and use nothing outside
-the row. With A the leave-one-out form, the expectation of A grad(log prob) is the gradient of the
-expected reward; the mean-only form gives (G - 1) / G of it, and the standardised form another
-direction, because the divisor depends on the same samples.
+The three forms map values [N, G] to advantages [N, G], row by row. With the leave-one-out form A,
+the expectation of A grad(log prob) is the gradient of the expected reward; the mean-only form gives
+(G - 1) / G of it, and the standardised form another direction, because its divisor depends on the
+same samples.
 """
 
 from __future__ import annotations
@@ -54,15 +54,15 @@ ADVANTAGE_FORMS: dict[AdvantageForm, AdvantageFn] = {
 def combine(
     form: AdvantageFn, score_rewards_NG: np.ndarray, constraint_rewards_NG: np.ndarray
 ) -> np.ndarray:
-    """Advantages of the score and of the constraint, each by itself, then added: [N, G].
+    """Computes the advantages of score and constraint separately and adds them: [N, G].
 
-    The constraint part of the reward is -(lambda * violation + 0.5 * overshoot). Kept apart, a
+    The constraint part of the reward is -(lambda * violation + 0.5 * overshoot). Separately, a
     large lambda cannot shrink the score's advantages through a common divisor.
 
-    With the standardised form each part is divided by its own spread in the group, which a
-    factor on the whole part cancels: lambda then only weighs violation against overshoot, and
-    steering it hardly changes how much a violation costs beside the score. Use leave_one_out or
-    mean_only, where lambda keeps its weight, to hold a violation rate.
+    The standardised form divides each part by its own spread in the group, so any factor on the
+    whole part cancels: lambda then only weighs violation against overshoot and hardly changes the
+    cost of a violation relative to the score. Use leave_one_out or mean_only, where lambda keeps
+    its weight, to hold a violation rate.
     """
     if score_rewards_NG.shape != constraint_rewards_NG.shape:
         raise ValueError(
@@ -73,7 +73,7 @@ def combine(
 
 
 def zero_variance(values_NG: np.ndarray) -> np.ndarray:
-    """Groups whose values are all equal: bool [N]. A NaN is not equal to anything."""
+    """Whether all values of a group are equal: bool [N]. NaN equals nothing."""
     return np.ptp(values_NG, axis=1) <= ZERO_SPREAD
 
 

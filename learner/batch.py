@@ -19,7 +19,7 @@ from rollout.group_rollout import GroupRollout
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpisodeBatch:
-    """What one update is computed from; every field but `latency_token_BD` is constant."""
+    """The inputs of one update; every field but `latency_token_BD` is constant."""
 
     budgets_ms_N: Tensor
     language_feature_ND: Tensor
@@ -32,7 +32,7 @@ class EpisodeBatch:
 
     @property
     def active_B(self) -> Tensor:
-        """Which episodes belong to groups that are not masked."""
+        """Whether each episode belongs to a group that is not masked."""
         return self.active_N.repeat_interleave(self.group_size)
 
 

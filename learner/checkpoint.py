@@ -8,8 +8,8 @@ A checkpoint is a folder `step_00000042`:
     manifest.json                              size and sha256 of the files above, step, metric
 
 It is written under a temporary name in the same folder, synced and renamed, so that a step folder
-is either whole or absent whatever kills the process. `latest` names the newest one for people and
-tools; loading does not rely on it, and verifies every hash.
+is either complete or absent, whatever kills the process. `latest` points to the newest one for
+people and tools; loading does not rely on it, and verifies every hash.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ from policy.controller import Controller
 logger = logging.getLogger(__name__)
 
 LEARNER_KEYS = ("controller", "optimizer", "version")
-"""What a learner's state has at least."""
+"""Required keys of a learner's state."""
 
 CHECKPOINTS_NAME = "checkpoints"
-"""Folder of a run's checkpoints, in its run folder."""
+"""Name of the checkpoints' folder in a run folder."""
 
 LATEST_NAME = "latest"
 TEMPORARY_PREFIX = ".writing_"
@@ -68,20 +68,20 @@ class Checkpoint:
 
 
 def find_controller(path: Path) -> Path:
-    """The folder that `Controller.load` reads for what a user names.
+    """The controller's folder (see `Controller.load`) for a path that a user gives.
 
     Args:
         path: a run folder, its checkpoints folder or any other folder within it, the folder of
             one checkpoint, or any folder that `Controller.save` wrote.
 
     Returns:
-        `path` itself if a controller lies there, else the newest sound checkpoint of the run.
+        `path` itself if it holds a controller, or else the newest intact checkpoint of the run.
 
     Raises:
         ValueError: there is none.
     """
     if not path.is_dir():
-        raise ValueError(f"{path} is not a folder: name a run folder or one of its checkpoints")
+        raise ValueError(f"{path} is not a folder: give a run folder or one of its checkpoints")
     if (path / serialization.JSON_NAME).is_file():
         return path
     for root in (path, path / CHECKPOINTS_NAME, *(p / CHECKPOINTS_NAME for p in path.parents)):
@@ -92,9 +92,9 @@ def find_controller(path: Path) -> Path:
             except CheckpointError as error:
                 logger.warning("skipping %s: %s", folder, error)
         if step_folders(root):
-            raise ValueError(f"none of the checkpoints in {root} is sound: name another run")
+            raise ValueError(f"none of the checkpoints in {root} is intact: give another run")
     raise ValueError(
-        f"{path} holds no controller: name a run folder, or a folder of its checkpoints, such as "
+        f"{path} holds no controller: give a run folder, or one of its checkpoints, such as "
         f"RUN/{CHECKPOINTS_NAME}/step_00000042"
     )
 
@@ -103,9 +103,10 @@ class CheckpointStore:
     """The checkpoints of one run.
 
     Args:
-        root: folder of the run's checkpoints, made if absent.
-        keep_last: how many of the newest stay; the one with the highest metric stays too.
-        required_state: keys that `state` must have besides `next_step`, to be saved or loaded.
+        root: folder of the run's checkpoints; created if absent.
+        keep_last: number of newest checkpoints to keep; the one with the highest metric is kept as
+            well.
+        required_state: keys that `state` must have, in addition to `next_step`.
     """
 
     def __init__(
@@ -126,23 +127,25 @@ class CheckpointStore:
         state: Mapping[str, Any],
         metric: float | None = None,
     ) -> Path:
-        """Writes the checkpoint of a step and drops those no longer kept.
+        """Writes the checkpoint of a step and deletes those no longer kept.
 
         Args:
-            step: of the run; a checkpoint of the same step is replaced.
-            controller: its weights and configuration.
+            step: step of the run; a checkpoint of the same step is replaced.
+            controller: weights and configuration.
             learner_state: `Learner.state_dict()`.
-            state: plain JSON values only, `next_step` among them, which is the step; tuples are
+            state: the run's state, plain JSON values only; `next_step` must be `step`. Tuples are
                 read back as lists.
-            metric: for keeping the best; higher is better, and NaN or infinity counts as none.
+            metric: decides which checkpoint is the best; higher is better, and NaN or infinity
+                count as none.
 
         Returns:
             The folder of the checkpoint.
 
         Raises:
-            TypeError: `state` or `learner_state` lacks something, or holds a value that could
-                not be read back; nothing is written then.
-            CheckpointError: writing failed (a full disk, for one); older checkpoints are intact.
+            TypeError: `state` or `learner_state` lacks something or holds a value that could not
+                be read back; nothing is written.
+            CheckpointError: writing failed, for instance on a full disk; older checkpoints are
+                intact.
         """
         wrong = self._what_is_wrong(step, state) or _what_learner_state_lacks(learner_state)
         if wrong:
@@ -166,11 +169,11 @@ class CheckpointStore:
         return folder
 
     def steps(self) -> list[int]:
-        """Steps that have a folder, ascending, sound or not."""
+        """Steps that have a folder, in ascending order, intact or not."""
         return [int(path.name.removeprefix("step_")) for path in step_folders(self.root)]
 
     def load_latest(self) -> Checkpoint | None:
-        """The newest sound checkpoint, or None if the run has none at all.
+        """The newest intact checkpoint, or None if the run has no checkpoint at all.
 
         A torn or corrupt one is skipped with a logged warning that names what is wrong.
 
@@ -191,7 +194,7 @@ class CheckpointStore:
         return None
 
     def load(self, path: Path | str) -> Checkpoint:
-        """Reads one checkpoint; raises CheckpointError that says what is wrong with it."""
+        """Reads one checkpoint; raises CheckpointError saying what is wrong with it."""
         folder = Path(path)
         manifest = Manifest.read(folder)
         contents = read_files(folder, manifest)
@@ -203,7 +206,7 @@ class CheckpointStore:
             raise CheckpointError(f"{folder}: {error}") from error
         learner_state = _read_learner_state(contents[LEARNER_NAME], folder)
         if wrong := self._what_is_wrong(manifest.step, state):
-            raise CheckpointError(f"{folder / STATE_NAME} is no state of a run: {wrong}")
+            raise CheckpointError(f"{folder / STATE_NAME} is not a run's state: {wrong}")
         return Checkpoint(
             path=folder,
             step=manifest.step,
@@ -214,7 +217,7 @@ class CheckpointStore:
         )
 
     def _what_is_wrong(self, step: int, state: Any) -> str:
-        """What a state of that step lacks, empty if nothing."""
+        """What a state of this step lacks; empty if nothing."""
         if not isinstance(state, Mapping):
             return f"it is a {type(state).__name__}, not an object"
         missing = sorted(self.required_state - set(state))
@@ -225,7 +228,7 @@ class CheckpointStore:
         return ""
 
     def best(self) -> Path | None:
-        """Folder of the checkpoint with the highest metric, None if no step had one."""
+        """Folder of the checkpoint with the highest metric; None if none has a metric."""
         rated = [(metric, step) for step, metric in self._metrics().items() if metric is not None]
         return self.root / f"step_{max(rated)[1]:08d}" if rated else None
 
@@ -247,7 +250,7 @@ class CheckpointStore:
             temporary.unlink(missing_ok=True)
 
     def _move_in(self, temporary: Path, folder: Path) -> None:
-        """Renames; an earlier checkpoint of the same step goes only when the new one is in."""
+        """Renames into place; an older checkpoint of the same step is deleted only afterwards."""
         replaced = self.root / f"{REPLACED_PREFIX}{folder.name}"
         if folder.exists():
             os.rename(folder, replaced)
@@ -260,7 +263,7 @@ class CheckpointStore:
         shutil.rmtree(replaced, ignore_errors=True)
 
     def _clear_remains(self) -> None:
-        """Removes what a killed process left half written, and puts back what it had set aside."""
+        """Removes unfinished files of a killed process and restores what it had set aside."""
         for path in self.root.glob(f"{TEMPORARY_PREFIX}step_*"):
             shutil.rmtree(path, ignore_errors=True)
         for path in self.root.glob(f"{REPLACED_PREFIX}step_*"):
@@ -285,7 +288,7 @@ def _to_files(
     state: Mapping[str, Any],
     metric: float | None,
 ) -> dict[str, bytes]:
-    """All files of a checkpoint, by name; raises TypeError for what could not be read back."""
+    """All files of a checkpoint, by name; raises TypeError for values that cannot be read back."""
     files = serialization.to_files(controller.config, controller.to_numpy())
     files[LEARNER_NAME] = _learner_bytes(learner_state)
     files[STATE_NAME] = _state_bytes(state)
@@ -331,7 +334,7 @@ def _learner_bytes(learner_state: Mapping[str, Any]) -> bytes:
 
 
 def _what_learner_state_lacks(learner_state: Any) -> str:
-    """What a learner's state lacks, empty if nothing."""
+    """What a learner's state lacks; empty if nothing."""
     if not isinstance(learner_state, Mapping):
         return f"the learner's state is a {type(learner_state).__name__}, not a dict"
     missing = [key for key in LEARNER_KEYS if key not in learner_state]

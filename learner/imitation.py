@@ -1,6 +1,6 @@
-"""Warm start: both stages learn from known gains of all configurations before GRPO begins.
+"""Warm start: before GRPO, both stages are trained on known gains of all configurations.
 
-With the gains known, the policy's expectation needs no sampling: each stage ascends it directly.
+Because the gains are known, no sampling is needed: each stage ascends its exact expected gain.
 
 Shapes: B examples (a sample and a budget each), D d_model, A = 3 tiers, P = 5 positions, K = 5
 top_ks, N = 5 num_blocks, R = B STAGE1_CHOICES.
@@ -21,32 +21,32 @@ from policy.stage1 import Stage1Logits
 from rollout.group_rollout import HEAD_SIZES
 
 MAX_SHORTFALL = 1.0
-"""What a choice counts less than the best one at most: one whole answer."""
+"""Maximum difference in gain to the best choice that counts: one correct answer."""
 
 STAGE1_CHOICES = 2
-"""Tiers and positions of an example that stage 2 answers for in a step."""
+"""Number of (tier, position) pairs per example on which stage 2 is trained in one step."""
 
 STRAY_SHARE = 0.3
-"""Of those, the share drawn uniformly instead of from stage 1: what that may choose by mistake,
-stage 2 has to answer for too."""
+"""Share of these pairs drawn uniformly instead of from stage 1: stage 2 must also handle pairs that
+stage 1 chooses by mistake."""
 
 COOLING_SHARE = 0.7
-"""Share of the steps after which the last temperature is reached."""
+"""Share of the steps after which the temperature stays at its last value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WarmStartConfig:
-    """How long and how fast to learn.
+    """Optimizer settings of the warm start.
 
     Attributes:
-        steps: optimizer steps.
-        batch_size: examples of each step, drawn with replacement.
-        learning_rate: Adam's at first; it falls linearly to zero.
-        first_temperature: weight of the entropy beside the gain at first, so that no early choice
-            is final.
-        last_temperature: at the end; in between it falls geometrically.
-        grad_clip: largest norm of the gradient.
-        seed: of the draws.
+        steps: number of optimizer steps.
+        batch_size: examples per step, drawn with replacement.
+        learning_rate: Adam's initial learning rate; it falls linearly to zero.
+        first_temperature: initial weight of the entropy relative to the gain; high, so that no
+            early choice is final.
+        last_temperature: final weight of the entropy; in between it falls geometrically.
+        grad_clip: maximum norm of the gradient.
+        seed: seed of the draws.
     """
 
     steps: int = 1500
@@ -64,20 +64,20 @@ class WarmStartConfig:
         check_within(self, *positive, low=0, above=True)
 
     def temperature(self, step: int) -> float:
-        """Of a step, counted from 0."""
+        """The temperature of a step, counted from 0."""
         share = min(step / (COOLING_SHARE * self.steps), 1.0)
         return self.first_temperature * (self.last_temperature / self.first_temperature) ** share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class WarmStartExamples:
-    """What the controller would see, and what every configuration would earn.
+    """The controller's inputs, and the gain of every configuration.
 
     Attributes:
         language_feature_BD: float32.
-        budgets_ms_B: float64.
-        latency_token_BAPD: float32, behind every tier and position, with the controller's present
-            budget encoder.
+        budgets_ms_B: float64, ms.
+        latency_token_BAPD: float32, the latency token at every tier and position, with the
+            controller's current budget encoder.
         gains_BAPKN: float32; -inf for masked or unknown configurations.
     """
 
@@ -105,7 +105,7 @@ class WarmStartExamples:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WarmStartRecord:
-    """Mean gain that the likeliest choices lose against the best ones, over all examples."""
+    """Regret: mean gain lost by the most likely choices against the best ones."""
 
     regret_before: float
     regret_after: float
@@ -114,10 +114,9 @@ class WarmStartRecord:
 def warm_start(
     controller: Controller, examples: WarmStartExamples, config: WarmStartConfig
 ) -> WarmStartRecord:
-    """Trains the two stages in place, by gradient ascent on the expected gain and the entropy.
+    """Trains both stages in place, by gradient ascent on expected gain plus entropy.
 
-    The budget encoder keeps its weights: with them, the latency tokens of the examples stay those
-    that the frozen model gives.
+    The budget encoder keeps its weights, because the examples' latency tokens depend on them.
     """
     data = _Tensors(controller, examples)
     before = data.regret(controller)
@@ -139,7 +138,7 @@ def warm_start(
 def soft_value(
     first_logits: Tensor, second_logits: Tensor, gains: Tensor, temperature: float
 ) -> Tensor:
-    """Expected gain of two independent choices over the temperature, plus their entropy.
+    """Expected gain of two independent choices, divided by the temperature, plus their entropy.
 
     Args:
         first_logits: [..., M].
@@ -156,7 +155,7 @@ def soft_value(
 
 
 class _Tensors:
-    """The examples on the controller's device, with their budget tokens, which stay fixed."""
+    """The examples on the controller's device, with their budget tokens, which are constant."""
 
     def __init__(self, controller: Controller, examples: WarmStartExamples):
         like = next(controller.parameters())
@@ -173,7 +172,7 @@ class _Tensors:
     def objective(
         self, controller: Controller, rows_B: Tensor, temperature: float, rng: torch.Generator
     ) -> Tensor:
-        """Stage 1's soft value, with the best of stage 2 behind it, plus stage 2's: a number."""
+        """The sum of stage 1's soft value, given the best choices of stage 2, and stage 2's."""
         rows_B = rows_B.to(self.budget_token_BD.device)
         stage1 = controller.stage1_logits(
             self.language_feature_BD[rows_B], self.budget_token_BD[rows_B]
@@ -189,7 +188,7 @@ class _Tensors:
 
     @torch.no_grad()
     def regret(self, controller: Controller) -> float:
-        """Mean gain that the likeliest choices lose."""
+        """Mean gain lost by the most likely choices."""
         stage1 = controller.stage1_logits(self.language_feature_BD, self.budget_token_BD)
         rows_B = torch.arange(len(self.budget_token_BD), device=self.budget_token_BD.device)
         tier_B, position_B = (logits.argmax(-1) for logits in stage1)
@@ -201,7 +200,7 @@ class _Tensors:
 
 @torch.no_grad()
 def _draw(stage1: Stage1Logits, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Tiers and positions [R] for stage 2 to answer for, as choice indices."""
+    """Tiers and positions [R] on which stage 2 is trained, as choice indices."""
     tier_BA, position_BP = (logits.softmax(-1) for logits in stage1)
     chance_BC = (tier_BA[:, :, None] * position_BP[:, None]).flatten(1)
     chance_BC = (1 - STRAY_SHARE) * chance_BC + STRAY_SHARE / chance_BC.shape[1]

@@ -1,8 +1,9 @@
 """The learner: one optimizer, one update for all trained weights.
 
-The budget MLP's gradient comes by two ways: stage 1's input, which is in the learner's own graph,
-and the latency token, which went through the frozen model. The learner has no copy of that model,
-so an update is two calls with the rollout side's vector-Jacobian product between them:
+The gradient reaches the budget MLP in two ways: through stage 1's input, which is in the learner's
+own graph, and through the latency token, which passed the frozen model. The learner has no copy of
+that model, so an update is two calls with a vector-Jacobian product on the rollout actors in
+between:
 
     pending = learner.prepare(groups, score_rewards_NG, constraint_rewards_NG)
     # the actors map pending.latency_token_grads to budget_token_grads
@@ -151,10 +152,10 @@ class Learner:
     """Owns the controller's weights, their optimizer and their version.
 
     Args:
-        controller: the trained weights; as they are now they are the initial controller that the
-            optional KL term holds on to.
+        controller: the weights to train; a copy of them is the initial controller of the optional
+            KL term.
         config: see LearnerConfig.
-        inspection_folder: where the batch of a run stopped by non-finite updates is saved.
+        inspection_folder: folder for the batch of a run that non-finite updates ended.
     """
 
     def __init__(self, controller: Controller, config: LearnerConfig, inspection_folder: Path):
@@ -174,7 +175,7 @@ class Learner:
         score_rewards_NG: np.ndarray,
         constraint_rewards_NG: np.ndarray,
     ) -> PendingUpdate:
-        """Computes the loss and its gradients as far as the latency tokens.
+        """Computes the loss and its gradients down to the latency tokens.
 
         Args:
             groups: of one size. Their order is the order of summation: keep it (by group_id, for

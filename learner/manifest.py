@@ -1,4 +1,4 @@
-"""What a checkpoint's folder holds, and whether it is whole."""
+"""The manifest of a checkpoint: its files and their hashes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LEARNER_NAME = "learner.pt"
 STATE_NAME = "state.json"
 MANIFEST_NAME = "manifest.json"
 FILE_NAMES = (serialization.JSON_NAME, serialization.WEIGHTS_NAME, LEARNER_NAME, STATE_NAME)
-"""What a manifest lists."""
+"""The files that a manifest lists."""
 
 STEP_FOLDER = re.compile(r"step_(\d{8,})")
 
@@ -28,7 +28,7 @@ class CheckpointError(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What a checkpoint holds: `files` maps names to sha256."""
+    """The content of a checkpoint; `files` maps names to sha256."""
 
     step: int
     metric: float | None
@@ -53,7 +53,7 @@ class Manifest:
 
     @classmethod
     def parse(cls, content: bytes, folder: Path | str) -> Self:
-        """Reads `to_bytes`; raises CheckpointError that names the folder if it is unsound."""
+        """Reads what `to_bytes` wrote; raises CheckpointError naming a damaged folder."""
         try:
             fields = json.loads(content)
             return cls(step=fields["step"], metric=fields["metric"], files=dict(fields["files"]))
@@ -62,7 +62,7 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Reads the manifest of a folder; raises CheckpointError if there is no sound one."""
+        """Reads the manifest of a folder; raises CheckpointError if it is absent or damaged."""
         try:
             content = (folder / MANIFEST_NAME).read_bytes()
         except OSError as error:
@@ -70,7 +70,7 @@ class Manifest:
         return cls.parse(content, folder)
 
     def check(self, contents: Mapping[str, bytes], folder: Path | str) -> None:
-        """Raises CheckpointError that names the first file whose content is not the listed one."""
+        """Raises CheckpointError naming the first file whose content differs from its hash."""
         for name, sha256 in self.files.items():
             if sha256_of(contents[name]) != sha256:
                 raise CheckpointError(
@@ -80,20 +80,20 @@ class Manifest:
 
 
 def verified_manifest(folder: Path) -> Manifest:
-    """The manifest of a checkpoint whose files all have its hashes; raises CheckpointError."""
+    """The manifest of a checkpoint, with all files verified; raises CheckpointError."""
     manifest = Manifest.read(folder)
     manifest.check(read_files(folder, manifest), folder)
     return manifest
 
 
 def step_folders(root: Path) -> list[Path]:
-    """Checkpoint folders in a folder, ascending, sound or not; none if the folder is absent."""
+    """Checkpoint folders in ascending order, intact or not; none if `root` is absent."""
     found = [path for path in root.glob("step_*") if STEP_FOLDER.fullmatch(path.name)]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 
 
 def read_files(folder: Path, manifest: Manifest) -> dict[str, bytes]:
-    """Contents of the files that a manifest lists; raises CheckpointError naming an absent one."""
+    """Contents of all listed files; raises CheckpointError naming a missing one."""
     try:
         return {name: (folder / name).read_bytes() for name in manifest.files}
     except OSError as error:
@@ -101,7 +101,7 @@ def read_files(folder: Path, manifest: Manifest) -> dict[str, bytes]:
 
 
 def is_count(value: Any) -> bool:
-    """Whether a value is a whole number of at least 0, truth values not counted."""
+    """Whether a value is a non-negative integer, and not a bool."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 

@@ -1,4 +1,4 @@
-"""What one step shows: numbers for TensorBoard and JSON lines, from groups, rewards and update.
+"""Names and values of the scalars of one step, from groups, rewards and update.
 
 Shapes: N groups, G episodes of each.
 """
@@ -41,22 +41,22 @@ def violations(groups: Sequence[GroupRollout]) -> np.ndarray:
 
 
 def feasible_violation_rate(groups: Sequence[GroupRollout], budgets: BudgetSampler) -> float | None:
-    """Violation rate over the groups whose budget the cheapest configuration meets; None if none.
+    """Violation rate over the groups with a feasible budget; None if there are none.
 
-    Budgets that nothing meets are violated by every policy and say nothing about this one.
+    Infeasible budgets are violated by every policy and say nothing about this one.
     """
     feasible = [g for g in groups if budgets.is_feasible(g.budget_ms)]
     return float(violations(feasible).mean()) if feasible else None
 
 
 def in_budget_accuracy(groups: Sequence[GroupRollout]) -> float:
-    """Mean score, counted only within budget."""
+    """Mean score that counts only within budget."""
     inside = [score_within_budget(g.scores, g.latencies_ms, g.budget_ms) for g in groups]
     return float(np.mean(inside))
 
 
 def rollout_scalars(groups: Sequence[GroupRollout], budgets: BudgetSampler) -> dict[str, float]:
-    """Score, violation, latency and choices of a batch."""
+    """Scores, violations and latencies of a batch."""
     latencies = np.concatenate([g.latencies_ms for g in groups])
     budgets_ms = np.repeat([g.budget_ms for g in groups], groups[0].group_size)
     scalars = {
@@ -81,7 +81,7 @@ def rollout_scalars(groups: Sequence[GroupRollout], budgets: BudgetSampler) -> d
 
 
 def stage_scalars(groups: Sequence[GroupRollout]) -> dict[str, float]:
-    """Mean milliseconds of an episode by kind of stage (blocks and decode steps added up)."""
+    """Mean milliseconds per episode by stage, with blocks and decode steps added up."""
     totals: dict[str, float] = {}
     for stages in (stages for g in groups for stages in g.stages_ms):
         for name, elapsed_ms in stages.items():

@@ -29,7 +29,7 @@ def sinusoids(scaled_B: Tensor, dim: int = SINUSOID_DIM) -> Tensor:
 
 
 class BudgetEncoder(nn.Module):
-    """Budgets in ms to budget tokens; only `mlp` has weights.
+    """Maps budgets in ms to budget tokens; only `mlp` has weights.
 
     A budget is mapped to [0, 1] by the run's range, multiplied by `sinusoid_scale`, encoded by
     fixed sinusoids, and projected to the model's width. One outside the range is clipped to it:

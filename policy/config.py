@@ -1,4 +1,4 @@
-"""Sizes of the controller, and the budgets that it is made for."""
+"""Configuration of the controller: its sizes and the range of its budgets."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class ControllerConfig:
 
     Attributes:
         d_model: width of the frozen model.
-        budget_low_ms: low end of the run's budgets.
-        budget_high_ms: high end.
-        sinusoid_scale: the normalised budget is multiplied by it before the sinusoids. At 1 the
-            fastest one turns by one radian over the whole range, and policies that must change
-            within a few milliseconds are learnt slowly.
-        projection_dim: width that each wide input is projected down to.
+        budget_low_ms: smallest budget of the run, ms.
+        budget_high_ms: largest budget of the run, ms.
+        sinusoid_scale: factor on the normalised budget before the sinusoids. At 1 the fastest one
+            turns by one radian over the whole range, and policies that must change within a few
+            milliseconds are learned slowly.
+        projection_dim: width to which each wide input is projected.
         hidden_dim: width of each stage's hidden layer.
     """
 
@@ -57,12 +57,12 @@ class ControllerConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicySetup:
-    """What a worker needs, besides weights, to build its controller and environment."""
+    """Everything but the weights that a worker needs to build controller and environment."""
 
     controller: ControllerConfig
     budgets: BudgetSampler
 
     @classmethod
     def of(cls, d_model: int, budgets: BudgetSampler) -> Self:
-        """For a model's width and a run's budgets."""
+        """The setup for a model's width and a run's budgets."""
         return cls(controller=ControllerConfig.for_budgets(d_model, budgets), budgets=budgets)

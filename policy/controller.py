@@ -26,14 +26,14 @@ HEADS = ("tier", "position", "top_k", "num_blocks")
 
 
 class Choice(NamedTuple):
-    """The two choices of one stage: indices int64 and their log-probabilities, by head."""
+    """The two choices of one stage: int64 indices and their log-probabilities, by head."""
 
     indices_B2: Tensor
     log_probs_B2: Tensor
 
 
 class ActionEvaluation(NamedTuple):
-    """What the current weights say of given actions, by head, differentiable."""
+    """Log-probabilities and entropies of given actions under the current weights, by head."""
 
     log_probs_B4: Tensor
     entropies_B4: Tensor
@@ -79,7 +79,7 @@ class Controller(nn.Module):
         return tuple(logits.log_softmax(-1) for logits in (*stage1, *stage2))
 
     def num_stage_weights(self) -> int:
-        """Number of trained weights in the two stages, the budget encoder's not counted."""
+        """Number of weights in the two stages, without the budget encoder."""
         return sum(w.numel() for stage in (self.stage1, self.stage2) for w in stage.parameters())
 
     def check_compatible(self, *, d_model: int, budget_range: BudgetRange | None = None) -> None:
@@ -104,7 +104,7 @@ class Controller(nn.Module):
         }
 
     def load_numpy(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Copies weights in, read-only arrays too.
+        """Copies weights in, from read-only arrays too.
 
         Raises:
             ValueError: names or shapes are not this controller's; nothing is changed then.
@@ -158,7 +158,7 @@ def choose(
         logits: [B, K] for each of the two heads.
         generators: None takes the most likely choice of each row. One generator samples a single
             row; a sequence samples row b from generators[b] alone, so that a member's choice does
-            not depend on the members beside it. A single row of logits serves any number of
+            not depend on the other members. A single row of logits serves any number of
             generators (stage 1's logits are the same for a whole group).
     """
     widest = max(head.shape[-1] for head in logits)

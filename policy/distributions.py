@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def log_probs_of(log_distribution_BK: Tensor, choices_B: Tensor) -> Tensor:
-    """Log-probability [B] of one choice a row."""
+    """Log-probability [B] of one choice per row."""
     return log_distribution_BK.gather(-1, choices_B.unsqueeze(-1)).squeeze(-1)
 
 
@@ -35,10 +35,10 @@ def kl_divergence(log_distribution_BK: Tensor, log_reference_BK: Tensor) -> Tens
 
 
 def sample(logits_BHK: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """Samples H choices [B, H] a row, row b from generators[b] alone (Gumbel-max).
+    """Samples H choices per row, [B, H], row b from generators[b] alone (Gumbel-max).
 
     A row's choices depend on its logits and its own generator only, so they do not change with
-    the rows beside it. The noise is drawn on the generators' device.
+    the other rows. The noise is drawn on the generators' device.
     """
     noise_BHK = torch.stack(
         [

@@ -23,7 +23,7 @@ class Stage1Logits(NamedTuple):
 
 
 class Stage1(nn.Module):
-    """A light MLP; each wide input is normalised and projected down first.
+    """A small MLP; each wide input is first normalised and projected down.
 
     The inputs may have any scale: LayerNorm without weights (the projection has them) removes
     it. The heads start small, so that the initial policy is near uniform.

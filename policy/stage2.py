@@ -24,7 +24,7 @@ class Stage2Logits(NamedTuple):
 
 
 class Stage2(nn.Module):
-    """A light MLP on the normalised latency token and the position it was taken at.
+    """A small MLP on the normalised latency token and the insertion position.
 
     Latency tokens of a real model have norms of tens to hundreds and grow with the position:
     LayerNorm removes the scale, the position embedding tells the depth.

@@ -28,7 +28,7 @@ class PolicyWeights:
     arrays: Mapping[str, np.ndarray]
 
     def check(self) -> None:
-        """Raises ValueError if the arrays are not those that the hash was made of."""
+        """Raises ValueError if the arrays do not match the hash."""
         actual = weights_sha256(self.arrays)
         if actual != self.sha256:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""The Ray actor around `RolloutWorker`: nothing but threads, weights by reference and health."""
+"""The Ray actor around `RolloutWorker`: threads, weights by reference and health checks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rollout.requests import FailedGroup, GradientRequest, GroupRequest, PrefixR
 from rollout.worker import RolloutWorker
 
 FETCH_TIMEOUT_S = 60.0
-"""Longest wait for new weights from the object store."""
+"""Time limit for fetching new weights from the object store."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +35,7 @@ class PublishedWeights:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActorFacts:
-    """What an actor says of itself when it is warm."""
+    """An actor's report when it is warm."""
 
     name: str
     incarnation: int
@@ -48,7 +48,7 @@ class ActorFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timed:
-    """A result, who made it, and how long the actor worked on it."""
+    """A result, the actor that made it, and how long that took."""
 
     value: Any
     seconds: float
@@ -60,10 +60,10 @@ class RolloutActor:
     """One worker in its own process.
 
     Args:
-        build: makes the worker; raises if the model cannot be loaded.
-        name: of the actor in the run.
-        incarnation: how many actors of this name there were before.
-        num_threads: of a CPU worker.
+        build: builds the worker; raises if the model cannot be loaded.
+        name: name of the actor in the run.
+        incarnation: number of earlier actors of this name.
+        num_threads: number of threads of a worker on the CPU.
     """
 
     def __init__(
@@ -81,12 +81,12 @@ class RolloutActor:
 
     @ray.method(concurrency_group="health")
     def status(self) -> dict[str, Any]:
-        """Answers at once, also while a group runs."""
+        """Replies at once, even while a group runs."""
         return {**self.worker.status(), "pid": os.getpid(), "calls": self._calls}
 
     def start(self) -> ActorFacts:
         """Warms up and measures the reference latency."""
-        # OpenMP counts threads by calling thread, and methods run on another than the constructor.
+        # OpenMP's limit is per calling thread, and methods run on another one than the constructor.
         torch.set_num_threads(self.num_threads)
         self.worker.warm_up()
         return ActorFacts(
@@ -104,7 +104,7 @@ class RolloutActor:
         return self._timed(lambda: self.worker.end_latencies(split, index))
 
     def profile(self, configurations: Sequence[Knobs], split: str, index: int) -> Timed:
-        """Records of many configurations on one sample."""
+        """See `RolloutWorker.profile`."""
         return self._timed(lambda: self.worker.profile(configurations, split, index))
 
     def prefixes(self, request: PrefixRequest) -> Timed:
@@ -114,7 +114,7 @@ class RolloutActor:
     def rollout(
         self, request: GroupRequest, setup: PolicySetup, weights: PublishedWeights
     ) -> Timed:
-        """Runs one group under these weights; fetches them only if they changed."""
+        """Runs one group with these weights, which are fetched only if they changed."""
         self._install(setup, weights)
         return self._timed(lambda: self._rollout(request))
 

@@ -1,7 +1,7 @@
-"""Which blocks stay: by importance scores, deterministically.
+"""Chooses which blocks are skipped: the least important ones, deterministically.
 
-Scores ship for the configurations in `SHIPPED_SCORES`. Those of MolmoE-1B-0924 are its measured
-block importance: the accuracy that is lost when one block is skipped and all others run.
+Scores ship for the model configurations in `SHIPPED_SCORES`. Those of MolmoE-1B-0924 are measured:
+the accuracy that is lost when one block is skipped and all others run.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from rollout.molmoe.config import MolmoEConfig, read_json
 SHIPPED_SCORES = {
     MolmoEConfig(): Path(__file__).parent / "importance_scores" / "molmoe-1b-0924.json"
 }
-"""Files of measured scores by the configuration of the model that they were measured on."""
+"""Files of measured scores, by model configuration."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockImportance:
-    """One score for each block of the model; a higher score stays longer."""
+    """One score per block of the model; blocks with low scores are skipped first."""
 
     scores: tuple[float, ...]
 
@@ -29,11 +29,11 @@ class BlockImportance:
     def from_mapping(cls, scores: Mapping[str, float], num_blocks: int) -> BlockImportance:
         """Reads scores by block index.
 
-        A file may leave out the first and the last block, which then always stay (studies that
-        skip single blocks in the middle do not measure them).
+        The first and the last block may be missing, because studies often leave them out; they are
+        then never skipped.
 
         Raises:
-            ValueError: if any other block has no finite score, or a block is unknown.
+            ValueError: another block has no finite score, or a block is unknown.
         """
         ends = {0, num_blocks - 1}
         try:
@@ -53,7 +53,7 @@ class BlockImportance:
 
     @classmethod
     def from_file(cls, path: Path, num_blocks: int) -> BlockImportance:
-        """Reads a JSON file of scores by block; raises ValueError that names it if unusable."""
+        """Reads a JSON file of scores by block; raises ValueError naming an unusable file."""
         scores = read_json(path, "measure the scores with launch/importance.py")
         try:
             return cls.from_mapping(scores, num_blocks)
@@ -65,22 +65,22 @@ class BlockImportance:
         """The scores in a model's own folder, or those that ship for its configuration.
 
         Raises:
-            ValueError: if there are neither; says how to measure them.
+            ValueError: there are neither; says how to measure them.
         """
         own = folder / "importance_scores.json"
         path = own if own.is_file() else SHIPPED_SCORES.get(config)
         if path is None:
             raise ValueError(
-                f"no block importance is known of the model in {folder}: measure it with `python "
+                f"there is no block importance for the model in {folder}: measure it with `python "
                 f"launch/importance.py OUT.json --worker.model {folder}`, then give "
                 "--worker.importance OUT.json"
             )
         return cls.from_file(path, config.n_layers)
 
     def kept(self, position: int, num_blocks: int) -> tuple[int, ...]:
-        """The blocks that run: all before `position`, then the most important, in order.
+        """The blocks that run: all before `position`, then the most important ones, in order.
 
-        Of equally important blocks the earlier one stays.
+        Of equally important blocks the earlier one is kept.
         """
         rest = sorted(range(position, len(self.scores)), key=lambda i: (-self.scores[i], i))
         return tuple(sorted([*range(position), *rest[: num_blocks - position]]))

@@ -1,4 +1,4 @@
-"""Puts a rollout worker together from a description that travels between processes."""
+"""Builds a rollout worker from a configuration that can be sent to another process."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ EMBEDDED = Path(__file__).parent / "embedded"
 """The small MolmoE that ships with the project."""
 
 MAX_THREADS = 1024
-"""More than any machine has cores for; PyTorch would abort on far more."""
+"""More threads than any machine has cores; PyTorch aborts on far larger numbers."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -69,22 +69,22 @@ class WorkerConfig:
 
 
 def torch_device(name: str) -> torch.device:
-    """The device of a name; raises ValueError for an unknown or absent one."""
+    """The device of this name; raises ValueError for an unknown or absent one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name not in ("cpu", "cuda"):
         raise ValueError(f"unknown device {name!r}: use cpu, cuda or auto")
     if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device cuda was asked for and none is visible: use cpu or auto")
+        raise ValueError("device cuda was requested and none is visible: use cpu or auto")
     return torch.device(name)
 
 
 def torch_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The weights' dtype on a device.
+    """The dtype of the weights on a device.
 
     Raises:
-        ValueError: for an unknown name, or float32 on CUDA: its grouped matrix product takes a
-            slow path there, which waits for the host in every block.
+        ValueError: the name is unknown, or float32 on CUDA: its grouped matrix product has only a
+            slow path there, which synchronises with the host in every block.
     """
     is_cuda = device.type == "cuda"
     if name == "auto":
@@ -102,7 +102,7 @@ def model_source(config: WorkerConfig) -> str | Path:
 
 
 def load_frozen_model(config: WorkerConfig) -> tuple[MolmoE, Preprocessor]:
-    """The frozen model on its device; raises ValueError that names what is missing or wrong."""
+    """Loads the frozen model; raises ValueError naming what is missing or wrong."""
     device = torch_device(config.device)
     dtype = torch_dtype(config.dtype, device)
     if device.type == "cpu":
@@ -115,16 +115,16 @@ def load_frozen_model(config: WorkerConfig) -> tuple[MolmoE, Preprocessor]:
 def block_importance(
     config: WorkerConfig, model_config: MolmoEConfig
 ) -> tuple[BlockImportance, dict[str, BlockImportance]]:
-    """Block scores for all samples, and those of single tasks.
+    """Block importance scores for all samples, and for single tasks.
 
     Raises:
-        ValueError: if there are none for the model, or a task is not in the mixture.
+        ValueError: there are none for the model, or a task is not in the mixture.
     """
     unknown = sorted(set(config.importance_by_task) - set(config.tasks))
     if unknown:
         raise ValueError(
             f"importance_by_task names {', '.join(unknown)}, and the tasks are "
-            f"{', '.join(config.tasks)}: name some of these"
+            f"{', '.join(config.tasks)}: use these names"
         )
     if config.importance is None:
         scores = BlockImportance.of_model(model_config, resolve_folder(model_source(config)))
@@ -140,9 +140,9 @@ def block_importance(
 def build_executor(
     config: WorkerConfig, simulated: SimulatedLatency | None = None
 ) -> MolmoEExecutor:
-    """Loads the frozen model; raises ValueError that names what is missing or wrong.
+    """Builds the executor; raises ValueError naming what is missing or wrong.
 
-    Whatever can be refused is refused before the weights are loaded.
+    Everything that can be refused is refused before the weights are loaded.
     """
     torch_dtype(config.dtype, torch_device(config.device))
     model_config = resolve_config(model_source(config))
@@ -155,9 +155,9 @@ def build_executor(
 def build_worker(
     config: WorkerConfig, name: str = "local", simulated: SimulatedLatency | None = None
 ) -> RolloutWorker:
-    """A worker that is loaded but not warmed up.
+    """Builds a worker, loaded but not warmed up.
 
-    `simulated` replaces the clock by a table, for tests and dry runs only.
+    `simulated` replaces measured latencies by a table, for tests and dry runs only.
     """
     tasks = build_tasks(config.tasks)
     executor = build_executor(config, simulated)
@@ -165,7 +165,7 @@ def build_worker(
 
 
 def measure_budgets(worker: RolloutWorker, num_samples: int = 24) -> BudgetSampler:
-    """The budget range of this device, from the cheapest and the full configuration."""
+    """Measures the budget range of this device with the cheapest and the full configuration."""
     worker.warm_up()
     ends = [worker.end_latencies("train", index) for index in range(num_samples)]
     return BudgetSampler.from_latencies(*zip(*ends, strict=True))
@@ -178,12 +178,12 @@ def make_env(
     budgets: BudgetSampler | None = None,
     **arguments: Any,
 ) -> LatencyBudgetEnv:
-    """The Gymnasium environment on the embedded model, or on another.
+    """The Gymnasium environment, on the embedded model by default.
 
     Args:
         model: `embedded`, a folder or a hub id.
         tasks: names of the tasks in the mixture.
-        budgets: draws budgets; measured on this device by default.
+        budgets: sampler of budgets; by default measured on this device.
         arguments: further fields of `WorkerConfig` (dtype, device, ...).
 
     Returns:

@@ -1,9 +1,9 @@
-"""Runs one prompt in resumable steps, every stage on the clock.
+"""Runs one prompt in resumable steps, with every stage timed.
 
-`begin` prefills to the insertion position with the budget token riding along; `advance` runs the
-rest with the chosen top_k and blocks, then decodes. The budget token never mixes with the text:
-it passes through the blocks alone, reads the text's keys and values and leaves none of its own,
-so the answer is the same, to the bit, with and without it.
+`begin` embeds the prompt and `deepen` runs it to the insertion position, followed by the budget
+token; `advance` runs the rest with the chosen top_k and blocks, then decodes. The budget token
+never mixes with the text: it passes through the blocks alone, reads the text's keys and values and
+leaves none of its own, so the answer is the same, to the bit, with and without it.
 
 Shapes: T prompt tokens, D d_model.
 """
@@ -60,7 +60,7 @@ class ExecutorConfig:
 
 
 def check_knobs_fit(config: MolmoEConfig) -> None:
-    """Raises ValueError, naming the knob, for a model that the knobs are not made for."""
+    """Raises ValueError, naming the knob, for a model to which the knobs do not apply."""
     if config.n_layers != NUM_BLOCKS_TOTAL:
         raise ValueError(
             f"the knob num_blocks is made for {NUM_BLOCKS_TOTAL} decoder blocks and this model has "
@@ -76,11 +76,16 @@ def check_knobs_fit(config: MolmoEConfig) -> None:
 class MolmoEExecutor:
     """The frozen model with its preprocessor, block importance and clock.
 
-    With `simulated` the model runs all the same, but latencies come from that table.
-    `importance_by_task` holds scores for samples of some tasks; all others take `importance`.
+    Args:
+        model: the frozen model.
+        preprocessor: turns image and prompt into inputs.
+        importance: block importance scores.
+        config: answer length, budget scope, repeated measurements.
+        simulated: table that replaces the measured latencies; the model runs all the same.
+        importance_by_task: scores for samples of single tasks, by task name.
 
     Raises:
-        ValueError: if the knobs or the scores do not fit the model.
+        ValueError: the knobs or the scores do not fit the model.
     """
 
     def __init__(
@@ -120,8 +125,7 @@ class MolmoEExecutor:
     def language_feature(self, sample: Sample) -> np.ndarray:
         """Mean word embedding of the prompt, float32 [D]; raises DataError naming the sample.
 
-        What it takes on the device stays on the timeline as the span `language_feature`, for
-        whoever takes it next.
+        Its time stays on the timeline as the span `language_feature` until the caller takes it.
         """
         try:
             ids = torch.from_numpy(self.preprocessor.encode_prompt(sample.prompt))
@@ -132,15 +136,15 @@ class MolmoEExecutor:
 
     @torch.no_grad()
     def begin(self, sample: Sample, tier: Tier, budget_token_D: np.ndarray | None) -> Prefix:
-        """Preprocesses for a tier, runs the vision encoder and embeds; no block runs yet.
+        """Preprocesses the sample for a tier, encodes the image and embeds; runs no block.
 
         Args:
-            sample: what is asked.
-            tier: of the image.
-            budget_token_D: what enters block 0 beside the text; None leaves it out.
+            sample: the question and its image.
+            tier: image tier.
+            budget_token_D: the budget token, which enters block 0 after the text; None for none.
 
         Raises:
-            DataError: naming the sample, if its image or prompt is unusable.
+            DataError: the sample's image or prompt is unusable; names the sample.
         """
         started = time.perf_counter()
         inputs = self._preprocess(sample, tier)
@@ -193,7 +197,7 @@ class MolmoEExecutor:
 
     @torch.no_grad()
     def deepen(self, prefix: Prefix, position: int) -> None:
-        """Takes text and budget token through the blocks before `position`, if they are not yet."""
+        """Runs text and budget token through all blocks before `position` that they still lack."""
         model, timeline, start = self.model, self.timeline, prefix.depth
         if position <= start:
             return
@@ -230,15 +234,15 @@ class MolmoEExecutor:
 
     @torch.no_grad()
     def advance(self, prefix: Prefix, knobs: Knobs, budget_ms: float | None = None) -> Execution:
-        """Runs the blocks from the insertion position on and decodes; the prefix stays intact.
+        """Runs the blocks from the insertion position on and decodes; the prefix stays reusable.
 
         Args:
-            prefix: deepened to `knobs.position` before.
+            prefix: the prompt, run to `knobs.position` by `deepen`.
             knobs: the whole configuration.
-            budget_ms: for `ExecutorConfig.repeats`; None never repeats.
+            budget_ms: budget for `ExecutorConfig.repeats`; None never repeats.
 
         Returns:
-            The execution, its stages without the controller's.
+            The execution; its stages do not include the controller's.
         """
         execution = self._advance_once(prefix, knobs)
         if self.config.repeats == 1 or budget_ms is None:
@@ -299,7 +303,7 @@ class MolmoEExecutor:
         start = self.timeline.clock.mark()
         for token_id in steps:
             end = self.timeline.clock.mark()
-            # The first token comes with the prefill; only reading it takes time here.
+            # The first token is part of the prefill; here it only costs the read.
             name = f"decode_{len(token_ids):02}" if token_ids else "head"
             self.timeline.add(name, start, end)
             token_ids.append(token_id)
@@ -307,7 +311,7 @@ class MolmoEExecutor:
         return token_ids
 
     def latency_ms(self, stages: Stages) -> float:
-        """Sum of the stages within the budget's scope."""
+        """The sum of all stages that count toward the budget."""
         return sum(
             elapsed_ms
             for name, elapsed_ms in stages.items()
@@ -319,10 +323,8 @@ class MolmoEExecutor:
     ) -> np.ndarray:
         """Vector-Jacobian product from latency tokens back to the budget token.
 
-        Only the one token's path is differentiated: the text's keys and values are constants.
-
         Args:
-            prefix: prefilled at least to the deepest position of `gradients`.
+            prefix: the prompt, run at least to the deepest position of `gradients`.
             budget_token_D: the token that entered block 0.
             gradients: dL/d(latency token) [D] by insertion position.
 

@@ -1,7 +1,7 @@
-"""What answers and latencies depend on besides the configuration of the knobs.
+"""Fingerprints of everything that answers and latencies depend on, apart from the knobs.
 
-It is kept with every checkpoint and profile, so that a controller is not evaluated on a model, a
-mixture of tasks or a kind of device that it was not trained on.
+Every checkpoint and profile holds one, so that a controller is not evaluated on a model, tasks or a
+kind of device that it was not trained on.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from envs.tasks import Mixture
 from rollout.executor import MolmoEExecutor
 
 RUNTIME = "eager"
-"""How the frozen model's kernels are launched; latencies of two runtimes cannot be compared."""
+"""How the frozen model's kernels are launched; latencies of two runtimes are not comparable."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fingerprint:
-    """One frozen model with its tasks on one kind of device.
+    """A frozen model with its tasks on one kind of device.
 
     Attributes:
         architecture: hash of the model's configuration.
         weights: hash of the model's weights, in the dtype in which they run.
-        dtype: of the model.
+        dtype: dtype of the model.
         device: kind of device, such as cpu or cuda.
         runtime: how kernels are launched.
         tasks: names of the tasks in the mixture, in order.
         importance: hash of the block importance scores.
-        max_new_tokens: longest answer, in tokens.
+        max_new_tokens: maximum length of an answer, in tokens.
         budget_scope: `total` or `prefill`.
     """
 
@@ -51,7 +51,7 @@ class Fingerprint:
 
     @classmethod
     def of(cls, executor: MolmoEExecutor, tasks: Task) -> Self:
-        """Of an executor and its tasks; reads every weight once."""
+        """The fingerprint of an executor and its tasks; reads every weight once."""
         model = executor.model
         return cls(
             architecture=_short(json.dumps(model.config.to_dict(), sort_keys=True).encode()),
@@ -67,11 +67,13 @@ class Fingerprint:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Reads what `to_json` wrote; raises ValueError if a field is absent or unknown."""
+        """Reads what `to_json` wrote; raises ValueError if a field is missing or unknown."""
         names = {field.name for field in fields(cls)}
         if set(data) != names:
             wrong = ", ".join(sorted(names ^ set(data)))
-            raise ValueError(f"fingerprint with absent or unknown fields ({wrong}): made elsewhere")
+            raise ValueError(
+                f"fingerprint with missing or unknown fields ({wrong}): made by another version"
+            )
         return cls(**{**data, "tasks": tuple(data["tasks"])})
 
     def to_json(self) -> dict[str, Any]:
@@ -79,7 +81,7 @@ class Fingerprint:
         return {**asdict(self), "tasks": list(self.tasks)}
 
     def differences(self, other: Fingerprint) -> str:
-        """Fields that differ, as `name: ours / theirs`; empty if none does."""
+        """The fields that differ, as `name: ours / theirs`; empty if none does."""
         mine, theirs = self.to_json(), other.to_json()
         return "; ".join(
             f"{name}: {_text(mine[name])} / {_text(theirs[name])}"
@@ -88,24 +90,24 @@ class Fingerprint:
         )
 
     def check_same(self, other: Fingerprint, mine: str, theirs: str, cure: str) -> None:
-        """Raises ValueError that names both sides and every field that differs."""
+        """Raises ValueError naming both sides and every field that differs."""
         found = self.differences(other)
         if found:
             raise ValueError(f"{mine} and {theirs} do not belong together ({found}): {cure}")
 
 
 def importance_fingerprint(executor: MolmoEExecutor) -> str:
-    """Hash of the scores that decide which blocks are skipped, for all tasks and single ones."""
+    """Hash of all block importance scores, those of single tasks included."""
     by_task = {task: list(s.scores) for task, s in executor.importance_by_task.items()}
     scores = [list(executor.importance.scores), by_task]
     return _short(json.dumps(scores, sort_keys=True).encode())
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """Hash of names, shapes and the sums of the bit patterns of every row of every weight.
+    """Hash of the names, the shapes, and the sums of the bit patterns of all rows of all weights.
 
-    Computed on the model's device, and only the sums are read on the host: seconds for a model of
-    billions of weights, where a hash of all bytes would take minutes.
+    It is computed on the model's device and only the sums are copied to the host, which takes
+    seconds for billions of weights; hashing all bytes would take minutes.
     """
     digest = hashlib.sha256()
     for name, weight in sorted(model.named_parameters()):

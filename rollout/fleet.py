@@ -19,7 +19,7 @@ from rollout.requests import FailedGroup, GroupRequest
 log = logging.getLogger(__name__)
 
 MAX_REPLACEMENTS = 20
-"""Unusable samples in a row after which the data, not a sample, is at fault."""
+"""Number of unusable samples in a row after which the data set is considered broken."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -27,12 +27,13 @@ class FleetStats:
     """Counts since the start of the run, and shares of the last batch.
 
     Attributes:
-        failed_samples: groups replaced because their sample was unusable.
-        reruns: groups run again because their actor was lost.
-        restarts: actors started again.
-        rejected: results that did not prove which weights, actor and incarnation made them.
-        busy_share: by actor, share of the last collection that it was running groups.
-        slowest: actor with the longest mean time a group in the last collection.
+        failed_samples: number of groups replaced because their sample was unusable.
+        reruns: number of groups run again because their actor was lost.
+        restarts: number of actor restarts.
+        rejected: number of results refused because they do not prove which weights, actor and
+            incarnation made them.
+        busy_share: share of the last collection during which each actor was busy.
+        slowest: name of the actor with the longest mean time per group in the last collection.
     """
 
     failed_samples: int = 0
@@ -60,21 +61,21 @@ class Fleet(Protocol[Weights]):
         ...
 
     def collect(self, ticket: int) -> list[GroupRollout]:
-        """Waits, within the fleet's limits, for all groups of a batch."""
+        """Waits, up to the fleet's time limits, for all groups of a batch."""
         ...
 
     def budget_gradients(
         self, groups: Sequence[GroupRollout], gradients: Sequence[np.ndarray]
     ) -> list[np.ndarray]:
-        """dL/d(latency token) [G, D] of each group -> dL/d(budget token) [D]."""
+        """Maps dL/d(latency token) [G, D] of each group to dL/d(budget token) [D]."""
         ...
 
 
 def replacement(request: GroupRequest, failure: FailedGroup, attempts: int) -> GroupRequest:
-    """The request for the next sample instead of an unusable one, which is logged.
+    """The request for the next sample in place of an unusable one, which is logged.
 
     Raises:
-        ValueError: after MAX_REPLACEMENTS in a row; names the last reason.
+        ValueError: MAX_REPLACEMENTS samples in a row were unusable; names the last reason.
     """
     if attempts >= MAX_REPLACEMENTS:
         raise ValueError(

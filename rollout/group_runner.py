@@ -1,6 +1,6 @@
-"""THE composition of controller and executor: one group, from sample to rewards.
+"""Runs controller and executor together: one group, from sample to rewards.
 
-Training, evaluation and single answers (a group of one) all go through here.
+Training, evaluation and single answers (a group of one) all use this one composition.
 
 Shapes: G members, D d_model, 4 heads (tier, position, top_k, num_blocks).
 """
@@ -23,21 +23,21 @@ from rollout.group_sharing import GroupExecutor, MolmoEGroupSession
 from rollout.latency.hooks import Stages
 
 Member = torch.Generator | None
-"""Draws a member's choices; None takes the likeliest ones."""
+"""Generator that samples a member's choices; None takes the most likely ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupResult:
-    """What the policy chose for a group, and what came of it.
+    """The choices of a group and their outcomes.
 
     Attributes:
         language_feature: float32 [D].
         actions: int64 [G, 4], choice indices.
-        log_probs: float32 [G, 4].
+        log_probs: float32 [G, 4], log-probabilities of the choices.
         latency_tokens: float32 [G, D].
-        outcomes: the environment's last info of each member (`latency_ms`, `stages_ms`,
-            `answer`, `score`, `knobs`, ...), the controller's time included.
-        session: the group in its executor, for the vector-Jacobian product.
+        outcomes: final info of each member from the environment (`latency_ms`, `stages_ms`,
+            `answer`, `score`, `knobs`, ...); latencies include the controller's time.
+        session: the group on its executor, for the vector-Jacobian product.
     """
 
     language_feature: np.ndarray
@@ -49,7 +49,7 @@ class GroupResult:
 
 
 class GroupRunner:
-    """A model, a controller and the environments that tie them, one for each group size."""
+    """A frozen model and a controller, joined by one environment per group size."""
 
     def __init__(
         self, executor: MolmoEExecutor, controller: Controller, env_arguments: dict[str, Any]
@@ -61,7 +61,7 @@ class GroupRunner:
         self._envs: dict[int, LatencyBudgetVectorEnv] = {}
 
     def env(self, group_size: int) -> LatencyBudgetVectorEnv:
-        """The environment of groups of this size."""
+        """The environment for groups of this size."""
         if group_size not in self._envs:
             self._envs[group_size] = LatencyBudgetVectorEnv(
                 executor=GroupExecutor(self.executor),
@@ -75,11 +75,11 @@ class GroupRunner:
     def run(
         self, sample: Sample, budget_ms: float, members: Sequence[Member] = (None,)
     ) -> GroupResult:
-        """Stage 1, prefix, stage 2, the rest, reward: one group of `len(members)` episodes.
+        """Runs one group of `len(members)` episodes: stage 1, prefix, stage 2, the rest, reward.
 
         Raises:
-            DataError: for an unusable sample; names it.
-            ValueError: for an unusable budget.
+            DataError: the sample is unusable; names it.
+            ValueError: the budget is unusable.
         """
         self.executor.timeline.take()
         feature_D = self.executor.language_feature(sample)
@@ -119,7 +119,7 @@ class GroupRunner:
     def _decide_stage1(
         self, feature_D: np.ndarray, budget_ms: float, members: Sequence[Member]
     ) -> tuple[list[Choice], np.ndarray, list[Stages]]:
-        """Logits once for the group; each member draws, and pays for, its own choice."""
+        """Computes the logits once; each member samples, and pays for, its own choice."""
         timeline, controller = self.executor.timeline, self.controller
         device = next(controller.parameters()).device
         timeline.take()
@@ -138,7 +138,7 @@ class GroupRunner:
     def _decide_stage2(
         self, tokens_GD: np.ndarray, positions_G: Tensor, members: Sequence[Member]
     ) -> tuple[list[Choice], list[Stages]]:
-        """Each member decides alone, as it would without a group."""
+        """Each member decides by itself, as it would outside a group."""
         timeline, controller = self.executor.timeline, self.controller
         tokens = torch.from_numpy(tokens_GD).to(positions_G.device)
         timeline.take()

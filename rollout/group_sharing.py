@@ -1,9 +1,8 @@
 """G episodes of one (sample, budget) that share the work they have in common.
 
-The vision encoder runs once for each distinct tier, the blocks before the insertion position
-once for each distinct tier (each member leaves at its own), and the rest once for each distinct
-whole configuration. Sharing changes nothing but time: the same tensors go through the same
-modules.
+The vision encoder and the blocks before the insertion position run once per distinct tier (members
+leave at their own positions), the rest once per distinct configuration. Sharing saves time and
+changes nothing else: the same tensors go through the same modules.
 
 Shapes: G members, D d_model.
 """
@@ -33,11 +32,11 @@ class MolmoEGroupSession:
 
     @property
     def num_bytes(self) -> int:
-        """Memory that the prefixes take on the device."""
+        """Memory of the prefixes on the device, in bytes."""
         return sum(prefix.num_bytes for prefix in self.prefixes.values())
 
     def trim(self) -> None:
-        """Forgets all but what `budget_gradient` needs; no member can run on after that."""
+        """Drops all that `budget_gradient` does not need; `finish` is impossible afterwards."""
         for prefix in self.prefixes.values():
             prefix.trim()
 
@@ -48,8 +47,8 @@ class MolmoEGroupSession:
 
         Args:
             choices: tier and insertion position of each member.
-            budget_token_D: what enters block 0 beside the text. None runs fixed configurations,
-                which need no controller: without the token and its time.
+            budget_token_D: the budget token, which enters block 0 after the text. None runs
+                without it and without its cost, for fixed configurations that need no controller.
 
         Returns:
             Latency tokens, float32 [G, D]; [G, 0] without a budget token.
@@ -67,10 +66,10 @@ class MolmoEGroupSession:
         )
 
     def finish(self, choices: Sequence[tuple[int, int] | None]) -> list[Execution | None]:
-        """Runs every member's (top_k, num_blocks) to its answer; None leaves a member out.
+        """Runs every member to its answer with its (top_k, num_blocks); None skips a member.
 
         Raises:
-            ValueError: for a choice that is masked at the member's insertion position.
+            ValueError: a choice is masked at the member's insertion position.
         """
         done: dict[Knobs, Execution] = {}
         results: list[Execution | None] = []
@@ -85,7 +84,7 @@ class MolmoEGroupSession:
         return results
 
     def budget_gradient(self, gradients_GD: np.ndarray) -> np.ndarray:
-        """dL/d(latency token) of every member -> dL/d(budget token), [D]."""
+        """Maps dL/d(latency token) of every member [G, D] to dL/d(budget token) [D]."""
         assert self.budget_token_D is not None, "the group ran without a budget token"
         total = np.zeros_like(gradients_GD[0])
         for tier, prefix in self.prefixes.items():

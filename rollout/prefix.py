@@ -17,20 +17,20 @@ from rollout.molmoe.cache import KVCache
 
 @dataclass(slots=True, kw_only=True)
 class Prefix:
-    """One tier's prompt, prefilled as deep as any member of the group needs.
+    """The prompt at one tier, run through as many blocks as any member of the group needs.
 
     Attributes:
         inputs: the preprocessed prompt.
-        host_ms: tokenising and image resizing.
-        importance: of the blocks, for the sample's task.
+        host_ms: time for tokenising and image resizing, ms.
+        importance: block importance for the sample's task.
         cache: keys and values of the text in blocks 0 .. depth - 1.
-        depth: blocks that the text went through.
+        depth: number of blocks that the text has passed.
         hidden: the text's hidden states [1, T, D] by number of blocks.
-        budget_token: the budget token behind `depth` blocks, [1, 1, D]; None if the prompt runs
+        budget_token: the budget token after `depth` blocks, [1, 1, D]; None if the prompt runs
             without one.
         latency_tokens: the budget token's hidden state [D] by number of blocks, in the model's
             dtype; records hold it as float32.
-        stages: measured milliseconds; `budget_NN` is the budget token in block NN.
+        stages: measured milliseconds by stage; `budget_NN` is the budget token in block NN.
     """
 
     inputs: ModelInputs
@@ -45,17 +45,17 @@ class Prefix:
 
     @property
     def num_bytes(self) -> int:
-        """Memory that the prefix takes on the device."""
+        """Memory of the prefix on the device, in bytes."""
         tensors = (*self.hidden.values(), *self.latency_tokens.values())
         return self.cache.num_bytes + self.inputs.num_bytes + sum(t.nbytes for t in tensors)
 
     def trim(self) -> None:
-        """Forgets what only further steps need; the vector-Jacobian product reads the cache."""
+        """Drops what the vector-Jacobian product does not need; that reads the cache alone."""
         self.inputs = self.inputs.without_image()
         self.hidden.clear()
 
     def stages_until(self, position: int) -> Stages:
-        """What an episode that leaves at `position` spent in the prefix."""
+        """The stages of an episode that leaves the prefix at `position`."""
         stages: Stages = {}
         for name, elapsed_ms in self.stages.items():
             kind, _, block = name.rpartition("_")

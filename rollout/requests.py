@@ -1,4 +1,4 @@
-"""What a rollout worker is asked for, and what it returns besides groups.
+"""Requests to a rollout worker, and its results other than groups.
 
 Shapes: G members, D d_model, K budget tokens.
 """
@@ -14,16 +14,16 @@ from rollout.group_rollout import GroupRollout
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupRequest:
-    """One group to run; the same request gives the same choices on every actor.
+    """One group to run; the same request leads to the same choices on every actor.
 
     Attributes:
         group_id: number of the group in the run.
         run_seed: seed of the run.
         step: step of the run, part of every member's seed.
-        split: of the tasks.
-        index: of the sample in the split.
+        split: split of the tasks.
+        index: index of the sample in the split.
         budget_ms: latency budget of every member.
-        group_size: members; 0 asks for one episode with the likeliest choices.
+        group_size: number of members; 0 means one episode with the most likely choices.
     """
 
     group_id: int
@@ -37,7 +37,7 @@ class GroupRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailedGroup:
-    """A group that could not run because of its sample; the run goes on without it."""
+    """A group that could not run because of its sample; the run continues without it."""
 
     group_id: int
     reason: str
@@ -45,14 +45,14 @@ class FailedGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class GradientRequest:
-    """The vector-Jacobian product of one group; it needs no policy, because the token is in it.
+    """The vector-Jacobian product of one group; needs no policy, because it holds the token.
 
     Attributes:
         group_id: number of the group in the run.
-        split: of the tasks.
-        index: of the sample in the split.
+        split: split of the tasks.
+        index: index of the sample in the split.
         budget_ms: latency budget of the group.
-        budget_token_D: what entered block 0 when the group ran.
+        budget_token_D: the budget token that entered block 0 when the group ran.
         actions_G4: choice indices of the members.
         gradients_GD: dL/d(latency token) of each member.
     """
@@ -67,7 +67,7 @@ class GradientRequest:
 
     @classmethod
     def of(cls, group: GroupRollout, gradients_GD: np.ndarray) -> GradientRequest:
-        """For a group that ran, wherever it did."""
+        """The request for a group that ran on any actor."""
         return cls(
             group_id=group.group_id,
             split=group.split,
@@ -81,12 +81,12 @@ class GradientRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefixRequest:
-    """One sample taken to every insertion position at every tier, with some budget tokens.
+    """One sample, run to every insertion position at every tier, with K budget tokens.
 
     Attributes:
-        split: of the tasks.
-        index: of the sample in the split.
-        budget_tokens_KD: float32, what enters block 0.
+        split: split of the tasks.
+        index: index of the sample in the split.
+        budget_tokens_KD: float32, the budget tokens that enter block 0.
     """
 
     split: str
@@ -96,7 +96,7 @@ class PrefixRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prefixes:
-    """What the controller would see of one sample: float32 [D] and [K, 3, 5, D]."""
+    """The controller's inputs for one sample: language feature [D], latency tokens [K, 3, 5, D]."""
 
     language_feature: np.ndarray
     latency_tokens: np.ndarray

@@ -1,4 +1,4 @@
-"""What one rollout actor does, as a plain class: groups in, records out.
+"""The work of one rollout actor as a plain class: requests in, records out.
 
 Shapes: G members, D d_model.
 """
@@ -29,12 +29,12 @@ from rollout.profiling.records import ProfileRecord
 from rollout.requests import FailedGroup, GradientRequest, GroupRequest, Prefixes, PrefixRequest
 
 KEPT_GROUPS_MIB = 2048
-"""Memory of groups whose prefixes stay for the vector-Jacobian product; a group of the published
-model at all three tiers takes about 200 MiB at most."""
+"""Memory for prefixes that are kept for the vector-Jacobian product. A group of the published model
+takes at most about 200 MiB, with all three tiers."""
 
 
 def member_generators(request: GroupRequest, sample_id: str) -> list[torch.Generator]:
-    """One generator a member, from (run seed, step, sample id, member) and nothing else."""
+    """One generator per member, seeded by (run seed, step, sample id, member) alone."""
     base = [request.run_seed, request.step, zlib.crc32(sample_id.encode())]
     return [
         torch.Generator().manual_seed(
@@ -49,8 +49,8 @@ class RolloutWorker:
 
     Args:
         executor: the frozen model.
-        tasks: samples and scores.
-        name: of the worker in the run.
+        tasks: source of samples and scores.
+        name: name of the worker in the run.
         kept_groups_mib: memory in MiB for groups that wait for their gradient.
     """
 
@@ -72,10 +72,10 @@ class RolloutWorker:
         self._kept: OrderedDict[int, MolmoEGroupSession] = OrderedDict()
 
     def install(self, setup: PolicySetup, weights: PolicyWeights) -> None:
-        """Builds the controller if the setup is new, and loads the weights if they are.
+        """Builds the controller if the setup is new, and loads the weights if they are new.
 
         Raises:
-            ValueError: if the weights are damaged or do not fit.
+            ValueError: the weights are damaged or do not fit.
         """
         if setup != self._setup:
             arguments = {"tasks": self.tasks, "budgets": setup.budgets, "reward": BudgetReward()}
@@ -90,11 +90,11 @@ class RolloutWorker:
             self._weights = (weights.version, weights.sha256)
 
     def has(self, setup: PolicySetup, version: int, sha256: str) -> bool:
-        """Whether these weights are installed already."""
+        """Whether these weights are already installed."""
         return setup == self._setup and (version, sha256) == self._weights
 
     def rollout(self, request: GroupRequest) -> GroupRollout | FailedGroup:
-        """Runs one group with the installed policy; only an unusable sample makes it a failure."""
+        """Runs one group with the installed policy; an unusable sample gives a FailedGroup."""
         assert self._runner is not None, "install a policy first"
         try:
             sample = self.tasks.sample(request.split, request.index)
@@ -130,9 +130,9 @@ class RolloutWorker:
         )
 
     def budget_gradient(self, request: GradientRequest) -> np.ndarray:
-        """dL/d(latency token) of a group -> dL/d(budget token), [D].
+        """Maps dL/d(latency token) of a group to dL/d(budget token), [D].
 
-        A group that this worker did not run, or no longer keeps, is prefilled again.
+        A group that this worker did not run, or did not keep, is prefilled again.
         """
         group, token_D = self._kept.get(request.group_id), request.budget_token_D
         if group is None or group.budget_token_D is None or (group.budget_token_D != token_D).any():
@@ -162,7 +162,7 @@ class RolloutWorker:
     def profile(
         self, configurations: Sequence[Knobs], split: str, index: int
     ) -> list[ProfileRecord]:
-        """Runs many configurations on one sample; work that they share runs once."""
+        """Runs many configurations on one sample; work that they share is done once."""
         sample = self.tasks.sample(split, index)
         group = MolmoEGroupSession(self.executor, sample, budget_ms=1e9)
         group.begin([(k.tier, k.position) for k in configurations], None)
@@ -174,7 +174,7 @@ class RolloutWorker:
         ]
 
     def prefixes(self, request: PrefixRequest) -> Prefixes:
-        """Latency tokens of one sample, without a controller and without an answer."""
+        """The controller's inputs for one sample; no answer is decoded."""
         sample = self.tasks.sample(request.split, request.index)
         tokens = []
         for tier in TIERS:
@@ -187,7 +187,7 @@ class RolloutWorker:
         )
 
     def warm_up(self, rounds: int = 2) -> None:
-        """Runs every tier deep and shallow, and throws the times away."""
+        """Runs cheap and full configurations at every tier; their times are discarded."""
         for index in range(rounds):
             for tier in TIERS:
                 for knobs in (FULL_KNOBS, CHEAPEST_KNOBS):
@@ -205,19 +205,19 @@ class RolloutWorker:
         return float(np.median(runs))
 
     def facts(self) -> DeviceFacts:
-        """Device, dtype, torch version and threads of this worker."""
+        """Device, dtype, torch version and thread count of this worker."""
         return self.executor.device_facts()
 
     def fingerprint(self) -> Fingerprint:
-        """What answers and latencies depend on; goes over all weights, so it is asked once."""
+        """The fingerprint of model, tasks and device; slow, because it reads all weights."""
         return Fingerprint.of(self.executor, self.tasks)
 
     def status(self) -> dict[str, Any]:
-        """What a health check shows."""
+        """The reply to a health check."""
         return {"name": self.name, "incarnation": self.incarnation, "version": self._weights[0]}
 
     def _keep(self, group_id: int, group: MolmoEGroupSession) -> None:
-        """Keeps a group for its gradient; the oldest ones make room for it."""
+        """Keeps a group for its gradient and drops the oldest ones if memory is short."""
         group.trim()
         self._kept.pop(group_id, None)
         room = self.kept_bytes - group.num_bytes

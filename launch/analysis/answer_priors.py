@@ -1,4 +1,4 @@
-"""What can be had without looking: answers that know the kind of question and nothing else."""
+"""Baselines that know the kind of question but see neither image nor prompt."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import numpy as np
 from envs.spec import Sample
 
 
-def blind_scores(
+def answer_prior_scores(
     score: Callable[[Sample, str], float], samples: Sequence[Sample]
 ) -> dict[str, np.ndarray]:
-    """Scores [S] of the two baselines that an accuracy is read beside.
+    """Scores [S] of two baselines, with which an accuracy should be compared.
 
-    "majority" gives the most frequent answer of its kind among these very samples, so it flatters
-    itself a little; "chance" picks evenly among the different answers of the kind.
+    "majority" gives the most frequent answer of the same kind among these samples, which makes it
+    slightly optimistic; "chance" picks uniformly among the distinct answers of the kind.
 
     Args:
-        score: of an answer to a sample.
-        samples: at least one; kinds are their task and `metadata["kind"]`.
+        score: scores an answer to a sample.
+        samples: at least one; a kind is a task with a `metadata["kind"]`.
     """
     answers: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for sample in samples:

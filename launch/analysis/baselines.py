@@ -1,7 +1,7 @@
-"""What a controller has to beat: policies read off a profile.
+"""The controller's rivals: policies derived from a profile.
 
-A baseline maps each budget to configurations of a profile table; its accuracy within budget and
-its violation rate follow from a table of measured scores and latencies.
+A baseline maps each budget to configurations of a profile table; its accuracy within budget and its
+violation rate are computed on a table of measured scores and latencies.
 
 Shapes: S samples, C configurations, K budgets.
 """
@@ -28,11 +28,11 @@ class Outcome:
     """One policy's results at every budget.
 
     Attributes:
-        in_budget_accuracy: mean score, counted only within budget, [K].
+        in_budget_accuracy: mean score that counts only within budget, [K].
         ci: half width of its 95 % interval over samples, [K].
         violation: share of episodes over budget, [K].
-        by_sample: mean over the budgets of each sample's score within budget, [S].
-        names: what it chose at each budget, for tables.
+        by_sample: score within budget of each sample, mean over the budgets, [S].
+        names: the choice at each budget, for tables.
     """
 
     in_budget_accuracy: np.ndarray
@@ -43,7 +43,7 @@ class Outcome:
 
     @classmethod
     def of(cls, inside_SK: np.ndarray, violation: np.ndarray, names: Sequence[str] = ()) -> Outcome:
-        """From scores that count zero over budget, and violation rates [K]."""
+        """From scores that are zero over budget, and violation rates [K]."""
         return cls(
             in_budget_accuracy=inside_SK.mean(0),
             ci=half_widths(inside_SK),
@@ -68,13 +68,13 @@ def outcome(
     budgets_ms: np.ndarray,
     names: Sequence[str] = (),
 ) -> Outcome:
-    """The outcome of measured episodes, one for each sample and budget."""
+    """The outcome of measured episodes, one per sample and budget."""
     inside_SK = score_within_budget(scores_SK, latencies_SK, budgets_ms)
     return Outcome.of(inside_SK, is_violation(latencies_SK, budgets_ms).mean(0), names)
 
 
 def of_columns(table: ProfileTable, columns: Sequence[int], budgets_ms: np.ndarray) -> Outcome:
-    """The outcome of one configuration a budget, on a table."""
+    """The outcome on a table of one configuration per budget."""
     names = [str(table.configurations[c]) for c in columns]
     pick = list(columns)
     return outcome(table.scores[:, pick], table.latencies_ms[:, pick], budgets_ms, names)
@@ -85,7 +85,7 @@ def lookup(
 ) -> list[int]:
     """The most accurate configuration whose latency quantile fits each budget.
 
-    Where nothing fits the fastest one is taken. `allowed` is bool [C].
+    If none fits, the fastest one is chosen. `allowed` is bool [C].
     """
     latency_C = np.quantile(table.latencies_ms, quantile, axis=0)
     accuracy_C = table.scores.mean(0)
@@ -100,7 +100,7 @@ def lookup(
 
 
 def margin_quantile(table: ProfileTable, budgets_ms: np.ndarray, allowed: np.ndarray) -> float:
-    """The latency quantile that earns most on a validation table at 5 % violations at most."""
+    """The latency quantile with the best accuracy on validation at no more than 5 % violations."""
     best, best_accuracy = QUANTILES[-1], -1.0
     for quantile in QUANTILES:
         columns = lookup(table, budgets_ms, quantile=quantile, allowed=allowed)
@@ -127,7 +127,7 @@ def single_knob_masks(configurations: Sequence[Knobs]) -> dict[str, np.ndarray]:
 def lookup_columns(
     validation: ProfileTable, budgets_ms: np.ndarray
 ) -> dict[str, tuple[list[int], float]]:
-    """Columns and quantile of every lookup table, all chosen on validation alone."""
+    """Columns and quantile of every lookup table, chosen on validation alone."""
     every = np.ones(len(validation.configurations), dtype=bool)
     margin = margin_quantile(validation, budgets_ms, every)
     found = {
@@ -153,7 +153,7 @@ def _inside(table: ProfileTable, budgets_ms: np.ndarray) -> np.ndarray:
 
 
 def static_policies(table: ProfileTable, budgets_ms: np.ndarray) -> dict[str, Outcome]:
-    """Every configuration, whatever the budget."""
+    """Each configuration by itself, at every budget."""
     return {
         str(knobs): of_columns(table, [c] * len(budgets_ms), budgets_ms)
         for c, knobs in enumerate(table.configurations)
@@ -161,7 +161,7 @@ def static_policies(table: ProfileTable, budgets_ms: np.ndarray) -> dict[str, Ou
 
 
 def named_statics(table: ProfileTable, budgets_ms: np.ndarray) -> dict[str, Outcome]:
-    """The cheapest, the full, and the configuration that is best over all budgets."""
+    """The cheapest, the full, and the best static configuration over all budgets."""
     every = static_policies(table, budgets_ms)
     best = max(every, key=lambda name: every[name].accuracy)
     chosen = {"cheapest": str(CHEAPEST_KNOBS), "full": str(FULL_KNOBS), "best": best}
@@ -171,7 +171,7 @@ def named_statics(table: ProfileTable, budgets_ms: np.ndarray) -> dict[str, Outc
 
 
 def random_policy(table: ProfileTable, budgets_ms: np.ndarray) -> Outcome:
-    """The expectation of choosing among all configurations with equal probability."""
+    """The expected outcome of uniformly random configurations."""
     over_SCK = is_violation(table.latencies_ms[:, :, None], budgets_ms)
     inside_SK = _inside(table, budgets_ms).mean(1)
     return Outcome.of(inside_SK, over_SCK.mean((0, 1)), ("uniform",) * len(budgets_ms))
@@ -188,10 +188,10 @@ def oracle_per_task(
 ) -> Outcome:
     """The best configuration of each (task, budget), in hindsight on the same table.
 
-    This is the best that a policy can do which sees the kind of question and the budget, as the
-    controller does. A share of violations at each budget may be allowed at most: the one price
-    of a violation that keeps it is then found by bisection, the same for all tasks. Where
-    nothing keeps it, violations are as few as they can be.
+    This is the best that a policy can do that sees the task and the budget, as the controller does.
+    With `max_violation`, one price of a violation for all tasks is found by bisection at each
+    budget, so that the violation rate stays below it; if no price achieves that, violations are
+    minimised.
     """
     task_S = np.unique(table.tasks, return_inverse=True)[1]
     pick_SK = best_by_task(table, budgets_ms, max_violation=max_violation)[task_S]
@@ -213,24 +213,24 @@ def best_by_task(
 def priced_gains(
     table: ProfileTable, budgets_ms: np.ndarray, *, max_violation: float, scatter: float = 0.0
 ) -> np.ndarray:
-    """What each configuration earns for each task: [K, tasks in alphabetical order, C].
+    """The gain of each configuration for each task: [K, tasks in alphabetical order, C].
 
-    The accuracy within budget, less what its violations cost at the price of the budget. Of
-    equals, for instance where nothing fits, the fastest earns most. Under a scatter each latency
-    stands for a log-normal distribution of that standard deviation, and counts by its chance.
+    The gain is the accuracy within budget minus the price of its violations. Of equals, for
+    instance if nothing fits, the fastest one gains most. With `scatter`, each latency stands for a
+    log-normal distribution of that standard deviation, and meets a budget by that probability.
     """
     task_S = np.unique(table.tasks, return_inverse=True)[1]
     member_TS = np.eye(task_S.max() + 1)[:, task_S]
     shares_T = member_TS.mean(1)
     member_TS /= member_TS.sum(1, keepdims=True)
-    slowness_TC = 1e-6 * (member_TS @ table.latencies_ms) / table.latencies_ms.max()
+    slowdown_TC = 1e-6 * (member_TS @ table.latencies_ms) / table.latencies_ms.max()
     gains = []
     for budget_ms in budgets_ms:
         if scatter:
             fits_SC = ndtr(np.log(budget_ms / table.latencies_ms) / scatter)
         else:
             fits_SC = (table.latencies_ms <= budget_ms).astype(np.float64)
-        gain_TC = member_TS @ (table.scores * fits_SC) - slowness_TC
+        gain_TC = member_TS @ (table.scores * fits_SC) - slowdown_TC
         over_TC = 1 - (member_TS @ fits_SC).round(9)
         gains.append(gain_TC - _price_within(gain_TC, over_TC, shares_T, max_violation) * over_TC)
     return np.array(gains)
@@ -239,7 +239,7 @@ def priced_gains(
 def _price_within(
     gain_TC: np.ndarray, over_TC: np.ndarray, shares_T: np.ndarray, max_violation: float
 ) -> float:
-    """The lowest price of violations that keeps their share, the highest if none does."""
+    """The lowest price of a violation that keeps the violation rate; the highest if none does."""
 
     def violation(price: float) -> float:
         chosen_T = (gain_TC - price * over_TC).argmax(1)
@@ -259,7 +259,7 @@ def _price_within(
 def constant_per_task(table: ProfileTable, budgets_ms: np.ndarray) -> Outcome:
     """The configuration of each task that is best over all budgets, in hindsight.
 
-    The best that a policy can do which does not know the budget.
+    This is the best that a policy can do without knowing the budget.
     """
     columns_S = np.empty(len(table.sample_ids), dtype=int)
     inside_SC = _inside(table, budgets_ms).mean(2)

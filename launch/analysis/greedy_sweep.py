@@ -1,4 +1,4 @@
-"""Greedy evaluation of a policy over budgets, through the fleet that also trains.
+"""Greedy evaluation of a policy over budgets, on the fleet that also trains.
 
 Shapes: S samples, K budgets.
 """
@@ -19,7 +19,7 @@ from rollout.group_rollout import GroupRollout
 from rollout.requests import GroupRequest
 
 FIRST_GROUP_ID = 10**9
-"""Evaluation groups are numbered from here, so that they never meet a training group."""
+"""First id of evaluation groups, beyond the ids of all training groups."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,7 @@ class GreedySweep:
         return score_within_budget(self.scores, self.latencies_ms, self.budgets_ms)
 
     def scalars(self, prefix: str) -> dict[str, float]:
-        """Overall numbers and one pair for each budget."""
+        """Overall scalars, and accuracy and violation rate at each budget."""
         scalars = {
             f"{prefix}/in_budget_accuracy": self.in_budget_accuracy,
             f"{prefix}/score": float(self.scores.mean()),
@@ -73,7 +73,7 @@ class GreedySweep:
 
     @staticmethod
     def joined(parts: Sequence[GreedySweep]) -> GreedySweep:
-        """One sweep of parts with the same budgets and different samples."""
+        """Concatenates sweeps with the same budgets and different samples."""
         return GreedySweep(
             budgets_ms=parts[0].budgets_ms,
             scores=np.concatenate([part.scores for part in parts]),
@@ -112,7 +112,7 @@ def greedy_sweep(
     budgets_ms: Sequence[float],
     first_index: int = 0,
 ) -> GreedySweep:
-    """Asks every sample at every budget, choices greedy, one episode at a time on a device."""
+    """Runs every sample at every budget with greedy choices, one episode at a time per device."""
     requests = [
         GroupRequest(
             group_id=FIRST_GROUP_ID + s * len(budgets_ms) + b,
@@ -131,7 +131,7 @@ def greedy_sweep(
 
 
 def from_groups(groups: Sequence[GroupRollout], budgets_ms: np.ndarray) -> GreedySweep:
-    """Arranges single episodes, ordered by sample and then budget."""
+    """Arranges single episodes, which are ordered by sample and then by budget."""
     shape = (-1, len(budgets_ms))
     return GreedySweep(
         budgets_ms=budgets_ms,

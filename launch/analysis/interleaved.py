@@ -1,8 +1,8 @@
-"""Controller and lookup tables on the running model, a few samples each in turn.
+"""Runs controller and lookup tables live and interleaved, a few samples at a time.
 
-Between turns a probe tells how fast the devices have become since they were first measured.
+A probe between these turns measures how much slower the devices are than at the first measurement.
 
-Shapes: S samples, K budgets, N samples of a probe, R times that it measures each.
+Shapes: S samples, K budgets, N samples of a probe, R measurements of each.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from rollout.latency.calibration import EndLatencies
 from rollout.profiling.profile_table import ProfileTable
 
 SAMPLES_A_TURN = 10
-"""Samples after which controller, lookup tables and the clock's repeats take turns."""
+"""Samples per turn."""
 
 REPEATS_A_TURN = 8
-"""Runs of one fixed configuration in each turn."""
+"""Repeated runs of one fixed configuration per turn, which show the noise of the clock."""
 
 PROBE_SAMPLES = 4
-"""Samples whose cheapest and full configuration are run between turns."""
+"""Samples on which the cheapest and the full configuration are run between turns."""
 
 
 def run_live(
     fleet: RayFleet, choices: dict[str, list[Knobs]], indices: range
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Scores and latencies [S, K] of configurations by budget, run on these test samples."""
+    """Runs lookup choices on test samples: scores and latencies [S, K], by lookup table."""
     distinct = tuple(sorted({knobs for chosen in choices.values() for knobs in chosen}))
     records = list(fleet.profile(distinct, "test", indices, "live lookups"))
     scores = np.array([[r.score for r in row] for row in records])
@@ -43,52 +43,52 @@ def run_live(
 
 
 def joined(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """One pair of scores and latencies of those of many samples."""
+    """Concatenates pairs of scores and latencies."""
     scores, latencies = zip(*parts, strict=True)
     return np.concatenate(scores), np.concatenate(latencies)
 
 
 def run_repeats(fleet: RayFleet) -> list[float]:
-    """Latencies in ms of one fixed configuration on one sample."""
+    """Repeated latencies in ms of one fixed configuration on one sample."""
     repeats = fleet.profile((FULL_KNOBS,), "test", [0] * REPEATS_A_TURN, "repeats")
     return [records[0].execution.latency_ms for records in repeats]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """Some samples by the controller and by the lookup tables, one after the other.
+    """Some samples, run by the controller and then by the lookup tables.
 
     Attributes:
         result: the controller's episodes.
         live: scores and latencies [S, K] of the lookup tables.
         repeats_ms: latencies of one fixed configuration on one sample.
-        slowness: the devices' latencies over those of the first measurement.
+        slowdown: present latencies of the devices relative to the first measurement.
     """
 
     result: GreedySweep
     live: dict[str, tuple[np.ndarray, np.ndarray]]
     repeats_ms: list[float]
-    slowness: float
+    slowdown: float
 
-    def steadied(self) -> Turn:
-        """As it would have been at the speed of the first measurement."""
-        by = self.slowness
+    def without_drift(self) -> Turn:
+        """The turn at the speed of the first measurement."""
+        by = self.slowdown
         return Turn(
             result=replace(self.result, latencies_ms=self.result.latencies_ms / by),
             live={name: (scores, ms / by) for name, (scores, ms) in self.live.items()},
             repeats_ms=[ms / by for ms in self.repeats_ms],
-            slowness=1.0,
+            slowdown=1.0,
         )
 
     @staticmethod
     def joined(turns: Sequence[Turn]) -> Turn:
-        """All turns as one."""
+        """Concatenates turns."""
         names = turns[0].live
         return Turn(
             result=GreedySweep.joined([turn.result for turn in turns]),
             live={name: joined([turn.live[name] for turn in turns]) for name in names},
             repeats_ms=[ms for turn in turns for ms in turn.repeats_ms],
-            slowness=float(np.median([turn.slowness for turn in turns])),
+            slowdown=float(np.median([turn.slowdown for turn in turns])),
         )
 
 
@@ -101,8 +101,8 @@ def run_in_turns(
     budgets_ms: list[float],
     num_samples: int,
 ) -> list[Turn]:
-    """Controller, lookup choices and repeats, some samples each in turn: drift hits all alike."""
-    turns, before = [], slowness(fleet, now)
+    """Runs controller, lookup tables and repeats interleaved, so that drift affects all equally."""
+    turns, before = [], slowdown(fleet, now)
     for first in range(0, num_samples, SAMPLES_A_TURN):
         indices = range(first, min(first + SAMPLES_A_TURN, num_samples))
         result = greedy_sweep(
@@ -115,21 +115,21 @@ def run_in_turns(
             first_index=first,
         )
         live, repeats_ms = run_live(fleet, choices, indices), run_repeats(fleet)
-        after = slowness(fleet, now)
+        after = slowdown(fleet, now)
         turns.append(
             Turn(
                 result=result,
                 live=live,
                 repeats_ms=repeats_ms,
-                slowness=(before * after) ** 0.5,
+                slowdown=(before * after) ** 0.5,
             )
         )
         before = after
     return turns
 
 
-def slowness(fleet: RayFleet, reference: EndLatencies) -> float:
-    """What the devices take now over what they took then, on the same samples."""
+def slowdown(fleet: RayFleet, reference: EndLatencies) -> float:
+    """Present latencies relative to the reference, median over the same samples."""
     probe_RN2 = EndLatencies.measure(fleet, PROBE_SAMPLES).latencies_RN2
     then_N2 = np.median(reference.latencies_RN2[:, :PROBE_SAMPLES], axis=0)
     return float(np.median(probe_RN2[:, : len(then_N2)] / then_N2))
@@ -138,9 +138,9 @@ def slowness(fleet: RayFleet, reference: EndLatencies) -> float:
 def clock_floor(latencies_ms: Sequence[float]) -> dict[str, float]:
     """How often one fixed configuration on one sample exceeds its own 95th percentile.
 
-    The percentile is of one half of the runs, the rate of the other half: a perfect policy could
-    do no better than this rate at a budget set to that percentile. The halves alternate twice a
-    turn, so that every actor has a part in both.
+    The percentile is taken over one half of the runs and the rate over the other: at a budget set
+    to that percentile, no policy can do better than this rate. The halves alternate twice per turn,
+    so that every actor contributes to both.
     """
     runs = np.array(latencies_ms)
     is_second = np.arange(len(runs)) // (REPEATS_A_TURN // 2) % 2 == 1
@@ -157,9 +157,9 @@ def clock_factor(
     columns: dict[str, list[int]],
     test: ProfileTable,
 ) -> float:
-    """How much slower the sweep ran than the test table: median over what both have measured.
+    """The ratio of live latencies to those of the test table, median over the lookup choices.
 
-    `columns` are the test table's, for the same samples and budgets as the latencies in `live`.
+    `columns` are the lookup tables' columns of the test table at each budget.
     """
     ratios = [
         latencies / test.latencies_ms[:, columns[name]] for name, (_, latencies) in live.items()

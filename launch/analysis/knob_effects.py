@@ -1,6 +1,6 @@
-"""What each knob costs in accuracy and saves in time, and which configuration suits which kind.
+"""What each knob costs in accuracy and saves in time, from the rows of a profile.
 
-Read off a profile's rows; differences are paired by sample, with 95 % intervals.
+Differences are paired by sample and come with 95 % intervals.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CUTS = {
     "12 blocks": Knobs(tier=Tier.HIGH, position=1, top_k=8, num_blocks=12),
     "cheapest": CHEAPEST_KNOBS,
 }
-"""Each knob cut as far as it goes, the others at full; and all of them together."""
+"""Each knob at its cheapest value with the others at full, and all at their cheapest."""
 
 END_TO_END = ("T_vision_total", "T_LLM_prefill", "T_LLM_decode")
 LANGUAGE_MODEL = END_TO_END[1:]
@@ -31,14 +31,14 @@ LANGUAGE_MODEL = END_TO_END[1:]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnobEffects:
-    """Paired differences of cut configurations to the full one.
+    """Differences between cut configurations and the full one, paired by sample.
 
     Attributes:
         cuts: names of the cuts, in the order of the other fields' lists.
         full: by task, number of samples and the full configuration's accuracy.
         lost: by task, accuracy lost by each cut; the key "mixture" holds all samples.
-        language_model_share: median over samples of the language model's time against full.
-        latency_share: the same of the whole latency.
+        language_model_share: language model's time relative to the full configuration, median.
+        latency_share: the same for the whole latency.
     """
 
     cuts: tuple[str, ...]
@@ -49,7 +49,7 @@ class KnobEffects:
 
 
 def knob_effects(rows: Sequence[dict[str, Any]]) -> KnobEffects | None:
-    """Effects from the rows of a profile; None if it lacks one of the configurations."""
+    """The effects from the rows of a profile; None if it lacks one of the configurations."""
     names = [configuration_name(record) for record in rows[0]["records"]]
     wanted = {name: str(knobs) for name, knobs in CUTS.items()}
     if not {str(FULL_KNOBS), *wanted.values()} <= set(names):
@@ -84,7 +84,7 @@ def knob_effects(rows: Sequence[dict[str, Any]]) -> KnobEffects | None:
 
 
 def configuration_name(record: dict[str, Any]) -> str:
-    """The name of a measured record's configuration, such as low-p1-k4-b12."""
+    """The configuration of a record by name, such as low-p1-k4-b12."""
     return (
         f"{record['tier']}-p{record['insertion_position']}-k{record['top_k']}"
         f"-b{record['num_active_blocks']}"
@@ -92,7 +92,7 @@ def configuration_name(record: dict[str, Any]) -> str:
 
 
 def effects_table(effects: KnobEffects) -> Table:
-    """Accuracy of the full configuration, what each cut loses by task, and the time left."""
+    """A table of the accuracy lost by each cut and task, and of the remaining time."""
     table = Table("accuracy lost by", *effects.cuts, "full configuration", "samples")
     for task, cells in effects.lost.items():
         count, accuracy = effects.full[task]
@@ -107,9 +107,10 @@ def effects_table(effects: KnobEffects) -> Table:
 
 
 def best_by_kind_table(table: ProfileTable) -> Table:
-    """The best configuration of each kind within three budgets: who needs what.
+    """A table of each task's best configuration within three budgets.
 
-    Budgets are quantiles of the median latencies; of equally good configurations the fastest.
+    Budgets are quantiles of the median latencies; of equally good configurations the fastest is
+    shown.
     """
     median_C = np.median(table.latencies_ms, axis=0)
     budgets_ms = np.quantile(median_C, (0.15, 0.4, 0.7))

@@ -17,7 +17,7 @@ TIER_NAMES = ("low", "medium", "high")
 
 
 def plot_predictions(path: Path, table: LatencyTable, predicted_ms_N2: np.ndarray) -> None:
-    """Predicted against measured, one panel a head, coloured by tier."""
+    """Plots predicted against measured latencies, one panel per head, coloured by tier."""
     figure = Figure(figsize=(10, 5), layout="constrained")
     for column, (_, label) in enumerate(HEADS):
         axes = figure.add_subplot(1, 2, column + 1)
@@ -35,7 +35,7 @@ def plot_predictions(path: Path, table: LatencyTable, predicted_ms_N2: np.ndarra
 
 
 def plot_errors(path: Path, by_configuration: Mapping[str, Mapping[str, Any]]) -> None:
-    """Mean relative error of each configuration, one panel a head."""
+    """Plots the mean relative error of each configuration, one panel per head."""
     names = list(by_configuration)
     height = max(3.0, 0.22 * len(names) + 1)
     figure = Figure(figsize=(10, height), layout="constrained")

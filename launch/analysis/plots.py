@@ -1,4 +1,4 @@
-"""Pictures, with matplotlib's object interface (no global state, no display)."""
+"""Plots, with matplotlib's object interface (no global state, no display)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from envs.spec import TIERS, Tier
 
 
 def pareto_figure(summary: Mapping[str, Any]) -> Figure:
-    """Accuracy against median latency of every profiled configuration, and their front."""
+    """Accuracy against median latency of all profiled configurations, with the Pareto front."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     rows = summary["configurations"]
@@ -43,7 +43,7 @@ def pareto_figure(summary: Mapping[str, Any]) -> Figure:
 def sweep_figure(
     budgets_ms: Sequence[float], rows: Mapping[str, Mapping[str, Any]], floor: float | None = None
 ) -> Figure:
-    """Accuracy within budget and violation rate against budget, one line for each policy."""
+    """Accuracy within budget and violation rate against budget, one line per policy."""
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     for number, (name, row) in enumerate(rows.items()):
@@ -57,9 +57,9 @@ def sweep_figure(
         right.plot(budgets_ms, row["violation"], marker=marker, label=name, **style)
     left.set_ylabel("accuracy within budget")
     right.set_ylabel("violation rate")
-    right.axhline(0.06, color="grey", ls=":", lw=1, label="6 %")
+    right.axhline(0.06, color="grey", ls=":", lw=1, label="6 % (limit)")
     if floor is not None:
-        right.axhline(floor, color="grey", ls="--", lw=1, label="clock's own floor")
+        right.axhline(floor, color="grey", ls="--", lw=1, label="noise floor of the clock")
     for axes in (left, right):
         axes.set_xlabel("latency budget (ms)")
         axes.grid(alpha=0.3)
@@ -69,7 +69,7 @@ def sweep_figure(
 
 
 def curves_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """A run's curves, from the rows of its metrics.jsonl; training as a mean over 20 steps."""
+    """The curves of a run, from its metrics.jsonl; training as a running mean over 20 steps."""
     figure = Figure(figsize=(13, 3.4), layout="constrained")
     panels = {
         "reward": ("reward/mean", None),
@@ -100,7 +100,7 @@ def curves_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
 def _running_mean(
     rows: Sequence[Mapping[str, Any]], name: str, width: int = 20
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and the mean of the last `width` values at each."""
+    """Steps, and the mean of the last `width` values at each step."""
     pairs = np.array([(row["step"] + 1, row[name]) for row in rows if name in row], float)
     if not len(pairs):
         return np.zeros(0), np.zeros(0)

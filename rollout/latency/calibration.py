@@ -1,7 +1,7 @@
-"""Latencies of one device, at one time, as those of another: what a profile and a controller need.
+"""Converts latencies between devices, and between times on one device.
 
-A clock drifts and devices differ. What the cheapest and the full configuration take on the same
-held-out samples, measured on both, tells by how much.
+Clocks drift and devices differ. The latencies of the cheapest and of the full configuration on the
+same held-out samples, measured on both sides, show by how much.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CALIBRATION_SPLIT = "validation"
 
 
 class Devices(Protocol):
-    """A fleet, as far as a calibration needs it."""
+    """The part of a fleet that a calibration needs."""
 
     def end_latencies(self, split: str, num_samples: int) -> np.ndarray:
         """Latencies in ms of the cheapest and the full configuration: [R, N, 2], see `measure`."""
@@ -29,13 +29,13 @@ class Devices(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """Latencies of the two extreme configurations, on given samples.
+    """Latencies of the cheapest and the full configuration on the calibration samples.
 
     Attributes:
-        cheapest_ms: median of `CHEAPEST_KNOBS`.
-        full_ms: median of `FULL_KNOBS`.
-        scatter: standard deviation of the logarithm of a latency that is measured again.
-        num_samples: how many of the validation split, from its first on.
+        cheapest_ms: median latency of `CHEAPEST_KNOBS`.
+        full_ms: median latency of `FULL_KNOBS`.
+        scatter: standard deviation of the logarithm of repeated measurements.
+        num_samples: number of samples, the first ones of the validation split.
     """
 
     cheapest_ms: float
@@ -52,7 +52,7 @@ class Calibration:
 
     @classmethod
     def of_latencies(cls, latencies_RN2: np.ndarray) -> Self:
-        """From R measurements in ms of (cheapest, full) on N samples; 0 scatter from a single."""
+        """From R measurements in ms of (cheapest, full) on N samples; scatter is 0 for R = 1."""
         cheapest_ms, full_ms = np.median(latencies_RN2, axis=(0, 1)).tolist()
         repeats = len(latencies_RN2)
         variance = np.log(latencies_RN2).var(0, ddof=1).mean() if repeats > 1 else 0.0
@@ -64,9 +64,9 @@ class Calibration:
         )
 
     def convert(self, ms: ArrayLike, to: Calibration) -> np.ndarray:
-        """Milliseconds of this calibration as those of another.
+        """Converts milliseconds of this calibration to another one.
 
-        By the line through both ends, but never as far down as zero.
+        The conversion is the line through both medians, kept above zero.
         """
         slope = (to.full_ms - to.cheapest_ms) / (self.full_ms - self.cheapest_ms)
         line_ms = to.cheapest_ms + slope * (np.asarray(ms) - self.cheapest_ms)
@@ -75,49 +75,49 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EndLatencies:
-    """What the devices take now, of the cheapest and the full configuration.
+    """Present latencies of the cheapest and the full configuration on the devices.
 
     Attributes:
-        latencies_RN2: R times the first N samples of the validation split, in ms.
+        latencies_RN2: R measurements of (cheapest, full) on N validation samples, in ms.
     """
 
     latencies_RN2: np.ndarray
 
     @classmethod
     def measure(cls, devices: Devices, num_samples: int) -> Self:
-        """On all devices at once, each sample several times."""
+        """Measures on all devices at once, each sample several times."""
         return cls(devices.end_latencies(CALIBRATION_SPLIT, num_samples))
 
     @property
     def calibration(self) -> Calibration:
-        """Its medians and its scatter."""
+        """The medians and the scatter of the measurements."""
         return Calibration.of_latencies(self.latencies_RN2)
 
     def budgets(self, infeasible_share: float) -> BudgetSampler:
-        """The budgets that the devices span."""
+        """The budget range between the two configurations on these devices."""
         ends = self.latencies_RN2.reshape(-1, 2).T
         return BudgetSampler.from_latencies(*ends, infeasible_share=infeasible_share)
 
     def check_straddles(self, stated: BudgetRange) -> None:
-        """Raises ValueError if no stated budget lies where configurations differ on the devices."""
+        """Raises ValueError if the given budgets lie outside the range of measured latencies."""
         cheapest_ms = float(np.median(self.latencies_RN2[..., 0]))
         full_ms = float(np.quantile(self.latencies_RN2[..., 1], 0.95))
         if stated.low_ms >= full_ms or stated.high_ms <= cheapest_ms:
             raise ValueError(
-                f"the stated budgets are {stated.low_ms:g}..{stated.high_ms:g} ms, and what was "
-                f"measured goes from {cheapest_ms:.1f} ms (cheapest configuration, median) to "
-                f"{full_ms:.1f} ms (full one, 95th percentile): no configuration would matter; "
-                "state a range that overlaps it, or leave budget.low-ms and budget.high-ms out"
+                f"the given budgets are {stated.low_ms:g}..{stated.high_ms:g} ms, and measured "
+                f"latencies range from {cheapest_ms:.1f} ms (cheapest configuration, median) to "
+                f"{full_ms:.1f} ms (full one, 95th percentile), so the choice would not matter: "
+                "give a range that overlaps, or leave budget.low-ms and budget.high-ms out"
             )
 
 
 def recalibrated(
     setup: PolicySetup, own: Calibration, now: EndLatencies, *, keeps_budgets: bool
 ) -> PolicySetup:
-    """A controller on devices other than those, or at a time other than that, of its training.
+    """The setup of a controller on other devices, or at another time, than in training.
 
-    It sees every budget in the milliseconds of its own calibration. The budgets that count are
-    those that the devices span now, unless the user had stated them.
+    The controller sees every budget converted to the milliseconds of its own calibration. The
+    budgets themselves are those that the devices span now, unless the user had given them.
     """
     low_ms, high_ms = setup.controller.budget_low_ms, setup.controller.budget_high_ms
     controller = replace(

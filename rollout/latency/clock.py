@@ -1,4 +1,4 @@
-"""One small interface over the two clocks: `perf_counter_ns` on a CPU, events on CUDA."""
+"""The clocks behind one interface: `perf_counter_ns` on a CPU, events on CUDA."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any, Protocol
 import torch
 
 Mark = Any
-"""A moment; only the clock that made it can read it."""
+"""A point in time; only the clock that made it can read it."""
 
 
 class Clock(Protocol):
-    """Marks moments without waiting, and reads pairs of them afterwards."""
+    """Marks points in time without waiting, and reads pairs of them afterwards."""
 
     def mark(self) -> Mark:
-        """Records the present moment."""
+        """Records the present time."""
         ...
 
     def read_ms(self, pairs: Sequence[tuple[Mark, Mark]]) -> list[float]:
@@ -43,13 +43,13 @@ class CudaClock:
         self.device = device
 
     def mark(self) -> Mark:
-        """Records an event behind everything that was launched so far."""
+        """Records an event after everything that was launched so far."""
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self.device))
         return event
 
     def read_ms(self, pairs: Sequence[tuple[Mark, Mark]]) -> list[float]:
-        """Waits once for the device, then reads all pairs."""
+        """Synchronises once, then reads all pairs."""
         torch.cuda.synchronize(self.device)
         return [start.elapsed_time(end) for start, end in pairs]
 
@@ -65,7 +65,7 @@ def clock_for(device: torch.device) -> Clock:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceFacts:
-    """What a latency depends on besides the configuration; kept with every profile."""
+    """The circumstances of a latency measurement; kept with every profile."""
 
     device: str
     dtype: str

@@ -1,4 +1,4 @@
-"""Hooks that time the frozen model's modules, and spans for what happens between them."""
+"""Hooks that time the frozen model's modules, and spans for the work between them."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class Timeline:
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
-        """Times the block; a block that raises leaves no span."""
+        """Times the `with` block; a block that raises leaves no span."""
         start = self.clock.mark()
         yield
         self.add(name, start, self.clock.mark())
 
     def add(self, name: str, start: Mark, end: Mark) -> None:
-        """Adds a span that is already marked."""
+        """Adds a span whose ends are already marked."""
         self._spans.append((name, start, end))
 
     def take(self) -> Stages:
-        """Reads all spans (spans of one name are added up) and starts anew."""
+        """Returns all spans, those of one name added up, and clears them."""
         spans, self._spans = self._spans, []
         stages: Stages = {}
         if not spans:
@@ -46,9 +46,9 @@ class Timeline:
 
 @contextmanager
 def module_hooks(timeline: Timeline, modules: Iterable[tuple[str, nn.Module]]) -> Iterator[None]:
-    """Records one span of the given name for every forward of each module.
+    """Records one span of the given name for every forward pass of each module.
 
-    The hooks are removed however the block ends.
+    The hooks are removed when the `with` block ends, however it ends.
     """
     starts: dict[str, Mark] = {}
     mark = timeline.clock.mark
@@ -74,12 +74,12 @@ def module_hooks(timeline: Timeline, modules: Iterable[tuple[str, nn.Module]]) -
 
 
 def vision_modules(model: MolmoE) -> Iterator[tuple[str, nn.Module]]:
-    """The two parts of the vision backbone with their stages' names."""
+    """The two parts of the vision backbone, with the names of their stages."""
     yield "vision_encoder", model.vision.encoder
     yield "projector", model.vision.projector
 
 
 def block_modules(model: MolmoE) -> Iterator[tuple[str, nn.Module]]:
-    """The decoder blocks with their stages' names."""
+    """The decoder blocks, with the names of their stages."""
     for index, block in enumerate(model.blocks):
         yield f"block_{index:02}", block

@@ -1,4 +1,4 @@
-"""A deterministic latency source, for tests and dry runs only."""
+"""A deterministic source of latencies, for tests and dry runs only."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from rollout.molmoe.config import read_json
 class SimulatedLatency:
     """Latencies from a table instead of a clock.
 
-    Nothing learned from it says anything about a device: every log line and checkpoint of a run
-    that uses it carries `label`. It is only ever used where a caller passes an instance.
+    What is learned from it says nothing about a device, so every log line and checkpoint of such a
+    run carries `label`.
 
     Attributes:
-        table_ms: latency by configuration, keyed by `str(knobs)`; all 225 must be there.
-        label: where the table comes from.
+        table_ms: latency in ms by `str(knobs)`, for all 225 configurations.
+        label: source of the table.
     """
 
     table_ms: Mapping[str, float]
@@ -36,7 +36,7 @@ class SimulatedLatency:
         return cls(table_ms=table, label=str(path))
 
     def latency_ms(self, knobs: Knobs) -> float:
-        """The table's latency; raises ValueError for a configuration that it lacks."""
+        """The latency of a configuration in ms; raises ValueError if the table lacks it."""
         try:
             return float(self.table_ms[str(knobs)])
         except KeyError:

@@ -1,4 +1,4 @@
-"""A profile on the clock of other devices, or of another time."""
+"""Converts a profile to the clock of other devices, or of another time."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ def sample_place(sample_id: str) -> tuple[str, int]:
 
 
 def calibrated(table: ProfileTable, now: EndLatencies) -> tuple[ProfileTable, float]:
-    """The profile with the latencies that these devices would have measured, but steady.
+    """Converts a profile to the present clock of the devices, without measurement noise.
 
     Returns:
-        The profile, and by how much these devices scatter more than it: the standard deviation of
-        the logarithm of a factor that each latency still lacks.
+        The profile, and the noise of the devices that it lacks: the standard deviation of the
+        logarithm of a random factor on each latency.
 
     Raises:
-        ValueError: if the profile lacks the measured samples or configurations.
+        ValueError: the profile lacks the measured samples or configurations.
     """
-    table, to = table.steadied(), now.calibration
+    table, to = table.denoised(), now.calibration
     places = [sample_place(sample_id) for sample_id in table.sample_ids]
     wanted = [(CALIBRATION_SPLIT, index) for index in range(to.num_samples)]
     ends = (CHEAPEST_KNOBS, FULL_KNOBS)
     if not set(wanted) <= set(places) or not set(ends) <= set(table.configurations):
         raise ValueError(
             f"the profile has {len(set(wanted) & set(places))} of the first {len(wanted)} "
-            f"{CALIBRATION_SPLIT} samples: to put it on this device's clock, profile them all, "
+            f"{CALIBRATION_SPLIT} samples: to convert it to this device's clock, profile them all, "
             f"with {ends[0]} and {ends[1]} among the configurations"
         )
     rows, columns = [places.index(p) for p in wanted], [table.column(knobs) for knobs in ends]
@@ -54,6 +54,6 @@ def calibrated(table: ProfileTable, now: EndLatencies) -> tuple[ProfileTable, fl
 
 
 def scattered(table: ProfileTable, scatter: float, seed: int = 0) -> ProfileTable:
-    """The profile with log-normal noise of this standard deviation."""
+    """The profile with log-normal noise of this standard deviation added."""
     noise = np.random.default_rng(seed).normal(0.0, scatter, table.latencies_ms.shape)
     return replace(table, latencies_ms=(table.latencies_ms * np.exp(noise)).astype(np.float32))

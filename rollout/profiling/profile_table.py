@@ -29,7 +29,7 @@ class ProfileTable:
         prompts: S prompts.
         scores: float32 [S, C].
         latencies_ms: float32 [S, C].
-        fingerprint: model, tasks and devices that were profiled; None for a table made otherwise.
+        fingerprint: model, tasks and device that were profiled; None in some tests.
     """
 
     configurations: tuple[Knobs, ...]
@@ -51,7 +51,7 @@ class ProfileTable:
     def from_rows(
         cls, rows: Sequence[Mapping[str, Any]], fingerprint: Fingerprint | None = None
     ) -> Self:
-        """One row a sample: sample_id, task, prompt, and by configuration scores, latencies_ms.
+        """From one row per sample: sample_id, task, prompt, and scores and latencies_ms by name.
 
         Raises:
             ValueError: if there is no row, or rows do not cover the same configurations.
@@ -107,14 +107,18 @@ class ProfileTable:
                     fingerprint=fingerprint and Fingerprint.from_json(fingerprint),
                 )
         except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
-            # NumPy's own words on a file that is none advise to load it unsafely.
+            # NumPy's message about other files advises unsafe loading.
             reason = "not an .npz file of arrays" if "pickle" in str(error) else str(error)
-            raise ValueError(f"{path} is no profile table ({reason}): measure it again") from None
+            raise ValueError(
+                f"{path} is not a profile table ({reason}): measure it again"
+            ) from None
 
     def check_fingerprint(self, other: Fingerprint, mine: str, theirs: str) -> None:
-        """Raises ValueError unless this table was measured on the same model, tasks and devices."""
+        """Raises ValueError unless the table was measured on the same model, tasks and device."""
         if self.fingerprint is None:
-            raise ValueError(f"{mine} does not say what it was measured on: measure it again")
+            raise ValueError(
+                f"{mine} does not say on which model it was measured: measure it again"
+            )
         cure = "profile this model with launch/profile_knobs.py, or use the model of the profile"
         self.fingerprint.check_same(other, mine, theirs, cure)
 
@@ -125,11 +129,11 @@ class ProfileTable:
         except ValueError:
             raise ValueError(f"{knobs} is not in the profile") from None
 
-    def steadied(self) -> Self:
-        """The same with latencies as a steady clock would have shown them.
+    def denoised(self) -> Self:
+        """Replaces each latency by the product of a sample effect and a configuration effect.
 
-        Each is its sample's mean times what its configuration takes of that in the sample's task,
-        both on average of logarithms: what is left out is the noise of a single measurement.
+        The configuration effect is estimated per task, both as means of logarithms. What is removed
+        is the noise of single measurements.
         """
         log_SC = np.log(self.latencies_ms.astype(np.float64))
         sample_S1 = log_SC.mean(1, keepdims=True)

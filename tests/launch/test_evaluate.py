@@ -53,8 +53,8 @@ def test_a_slow_turn_is_put_on_the_clock_of_the_first_measurement():
     """The second turn ran twice as slowly: it violates as measured, and not by its own clock."""
     budgets = np.array([10.0, 20.0])
     turns = []
-    for slowness in (1.0, 2.0):
-        latencies = np.array([[8.0, 12.0]]) * slowness
+    for slowdown in (1.0, 2.0):
+        latencies = np.array([[8.0, 12.0]]) * slowdown
         result = GreedySweep(
             budgets_ms=budgets,
             scores=np.ones((1, 2)),
@@ -63,9 +63,9 @@ def test_a_slow_turn_is_put_on_the_clock_of_the_first_measurement():
             tasks=("digits",),
             sample_ids=("one",),
         )
-        live = {"lookup": (np.ones((1, 2)), latencies + slowness)}
-        turns.append(Turn(result=result, live=live, repeats_ms=[5.0 * slowness], slowness=slowness))
-    raw, steady = Turn.joined(turns), Turn.joined([turn.steadied() for turn in turns])
+        live = {"lookup": (np.ones((1, 2)), latencies + slowdown)}
+        turns.append(Turn(result=result, live=live, repeats_ms=[5.0 * slowdown], slowdown=slowdown))
+    raw, steady = Turn.joined(turns), Turn.joined([turn.without_drift() for turn in turns])
     assert raw.repeats_ms == [5.0, 10.0]
     assert steady.repeats_ms == [5.0, 5.0]
     assert live_outcomes(raw)["controller"].violation.tolist() == [0.5, 0.5]

@@ -82,7 +82,7 @@ def test_published_geometry_runs_from_a_folder(tmp_path, scores):
     folder = write_model(tmp_path / "model")
     assert (folder / "model.safetensors.index.json").is_file()
     assert len(list(folder.glob("model-*.safetensors"))) > 3
-    with pytest.raises(ValueError, match="no block importance is known"):
+    with pytest.raises(ValueError, match="there is no block importance"):
         build_executor(WorkerConfig(model=str(folder)))
     executor = build_executor(
         WorkerConfig(

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from envs.spec import Sample
-from launch.analysis.answer_priors import blind_scores
+from launch.analysis.answer_priors import answer_prior_scores
 
 
 def exact(sample, answer):
@@ -30,6 +30,6 @@ def test_majority_and_chance_by_kind():
         sample(6, "b", {}, "blue"),
         sample(7, "b", {}, "green"),
     ]
-    scores = blind_scores(exact, samples)
+    scores = answer_prior_scores(exact, samples)
     assert scores["majority"].tolist() == [1, 1, 0, 1, 0, 1, 1, 0]
     assert scores["chance"] == pytest.approx([1 / 2] * 3 + [1] + [1 / 3] * 4)

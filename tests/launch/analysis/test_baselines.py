@@ -72,7 +72,7 @@ def test_round_trip_and_broken_files(table, tmp_path):
     assert again.prompts == table.prompts
     assert np.array_equal(again.scores, table.scores)
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(ValueError, match=r"is no profile table .* measure it again"):
+    with pytest.raises(ValueError, match=r"is not a profile table .* measure it again"):
         ProfileTable.load(path)
     path.write_text("plain text")
     with pytest.raises(ValueError, match=r"not an \.npz file of arrays.: measure it again"):

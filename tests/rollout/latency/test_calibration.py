@@ -42,7 +42,7 @@ def test_a_profile_takes_the_devices_own_latencies_at_both_ends_and_keeps_the_or
     first = np.median(table_rig.end_latencies(moved)[:NUM_SAMPLES], axis=0)
     assert first == pytest.approx([now.calibration.cheapest_ms, now.calibration.full_ms], rel=1e-5)
     assert now.budgets(0.1).range.low_ms == pytest.approx(0.8 * now.calibration.cheapest_ms)
-    before, after = (np.median(t.latencies_ms, axis=0) for t in (table.steadied(), moved))
+    before, after = (np.median(t.latencies_ms, axis=0) for t in (table.denoised(), moved))
     assert (np.argsort(before) == np.argsort(after)).all()
     ratios = after / before
     assert ratios.min() >= 1.9
@@ -59,7 +59,7 @@ def test_devices_that_scatter_more_than_the_profile_make_it_scatter(table):
 
 
 def test_devices_like_the_profiled_one_only_steady_it(table):
-    steady = table.steadied()
+    steady = table.denoised()
     own = EndLatencies(table_rig.end_latencies(steady)[None])
     assert np.allclose(calibrated(table, own)[0].latencies_ms, steady.latencies_ms, rtol=1e-5)
 
@@ -70,8 +70,8 @@ def test_steadied_latencies_lack_the_noise_and_keep_what_samples_and_configurati
     by_sample, by_task = rng.normal(size=60), {t: rng.normal(size=225) for t in set(table.tasks)}
     true = np.array([s + by_task[t] for s, t in zip(by_sample, tasks, strict=True)])
     noisy = true + rng.normal(0.0, 0.1, true.shape)
-    steady = replace(table, latencies_ms=np.exp(noisy).astype(np.float32)).steadied()
-    again = steady.steadied()
+    steady = replace(table, latencies_ms=np.exp(noisy).astype(np.float32)).denoised()
+    again = steady.denoised()
     assert np.allclose(again.latencies_ms, steady.latencies_ms, rtol=1e-5)
     errors = np.log(steady.latencies_ms) - true
     assert errors.std() < 0.05
