@@ -1,4 +1,4 @@
-"""What a group saves, and whether the clock can be trusted, on the embedded model.
+"""The savings of groups and the precision of the clock, on the embedded model.
 
 Sections: stages against one wall clock; hooks on against off; repeatability of three fixed
 configurations; composed latencies of a shared group against unshared runs; episodes a second of a
@@ -66,7 +66,7 @@ def earlier_episode(executor: MolmoEExecutor, sample: Sample, knobs: Knobs, *, w
     """Two forward passes: one only to fetch the latency token, one to answer.
 
     The first pass runs through all blocks (`whole`), as a forward call of a published model does,
-    or is stopped behind the insertion position.
+    or is stopped after the insertion position.
     """
     model = executor.model
     inputs = executor.preprocessor(sample.image, sample.prompt, knobs.tier.max_crops)

@@ -1,4 +1,4 @@
-"""What the shipped cluster recipe makes of its devices: the loop, with actors that sleep.
+"""How well the cluster recipe uses its devices: the loop, with actors that sleep.
 
 `launch/joint_grpo.py`'s own loop runs the recipe `molmoe-h100` with the real fleet, the real
 learner at the real width, commits and reports; only the rollout actors sleep instead of computing.
@@ -196,8 +196,8 @@ def main() -> None:
     busy = [np.mean([v for k, v in r.items() if k.startswith("fleet_busy/")]) for r in rows]
     groups = config.groups_per_step * config.steps
     print(
-        f"{options.actors} actors, {config.groups_per_step} groups of {config.group_size} a step, "
-        f"staleness {config.max_staleness}: {groups} groups in {elapsed_s:.1f} s; actors busy "
+        f"{options.actors} actors, {config.groups_per_step} groups of {config.group_size} per step"
+        f", staleness {config.max_staleness}: {groups} groups in {elapsed_s:.1f} s; actors busy "
         f"{np.median(busy):.0%} of the time (median step, {min(busy):.0%} to {max(busy):.0%}); "
         f"driver {1e3 * cpu_s / groups:.1f} ms of CPU a group"
     )

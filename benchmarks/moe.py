@@ -1,7 +1,7 @@
 """Times our MoE layer, mid-size and full-size, against two others.
 
 (a) a plain loop over all experts, as in the published code; (b) transformers' OLMoE block with
-each of its expert implementations. One process, interleaved in a random order (what runs behind a
+each of its expert implementations. One process, interleaved in a random order (what runs after a
 large allocation is slower), medians with quartiles.
 
 python -m benchmarks.moe [--quick] [--sizes full] [--dtypes bfloat16] [--tokens 1 64]
@@ -33,7 +33,7 @@ TOKENS = (1, 64, 400, 1200)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 OURS = ("looped", "grouped")
 OTHERS = ("plain loop", "eager", "batched_mm", "grouped_mm")
-LARGE_BYTES = 2**30  # batched_mm gathering more than this is timed once, behind all others
+LARGE_BYTES = 2**30  # batched_mm gathering more than this is timed once, after all others
 
 
 class PlainLoop(torch.nn.Module):
@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="less time a row")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
-    parser.add_argument("--rounds", type=int, default=5, help="at least so many times each")
+    parser.add_argument("--rounds", type=int, default=5, help="minimum number of runs each")
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))
     parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS))
     options = parser.parse_args()

@@ -131,7 +131,7 @@ def fit_in_process(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerTask:
-    """What every Ray Train worker gets; the tables travel as references."""
+    """The input of every Ray Train worker; the tables are passed by reference."""
 
     train: ray.ObjectRef[LatencyTable]
     val: ray.ObjectRef[LatencyTable]
@@ -139,7 +139,7 @@ class WorkerTask:
 
 
 def train_worker(arguments: dict[str, Any]) -> None:
-    """Ray Train's loop: goes on from the last checkpoint, and reports one every few epochs."""
+    """The loop of a Ray Train worker: resumes from and reports checkpoints."""
     make_repeatable()
     task: WorkerTask = arguments["task"]
     context = ray.train.get_context()

@@ -36,15 +36,15 @@ from rollout.molmoe import ModelInputs, generate
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportanceConfig:
-    """One measurement.
+    """One measurement of block importance.
 
     Attributes:
-        output: JSON file of scores by block.
-        split: of the tasks.
-        num_samples: samples, each run with every block skipped once.
-        first_index: of the first sample.
-        check: also measures 12 and 14 blocks by importance, by prefix and at random, on as many
-            other samples.
+        output: JSON file for the scores by block.
+        split: split of the tasks: train, validation or test.
+        num_samples: number of samples; each is run with every block skipped once.
+        first_index: index of the first sample.
+        check: also compares, on as many other samples, which 12 and 14 blocks to keep: the most
+            important ones, the first ones, or random ones.
         worker: the frozen model and its tasks.
     """
 
@@ -57,7 +57,7 @@ class ImportanceConfig:
 
 
 class Scorer:
-    """The frozen model answering samples with some blocks left out, at the highest tier."""
+    """Scores the frozen model's answers with some blocks skipped, at the highest tier."""
 
     def __init__(self, config: ImportanceConfig) -> None:
         self.model, self.preprocessor = load_frozen_model(config.worker)
@@ -97,7 +97,7 @@ def measure(scorer: Scorer, first_index: int) -> tuple[float, dict[str, float]]:
 
 
 def check(scorer: Scorer, importance: BlockImportance, first_index: int) -> Table:
-    """Accuracy at 12 and 14 blocks by three rules, with 95 % intervals."""
+    """Accuracy with 12 and 14 blocks kept by three rules, with 95 % intervals."""
     rng = np.random.default_rng(0)
     num_blocks = scorer.model.config.n_layers
     table = Table("blocks", "by importance", "by prefix", "at random")

@@ -1,10 +1,10 @@
 """Rebuilds the small model that ships with the project, from nothing, on CPUs.
 
-python launch/pretrain_tiny.py --out /data/tiny --num-workers 2
+    python launch/pretrain_tiny.py --out /data/tiny --num-workers 2
 
-Four stages: the vision encoder on sheets of glyphs, the decoder on text alone, everything on the
-tasks' training splits, then mostly the experts; always at full depth and with all eight experts.
-A killed run goes on from its last checkpoint when it is started again with the same --out.
+There are four stages: the vision encoder on sheets of glyphs, the decoder on text alone, everything
+on the training splits of the tasks, then mostly the experts; always at full depth with eight
+experts. A killed run continues from its last checkpoint when started again with the same --out.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def train_on_ray(config: TrainConfig, num_workers: int) -> None:
 
 def report(pretraining: Pretraining, num_samples: int) -> None:
     """Prints accuracy by task of validation and test, with 95 % intervals."""
-    title = f"accuracy on {num_samples} samples a task, with 95 % intervals"
+    title = f"accuracy on {num_samples} samples per task, with 95 % intervals"
     table = Table("task", "weight", "validation", "test", title=title)
     cells: dict[str, list[str]] = {name: [] for name in (*WEIGHTS, "mixture")}
     for split in ("validation", "test"):
@@ -94,7 +94,7 @@ def report(pretraining: Pretraining, num_samples: int) -> None:
 
 
 def main() -> int:
-    """Trains (or goes on), evaluates, writes the model's folder."""
+    """Trains, or continues, then evaluates and writes the model's folder."""
     options = tyro.cli(PretrainingOptions, prog="pretrain_tiny.py", description=__doc__)
     config = options.train
     if not config.out.is_absolute():

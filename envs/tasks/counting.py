@@ -1,4 +1,4 @@
-"""How many objects: few or many, large or small, of a colour or a shape."""
+"""Counting objects: few or many, large or small, of a colour or a shape."""
 
 from __future__ import annotations
 

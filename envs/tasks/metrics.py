@@ -31,7 +31,7 @@ CONTRACTIONS = {
     for place, char in enumerate(form)
     if char == "'"
 }
-"""A contraction with one apostrophe left out -> the proper form, as the official evaluation has."""
+"""Maps contractions without their apostrophe to the proper form, as in the official evaluation."""
 
 _PERIOD = re.compile(r"\.(?!\d)")
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")

@@ -11,15 +11,15 @@ from envs.tasks.scene import check_split, sample_rng
 
 
 class Mixture:
-    """Tasks drawn by weight; itself a task.
+    """A task that draws from several tasks by weight.
 
     Args:
         tasks: by name.
-        weights: by name, positive, not necessarily summing to one; names without a task do not
-            matter.
+        weights: positive weights by name, which need not sum to one; names without a task are
+            ignored.
 
     Raises:
-        DataError: if tasks and weights do not match or a weight is not positive.
+        DataError: a task has no weight, or a weight is not positive.
     """
 
     name = "mixture"

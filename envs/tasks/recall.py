@@ -1,8 +1,8 @@
-"""Recall of learned facts about a code that is read from the image (like OK-VQA in small).
+"""Recall of learned facts about a code that is read from the image (a miniature of OK-VQA).
 
-The facts are arbitrary but fixed: they can only be known by training on them, so all splits share
-them; images, fonts and wordings are held out. A third of the codes is asked for often in
-training, the others seldom, so that some facts sit firmer than others.
+The facts are arbitrary but fixed and can only be learned, so all splits share them; images, fonts
+and wordings are held out. Training asks often for a third of the codes and rarely for the others,
+so that some facts are learned better than others.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ RELATIONS = {
     "metal": "iron gold zinc lead tin silver copper nickel cobalt chrome".split(),
     "pet": "cat dog owl goat hen pony crow seal toad wolf".split(),
 }
-"""What can be asked about a code, and the ten values of each."""
+"""Relations that can be asked about a code, with their ten values."""
 
 _PAIRS = tuple((letter, digit) for letter in "abcdefhkmnprtuwxyz" for digit in "0123456789")
 CODES = (*(a + b for a, b in _PAIRS), *(b + a for a, b in _PAIRS))
-"""360 codes; letters that look like digits in some font are left out."""
+"""360 codes, without letters that look like digits in some font."""
 
 SMALL_PX, LARGE_PX = (7, 11), (11, 28)
 ASK = Wording(
@@ -52,7 +52,7 @@ COMMON, RARE = tuple(filter(is_common, CODES)), tuple(c for c in CODES if not is
 
 
 def random_code(rng: np.random.Generator) -> str:
-    """A code: in half of the draws one of the common third."""
+    """A random code; half of the draws come from the common third."""
     pool = COMMON if rng.random() < 0.5 else RARE
     return pool[rng.integers(len(pool))]
 
@@ -97,7 +97,7 @@ class Recall:
         )
 
     def text_question(self, rng: np.random.Generator) -> Question:
-        """About a code that stands in the prompt: the cheap way to teach facts."""
+        """A question about a code in the prompt itself, a cheap way to teach facts."""
         code, relation = random_code(rng), str(rng.choice(tuple(RELATIONS)))
         prompt = ASK.ask("train", rng, relation=relation, subject=code)
         return Question(prompt=f"recall: {prompt}", answers=(fact(code, relation),))

@@ -1,4 +1,4 @@
-"""What every task shares: scenes with questions, splits, and one sample for each (split, index)."""
+"""Shared by the tasks: scenes with questions, splits, and one sample per (split, index)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from PIL import Image
 from envs.spec import DataError, Sample
 
 SPLITS = ("train", "validation", "test")
-"""They share no images, fonts, handwritten digits, wordings or held-out words."""
+"""The splits share no images, fonts, handwritten digits, wordings or held-out words."""
 
 
 Box = tuple[int, int, int, int]
-"""Left, top, right and bottom in px of a scene, right and bottom outside."""
+"""Left, top, right and bottom in px of a scene; right and bottom are exclusive."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,14 +25,14 @@ class Question:
     """One question about a scene.
 
     Attributes:
-        prompt: user text with the task's style in front.
+        prompt: user text, starting with the style of the task.
         answers: reference answers (usually one).
         metadata: kind, sizes and counts that make it easy or hard.
         trace: for step-by-step questions, (characters of the prompt up to and including the
             step, value after it); pretraining supervises these, evaluation never sees them.
-        where: (characters of the prompt up to and including the words that name a place, what
-            stands there); for pretraining alone, like `trace`.
-        glyphs: what each token of the answer is read off; alike.
+        where: (characters of the prompt up to and including the words that name a place, boxes of
+            what stands there); only for pretraining, like `trace`.
+        glyphs: boxes from which each token of the answer is read; only for pretraining.
     """
 
     prompt: str
@@ -50,8 +50,8 @@ class Scene:
     Attributes:
         image: RGB picture.
         questions: at least one.
-        labels: what stands at each pixel, uint8 [height, width, 2]: class (see
-            `envs.tasks.render`) and colour; for the vision encoder's pretraining only.
+        labels: class (see `envs.tasks.render`) and colour of what stands at each pixel, uint8
+            [height, width, 2]; only for pretraining the vision encoder.
     """
 
     image: Image.Image
@@ -60,7 +60,7 @@ class Scene:
 
 
 class SceneSource(Protocol):
-    """A task that can also ask several questions about one scene (for pretraining)."""
+    """A task that can ask several questions about one scene, for pretraining."""
 
     name: str
 
@@ -87,7 +87,7 @@ def sample_rng(name: str, split: str, index: int) -> np.random.Generator:
 
 
 def split_of(key: str, *, held_out: float = 0.3) -> str:
-    """The one split that a key (a word, a program) belongs to, by a stable hash."""
+    """The split of a key (a word, a program), by a stable hash."""
     position = (zlib.crc32(("split:" + key).encode()) % 10007) / 10007
     if position >= held_out:
         return "train"
@@ -95,7 +95,7 @@ def split_of(key: str, *, held_out: float = 0.3) -> str:
 
 
 def sample_from_scene(source: SceneSource, split: str, index: int) -> Sample:
-    """The sample of (split, index) of a task that renders its scenes."""
+    """The sample of (split, index) of a task that renders scenes."""
     scene = source.scene(split, sample_rng(source.name, split, index))
     question = scene.questions[0]
     return Sample(

@@ -1,4 +1,4 @@
-"""Question wordings: openers x bodies x endings, dealt out to the splits without overlap.
+"""Question wordings: openers x bodies x endings, assigned to the splits without overlap.
 
 Every word occurs in training; a held-out wording is a new combination of known words.
 """

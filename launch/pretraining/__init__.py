@@ -1,1 +1,1 @@
-"""How the small model that ships is trained from nothing."""
+"""Trains the small model that ships with the project, from nothing."""

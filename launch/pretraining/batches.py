@@ -1,6 +1,6 @@
 """Batches by step number: the same stream on every machine, resumable anywhere.
 
-Shapes: B scenes, T tokens behind the prefix (questions in a row, then padding), H x W pixels.
+Shapes: B scenes, T tokens after the prefix (questions in a row, then padding), H x W pixels.
 """
 
 from __future__ import annotations
@@ -117,12 +117,12 @@ class Encoder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamConfig:
-    """What a stage's batches hold."""
+    """Composition of a stage's batches."""
 
     num_scenes: int = 16
-    """Scenes (or rows of text) in a batch."""
+    """Scenes (or rows of text) per batch."""
     tail_tokens: int = 112
-    """Tokens for questions behind each scene."""
+    """Tokens for questions after each scene."""
     task_weights: tuple[float, ...] = (0.12, 0.24, 0.24, 0.14, 0.16, 0.10)
     """Shares of easy_vqa, digits, reading, counting, recall, chain scenes."""
     tier_weights: tuple[float, ...] = (0.2, 0.15, 0.65)
@@ -132,14 +132,14 @@ class StreamConfig:
     sheets: float = 0.0
     """Share of sheets (without questions) instead of scenes."""
     text_every: int = 0
-    """Every so many steps the batch is twice as many rows of text alone (recall and chain); 1:
+    """Interval in steps of batches with twice as many rows of text alone (recall and chain); 1:
     always, 0: never."""
     easy_steps: int = 0
     """Until this step, small objects are seldom."""
     seed: int = 0
     """Seed of the stream."""
     split: str = "train"
-    """Where scenes come from."""
+    """Source of random scenes."""
 
 
 class Stream(Dataset[QuestionBatch]):

@@ -1,4 +1,4 @@
-"""What the small model is: sizes, tokenizer, initial weights, the files of its folder."""
+"""The small model: sizes, tokenizer, initial weights, and the files of its folder."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def new_model(seed: int) -> MolmoE:
 
 
 OFFSETS = ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0))
-"""Where each head of the vision encoder looks at first: here, right, left, below, above."""
+"""Initial direction of attention of each vision head: here, right, left, below, above."""
 
 
 @torch.no_grad()

@@ -25,10 +25,10 @@ from rollout.molmoe.moe import SparseMoE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hidden:
-    """What the decoder blocks made of a batch.
+    """The output of the decoder blocks for a batch.
 
     Attributes:
-        x_BTD: hidden states behind the last block.
+        x_BTD: hidden states after the last block.
         balance: load-balance loss, 1 when experts are used evenly.
         dominance: by how much the weaker experts miss their share of the work.
         blindness: how little of the guided heads' attention falls where it should, 0 without.
@@ -42,7 +42,7 @@ class Hidden:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guide:
-    """Where some tokens should look, in one block.
+    """Where some tokens should attend, in one block.
 
     Attributes:
         rows_L: scene of each token.
@@ -234,7 +234,7 @@ EASY_WEAKER_SHARE = 0.2
 """Largest such share in easy questions, which half of the experts should suffice for."""
 
 DOMINANCE_STRIDE = 2
-"""Dominance is measured on every so many tokens behind the prefix."""
+"""Stride of the tokens after the prefix on which dominance is measured."""
 
 
 def weaker_share(hidden_NEH: Tensor, chosen_Nk: Tensor, out_ND: Tensor, down_DF: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Held-out accuracy of a model in training, fast: batched and teacher-forced.
 
-An answer counts as right if every one of its tokens, the end token included, is the most likely
-one given those before it, which is when greedy decoding gives exactly this answer. Partial
-credit (ANLS) is left to the real executor.
+An answer is correct if each of its tokens, including the end token, is the most likely one given
+those before it, that is, if greedy decoding gives exactly this answer. There is no partial credit
+(ANLS).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from launch.pretraining.steps import Trainee
 
 
 class Evaluator:
-    """Questions of one split, ready to be asked with any knobs.
+    """Scores the answers to questions of one split, with any knobs.
 
     Args:
         trainee: the model; its dtype is used.

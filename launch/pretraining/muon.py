@@ -36,7 +36,7 @@ def orthogonalize(stack_NRC: Tensor, steps: int = 4) -> Tensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MatrixView:
-    """How a weight splits into independent matrices: [..., R, C] -> [N, R / parts, C]."""
+    """Splits a weight into independent matrices: [..., R, C] -> [N, R / parts, C]."""
 
     parts: int = 1
 

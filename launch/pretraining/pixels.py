@@ -121,7 +121,7 @@ def make_crops(images_BHW3: Tensor, layout: TierLayout) -> Tensor:
 def tokens_under(boxes_M4: Tensor, layout: TierLayout, length: int) -> Tensor:
     """Which of the first `length` tokens show a part of each box: bool [M, length].
 
-    The overview is left out; what is small cannot be read there.
+    The overview crop is skipped, because small glyphs cannot be read in it.
     """
     points_CVS, idx_CV = layout.token_points_CVS[1:], layout.idx_CV[1:]
     y, x = points_CVS // WIDTH, points_CVS % WIDTH

@@ -22,7 +22,7 @@ LARGEST_PX = 16
 in the overview, where they are smaller."""
 
 NUM_SHEETS = 2500
-"""Different sheets of one smallest size; drawing each anew would cost as much as learning it."""
+"""Number of distinct sheets per smallest size; drawing is as slow as training on them."""
 
 
 def rolled_sheet(split: str, rng: np.random.Generator, *, smallest_px: int = 7) -> Scene:

@@ -82,7 +82,7 @@ def _joint() -> StageConfig:
 
 
 def _experts() -> StageConfig:
-    """What attention alone did not learn, facts above all, goes into the experts."""
+    """The last stage: what attention did not learn, above all facts, goes into the experts."""
     return StageConfig(
         steps=3100,
         stream=StreamConfig(
@@ -132,7 +132,7 @@ def rate_share(step: int, config: StageConfig) -> float:
 
 
 class Pretraining:
-    """Model, optimizers and position; saves itself, and goes on where the last save left off.
+    """Model, optimizers and position; saves itself and resumes from the last save.
 
     Args:
         config: the whole pretraining.
@@ -271,7 +271,7 @@ class Pretraining:
         except (RuntimeError, KeyError, EOFError, UnpicklingError) as error:
             raise ValueError(
                 f"{self.path} is no whole checkpoint of this model ({type(error).__name__}): "
-                "move it away to begin anew, or give another --out"
+                "move it away to start again, or give another --out"
             ) from error
         if self.rank == 0:
             print(f"resumed from {self.path}: stage {self.stage}, step {self.step}", flush=True)

@@ -32,7 +32,7 @@ EASY_TASK = list(SOURCES).index("easy_vqa")
 """Index of the task that half of the experts should suffice for."""
 
 GUIDED_BLOCKS = (3, 6)
-"""Where heads are shown what a named place holds, and what an answer's token is read off."""
+"""Blocks whose heads are shown what stands at a named place, and what a token is read from."""
 
 NOTHING_WEIGHT = 0.15
 """Weight of empty label points, which are most of them."""
@@ -49,7 +49,7 @@ class PretrainingLossConfig:
     balance: float = 0.01
     """Even use of the experts."""
     blindness: float = 0.3
-    """Attention of the guided heads beside what they should look at."""
+    """Attention of the guided heads, and where they should attend."""
     dominance: float = 8.0
     """Share of the work that each token's weaker experts should have; at 0.5 the last blocks,
     which decide on the answer, left it all to one expert."""
@@ -182,7 +182,7 @@ class Trainee(nn.Module):
         top_k: int | None = None,
         skipped: tuple[int, ...] = (),
     ) -> fw.Hidden:
-        """Hidden states behind the last block, of the tail tokens only."""
+        """Hidden states after the last block, of the tail tokens only."""
         tier = None if vision_BCVD is None else batch.tier
         prefix = self.prefix_ids(tier)
         rows, start = len(batch.tokens), len(prefix)
@@ -200,7 +200,7 @@ class Trainee(nn.Module):
         return replace(out, x_BTD=out.x_BTD[:, start:])
 
     def _guides(self, batch: QuestionBatch, start: int) -> dict[int, fw.Guide]:
-        """Where to look, for the words that name a place and for the answers' tokens."""
+        """Where heads should attend, for words that name a place and for tokens of answers."""
         shown_MP = tokens_under(batch.boxes[:, 1:], self.layouts[batch.tier], start)
         shown_LGP = shown_by_look(batch.boxes[:, 0], shown_MP, len(batch.looks))
         guides = {}

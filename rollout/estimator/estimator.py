@@ -107,7 +107,7 @@ class LatencyEstimator(nn.Module):
         """Predicts both latencies of B configurations from five (B,) tensors.
 
         Returns:
-            `T_prefill_total` in ms and `T_decode_per_token` in ms a token, (B,) each, never
+            `T_prefill_total` in ms and `T_decode_per_token` in ms per token, (B,) each, never
             negative.
 
         Raises:
@@ -282,7 +282,7 @@ def within_budget(
     latency_budget: float | Tensor,
     expected_output_tokens: float | Tensor,
 ) -> Tensor:
-    """The feasibility arithmetic on predictions; raises ValueError for a senseless budget."""
+    """Whether predictions fit a budget; raises ValueError for a budget that is not positive."""
     prefill_B, decode_B = (latencies[name] for name in TARGETS)
     limits = {"latency_budget": latency_budget, "expected_output_tokens": expected_output_tokens}
     for name, value in limits.items():

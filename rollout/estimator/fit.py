@@ -17,17 +17,17 @@ from rollout.estimator.metrics import LatencyMetrics, evaluate_estimator
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitConfig:
-    """How an estimator is trained.
+    """Settings of a fit.
 
     Attributes:
-        batch_size: records of a step, over all processes.
+        batch_size: records per step, over all processes.
         num_epochs: passes over the training records.
-        lr: Adam's first learning rate.
+        lr: Adam's initial learning rate.
         final_lr_share: the learning rate falls along a cosine to this share of `lr`.
-        weight_decay: Adam's.
+        weight_decay: Adam's weight decay.
         hidden_dim: width of the estimator.
         num_layers: depth of its encoder.
-        seed: of the first weights and the order of records.
+        seed: seed of the initial weights and of the order of records.
         device: torch device.
     """
 
@@ -56,7 +56,7 @@ class FitConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochRecord:
-    """What an epoch gave: mean training losses (squared units of the scale), validation errors."""
+    """Mean training losses (in squared units of the scale) and validation errors of an epoch."""
 
     epoch: int
     lr: float
@@ -74,10 +74,10 @@ class EpochRecord:
 
 
 class EstimatorFit:
-    """A resumable fit: the state after an epoch decides all that follows.
+    """A resumable fit: the state after an epoch determines everything that follows.
 
-    The order of records comes from (seed, epoch). With several processes each takes every
-    `world_size`-th record of a batch, so that their mean gradient is the batch's.
+    The order of records depends on (seed, epoch). With several processes, each takes every
+    `world_size`-th record of a batch, so that their mean gradient is that of the batch.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class EstimatorFit:
         return list(mine.split(self.config.batch_size // self.world_size))
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` goes on from."""
+        """The state from which `load_state_dict` continues."""
         return {
             "epoch": self.epoch,
             "estimator": self.estimator.state_dict(),

@@ -19,11 +19,11 @@ from rollout.profiling.records import DecodeReading, LatencyRecord
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LatencyTable:
-    """Records in one decode reading.
+    """Latency records as arrays, in one decode reading.
 
     Attributes:
-        inputs_N5: float32.
-        targets_ms_N2: float64; prefill, decode a token.
+        inputs_N5: float32, the estimator's inputs.
+        targets_ms_N2: float64, prefill and decode per token.
         sample_N: number of each record's sample, an index into `samples`.
         dataset_N: number of each record's data set, an index into `datasets`.
         samples: sample keys in the order of first appearance.
@@ -57,7 +57,7 @@ class LatencyTable:
             sample = samples.setdefault(record.sample_key, len(samples))
             codes.append((sample, datasets.setdefault(record.dataset, len(datasets))))
         if not inputs:
-            raise ValueError("no usable record: see what was left out, and why")
+            raise ValueError("no usable record: the report says which were skipped, and why")
         codes_N2 = np.array(codes)
         return cls(
             inputs_N5=np.array(inputs, np.float32),
@@ -97,7 +97,7 @@ class LatencyTable:
 
 
 def take(batch: Mapping[str, Tensor], rows_B: Tensor) -> dict[str, Tensor]:
-    """Some rows of a batch."""
+    """A selection of rows of a batch."""
     return {name: column[rows_B] for name, column in batch.items()}
 
 

@@ -1,4 +1,4 @@
-"""How far predicted latencies are from measured ones.
+"""Errors of predicted latencies.
 
 Shapes: N records, 2 targets in the estimator's order.
 """
@@ -18,7 +18,7 @@ from rollout.estimator.latency_table import LatencyTable
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatencyMetrics:
-    """Errors in ms, relative errors as fractions; R^2 is None where all times are equal."""
+    """Errors in ms, relative errors as fractions; R^2 is None if all times are equal."""
 
     num_records: int
     mae_prefill_ms: float
@@ -76,7 +76,7 @@ def evaluate_estimator(estimator: LatencyEstimator, table: LatencyTable) -> Late
 def metrics_by_group(
     predicted_ms_N2: np.ndarray, measured_ms_N2: np.ndarray, labels_N: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """The metrics within each group of records of one label, in the order of labels."""
+    """The metrics of the records with each label, in the order of labels."""
     labels = np.array(labels_N)
     return {
         str(label): asdict(

@@ -1,4 +1,4 @@
-"""The clock's own noise, from measuring the same answers twice: what no predictor can be below."""
+"""The noise of the clock, from repeated measurements: a lower bound for every predictor."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rollout.profiling.records import DecodeReading, LatencyRecord
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoiseFloor:
-    """Mean absolute error in ms of a predictor that knew every record's expected time.
+    """Mean absolute error in ms of a predictor that knows every record's expected time.
 
     For two independent measurements a and b with normal noise it is E|a - b| / sqrt(2).
     """
@@ -26,7 +26,7 @@ class NoiseFloor:
 def noise_floor(
     first: Iterable[LatencyRecord], second: Iterable[LatencyRecord], reading: DecodeReading
 ) -> NoiseFloor:
-    """Compares records of the same sample and configuration; raises ValueError if there is none."""
+    """Compares records of the same sample and configuration; raises ValueError without any."""
     known = {_key(record): _times(record, reading) for record in first}
     pairs = [
         (known[_key(record)], _times(record, reading)) for record in second if _key(record) in known

@@ -1,4 +1,4 @@
-"""From a budget back to configurations, in one batched prediction."""
+"""Finds configurations within a budget, in one batched prediction."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rollout.profiling.records import LatencyRecord
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleTokens:
-    """What a prediction needs of a sample; its vision tokens depend on the tier."""
+    """Token counts of a sample; the number of vision tokens depends on the tier."""
 
     text_tokens: int
     vision_tokens: Mapping[Tier, int]
@@ -24,7 +24,8 @@ class SampleTokens:
 class FeasibleConfiguration:
     """A configuration within the budget, with its predictions in ms.
 
-    `max_output_tokens` is (budget - prefill) / decode a token; infinite if decode is predicted 0.
+    `max_output_tokens` is (budget - prefill) / decode per token; infinite if that is predicted as
+    0.
     """
 
     knobs: Knobs
@@ -44,10 +45,10 @@ def feasible_configurations(
     """The configurations of a grid that answer in `expected_output_tokens` within the budget.
 
     Returns:
-        By `max_output_tokens`, largest first; equal ones in the grid's order.
+        Sorted by `max_output_tokens`, largest first; equal ones in the order of the grid.
 
     Raises:
-        ValueError: an empty grid, a tier without vision tokens, or a senseless number.
+        ValueError: the grid is empty, a tier has no vision tokens, or a number is not positive.
     """
     missing = sorted({c.tier for c in grid} - set(sample.vision_tokens))
     if not grid or missing:
@@ -89,7 +90,7 @@ def most_accurate_configuration(
     *,
     accuracies: Mapping[Knobs, float],
 ) -> FeasibleConfiguration | None:
-    """The feasible configuration of highest accuracy, the fastest of equals; None if none fits.
+    """The most accurate feasible configuration, the fastest of equals; None if none fits.
 
     The grid is that of `accuracies`, for instance from `accuracies_of`.
     """
@@ -102,7 +103,7 @@ def most_accurate_configuration(
 def accuracies_of(records: Iterable[LatencyRecord]) -> dict[Knobs, float]:
     """Mean score by configuration, of those that the controller can choose.
 
-    Profiles may hold others, such as 8 blocks; they are left out. A record without an insertion
+    Records of other configurations, such as 8 blocks, are skipped. A record without an insertion
     position counts for the first one.
 
     Raises:

@@ -1,4 +1,4 @@
-"""An estimator for new hardware from a few points measured there.
+"""Adapts an estimator to new hardware with a few points measured there.
 
 Shapes: N measured points, 2 targets in the estimator's order.
 """
@@ -17,13 +17,13 @@ from rollout.estimator.metrics import LatencyMetrics, evaluate_estimator, predic
 
 MIN_POINTS = 10
 OFFSET_PENALTY = 0.03
-"""Ridge on the offset, relative to the mean time: (5 % noise / 30 % offset)^2. With few points that
-hardly differ in time, slope and offset are confounded, and the offset stays small."""
+"""Ridge penalty on the offset, relative to the mean time: (5 % noise / 30 % offset)^2. With few
+points of similar times, slope and offset cannot be told apart; the offset should stay small."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recalibration:
-    """A recalibrated estimator, and the errors on the same held-out records before and after."""
+    """An adapted estimator, with its errors on held-out records before and after."""
 
     estimator: LatencyEstimator
     num_points: int
@@ -36,7 +36,7 @@ def recalibrate_affine(
 ) -> Recalibration:
     """Maps each head's predictions p to a * p + b, which minimises the squared relative error.
 
-    The map goes into the copy's scaling, so that the result is an ordinary estimator.
+    The map becomes part of the copy's scaling, so the result is an ordinary estimator.
 
     Raises:
         ValueError: fewer than MIN_POINTS points, or points that fall where predictions rise.
@@ -52,10 +52,10 @@ def recalibrate_fine_tuned(
     steps: int = 100,
     lr: float = 3e-5,
 ) -> Recalibration:
-    """The affine map, then `steps` optimizer steps on all points at once.
+    """Applies the affine map, then `steps` optimizer steps on all points at once.
 
     Raises:
-        ValueError: as `recalibrate_affine`.
+        ValueError: see `recalibrate_affine`.
     """
     tuned = affine_copy(estimator, points)
     trainer = LatencyEstimatorTrainer(tuned, device=tuned.target_mean.device, lr=lr)

@@ -36,13 +36,13 @@ class RMSNorm(nn.Module):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionContext:
-    """What all blocks of one pass share.
+    """Inputs that all blocks of one pass share.
 
     Attributes:
         cos: cosines of the new tokens' angles, float32 [B or 1, 1, T, K].
-        sin: sines, alike.
+        sin: sines, in the same form.
         mask: None for plain causal attention, else bool [B, 1, T, S], True where a new token
-            may look.
+            may attend.
         store: whether the new tokens' keys and values stay in the cache.
     """
 

@@ -40,7 +40,7 @@ class BlockCache:
 
 
 class KVCache:
-    """One BlockCache for each block that runs; a skipped block never gets one."""
+    """One BlockCache per block that runs; a skipped block never gets one."""
 
     def __init__(
         self, shape_BHLK: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
@@ -51,7 +51,7 @@ class KVCache:
         self._blocks: dict[int, BlockCache] = {}
 
     def block(self, index: int) -> BlockCache:
-        """The cache of a block, allocated at its first use."""
+        """The cache of a block, allocated on first use."""
         if index not in self._blocks:
             keys = torch.empty(self.shape, dtype=self.dtype, device=self.device)
             self._blocks[index] = BlockCache(keys, torch.empty_like(keys))
@@ -63,16 +63,16 @@ class KVCache:
         return tuple(sorted(self._blocks))
 
     def length(self, index: int) -> int:
-        """Valid tokens of a block; 0 if it never ran."""
+        """Number of valid tokens of a block; 0 if it never ran."""
         return self._blocks[index].length if index in self._blocks else 0
 
     @property
     def num_bytes(self) -> int:
-        """Memory that the allocated blocks take, unused capacity included."""
+        """Memory of the allocated blocks in bytes, including unused capacity."""
         return sum(b.keys.nbytes + b.values.nbytes for b in self._blocks.values())
 
     def truncate(self, length: int) -> None:
-        """Forgets every token at or behind `length`; raises ValueError for a negative length."""
+        """Drops all tokens from `length` on; raises ValueError for a negative length."""
         if length < 0:
             raise ValueError(f"cannot truncate a KV cache to {length} tokens")
         for block in self._blocks.values():
@@ -86,7 +86,7 @@ class KVCache:
             blocks: indices to carry over; all by default.
 
         Raises:
-            ValueError: if a block holds fewer tokens than `length`.
+            ValueError: a block holds fewer tokens than `length`.
         """
         child = KVCache(self.shape, self.dtype, self.device)
         for index in self.blocks if blocks is None else blocks:

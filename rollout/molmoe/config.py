@@ -226,11 +226,13 @@ def read_json(path: Path, if_missing: str = "is this a MolmoE folder?") -> dict[
     except FileNotFoundError:
         raise ValueError(f"{path} is missing: {if_missing}") from None
     except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): write or download it anew") from None
+        raise ValueError(
+            f"{path} is not valid JSON ({error}): write or download it again"
+        ) from None
     if not isinstance(content, dict):
         raise ValueError(
             f"{path} holds a JSON {type(content).__name__} and not an object with names and "
-            "values: write or download it anew"
+            "values: write or download it again"
         )
     return content
 

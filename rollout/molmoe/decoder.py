@@ -70,12 +70,12 @@ class MolmoE(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.lm_head.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The weights' dtype."""
+        """The dtype of the weights."""
         return self.lm_head.weight.dtype
 
     def new_cache(self, capacity: int, *, batch: int = 1) -> KVCache:
@@ -90,7 +90,7 @@ class MolmoE(nn.Module):
     def embed(
         self, token_ids_BT: Tensor, vision_BCVD: Tensor | None = None, idx_BCV: Tensor | None = None
     ) -> Tensor:
-        """Token embeddings with the vision tokens ADDED at their indices (negative: left out).
+        """Token embeddings with the vision tokens ADDED at their indices (negative: ignored).
 
         Args:
             token_ids_BT: ids; -1 is padding.
@@ -135,16 +135,16 @@ class MolmoE(nn.Module):
         Args:
             x_BTD: hidden states; they follow the tokens that the cache holds for these blocks.
             start: first block.
-            stop: one behind the last block.
+            stop: end of the range of blocks, exclusive.
             cache: keys and values; skipped blocks get no entry.
-            top_k: experts a token, one number or one for each block of the model; the
-                configuration's by default.
-            skipped: blocks that are identity; they are never entered.
+            top_k: experts per token, one number or one per block of the model; by default that of
+                the configuration.
+            skipped: blocks to skip; they act as the identity and are never entered.
             attention_mask_BS: True where a token (cached ones included) is real; None if all are.
-            store: False leaves no trace of the new tokens in the cache.
+            store: whether the keys and values of the new tokens stay in the cache.
 
         Returns:
-            Hidden states behind the last block, [B, T, D].
+            Hidden states after the last block, [B, T, D].
         """
         running = [index for index in range(start, stop) if index not in skipped]
         if not running:

@@ -49,8 +49,8 @@ def greedy_tokens(
 ) -> Iterator[int]:
     """Yields the answer's ids, the end-of-sequence token included if it comes within the limit.
 
-    One host read a token, here and nowhere else. The first id comes from the prefill and is
-    yielded before any step runs.
+    There is one host read per token, here and nowhere else. The first id comes from the prefill and
+    is yielded before any step runs.
     """
     token_id_1 = first_id_1
     for count in range(1, max_new_tokens + 1):
@@ -72,7 +72,7 @@ def generate(
     """Prefills one prompt and decodes greedily.
 
     Raises:
-        ValueError: if `max_new_tokens` is not positive or the prompt exceeds the positions.
+        ValueError: `max_new_tokens` is not positive, or the prompt exceeds the positions.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}: ask for at least one token")

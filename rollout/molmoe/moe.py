@@ -1,6 +1,6 @@
-"""Sparse mixture of experts: softmax over all experts, top-k kept and not renormalised.
+"""Sparse mixture of experts: softmax over all experts; the top-k weights are not renormalised.
 
-Shapes: T tokens, D d_model, E experts, k experts a token, M = T * k rows, H expert width.
+Shapes: T tokens, D d_model, E experts, k experts per token, M = T * k rows, H expert width.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from rollout.molmoe.attention import RMSNorm, wide
 from rollout.molmoe.config import MolmoEConfig
 
 GROUPED_ROWS = {torch.float32: (32, 16), torch.bfloat16: (96, 32)}
-"""Mean rows of an expert below which a CPU takes the grouped product: for experts of up to
-SMALL_EXPERT_BYTES, and for larger ones. Other dtypes lack one."""
+"""Mean number of rows per expert below which a CPU uses the grouped product: first for experts of
+up to SMALL_EXPERT_BYTES, then for larger ones. Other dtypes have no grouped product."""
 
 SMALL_EXPERT_BYTES = 2**21
 
@@ -33,10 +33,10 @@ def route(logits_TE: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
 def grouped_experts(
     x_TD: Tensor, weights_Tk: Tensor, experts_Tk: Tensor, gate_up: Tensor, down: Tensor
 ) -> Tensor:
-    """One grouped matrix product over rows sorted by expert; reads nothing on the host.
+    """One grouped matrix product over rows sorted by expert; nothing is read on the host.
 
     Args:
-        x_TD: normed activations.
+        x_TD: normalised activations.
         weights_Tk: router probabilities.
         experts_Tk: expert indices.
         gate_up: fused gate and up projections, [E, 2H, D].
@@ -95,9 +95,9 @@ def _one_token(
 
 
 def _row_product(x_1I: Tensor, weight_OI: Tensor) -> Tensor:
-    """`F.linear` of one row, in float32 as a batch of one block of outputs a thread.
+    """`F.linear` of one row; in float32 as a batch with one block of outputs per thread.
 
-    On some CPUs the library leaves a matrix-vector product to one thread, but never a batch.
+    On some CPUs the library runs a matrix-vector product on one thread, but never a batch.
     """
     blocks = torch.get_num_threads() if x_1I.dtype == torch.float32 else 1
     if blocks == 1 or len(weight_OI) % blocks:

@@ -120,10 +120,10 @@ class Preprocessor:
         Args:
             image: any PIL image, or None for text alone.
             prompt: the user's text; the role format is added here.
-            max_crops: most high-resolution crops; the model's own maximum by default.
+            max_crops: maximum number of high-resolution crops; by default the model's.
 
         Raises:
-            ValueError: for an empty prompt, an unreadable image or a max_crops below 1.
+            ValueError: the prompt is empty, the image unreadable, or max_crops below 1.
         """
         text_ids = self.encode_prompt(prompt)
         if image is None:
@@ -140,10 +140,12 @@ class Preprocessor:
         return self._assemble(text_ids, (letterbox(pixels, size, size)[0], *high), tiling)
 
     def with_fill(self, image: Image.Image, prompt: str, tier: FillName) -> ModelInputs:
-        """The core experiment's tiling, which covers and cuts instead of letterboxing.
+        """Preprocesses with the fill tiling, which covers the crops instead of letterboxing.
+
+        The study that first measured these knobs on MolmoE-1B-0924 used it.
 
         Raises:
-            ValueError: for an empty prompt, an unreadable image or an unknown tier.
+            ValueError: the prompt is empty, the image unreadable, or the tier unknown.
         """
         if tier not in FILL_TIERS:
             raise ValueError(f"unknown tier {tier!r}: use one of {', '.join(FILL_TIERS)}")

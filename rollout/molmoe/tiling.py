@@ -17,14 +17,14 @@ CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
 CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
 
 MAX_COVER_RATIO = 16
-"""Covering may enlarge an image to at most this multiple of the canvas' pixels."""
+"""Covering may enlarge an image to at most this multiple of the canvas's pixels."""
 
 Pixels = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FillTier:
-    """Crop counts of one tier of the core experiment."""
+    """Crop counts of one tier in the study that first measured these knobs on MolmoE-1B-0924."""
 
     min_crops: int
     max_crops: int
@@ -43,9 +43,9 @@ def select_tiling(height: int, width: int, window: int, max_crops: int) -> tuple
 
     Args:
         height: pixels, without the crops' overlap margin (may be negative for small images).
-        width: likewise.
+        width: the same for the width.
         window: stride of the crops in pixels.
-        max_crops: most crops, the global one not counted.
+        max_crops: maximum number of crops, without the global one.
     """
     tilings = sorted(
         ((r, c) for r in range(1, max_crops + 1) for c in range(1, max_crops // r + 1)),
@@ -60,7 +60,7 @@ def select_tiling(height: int, width: int, window: int, max_crops: int) -> tuple
 
 
 def select_fill_tiling(height: int, width: int, tier: FillTier) -> tuple[int, int]:
-    """Rows and columns of the core experiment: the aspect ratio decides, preferred counts first."""
+    """Rows and columns of the fill tiling: the closest aspect ratio, preferred counts first."""
     counts = [
         *tier.preferred,
         *(n for n in range(tier.min_crops, tier.max_crops + 1) if n not in tier.preferred),

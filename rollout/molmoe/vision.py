@@ -70,7 +70,7 @@ class VisionBlock(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """CLIP-style encoder over flattened patches; blocks behind the last selected one never run."""
+    """CLIP-style encoder over flattened patches; blocks after the last selected one never run."""
 
     def __init__(self, config: VisionConfig, layers: tuple[int, ...]) -> None:
         super().__init__()

@@ -1,13 +1,15 @@
-"""Profile records: the core experiment's JSON, read and written.
+"""Reads and writes profile records in JSON.
+
+The schema is that of the study that first measured these knobs on MolmoE-1B-0924:
 
     results_dir/<dataset>/<anything>.json      {"per_sample_results": [{...}, ...], ...}
 
-One file holds one configuration's records. Reading holds one file in memory at a time, and counts
-what it leaves out and why; nothing is repaired.
+One file holds the records of one configuration. The reader holds one file in memory at a time, and
+counts the records it skips and why; it repairs nothing.
 
-A record's own `T_decode_per_token` can disagree with T_LLM_decode / output_tokens. Profiles written
-here always differ: an answer's first token comes from the prefill, so n tokens take n - 1 decode
-steps, and `T_decode_per_token` is the time of a step. Both are read, `DecodeReading` chooses.
+A record's own `T_decode_per_token` can differ from T_LLM_decode / output_tokens. In profiles
+written here it always does: the first token comes from the prefill, so n tokens take n - 1 decode
+steps, and `T_decode_per_token` is the time of one step. Both are read, and `DecodeReading` chooses.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from rollout.latency.clock import DeviceFacts
 RECORDS_KEY = "per_sample_results"
 VISION_STAGES = ("copy", "vision_encoder", "projector")
 DISAGREEMENT = 0.01
-"""Relative difference from which the two decode readings disagree; times are often rounded."""
+"""Relative difference beyond which the two decode readings disagree; times are often rounded."""
 
 _COUNTS = (
     "actual_vision_tokens",
@@ -42,10 +44,10 @@ _DECODE = "T_decode_per_token"
 
 
 class DecodeReading(StrEnum):
-    """Which decode time a token to train on.
+    """Which decode time per token to use.
 
-    RECORDED is the record's own T_decode_per_token; where a record lacks it, and only there, it
-    is computed, and the report counts how often. COMPUTED is always T_LLM_decode / output_tokens.
+    RECORDED is the record's own T_decode_per_token; if a record lacks it, it is computed, and the
+    report counts how often. COMPUTED is always T_LLM_decode / output_tokens.
     """
 
     RECORDED = "recorded"
@@ -57,20 +59,20 @@ class LatencyRecord:
     """One measured answer, checked: counts and times are positive and finite.
 
     Attributes:
-        dataset: name of the folder that the file lay in.
-        sample_key: whose question it is. The image's `image_id` where the record has one (across
-            data sets), else data set and `sample_id`, else data set and index within the file.
-        vision_tokens: of the prompt.
-        text_tokens: of the prompt.
+        dataset: name of the file's folder.
+        sample_key: identifies the sample: the `image_id` if the record has one (across data sets),
+            or else data set and `sample_id`, or else data set and index within the file.
+        vision_tokens: number of vision tokens of the prompt.
+        text_tokens: number of text tokens of the prompt.
         tier: image tier.
-        top_k: experts a token visits.
-        num_active_blocks: blocks that run.
-        output_tokens: of the answer.
+        top_k: experts per token.
+        num_active_blocks: number of blocks that run.
+        output_tokens: number of tokens of the answer.
         prefill_ms: T_vision_total + T_LLM_prefill.
         decode_ms: T_LLM_decode.
-        recorded_decode_per_token_ms: the record's own T_decode_per_token, None where it has none.
-        insertion_position: None where the record has none.
-        score: of the answer, None where the record has none.
+        recorded_decode_per_token_ms: the record's own T_decode_per_token, None if it has none.
+        insertion_position: None if the record has none.
+        score: score of the answer, None if the record has none.
     """
 
     dataset: str
@@ -93,7 +95,7 @@ class LatencyRecord:
         return self.decode_ms / self.output_tokens
 
     def decode_per_token_ms(self, reading: DecodeReading) -> float:
-        """The decode time a token in the chosen reading."""
+        """The decode time per token in the chosen reading."""
         if reading is DecodeReading.RECORDED and self.recorded_decode_per_token_ms is not None:
             return self.recorded_decode_per_token_ms
         return self.computed_decode_per_token_ms
@@ -101,17 +103,17 @@ class LatencyRecord:
 
 @dataclass(slots=True, kw_only=True)
 class ReadReport:
-    """What a reader met; complete once the reader is exhausted.
+    """Counts of a reader; complete once the reader is exhausted.
 
     Attributes:
-        num_files: files that were read whole.
-        num_records: records that were handed on.
-        omitted_records: left-out records by reason.
-        omitted_files: left-out files (data set / name) with the reason.
-        num_decode_compared: records that state a T_decode_per_token.
-        num_decode_disagree: of these, how many differ from T_LLM_decode / output_tokens by more
+        num_files: number of files read completely.
+        num_records: number of records returned.
+        omitted_records: number of skipped records by reason.
+        omitted_files: skipped files (data set / name) with the reason.
+        num_decode_compared: number of records with a T_decode_per_token.
+        num_decode_disagree: number of these that differ from T_LLM_decode / output_tokens by more
             than DISAGREEMENT.
-        num_decode_absent: records that state none.
+        num_decode_absent: number of records without T_decode_per_token.
     """
 
     num_files: int = 0
@@ -123,7 +125,7 @@ class ReadReport:
     num_decode_absent: int = 0
 
     def count(self, record: LatencyRecord) -> None:
-        """Counts a record that is handed on."""
+        """Counts a returned record."""
         self.num_records += 1
         recorded_ms = record.recorded_decode_per_token_ms
         if recorded_ms is None:
@@ -154,7 +156,7 @@ class ReadReport:
 
 
 class ProfileReader:
-    """Iterates over the records of one or many data sets, in the order of names."""
+    """Iterates over the records of one or more data sets, in the order of their names."""
 
     def __init__(self, results_dir: Path, dataset_names: Sequence[str] | None = None) -> None:
         """Finds the files; without names, every folder that holds JSON files is a data set.
@@ -180,7 +182,7 @@ class ProfileReader:
         self._files = {name: files[name] for name in names}
 
     def __iter__(self) -> Iterator[LatencyRecord]:
-        """Reads file after file, and counts into a new `report`."""
+        """Reads all files, and counts in a new `report`."""
         self.report = ReadReport()
         for dataset, paths in self._files.items():
             for path in paths:
@@ -204,7 +206,7 @@ class ProfileReader:
 
 
 def parse_record(item: Any, dataset: str, index: int) -> LatencyRecord:
-    """Checks one JSON record; raises ValueError with the reason if it is to be left out."""
+    """Checks one JSON record; raises ValueError with the reason if it must be skipped."""
     if not isinstance(item, dict):
         raise ValueError("not an object")
     counts = {name: _whole(name, _positive(name, item.get(name))) for name in _COUNTS}
@@ -287,14 +289,14 @@ def _whole(name: str, number: float) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfileRecord:
-    """One measured answer as it is written; the JSON's names are in `to_json`.
+    """One measured answer to be written; `to_json` has the names in the JSON.
 
     Attributes:
-        sample_id: unique within the task.
+        sample_id: id of the sample, unique within the task.
         task: name of the data set.
-        image_id: of the image where several samples share one, else None.
-        execution: what ran and how long each stage took.
-        score: of the answer.
+        image_id: id of the image if several samples share one, or else None.
+        execution: the configuration, the answer and the time of each stage.
+        score: score of the answer.
     """
 
     sample_id: str
@@ -305,7 +307,7 @@ class ProfileRecord:
 
     @classmethod
     def of(cls, sample: Sample, execution: Execution, score: float) -> ProfileRecord:
-        """The record of a sample, its `image_id` taken from the metadata if it is there."""
+        """The record of a sample; its `image_id` is taken from the metadata, if present."""
         image_id = sample.metadata.get("image_id")
         return cls(
             sample_id=sample.id,
@@ -316,11 +318,11 @@ class ProfileRecord:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The core experiment's fields and ours.
+        """The record as plain JSON values, with some fields of our own.
 
         T_LLM_decode is the time of the n - 1 decode steps of n output tokens, T_decode_per_token
         the time of one step. An answer of one token has no step: its T_LLM_decode is 0 and
-        T_decode_per_token absent, and readers leave it out.
+        T_decode_per_token is absent, and readers skip it.
         """
         execution = self.execution
         stages_ms = dict(execution.stages_ms)
@@ -358,7 +360,7 @@ def _sum_ms(stages_ms: Mapping[str, float], prefixes: tuple[str, ...]) -> float:
 
 
 def write_profile(path: Path, records: Iterable[ProfileRecord], device: DeviceFacts) -> None:
-    """Writes one configuration's file atomically; readers see the old file or the whole new one.
+    """Writes the file of one configuration atomically; readers see the old or the new one.
 
     Raises:
         ValueError: there is no record, or a value is not finite.
@@ -367,7 +369,7 @@ def write_profile(path: Path, records: Iterable[ProfileRecord], device: DeviceFa
 
 
 def write_items(path: Path, items: Sequence[Mapping[str, Any]], device: Mapping[str, Any]) -> None:
-    """`write_profile` for records that are JSON already."""
+    """`write_profile` for records that are already plain JSON values."""
     if not items:
         raise ValueError(f"no records for {path}: measure at least one sample")
     content = {RECORDS_KEY: items, "device": device}
