@@ -190,7 +190,7 @@ CHILD = """
 import sys, time
 from pathlib import Path
 from launch.run.object_store import RunStore
-from tests.launch.s3 import write_step
+from tests.launch.run.s3 import write_step
 uri, run_dir = sys.argv[1], Path(sys.argv[2])
 store = RunStore(uri, run_dir)
 print("ready", flush=True)
