@@ -1,11 +1,12 @@
-"""The savings of groups and the precision of the clock, on the embedded model.
+"""Measures the time saved by shared groups and the reliability of measured latencies.
 
-Sections: stages against one wall clock; hooks on against off; repeatability of three fixed
-configurations; composed latencies of a shared group against unshared runs; episodes a second of a
-shared group of 8 against the earlier flow (two passes an episode, nothing shared); cost of the
-vector-Jacobian product; cost of the controller. Everything interleaved, on one thread.
+Example: python -m benchmarks.episodes --model embedded --samples 12 --groups 60
 
-python -m benchmarks.episodes [--model embedded] [--samples 12] [--groups 60]
+Sections: sum of the stages against the wall clock; overhead of the hooks; repeatability of three
+fixed configurations; composed latencies of a shared group against unshared runs; speed of a shared
+group of 8 against the two-pass flow of this training's first version, which shares nothing; cost
+of the vector-Jacobian product; cost of the controller. All comparisons are interleaved, on one
+thread.
 """
 
 import argparse
@@ -40,7 +41,7 @@ def spread(values: list[float], unit: str = "ms") -> str:
 
 
 def median_interval(values_SR: np.ndarray) -> str:
-    """The median, and its 95 % interval by resampling whole samples (rows), which share noise."""
+    """The median with its 95 % bootstrap interval, from resampled rows, whose noise is shared."""
     rng, rows = np.random.default_rng(0), len(values_SR)
     medians = [np.median(values_SR[rng.integers(0, rows, rows)]) for _ in range(2000)]
     low, high = np.quantile(medians, (0.025, 0.975))
@@ -63,10 +64,10 @@ def run_group(executor: MolmoEExecutor, sample: Sample, members: list[Knobs]):
 
 
 def earlier_episode(executor: MolmoEExecutor, sample: Sample, knobs: Knobs, *, whole: bool) -> None:
-    """Two forward passes: one only to fetch the latency token, one to answer.
+    """One episode of the first version: a forward pass for the latency token, then the answer.
 
     The first pass runs through all blocks (`whole`), as a forward call of a published model does,
-    or is stopped after the insertion position.
+    or stops at the insertion position.
     """
     model = executor.model
     inputs = executor.preprocessor(sample.image, sample.prompt, knobs.tier.max_crops)
@@ -114,7 +115,7 @@ def section_hooks(worker: RolloutWorker, samples: list[Sample]) -> None:
             pairs.append(100 * (took / without - 1))
         ratios.append(pairs)
     interval = median_interval(np.array(ratios))
-    print(f"hooks on against off, one full episode, in per cent: {interval}")
+    print(f"overhead of the hooks in a full episode, in per cent: {interval}")
 
 
 def section_repeatability(worker: RolloutWorker, sample: Sample) -> None:
@@ -130,10 +131,10 @@ def section_repeatability(worker: RolloutWorker, sample: Sample) -> None:
 
 
 def section_composed(worker: RolloutWorker, samples: list[Sample]) -> None:
-    """A shared group, then all members unshared, then once more: the same time lies between.
+    """Runs a shared group, then all members unshared, twice, so that the gaps in time are equal.
 
-    Members of a group share what happened to the clock in their common segments, so that it takes
-    many groups to compare spreads: intervals come from resampling groups.
+    Members of a group share the clock's noise in their common segments, so many groups are needed
+    to compare spreads; intervals come from resampling groups.
     """
     rng, every, ratios, own = np.random.default_rng(0), list(all_knobs()), [], []
     for sample in samples:
@@ -150,9 +151,9 @@ def section_composed(worker: RolloutWorker, samples: list[Sample]) -> None:
     widths = [interquartile(ratios_SG[r]) / interquartile(own_SG[r]) for r in rows]
     low, high = np.quantile(widths, (0.025, 0.975))
     print(f"composed / unshared latency: {median_interval(ratios_SG)}")
-    print(f"the clock's own, unshared twice: {median_interval(own_SG)}")
+    print(f"unshared / unshared latency (noise of the clock): {median_interval(own_SG)}")
     print(
-        f"interquartile range, composed over the clock's own: {interquartile(ratios_SG):.3f} / "
+        f"interquartile range, composed over unshared: {interquartile(ratios_SG):.3f} / "
         f"{interquartile(own_SG):.3f} = {interquartile(ratios_SG) / interquartile(own_SG):.2f}, "
         f"95 % interval {low:.2f} to {high:.2f}"
     )
@@ -167,7 +168,7 @@ def section_sharing(worker: RolloutWorker, samples: list[Sample]) -> None:
             pool = [every[i] for i in rng.choice(len(every), distinct, replace=False)]
             members = [pool[i] for i in rng.integers(0, distinct, 8)]
             if distinct < 8:
-                members[:distinct] = pool  # all of them occur
+                members[:distinct] = pool  # so that each of them occurs
             shared = milliseconds(lambda s=sample, m=members: run_group(worker.executor, s, m))
             for whole in ratios:
                 earlier = milliseconds(
@@ -178,14 +179,14 @@ def section_sharing(worker: RolloutWorker, samples: list[Sample]) -> None:
                 ratios[whole].append(earlier / shared)
             rates.append(8e3 / shared)
         print(
-            f"group of 8, {name}: {spread(ratios[True], 'times')} the earlier flow's speed "
-            f"(two forward passes), {spread(ratios[False], 'times')} if its first pass stops at "
-            f"the insertion position; {spread(rates, 'episodes/s')}"
+            f"group of 8, {name}: {spread(ratios[True], 'times')} the speed of the two-pass flow, "
+            f"{spread(ratios[False], 'times')} if its first pass stops at the insertion position; "
+            f"{spread(rates, 'episodes/s')}"
         )
 
 
 def section_further_sharing(worker: RolloutWorker) -> None:
-    """What sharing blocks until the first that a sibling skips would save, counted, not timed."""
+    """Counts the block runs saved if siblings also shared blocks up to the first differing one."""
     importance, rng, every = worker.executor.importance, np.random.default_rng(3), list(all_knobs())
     for name, distinct in (("uniform over 225", 225), ("three distinct", 3)):
         now = then = 0
@@ -239,14 +240,14 @@ def section_controller(worker: RolloutWorker, samples: list[Sample]) -> None:
             f"{controller.num_stage_weights()} weights in the stages"
         )
     medians = [run_group(worker.executor, sample, [MIDDLE])[1][0].latency_ms for sample in samples]
-    print(f"an episode of {MIDDLE}: {spread(medians)}")
+    print(f"for comparison, an episode of {MIDDLE}: {spread(medians)}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--samples", type=int, default=12)
-    parser.add_argument("--groups", type=int, default=60, help="groups to compose latencies of")
+    parser.add_argument("--groups", type=int, default=60, help="groups for composed latencies")
     parser.add_argument("--max-new-tokens", type=int, default=16)
     options = parser.parse_args()
     executor = ExecutorConfig(max_new_tokens=options.max_new_tokens)

@@ -1,10 +1,10 @@
-"""The full-size model on this machine, with random weights in the published layout.
+"""Runs a full-size model with random weights in the published layout on this machine.
 
-Writes a sharded float32 checkpoint (about 29 GB), loads it in bfloat16 in a fresh process, and
-answers one image prompt: peak memory, load time, prefill and decode times. The folder is deleted
-afterwards.
+Example: python -m benchmarks.full_size --layers 16
 
-python -m benchmarks.full_size [--layers 16] [--folder DIR]
+Writes a sharded float32 checkpoint (about 29 GB), loads it in bfloat16 in a new process, and
+answers one prompt with an image. Prints peak memory and the times of loading, prefill and decode.
+The folder is deleted afterwards.
 """
 
 import argparse
@@ -33,7 +33,7 @@ SHARD_BYTES = 2 * 10**9
 
 
 def write(folder: Path, config: MolmoEConfig) -> int:
-    """Writes random float32 shards one by one, so that no more than one is in memory."""
+    """Writes random float32 shards one by one, so that only one is in memory; returns the bytes."""
     with torch.device("meta"):
         slots = tensor_slots(MolmoE(config))
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def write(folder: Path, config: MolmoEConfig) -> int:
 
 
 def image_inputs(config: MolmoEConfig) -> ModelInputs:
-    """A 3x4 tiling of a noisy picture and 20 text ids; the tokenizer's files are not needed."""
+    """Inputs of a noise image, tiled 3x4, and 20 text ids; no tokenizer files are needed."""
     preprocessor = Preprocessor.__new__(Preprocessor)
     preprocessor.config, preprocessor.bos = config, config.eos_token_id
     preprocessor.im_start, preprocessor.im_end = 50280, 50281
@@ -78,7 +78,7 @@ def image_inputs(config: MolmoEConfig) -> ModelInputs:
 
 @torch.no_grad()
 def run(folder: Path) -> None:
-    """Loads and answers, in a process of its own."""
+    """Loads the model and answers, in its own process."""
     started = time.perf_counter()
     model = load_model(folder, dtype=torch.bfloat16)
     load_s = time.perf_counter() - started
@@ -101,7 +101,7 @@ def run(folder: Path) -> None:
         status = dict(line.split(":", 1) for line in lines)
     print(f"layers {model.config.n_layers}, {len(inputs.token_ids)} tokens, bfloat16, CPU")
     print(f"load {load_s:.0f} s; vision {vision_s:.1f} s; whole prefill {prefill_s:.1f} s")
-    print(f"decode {middle:.0f} ms a token [{low:.0f} {high:.0f}]")
+    print(f"decode {middle:.0f} ms per token [{low:.0f} {high:.0f}]")
     peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(
         f"peak resident {peak_gb:.1f} GB (mapped shard included), anonymous "
@@ -112,7 +112,7 @@ def run(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=16, help="decoder blocks")
-    parser.add_argument("--folder", type=Path, default=None, help="where the shards go")
+    parser.add_argument("--folder", type=Path, default=None, help="folder for the shards")
     parser.add_argument("--run", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()

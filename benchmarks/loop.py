@@ -1,11 +1,11 @@
-"""How well the cluster recipe uses its devices: the loop, with actors that sleep.
+"""Measures how busy the recipe `molmoe-h100` keeps its devices, with actors that only sleep.
 
-`launch/joint_grpo.py`'s own loop runs the recipe `molmoe-h100` with the real fleet, the real
-learner at the real width, commits and reports; only the rollout actors sleep instead of computing.
-All of them live in a few asynchronous Ray actors, where each serves one call at a time. Printed is
-the share of time in which the actors were busy, and where the driver's time went.
+Example: python -m benchmarks.loop --actors 64 --sleep 1.0 --max-staleness 1
 
-python -m benchmarks.loop [--actors 64] [--sleep 1.0] [--max-staleness 1]
+The loop of `launch/joint_grpo.py` runs with the real fleet, checkpoints, reports, and the real
+learner at full width; only the rollout actors sleep instead of computing. All of them live in a
+few asynchronous Ray actors, in which each serves one call at a time. Prints the share of time in
+which the actors were busy, and the driver's time by part of a step.
 """
 
 import argparse
@@ -51,11 +51,11 @@ FINGERPRINT = Fingerprint(
     budget_scope="total",
 )
 GRADIENT_SHARE = 0.05
-"""Seconds that a vector-Jacobian product takes, as a share of those of its group."""
+"""Duration of a vector-Jacobian product relative to that of its group's rollout."""
 
 
 class Pool:
-    """Many logical actors in one process."""
+    """Many simulated rollout actors in one process."""
 
     def __init__(self, sleep_s: float) -> None:
         self.sleep_s = sleep_s
@@ -143,7 +143,7 @@ def sleeping_fleet(pools, config: ClusterConfig) -> RayFleet:
 
 
 class Unevaluated(Run):
-    """A run that is not evaluated: its actors have nothing to answer."""
+    """A run without evaluations, because its actors cannot answer anything."""
 
     __slots__ = ()
 
@@ -152,7 +152,7 @@ class Unevaluated(Run):
 
 
 def make_run(fleet: RayFleet, config: JointGRPOConfig, folder: Path) -> Run:
-    """The recipe's run on this fleet, committed to a folder."""
+    """A run of the recipe on this fleet, with its checkpoints in a folder."""
     budgets = BudgetSampler(range=BudgetRange(low_ms=100, high_ms=200), feasible_from_ms=120)
     setup = PolicySetup.of(WIDTH, budgets)
     return Unevaluated(
@@ -176,7 +176,7 @@ def make_run(fleet: RayFleet, config: JointGRPOConfig, folder: Path) -> Run:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--actors", type=int, default=64)
-    parser.add_argument("--sleep", type=float, default=1.0, help="seconds a group takes")
+    parser.add_argument("--sleep", type=float, default=1.0, help="seconds per group")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--max-staleness", type=int, default=molmoe_h100().max_staleness)
     options = parser.parse_args()
@@ -196,14 +196,14 @@ def main() -> None:
     busy = [np.mean([v for k, v in r.items() if k.startswith("fleet_busy/")]) for r in rows]
     groups = config.groups_per_step * config.steps
     print(
-        f"{options.actors} actors, {config.groups_per_step} groups of {config.group_size} per step"
-        f", staleness {config.max_staleness}: {groups} groups in {elapsed_s:.1f} s; actors busy "
+        f"{options.actors} actors, {config.groups_per_step} groups of {config.group_size} per step,"
+        f" staleness {config.max_staleness}: {groups} groups in {elapsed_s:.1f} s; actors busy "
         f"{np.median(busy):.0%} of the time (median step, {min(busy):.0%} to {max(busy):.0%}); "
-        f"driver {1e3 * cpu_s / groups:.1f} ms of CPU a group"
+        f"driver {1e3 * cpu_s / groups:.1f} ms of CPU per group"
     )
     for part in ("broadcast", "checkpoint", "wait", "gradient", "learn"):
         seconds = [row.get(f"time/{part}_s", 0.0) for row in rows]
-        print(f"  {part:<11}{np.median(seconds):7.3f} s a step")
+        print(f"  {part:<11}{np.median(seconds):7.3f} s per step")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Times our MoE layer, mid-size and full-size, against two others.
+"""Times our MoE layer, mid-size and full-size, against two other implementations.
 
-(a) a plain loop over all experts, as in the published code; (b) transformers' OLMoE block with
-each of its expert implementations. One process, interleaved in a random order (what runs after a
-large allocation is slower), medians with quartiles.
+Example: python -m benchmarks.moe --quick --sizes full --dtypes bfloat16 --tokens 1 64
 
-python -m benchmarks.moe [--quick] [--sizes full] [--dtypes bfloat16] [--tokens 1 64]
+The others are a plain loop over all experts, as in the published code, and transformers' OLMoE
+block with each of its expert implementations. All run in one process, interleaved in random order
+(a call that follows a large allocation is slower); the table shows medians with quartiles.
 """
 
 import argparse
@@ -33,11 +33,12 @@ TOKENS = (1, 64, 400, 1200)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 OURS = ("looped", "grouped")
 OTHERS = ("plain loop", "eager", "batched_mm", "grouped_mm")
-LARGE_BYTES = 2**30  # batched_mm gathering more than this is timed once, after all others
+LARGE_BYTES = 2**30
+"""If batched_mm gathers more than this, it is timed only once, after all others."""
 
 
 class PlainLoop(torch.nn.Module):
-    """One pass over all experts with masks, weights apart by expert: the published way."""
+    """The published implementation: a loop over all experts with masks and separate weights."""
 
     def __init__(self, ours: SparseMoE) -> None:
         super().__init__()
@@ -63,7 +64,7 @@ class PlainLoop(torch.nn.Module):
 
 
 def olmoe(ours: SparseMoE, config: MolmoEConfig, top_k: int, implementation: str):
-    """Transformers' block on the same weights, without a copy of them."""
+    """Transformers' OLMoE block on the same weights, without copying them."""
     settings = OlmoeConfig(
         hidden_size=config.d_model,
         intermediate_size=config.expert_hidden,
@@ -81,7 +82,7 @@ def olmoe(ours: SparseMoE, config: MolmoEConfig, top_k: int, implementation: str
 
 
 def plain_copy(num_bytes: int) -> Callable[[], object]:
-    """Copies as many bytes as the k experts' weights have: what decoding one token must read."""
+    """Copies this many bytes: those of the k experts' weights that decoding one token reads."""
     source = torch.ones(num_bytes // 4)
     target = torch.empty_like(source)
     return lambda: target.copy_(source)
@@ -90,7 +91,10 @@ def plain_copy(num_bytes: int) -> Callable[[], object]:
 def interleaved(
     ways: dict[str, Callable[[], object]], seconds: float, rounds: int
 ) -> dict[str, list[float]]:
-    """Milliseconds of each way, run in turn until time and rounds are used up."""
+    """Milliseconds of each implementation, interleaved until both limits are reached.
+
+    Every implementation runs for at least `rounds` rounds, and all of them for at least `seconds`.
+    """
     for call in ways.values():
         call()
         call()
@@ -114,10 +118,10 @@ def once_ms(call: Callable[[], object]) -> float:
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="less time a row")
+    parser.add_argument("--quick", action="store_true", help="less time per row")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
-    parser.add_argument("--rounds", type=int, default=5, help="minimum number of runs each")
+    parser.add_argument("--rounds", type=int, default=5, help="minimum number of runs of each")
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))
     parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS))
     options = parser.parse_args()
@@ -142,12 +146,12 @@ def main() -> None:
                     table.add_row(size, dtype_name, str(tokens), str(top_k), *cells)
             del layer, loop
     Console(width=220).print(table)
-    print("medians in ms with quartiles; * what the rule takes; ratios: medians over the rounds;")
-    print("copy: a plain copy of as many bytes as the k experts' weights have, at one token")
+    print("medians in ms with quartiles; *: chosen by our rule; ratios: medians over the rounds;")
+    print("copy: a plain copy of the number of bytes of the k experts' weights, at one token")
 
 
 def row(layer, loop, config, x, top_k, seconds, rounds) -> list[str]:
-    """Cells of one line of the table; a dash for an implementation that fails."""
+    """Cells of one row of the table; a dash for an implementation that fails."""
 
     def ours(function):
         def call():

@@ -1,9 +1,9 @@
-"""Time of one decoded token: our steps against the published flow, at real width.
+"""Times one decode step: our implementation against the published flow, at full width.
 
-The published flow concatenates both embedding tables on every forward, loops over all experts,
-concatenates keys and values into a new cache, and applies the head to every position.
+Example: python -m benchmarks.whole_model --layers 2
 
-python -m benchmarks.whole_model [--layers 2]
+The published flow concatenates both embedding tables in every forward pass, loops over all
+experts, concatenates keys and values into a new cache, and applies the head to every position.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from rollout.molmoe.generation import decode_step
 
 
 class PublishedFlow:
-    """One decode step the published way, on the same weights."""
+    """Decode steps as in the published code, on the same weights."""
 
     def __init__(self, model: MolmoE, past: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
         self.model, self.past = model, past
@@ -86,7 +86,7 @@ def main() -> None:
                 theirs.append((end - middle) * 1e3)
         for name, times in (("ours", ours), ("published flow", theirs)):
             low, middle_ms, high = statistics.quantiles(times, n=4)
-            print(f"{dtype} {name}: {middle_ms:.1f} ms a token [{low:.1f} {high:.1f}]")
+            print(f"{dtype} {name}: {middle_ms:.1f} ms per token [{low:.1f} {high:.1f}]")
         print(f"{dtype} ratio {statistics.median(theirs) / statistics.median(ours):.2f}")
 
 

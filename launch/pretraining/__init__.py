@@ -1,1 +1,1 @@
-"""Trains the small model that ships with the project, from nothing."""
+"""Training of the small model that ships with the project, from scratch."""

@@ -1,6 +1,7 @@
-"""Batches by step number: the same stream on every machine, resumable anywhere.
+"""Batches by step number: the same stream on every machine, resumable at any step.
 
-Shapes: B scenes, T tokens after the prefix (questions in a row, then padding), H x W pixels.
+Shapes: B scenes, T tokens after the prefix (questions in sequence, then padding), H x W pixels,
+L looks, M boxes.
 """
 
 from __future__ import annotations
@@ -39,18 +40,19 @@ class QuestionBatch:
     """Scenes with their questions.
 
     Attributes:
-        tier: how all scenes of the batch are cut.
-        images: uint8 [B, H, W, 3]; empty where the batch is text alone.
-        labels: uint8 [B, H, W, 2].
+        tier: tier by which all images of the batch are cropped.
+        images: uint8 [B, H, W, 3]; empty if the batch is text only.
+        labels: uint8 [B, H, W, 2]: class and colour of each pixel; empty if the batch is text only.
         tokens: int64 [B, T].
-        segments: int64 [B, T]: number of the question, from 1; padding has numbers of its own.
-        offsets: int64 [B, T]: place within the question.
+        segments: int64 [B, T]: number of the question, from 1; each padding token is a segment of
+            its own, with a number from 1000.
+        offsets: int64 [B, T]: position within the question.
         targets: int64 [B, T]: the answer token to predict here, or IGNORE.
         traces: int64 [B, T]: the running value after this step of a chain, or IGNORE.
         tasks: int64 [B, T]: index of the question's task, -1 in padding.
-        looks: int64 [L, 3]: tokens that should look at something in the image: row, place in the
-            row, and 1 if the answer is read off there, 0 if the words only name a place.
-        boxes: int64 [M, 5]: what they should look at: index of the look, then the box in px.
+        looks: int64 [L, 3]: tokens that should attend to a part of the image: row, position in the
+            row, and 1 if the answer is read there, 0 if the words only name the location.
+        boxes: int64 [M, 5]: the parts to attend to: index of the look, then the box in px.
     """
 
     tier: Tier
@@ -68,17 +70,17 @@ class QuestionBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedQuestion:
-    """Token ids of prompt and answer with what to predict where."""
+    """Token ids of a prompt and its answer, with the targets at each token."""
 
     ids: list[int]
     targets: list[int]
     traces: list[int]
     looks: list[tuple[int, bool, tuple[Box, ...]]]
-    """Token, whether the answer is read off there, and what it should look at."""
+    """Position of the token, whether the answer is read there, and boxes to attend to."""
 
 
 class Encoder:
-    """Questions to token ids, in the model's prompt format."""
+    """Encodes questions as token ids, in the model's prompt format."""
 
     def __init__(self) -> None:
         self.tokenizer: Tokenizer = build_tokenizer()
@@ -87,16 +89,16 @@ class Encoder:
         self.role_ids = self.tokenizer.encode(" User:").ids
 
     def answer_ids(self, task: str, answer: str) -> list[int]:
-        """Ids of an answer; what is read is spelt by characters, whatever words it resembles."""
+        """Ids of an answer; answers of the reading task are always spelt character by character."""
         if task == "reading":
             pieces = [answer[0], *(f"##{char}" for char in answer[1:])]
             return [self.vocab[piece] for piece in pieces]
         return self.tokenizer.encode(answer).ids
 
     def encode(self, task: str, question: Question) -> EncodedQuestion:
-        """Prompt, answer and end token; the end token itself is predicted but not fed.
+        """Encodes prompt and answer; the end token is a target but not an input.
 
-        The role's two tokens are the same for all questions and belong to the shared prefix.
+        The two tokens of the role are the same for all questions and belong to the shared prefix.
         """
         lead = " User: "
         prompt = self.tokenizer.encode(f"{lead}{question.prompt} Assistant:")
@@ -120,30 +122,30 @@ class StreamConfig:
     """Composition of a stage's batches."""
 
     num_scenes: int = 16
-    """Scenes (or rows of text) per batch."""
+    """Scenes per batch."""
     tail_tokens: int = 112
     """Tokens for questions after each scene."""
     task_weights: tuple[float, ...] = (0.12, 0.24, 0.24, 0.14, 0.16, 0.10)
-    """Shares of easy_vqa, digits, reading, counting, recall, chain scenes."""
+    """Shares of easy_vqa, digits, reading, counting, recall and chain scenes."""
     tier_weights: tuple[float, ...] = (0.2, 0.15, 0.65)
-    """Shares of low, medium, high."""
+    """Shares of the tiers low, medium and high."""
     dense: float = 0.3
     """Share of scenes that are filled with objects."""
     sheets: float = 0.0
-    """Share of sheets (without questions) instead of scenes."""
+    """Share of sheets of glyphs (without questions) instead of scenes."""
     text_every: int = 0
-    """Interval in steps of batches with twice as many rows of text alone (recall and chain); 1:
-    always, 0: never."""
+    """Every n-th batch is text only (recall and chain), with twice the number of rows; 1: every
+    batch, 0: none."""
     easy_steps: int = 0
-    """Until this step, small objects are seldom."""
+    """Number of steps during which small objects are rare at first and become more frequent."""
     seed: int = 0
     """Seed of the stream."""
     split: str = "train"
-    """Source of random scenes."""
+    """Split of the tasks from which scenes are drawn."""
 
 
 class Stream(Dataset[QuestionBatch]):
-    """Batch number `step` of a stage; `rank` workers see different batches."""
+    """Batches of a stage, by step; workers of different rank get different batches."""
 
     def __init__(self, config: StreamConfig, *, rank: int = 0) -> None:
         self.config = config
@@ -157,7 +159,8 @@ class Stream(Dataset[QuestionBatch]):
 
     def __getitem__(self, step: int) -> QuestionBatch:
         config = self.config
-        shared = np.random.default_rng([config.seed, step, 78])  # workers finish together
+        # The tier is the same on all workers, so that they take equally long.
+        shared = np.random.default_rng([config.seed, step, 78])
         tier = Tier(int(shared.choice(3, p=np.array(config.tier_weights))))
         rng = np.random.default_rng([config.seed, self.rank, step, 77])
         scenes, rows = [], []
@@ -191,7 +194,7 @@ class Stream(Dataset[QuestionBatch]):
     def _row(
         self, questions: Sequence[tuple[str, Question]], rng: np.random.Generator
     ) -> list[tuple[int, EncodedQuestion]]:
-        """As many of the scene's questions as fit, then text questions into what is left."""
+        """As many of the scene's questions as fit, then text questions in the remaining space."""
         room, row = self.config.tail_tokens, []
         for name, question in questions:
             encoded = self.encoder.encode(name, question)
@@ -217,7 +220,7 @@ def assemble(
     images: Tensor | None = None,
     labels: Tensor | None = None,
 ) -> QuestionBatch:
-    """Lays (task index, question) pairs side by side, one row a scene."""
+    """Concatenates the (task index, question) pairs of each scene into one row of a batch."""
     shape = (len(rows), tail_tokens)
     tokens, offsets = np.ones(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     segments = np.broadcast_to(1000 + np.arange(shape[1]), shape).copy()

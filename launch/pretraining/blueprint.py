@@ -1,4 +1,4 @@
-"""The small model: sizes, tokenizer, initial weights, and the files of its folder."""
+"""Definition of the small model: sizes, tokenizer, initial weights, the files of its folder."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ WORDINGS = (
 
 
 def vocabulary() -> list[str]:
-    """All tokens by id: specials, characters, continued characters, the tasks' words."""
+    """All tokens by id: special tokens, characters, continuation characters, the tasks' words."""
     text = " ".join(t for wording in WORDINGS for t in templates(wording, "train"))
     text = re.sub(r"{\w+}", " ", text)
     vqa = EasyVqa()
@@ -52,7 +52,7 @@ def vocabulary() -> list[str]:
 
 
 def build_tokenizer() -> Tokenizer:
-    """Known words are one token each, everything else is spelt by characters."""
+    """A tokenizer with one token per known word; all other words are spelt by characters."""
     vocab = {token: index for index, token in enumerate(vocabulary())}
     tokenizer = Tokenizer(models.WordPiece(vocab=vocab, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -62,7 +62,7 @@ def build_tokenizer() -> Tokenizer:
 
 
 def small_config() -> MolmoEConfig:
-    """16 blocks of 16 experts (top 8), scenes of 112 x 140 px cut into at most 12 crops."""
+    """16 blocks of 16 experts (top 8); scenes of 112 x 140 px are cut into at most 12 crops."""
     size = len(vocabulary())
     return MolmoEConfig(
         d_model=128,
@@ -82,7 +82,7 @@ def small_config() -> MolmoEConfig:
 
 
 def new_model(seed: int) -> MolmoE:
-    """A model with initial weights; outputs of blocks start small, so that none runs away."""
+    """A model with initial weights; the outputs of blocks start small, for stability."""
     torch.manual_seed(seed)
     model = MolmoE(small_config())
     depth = model.config.n_layers
@@ -108,17 +108,18 @@ def new_model(seed: int) -> MolmoE:
 
 
 OFFSETS = ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0))
-"""Initial direction of attention of each vision head: here, right, left, below, above."""
+"""Relative patch that each head of the vision encoder attends to initially: itself, right, left,
+below, above."""
 
 
 @torch.no_grad()
 def _start_local(model: MolmoE) -> None:
-    """Lets the vision encoder start as something like a convolution, else it learns slowly.
+    """Lets the vision encoder start similar to a convolution, because it learns slowly otherwise.
 
-    Positions start as sines and cosines of their row and column. Keys start as the identity and
-    queries as the rotation that turns a position into that of a neighbour, another one for each
-    head (the idea of ConViT, d'Ascoli et al., 2021, with plain weights). Patch filters start
-    nearly free of the mean, because what counts is contrast.
+    Position embeddings start as sines and cosines of row and column. Keys start as the identity,
+    and the queries of each head as the rotation that maps a position to that of one neighbour (the
+    idea of ConViT, d'Ascoli et al., 2021, with plain weights). Most of the mean is removed from
+    the patch filters, because contrast is what matters.
     """
     vit, vision = model.vision.encoder.image_vit, model.config.vision
     vit.patch_embedding.weight -= 0.8 * vit.patch_embedding.weight.mean(1, keepdim=True)
@@ -138,11 +139,11 @@ def _start_local(model: MolmoE) -> None:
 
 
 def _start_apart(model: MolmoE, width: int) -> None:
-    """Lets four heads of the 2x2 pooling start with a patch each, else they blur the four.
+    """Lets each of four heads of the 2x2 pooling start with one patch instead of blurring all four.
 
-    The last angle of rows and columns is pi, so its cosine tells even from odd: the two channels
-    of each head's share of the positions are kept free of pixels, and the pooling's queries start
-    as constants that ask for one of the four combinations.
+    The last angle of rows and columns is pi, so its cosine distinguishes even from odd. These two
+    channels of each head's part of the position embedding are kept almost free of pixels, and the
+    pooling's queries start as constants that select one of the four combinations.
     """
     vision, pooling = model.config.vision, model.vision.encoder.image_pooling_2d
     even_row, even_col = (
@@ -151,7 +152,7 @@ def _start_apart(model: MolmoE, width: int) -> None:
     patches = model.vision.encoder.image_vit.patch_embedding.weight
     patches[even_row] *= 0.05
     patches[even_col] *= 0.05
-    earliest = len(model.config.vit_layers) - 1  # its features come last
+    earliest = len(model.config.vit_layers) - 1  # the features of the earliest layer come last
     for head, signs in enumerate(((1, 1), (1, -1), (-1, 1), (-1, -1))):
         for axis, channels in enumerate((even_row, even_col)):
             key = head * width + axis
@@ -162,7 +163,7 @@ def _start_apart(model: MolmoE, width: int) -> None:
 
 
 def _turn(offset: tuple[int, int], angles: Tensor) -> Tensor:
-    """The matrix that moves (sin, cos) of rows and columns by an offset."""
+    """The matrix that shifts (sin, cos) of rows and columns by an offset."""
     parts = []
     for shift in offset:
         cos, sin = torch.diag((shift * angles).cos()), torch.diag((shift * angles).sin())

@@ -1,10 +1,12 @@
-"""The training forward: many questions about one image in a row, all experts dense, batched.
+"""Forward pass for training: batched, many questions per image in one sequence, dense experts.
 
-It uses the very modules of `rollout.molmoe` (a test shows that both agree), but runs them in the
-way that trains fast on a CPU.
+It uses the modules of `rollout.molmoe` (a test checks that both forward passes agree), but runs
+them in a way that trains fast on a CPU.
 
-Shapes: B scenes, T tokens, D d_model, H heads, K head width, E experts, N = B * T, L looks,
-G guided heads, P tokens of the prefix.
+Shapes: B scenes, T tokens, D d_model, H heads (in `NEH`: hidden width of an expert), K head width,
+E experts, k experts per token, N = B * T, L looks, G guided heads, P tokens of the prefix (in
+`CP`, `BCPX`: patches), C crops, X values of a patch, V vision tokens of a crop, F = E H, M
+selected positions, W vocabulary.
 """
 
 from __future__ import annotations
@@ -25,13 +27,13 @@ from rollout.molmoe.moe import SparseMoE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hidden:
-    """The output of the decoder blocks for a batch.
+    """Output of the decoder blocks for a batch.
 
     Attributes:
         x_BTD: hidden states after the last block.
-        balance: load-balance loss, 1 when experts are used evenly.
-        dominance: by how much the weaker experts miss their share of the work.
-        blindness: how little of the guided heads' attention falls where it should, 0 without.
+        balance: load-balance loss, 1 if experts are used evenly.
+        dominance: dominance loss: how far the share of the weaker experts is off its target.
+        blindness: attention loss of the guided heads, 0 without guides.
     """
 
     x_BTD: Tensor
@@ -42,12 +44,12 @@ class Hidden:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guide:
-    """Where some tokens should attend, in one block.
+    """Attention targets of some tokens in one block.
 
     Attributes:
         rows_L: scene of each token.
-        places_L: its place in the whole sequence.
-        shown_LGP: bool, which tokens of the prefix show what each guided head should see there.
+        places_L: position of each token in the whole sequence.
+        shown_LGP: bool, the tokens of the prefix that each guided head should attend to.
     """
 
     rows_L: Tensor
@@ -55,22 +57,22 @@ class Guide:
     shown_LGP: Tensor
 
     def blindness(self, weights_BHTT: Tensor) -> Tensor:
-        """Mean of -log(attention of the guided heads on what should be seen)."""
+        """Mean of -log(attention mass of the guided heads on their targets)."""
         seen = weights_BHTT[self.rows_L, :GUIDED_HEADS, self.places_L, : self.shown_LGP.shape[2]]
         mass_LG = (seen.float() * self.shown_LGP).sum(-1)
         return -(mass_LG + 1e-4).log().mean()
 
 
 GUIDED_HEADS = 2
-"""The first heads of a guided block are shown where to look; the others look for themselves."""
+"""Number of heads, the first ones of a guided block, whose attention is supervised."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """Who may see whom: shared prefix, then questions that cannot see one another.
+    """Attention layout: a shared prefix, then questions that cannot attend to one another.
 
     Attributes:
-        bias: 0 where a token may look, -inf elsewhere, [B, 1, T, T].
+        bias: 0 where a token may attend, -inf elsewhere, [B, 1, T, T].
         cos: [B, 1, T, K].
         sin: [B, 1, T, K].
         prefix: number of tokens of the shared prefix.
@@ -91,9 +93,9 @@ def make_layout(
     rope: tuple[int, float],
     dtype: torch.dtype,
 ) -> Layout:
-    """Segment 0 is the prefix, 1.. the questions; every token sees itself, so none is NaN.
+    """Builds the layout; segment 0 is the prefix, segments from 1 are the questions.
 
-    `rope` is head width and theta.
+    Every token attends to itself, so no softmax is NaN. `rope` is (head width, theta).
     """
     head_dim, theta = rope
     length = segments_BT.shape[1]
@@ -113,7 +115,7 @@ def make_layout(
 
 
 def explicit_attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> Tensor:
-    """Stands in for the vision encoder's attention, whose backward is slow on a CPU."""
+    """Replaces the vision encoder's attention, whose backward pass is slow on a CPU."""
     q, k, v = (t.unflatten(-1, (num_heads, -1)).transpose(1, 2) for t in (q, k, v))
     weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1)
     return (weights @ v).transpose(1, 2).flatten(2)
@@ -122,7 +124,7 @@ def explicit_attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> Tenso
 def vision_tokens(
     model: MolmoE, crops_BCPX: Tensor, layout: TierLayout, dtype: torch.dtype
 ) -> Tensor:
-    """[B, C, V, D] in `dtype`, differentiable."""
+    """Vision tokens of crops: [B, C, V, D] in `dtype`, differentiable."""
     masks = layout.masks_CP.expand(len(crops_BCPX), -1, -1)
     with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
         return model.vision(crops_BCPX, masks)
@@ -131,7 +133,7 @@ def vision_tokens(
 def embed(
     model: MolmoE, tokens_BT: Tensor, vision_BCVD: Tensor | None, tier: TierLayout | None
 ) -> Tensor:
-    """Token embeddings plus the vision tokens at their places, float32."""
+    """Token embeddings, plus the vision tokens at their positions, float32."""
     x = F.embedding(tokens_BT, model.wte.embedding)
     if vision_BCVD is None or tier is None:
         return x
@@ -149,9 +151,9 @@ def decode(
     skipped: Collection[int] = (),
     guides: Mapping[int, Guide] | None = None,
 ) -> Hidden:
-    """Runs the decoder blocks; block 0 always uses all trained experts.
+    """Runs the decoder blocks; block 0 always uses the full top-k.
 
-    `guides` says by block where some tokens should look.
+    `guides` are the attention targets by block.
     """
     guides = guides or {}
     balance = dominance = blindness = x_BTD.new_zeros(())
@@ -171,14 +173,14 @@ def decode(
 
 
 def norm(layer: RMSNorm, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """RMSNorm in float32, then the compute dtype."""
+    """RMSNorm in float32, converted to the compute dtype."""
     return F.rms_norm(x.float(), layer.weight.shape, layer.weight, layer.eps).to(dtype)
 
 
 def attend(
     attn: Attention, x_BTD: Tensor, layout: Layout, guide: Guide | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Self-attention by explicit products and softmax: [B, T, D], and the guided blindness."""
+    """Self-attention by explicit products and softmax: [B, T, D], and the loss of the guide."""
     dtype = layout.bias.dtype
     x = norm(attn.attn_norm, x_BTD, dtype)
     q, k, v = F.linear(x, attn.att_proj.weight.to(dtype)).chunk(3, dim=-1)
@@ -201,10 +203,10 @@ def rotate(x_BHTK: Tensor, layout: Layout) -> Tensor:
 def experts(
     moe: SparseMoE, x_BTD: Tensor, top_k: int, layout: Layout
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """All experts at once, the unchosen ones with weight 0.
+    """Runs all experts at once, those that are not chosen with weight 0.
 
     Returns:
-        [B, T, D], router logits [N, E] and the dominance loss, where questions are.
+        Output [B, T, D], router logits [N, E], and the dominance loss of the question tokens.
     """
     dtype = layout.bias.dtype
     x_ND = norm(moe.ff_norm, x_BTD, torch.float32).flatten(0, 1)
@@ -228,21 +230,21 @@ def experts(
 
 
 WEAKER_SHARE = 0.7
-"""Least share of the energy that the weaker half of a token's experts should add."""
+"""Smallest share of the energy that the weaker half of a token's experts should contribute."""
 
 EASY_WEAKER_SHARE = 0.2
-"""Largest such share in easy questions, which half of the experts should suffice for."""
+"""Largest such share in easy questions, for which half of the experts should suffice."""
 
 DOMINANCE_STRIDE = 2
-"""Stride of the tokens after the prefix on which dominance is measured."""
+"""Stride of the tokens after the prefix on which the dominance loss is computed."""
 
 
 def weaker_share(hidden_NEH: Tensor, chosen_Nk: Tensor, out_ND: Tensor, down_DF: Tensor) -> Tensor:
-    """Share of the energy that the weaker half of the chosen experts adds, [N].
+    """Share of the energy that the weaker half of the chosen experts contributes, [N].
 
-    What counts is the energy of the weaker half's output across the direction of the stronger
-    half's. `chosen_Nk` is sorted by router probability; `down_DF` holds the down projections of
-    all experts side by side.
+    Only the component of the weaker half's output that is orthogonal to the stronger half's output
+    counts. `chosen_Nk` is sorted by router probability; `down_DF` is the concatenation of the down
+    projections of all experts.
     """
     weaker = chosen_Nk[:, chosen_Nk.shape[1] // 2 :]
     kept_NE = torch.zeros(hidden_NEH.shape[:2], dtype=hidden_NEH.dtype).scatter_(1, weaker, 1.0)
@@ -254,10 +256,10 @@ def weaker_share(hidden_NEH: Tensor, chosen_Nk: Tensor, out_ND: Tensor, down_DF:
 
 
 def share_loss(share_N: Tensor, easy_N: Tensor) -> Tensor:
-    """By how much the shares of the weaker experts miss what they should be.
+    """Mean distance of the weaker experts' shares from their allowed ranges.
 
-    Without it the first few experts do nearly all of the work, or all do the same, and no question
-    would lose anything by leaving some out; or every question would, the easiest ones too.
+    Without this loss the first few experts do nearly all of the work, or all do the same, so that a
+    smaller top-k costs no question any accuracy; or it costs every question, even the easy ones.
     """
     lacking_N, beyond_N = WEAKER_SHARE - share_N, share_N - EASY_WEAKER_SHARE
     return F.relu(torch.where(easy_N, beyond_N, lacking_N)).mean()
@@ -269,14 +271,14 @@ def swiglu(gate_NEH: Tensor, up_NEH: Tensor, weights_NE: Tensor) -> Tensor:
 
 
 def use_fast_operations() -> None:
-    """Replaces, in this process, operations whose training speed on a CPU matters."""
+    """Replaces operations that are slow to train on a CPU, in this process."""
     global swiglu
     swiglu = torch.compile(swiglu, dynamic=True)
     vision.attend_float32 = explicit_attention
 
 
 def balance_loss(logits_NE: Tensor, top_k: int) -> Tensor:
-    """Switch-Transformer load balance: E * sum of (share of choices) * (mean probability)."""
+    """Load-balance loss of the Switch Transformer: E * sum(share of choices * mean probability)."""
     probs = logits_NE.softmax(-1)
     chosen = probs.detach().topk(top_k, dim=-1).indices
     share = torch.zeros(logits_NE.shape[1]).scatter_add_(
@@ -286,5 +288,5 @@ def balance_loss(logits_NE: Tensor, top_k: int) -> Tensor:
 
 
 def answer_logits(model: MolmoE, x_MD: Tensor, dtype: torch.dtype) -> Tensor:
-    """Final norm and head for the chosen positions: [M, W] in float32."""
+    """Final norm and head at selected positions: [M, W] in float32."""
     return F.linear(norm(model.ln_f, x_MD, dtype), model.lm_head.weight.to(dtype)).float()

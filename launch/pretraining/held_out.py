@@ -1,8 +1,8 @@
-"""Held-out accuracy of a model in training, fast: batched and teacher-forced.
+"""Fast held-out accuracy of a model in training: batched and teacher-forced.
 
 An answer is correct if each of its tokens, including the end token, is the most likely one given
-those before it, that is, if greedy decoding gives exactly this answer. There is no partial credit
-(ANLS).
+the tokens before it, that is, if greedy decoding gives exactly this answer. Partial credit (ANLS)
+is left to the real executor.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from launch.pretraining.steps import Trainee
 
 
 class Evaluator:
-    """Scores the answers to questions of one split, with any knobs.
+    """Encoded questions of one split, which can be evaluated with any knobs.
 
     Args:
         trainee: the model; its dtype is used.
         samples: at least one.
-        rows: samples in one batch.
+        rows: samples per batch.
     """
 
     def __init__(self, trainee: Trainee, samples: Sequence[Sample], *, rows: int = 40) -> None:
@@ -55,7 +55,7 @@ class Evaluator:
     def scores(
         self, tier: Tier = Tier.HIGH, *, top_k: int | None = None, skipped: tuple[int, ...] = ()
     ) -> np.ndarray:
-        """1 or 0 for each of `self.samples`."""
+        """Scores of `self.samples`, 1 or 0 each, in their order."""
         out = []
         for number, batch in enumerate(self.batches):
             batch = replace(batch, tier=tier)
@@ -72,7 +72,7 @@ class Evaluator:
         return np.concatenate(out)
 
     def by_task(self, scores: np.ndarray) -> dict[str, np.ndarray]:
-        """The scores of each task, by its name."""
+        """The scores grouped by task name."""
         tasks = np.array([sample.task for sample in self.samples])
         return {name: scores[tasks == name] for name in sorted(set(tasks))}
 

@@ -1,6 +1,8 @@
 """Muon for stacks of matrices (Jordan et al., 2024), AdamW for everything else.
 
-`torch.optim.Muon` takes two-dimensional weights only; the experts are stacks [E, out, in].
+`torch.optim.Muon` accepts only two-dimensional weights; the experts are stacks [E, out, in].
+
+Shapes: N matrices of R rows and C columns.
 """
 
 from __future__ import annotations
@@ -16,13 +18,13 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def product_dtype() -> torch.dtype:
-    """bfloat16 where this CPU multiplies it in hardware, else float32, which is then far faster."""
+    """bfloat16 if this CPU multiplies it in hardware, else float32, which is then far faster."""
     able = torch.cpu.get_capabilities()
     return torch.bfloat16 if able.get("amx_bf16") or able.get("avx512_bf16") else torch.float32
 
 
 def orthogonalize(stack_NRC: Tensor, steps: int = 4) -> Tensor:
-    """Newton-Schulz iteration: singular values of each matrix move near one."""
+    """Newton-Schulz iteration, which moves the singular values of each matrix close to one."""
     a, b, c = COEFFICIENTS
     x = stack_NRC.to(product_dtype())
     tall = x.shape[-2] > x.shape[-1]
@@ -47,7 +49,7 @@ class MatrixView:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised; `parts` says into how many matrices a fused weight splits."""
+    """Orthogonalised momentum; a group's `parts` is the number of matrices in a fused weight."""
 
     def __init__(
         self,
@@ -82,7 +84,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def is_matrix(name: str, weight: Tensor) -> bool:
-    """Whether Muon trains this weight: no vectors, embeddings, router or heads."""
+    """Whether Muon trains this weight; vectors, embeddings, router and heads are left to AdamW."""
     excluded = ("embedding", "lm_head", "mlp.gate.", "pad_embed", "class_head", "color_head")
     if "patch_embedding" in name:
         return True
@@ -90,7 +92,7 @@ def is_matrix(name: str, weight: Tensor) -> bool:
 
 
 def fused_parts(name: str) -> int:
-    """Number of matrices fused in one weight: q, k, v; gate and up of each expert."""
+    """Number of matrices fused in one weight: 3 for q, k, v; 2 for gate and up of each expert."""
     if name.endswith("att_proj.weight"):
         return 3
     return 2 if name.endswith("gate_up") else 1
@@ -101,19 +103,19 @@ class OptimizerConfig:
     """Learning rates of a stage."""
 
     muon_lr: float = 0.006
-    """Muon's rate for matrices."""
+    """Muon's learning rate for matrices."""
     adam_lr: float = 0.002
-    """AdamW's rate for embeddings, norms, biases, router and heads."""
+    """AdamW's learning rate for embeddings, norms, biases, router and heads."""
     weight_decay: float = 0.05
-    """Decoupled decay of the matrices, times the rate."""
+    """Decoupled weight decay of the matrices, multiplied by their learning rate."""
     vision_share: float = 1.0
-    """The vision encoder's rates are this share of the others."""
+    """Factor on the learning rates of the vision encoder."""
     attention_share: float = 1.0
-    """The rates of the decoder's attention are this share of the others."""
+    """Factor on the learning rates of the decoder's attention."""
 
 
 def make_optimizers(model: nn.Module, config: OptimizerConfig) -> tuple[Muon, torch.optim.AdamW]:
-    """Both optimizers; every group keeps its own peak rate under "peak" for the schedule."""
+    """Both optimizers; each group stores its peak learning rate under "peak" for the schedule."""
     matrices, others = [], []
     for name, weight in model.named_parameters():
         if not weight.requires_grad:

@@ -1,7 +1,7 @@
-"""Batched image preprocessing and the patch labels that go with it.
+"""Batched image preprocessing, and the labels of patches and vision tokens.
 
-Shapes: B scenes, C crops, P patches, X values of a patch, V vision tokens of a crop, S = 16
-label points of a vision token (4 x 4), W width of the scene, H its height.
+Shapes: B scenes, C crops, P patches, X values of a patch, V vision tokens of a crop, S label points
+(16 of a vision token, 4 of a patch), M boxes, N = C V, W width of the scene, H its height.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from rollout.molmoe import Preprocessor
 from rollout.molmoe.tiling import CLIP_MEAN, CLIP_STD
 
 TOKEN_POINTS, PATCH_POINTS = 16, 4
-"""Label points of a vision token (4 x 4) and of a patch (2 x 2)."""
+"""Numbers of label points of a vision token (4 x 4) and of a patch (2 x 2)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TierLayout:
-    """Everything about a tier that is the same for all scenes.
+    """Properties of a tier that are the same for all scenes.
 
     Attributes:
         canvases: (height, width, inner height, inner width) of the overview and the tiling.
-        corners: of each high-resolution crop in its canvas.
+        corners: top left corner of each high-resolution crop in its canvas.
         prefix_ids: BOS and the image tokens.
-        masks_CP: valid fractions.
-        idx_CV: where vision tokens are added.
+        masks_CP: valid fraction of each patch.
+        idx_CV: position in the sequence at which each vision token is added.
         token_points_CVS: pixel of the scene under each label point of a token; -1 outside.
-        patch_points_CPS: likewise for each patch.
+        patch_points_CPS: the same for each patch.
         size: side of a crop in px.
         patch: side of a patch in px.
     """
@@ -51,7 +51,7 @@ class TierLayout:
 
 
 def tier_layout(preprocessor: Preprocessor, tier: Tier) -> TierLayout:
-    """Derives the layout from what the real preprocessor does to a blank scene."""
+    """Derives the layout from the real preprocessor's output for a blank scene."""
     config = preprocessor.config
     size, patch = config.vision.image_size, config.vision.patch_size
     blank = Image.new("RGB", (WIDTH, HEIGHT))
@@ -90,9 +90,9 @@ def _fit(height: int, width: int) -> tuple[int, int, int, int]:
 def _label_points(
     canvas: tuple[int, int, int, int], corner: tuple[int, int], size: int, side: int
 ) -> np.ndarray:
-    """Scene pixel (flat index) under the points of each of side x side cells of a crop.
+    """Scene pixel (flat index) under the label points of each cell: [side * side, points].
 
-    The points of a crop form a 16 x 16 grid, whatever the cells: [side * side, points].
+    A crop has side x side cells; its points always form a 16 x 16 grid.
     """
     height, width, inner_h, inner_w = canvas
     count = 16 // side
@@ -106,7 +106,7 @@ def _label_points(
 
 
 def make_crops(images_BHW3: Tensor, layout: TierLayout) -> Tensor:
-    """uint8 scenes -> normalised patches [B, C, P, X], as the preprocessor makes them."""
+    """Converts uint8 scenes to normalised patches [B, C, P, X], as the preprocessor does."""
     pixels = images_BHW3.permute(0, 3, 1, 2).float() / 255
     overview, tiled = (_letterbox(pixels, canvas) for canvas in layout.canvases)
     crops = [overview]
@@ -119,9 +119,9 @@ def make_crops(images_BHW3: Tensor, layout: TierLayout) -> Tensor:
 
 
 def tokens_under(boxes_M4: Tensor, layout: TierLayout, length: int) -> Tensor:
-    """Which of the first `length` tokens show a part of each box: bool [M, length].
+    """Mask of the first `length` tokens that show a part of each box: bool [M, length].
 
-    The overview crop is skipped, because small glyphs cannot be read in it.
+    The overview is excluded, because small objects cannot be read there.
     """
     points_CVS, idx_CV = layout.token_points_CVS[1:], layout.idx_CV[1:]
     y, x = points_CVS // WIDTH, points_CVS % WIDTH

@@ -1,7 +1,7 @@
-"""Sheets full of glyphs: what the vision encoder learns from first.
+"""Sheets full of glyphs, on which the vision encoder is trained first.
 
-A scene of a task is mostly empty, so that nearly all of the encoder's work on it teaches nothing;
-a sheet has something in every patch.
+Scenes of the tasks are mostly empty, so that most of the encoder's computation on them teaches it
+nothing; a sheet has something in every patch.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ GLYPHS = LETTERS + "0123456789" * 2
 
 
 LARGEST_PX = 16
-"""Larger glyphs reach beyond the patches that see one another; they are read at a lower tier, or
-in the overview, where they are smaller."""
+"""Largest glyph size; larger glyphs extend beyond the patches that attend to one another, and are
+read at a lower tier or in the overview, where they are smaller."""
 
 NUM_SHEETS = 2500
-"""Number of distinct sheets per smallest size; drawing is as slow as training on them."""
+"""Number of distinct sheets per smallest size; drawing a new sheet costs as much as training on
+it."""
 
 
 def rolled_sheet(split: str, rng: np.random.Generator, *, smallest_px: int = 7) -> Scene:
-    """One of the first sheets, rolled by a random number of pixels in both directions."""
+    """A random one of the NUM_SHEETS sheets, rolled by random offsets in both directions."""
     original = _numbered_sheet(split, int(rng.integers(NUM_SHEETS)), smallest_px)
     shift = (int(rng.integers(HEIGHT)), int(rng.integers(WIDTH)))
     pixels = np.roll(np.asarray(original.image), shift, axis=(0, 1))
@@ -40,7 +41,7 @@ def _numbered_sheet(split: str, number: int, smallest_px: int) -> Scene:
 
 
 def sheet(split: str, rng: np.random.Generator, *, smallest_px: int = 7) -> Scene:
-    """Lines of random text, rows of handwritten digits or rows of shapes, of one size."""
+    """A sheet of random text, handwritten digits or shapes, all of one size."""
     canvas = Canvas.blank(rng)
     kind = rng.choice(3, p=(0.5, 0.35, 0.15))
     size_px = round(float(np.exp(rng.uniform(np.log(smallest_px), np.log(LARGEST_PX)))))

@@ -1,4 +1,4 @@
-"""The four stages (vision labels, text alone, everything, experts) and the loop that runs them."""
+"""The four stages (vision labels, text only, whole model, experts) and the loop that runs them."""
 
 from __future__ import annotations
 
@@ -24,19 +24,20 @@ from launch.pretraining.steps import PretrainingLossConfig, Trainee
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageConfig:
-    """One stage: how long, on what, how fast."""
+    """One stage: its length, data and learning rates."""
 
     steps: int
+    """Optimizer steps."""
     stream: StreamConfig
     optimizer: OptimizerConfig
     warmup_steps: int = 50
+    """Steps at the beginning over which the learning rates rise linearly."""
     decay_share: float = 0.45
-    """Share of the steps at the end over which the rates fall to 2 %."""
+    """Share of the steps, at the end, over which the learning rates decay to 2 %."""
     vision_every: int = 1
-    """Gradients reach the vision encoder in every n-th step only (they cost a third of it); with
-    0 in none."""
+    """Every n-th step trains the vision encoder, which costs a third of such a step; 0: never."""
     experts_gain: float = 1.0
-    """Factor on the experts' outputs before the first step."""
+    """Factor on the experts' outputs, applied once before the first step."""
 
 
 def _vision() -> StageConfig:
@@ -82,7 +83,7 @@ def _joint() -> StageConfig:
 
 
 def _experts() -> StageConfig:
-    """The last stage: what attention did not learn, above all facts, goes into the experts."""
+    """Mostly trains the experts, to learn what attention did not, above all facts."""
     return StageConfig(
         steps=3100,
         stream=StreamConfig(
@@ -103,41 +104,42 @@ def _experts() -> StageConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """The whole pretraining."""
+    """Configuration of the whole pretraining."""
 
     out: Path = Path("/tmp/pretrain_tiny")
-    """Folder of checkpoint, curves and the finished model."""
+    """Absolute folder for the checkpoint, the curves and the finished model."""
     vision: StageConfig = field(default_factory=_vision)
     text: StageConfig = field(default_factory=_text)
     joint: StageConfig = field(default_factory=_joint)
     experts: StageConfig = field(default_factory=_experts)
     loss: PretrainingLossConfig = field(default_factory=PretrainingLossConfig)
     seed: int = 0
+    """Seed of the initial weights."""
     threads: int = 1
-    """Threads of each worker; a worker for each core is faster than more threads."""
+    """Threads per worker; one worker per core is faster than more threads."""
     checkpoint_steps: int = 100
     """Steps between checkpoints."""
     log_steps: int = 25
-    """Steps between lines in the log."""
+    """Steps between log lines."""
 
 
 STAGES = ("vision", "text", "joint", "experts")
 
 
 def rate_share(step: int, config: StageConfig) -> float:
-    """Share of the peak rates at a step: warm-up, plateau, linear decay to 2 %."""
+    """Learning rate at a step relative to its peak: warm-up, plateau, linear decay to 2 %."""
     warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
     left = (config.steps - step) / max(1.0, config.decay_share * config.steps)
     return warm * max(0.02, min(1.0, left))
 
 
 class Pretraining:
-    """Model, optimizers and position; saves itself and resumes from the last save.
+    """Model, optimizers and progress; saves checkpoints, and resumes from the last one.
 
     Args:
-        config: the whole pretraining.
-        rank: number of this worker.
-        writes_curves: whether worker 0 writes TensorBoard curves.
+        config: configuration of the whole pretraining.
+        rank: rank of this worker.
+        writes_curves: whether the worker of rank 0 writes TensorBoard curves.
     """
 
     def __init__(self, config: TrainConfig, *, rank: int = 0, writes_curves: bool = True) -> None:
@@ -155,7 +157,7 @@ class Pretraining:
         self.sums: dict[str, list[float]] = defaultdict(list)
 
     def run(self) -> None:
-        """All stages that are not finished yet."""
+        """Runs all stages that are not finished yet."""
         fw.use_fast_operations()
         while self.stage < len(STAGES):
             self._run_stage(STAGES[self.stage])
@@ -230,7 +232,7 @@ class Pretraining:
                 self.sums[key].append(value)
         return loss
 
-    def _log(self, name: str, stage: StageConfig, seconds_a_step: float) -> None:
+    def _log(self, name: str, stage: StageConfig, seconds_per_step: float) -> None:
         means = {key: sum(values) / len(values) for key, values in self.sums.items()}
         self.sums.clear()
         if self.writer is None:
@@ -240,12 +242,12 @@ class Pretraining:
         parts = " ".join(
             f"{key.replace('token_accuracy/', '')} {value:.3f}" for key, value in means.items()
         )
-        left = (stage.steps - self.step) * seconds_a_step / 60
-        head = f"{name} {self.step}/{stage.steps} {seconds_a_step:.2f} s/step {left:.0f} min left"
+        left = (stage.steps - self.step) * seconds_per_step / 60
+        head = f"{name} {self.step}/{stage.steps} {seconds_per_step:.2f} s/step {left:.0f} min left"
         print(f"{head} | {parts}", flush=True)
 
     def save(self, optimizers: Any) -> None:
-        """Writes the checkpoint, whole or not at all."""
+        """Writes the checkpoint atomically."""
         if self.rank != 0:
             return
         self.config.out.mkdir(parents=True, exist_ok=True)
@@ -270,15 +272,15 @@ class Pretraining:
             self.saved_optimizers = state["optimizers"] or None
         except (RuntimeError, KeyError, EOFError, UnpicklingError) as error:
             raise ValueError(
-                f"{self.path} is no whole checkpoint of this model ({type(error).__name__}): "
-                "move it away to start again, or give another --out"
+                f"{self.path} is not a complete checkpoint of this model "
+                f"({type(error).__name__}): move it away to start again, or give another --out"
             ) from error
         if self.rank == 0:
             print(f"resumed from {self.path}: stage {self.stage}, step {self.step}", flush=True)
 
 
 def average_gradients(weights: list[torch.nn.Parameter]) -> None:
-    """Averages gradients over the workers, in one message."""
+    """Averages the gradients over the workers, in a single all-reduce."""
     flat = torch.cat([w.grad.flatten() for w in weights if w.grad is not None])
     dist.all_reduce(flat)
     flat /= dist.get_world_size()

@@ -1,4 +1,8 @@
-"""Losses of one batch: patch labels for the vision encoder, answers for the whole model."""
+"""Losses of one batch: patch labels for the vision encoder, answers for the whole model.
+
+Shapes: B scenes, C crops, V vision tokens of a crop, P patches of a crop or tokens of the prefix,
+S label points, T tokens, D d_model, L looks, M boxes, G guided heads.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +33,14 @@ from rollout.molmoe import MolmoE, Preprocessor
 
 FIRST_SHAPE_CLASS = NUM_CLASSES - 3
 EASY_TASK = list(SOURCES).index("easy_vqa")
-"""Index of the task that half of the experts should suffice for."""
+"""Index of the easy task, for which half of the experts should suffice."""
 
 GUIDED_BLOCKS = (3, 6)
-"""Blocks whose heads are shown what stands at a named place, and what a token is read from."""
+"""Blocks with supervised heads: words that name a location attend to its content in the first one,
+answer tokens to the glyphs that they are read from in the second one."""
 
 NOTHING_WEIGHT = 0.15
-"""Weight of empty label points, which are most of them."""
+"""Weight of empty label points, which are the majority."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,20 +48,24 @@ class PretrainingLossConfig:
     """Weights of the losses."""
 
     labels: float = 0.5
-    """Patch labels while the whole model trains."""
+    """Weight of the patch labels while the whole model is trained."""
     trace: float = 0.5
-    """Running values of chains."""
+    """Weight of the running values of chains."""
     balance: float = 0.01
-    """Even use of the experts."""
+    """Weight of the load-balance loss of the experts."""
     blindness: float = 0.3
-    """Attention of the guided heads, and where they should attend."""
+    """Weight of the attention loss of the guided heads."""
     dominance: float = 8.0
-    """Share of the work that each token's weaker experts should have; at 0.5 the last blocks,
-    which decide on the answer, left it all to one expert."""
+    """Weight of the dominance loss, which makes each token's weaker experts do their share; with
+    0.5 the last blocks, which decide on the answer, relied on a single expert."""
 
 
 def shown_by_look(look_M: Tensor, shown_MP: Tensor, num_looks: int) -> Tensor:
-    """Boxes to looks: where there are as many as guided heads, each head has its own."""
+    """Tokens to attend to by look and guided head, from those of each box: bool [L, G, P].
+
+    If a look has as many boxes as there are guided heads, each head gets its own box; otherwise
+    all heads get all boxes.
+    """
     counts_L = torch.bincount(look_M, minlength=num_looks)
     first_L = counts_L.cumsum(0) - counts_L
     number_M = torch.arange(len(look_M)) - first_L[look_M]
@@ -69,7 +78,7 @@ def shown_by_look(look_M: Tensor, shown_MP: Tensor, num_looks: int) -> Tensor:
 
 
 class LabelHead(nn.Module):
-    """Predicts class and colour under the label points of a feature vector."""
+    """Predicts class and colour at the label points of a feature vector."""
 
     def __init__(self, dim: int, points: int) -> None:
         super().__init__()
@@ -80,7 +89,13 @@ class LabelHead(nn.Module):
     def forward(
         self, features: Tensor, targets: Tensor, dtype: torch.dtype
     ) -> tuple[Tensor, float]:
-        """Features [..., F] and targets [..., points, 2] -> (loss, accuracy where not empty)."""
+        """Loss, and accuracy on points that are not empty.
+
+        Args:
+            features: [..., width].
+            targets: class and colour, [..., points, 2].
+            dtype: of the matrix products.
+        """
         x = features.reshape(-1, features.shape[-1]).float()
         x = F.rms_norm(x, x.shape[-1:]).to(dtype)
         classes = F.linear(x, self.class_head.weight.to(dtype), self.class_head.bias.to(dtype))
@@ -103,8 +118,8 @@ class Trainee(nn.Module):
     """The model with the label heads that only pretraining needs.
 
     Args:
-        model: trainable.
-        dtype: of the matrix products; the faster one by default.
+        model: the model to train.
+        dtype: dtype of the matrix products; by default the faster one on this CPU.
     """
 
     def __init__(self, model: MolmoE, dtype: torch.dtype | None = None) -> None:
@@ -125,7 +140,7 @@ class Trainee(nn.Module):
         self.layouts: dict[Tier, TierLayout] = {t: tier_layout(preprocessor, t) for t in TIERS}
 
     def prefix_ids(self, tier: Tier | None) -> Tensor:
-        """BOS, image tokens, role: what all questions about a scene share."""
+        """The prefix that all questions about a scene share: BOS, image tokens, role."""
         image = torch.tensor([0]) if tier is None else self.layouts[tier].prefix_ids
         return torch.cat([image, self.role_ids])
 
@@ -136,19 +151,20 @@ class Trainee(nn.Module):
 
     @torch.no_grad()
     def calm_vision(self, batch: QuestionBatch) -> None:
-        """Scales the vision tokens, which labels alone let grow, to the size of word embeddings.
+        """Scales the vision tokens to the size of word embeddings.
 
-        Otherwise their first appearance destroys what the decoder learned from text.
+        They grow while only labels are trained, and would otherwise destroy what the decoder has
+        learned from text when they first appear.
         """
         words = self.model.wte.embedding.square().mean().sqrt()
         self.model.vision.projector.w2.weight *= words / self.see(batch).square().mean().sqrt()
 
     @torch.no_grad()
     def raise_experts(self, gain: float) -> None:
-        """Makes the experts' outputs larger, those of the first and the last two blocks apart.
+        """Scales up the experts' outputs, except in the first and in the last two blocks.
 
-        Router probabilities are not renormalised, so a block's experts start with a whisper
-        beside its attention, and what attention alone can learn it will have learned alone.
+        Router probabilities are not renormalised, so the experts' outputs start small compared
+        with attention, which then learns everything that it can learn without them.
         """
         for block in self.model.blocks[1:-2]:
             mlp: Any = block.mlp
@@ -160,9 +176,9 @@ class Trainee(nn.Module):
     def label_losses(
         self, vision_BCVD: Tensor, batch: QuestionBatch
     ) -> tuple[Tensor, float, float]:
-        """(loss, accuracy on patches, on vision tokens); both where there is something to see.
+        """(loss, accuracy on patches, accuracy on vision tokens); empty points are not counted.
 
-        The patches are supervised directly because the path through pooling learns slowly.
+        The patches are supervised directly, because the path through the pooling learns slowly.
         """
         layout = self.layouts[batch.tier]
         assert self.features is not None
@@ -182,7 +198,7 @@ class Trainee(nn.Module):
         top_k: int | None = None,
         skipped: tuple[int, ...] = (),
     ) -> fw.Hidden:
-        """Hidden states after the last block, of the tail tokens only."""
+        """Hidden states after the last block, without those of the prefix."""
         tier = None if vision_BCVD is None else batch.tier
         prefix = self.prefix_ids(tier)
         rows, start = len(batch.tokens), len(prefix)
@@ -200,7 +216,7 @@ class Trainee(nn.Module):
         return replace(out, x_BTD=out.x_BTD[:, start:])
 
     def _guides(self, batch: QuestionBatch, start: int) -> dict[int, fw.Guide]:
-        """Where heads should attend, for words that name a place and for tokens of answers."""
+        """Attention targets by block, of words that name a location and of answer tokens."""
         shown_MP = tokens_under(batch.boxes[:, 1:], self.layouts[batch.tier], start)
         shown_LGP = shown_by_look(batch.boxes[:, 0], shown_MP, len(batch.looks))
         guides = {}
@@ -216,7 +232,7 @@ class Trainee(nn.Module):
     def answer_losses(
         self, batch: QuestionBatch, vision_BCVD: Tensor | None, config: PretrainingLossConfig
     ) -> tuple[Tensor, dict[str, float]]:
-        """(loss, what to log: its parts, and accuracy of answer tokens by task)."""
+        """(loss, scalars to log: the parts of the loss, and token accuracy of answers by task)."""
         out = self.hidden(batch, vision_BCVD)
         asked, traced = batch.targets != IGNORE, batch.traces != IGNORE
         logits = fw.answer_logits(self.model, out.x_BTD[asked], self.dtype)

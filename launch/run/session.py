@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import dataclasses
+import inspect
 import json
 import logging
 import shutil
@@ -74,7 +75,7 @@ def run_command(train: Callable[[Run], None], arguments: list[str] | None = None
         raise ValueError(f"there is no recipe or command {arguments[0]!r}: {hint}")
     if not arguments or arguments[0] not in (*RECIPES, "-h", "--help"):
         arguments = ["embedded", *arguments]
-    recipes = {name: ((recipe.__doc__ or "").strip(), recipe()) for name, recipe in RECIPES.items()}
+    recipes = {name: (inspect.getdoc(recipe) or "", recipe()) for name, recipe in RECIPES.items()}
     config = tyro.extras.overridable_config_cli(
         recipes, args=arguments, prog="joint_grpo.py", description=__doc__
     )
