@@ -1,4 +1,4 @@
-"""One thread a process: for models this tiny, threads that wait for each other are slow."""
+"""Shared fixtures, and one thread per process, which is fastest for models this small."""
 
 import os
 
@@ -16,7 +16,7 @@ from tests.rollout import rig
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory):
-    """The random model of sixteen blocks, as a folder in the published layout."""
+    """A random model with sixteen blocks, as a folder in the published layout."""
     path = tmp_path_factory.mktemp("model")
     rig.write_model_folder(path)
     return path
@@ -24,7 +24,7 @@ def model_folder(tmp_path_factory):
 
 @pytest.fixture
 def accelerator(monkeypatch):
-    """A pretended accelerator, timed like a CPU."""
+    """A pretended accelerator, timed with the CPU's clock."""
     monkeypatch.setattr("rollout.executor.clock_for", lambda device: CpuClock())
     with PretendedAccelerator() as accelerator:
         yield accelerator

@@ -36,7 +36,7 @@ class LocalFleet:
         return ticket
 
     def collect(self, ticket: int) -> list[GroupRollout]:
-        """Runs the batch's groups one after another."""
+        """Runs the groups of the batch one after another."""
         requests, setup, weights = self._batches.pop(ticket)
         self.worker.install(setup, weights)
         self.stats.busy_share = {self.worker.name: 1.0}
@@ -55,7 +55,7 @@ class LocalFleet:
     def budget_gradients(
         self, groups: Sequence[GroupRollout], gradients: Sequence[np.ndarray]
     ) -> list[np.ndarray]:
-        """Vector-Jacobian products of a collected batch; groups without gradient cost nothing."""
+        """Vector-Jacobian products of a collected batch; zero gradients are not computed."""
         return [
             self.worker.budget_gradient(GradientRequest.of(group, gradient))
             if gradient.any()
@@ -72,13 +72,13 @@ class LocalLearner(Learner):
     """A `Learner` that hands out its controller and state for checkpoints."""
 
     def snapshot(self) -> tuple[Controller, dict[str, Any]]:
-        """The controller and the learner's state, as they are between two updates."""
+        """The controller and the learner's state after the last update."""
         return self.controller, self.state_dict()
 
     def publish(self, weights: PolicyWeights) -> PolicyWeights:
-        """Weights need no reference in one process."""
+        """Returns the weights themselves: one process needs no references."""
         return weights
 
     def fetch(self, weights: PolicyWeights) -> PolicyWeights:
-        """The same."""
+        """Returns the weights themselves."""
         return weights

@@ -25,7 +25,7 @@ CALIBRATION = Calibration(cheapest_ms=15.0, full_ms=85.0, scatter=0.0, num_sampl
 
 
 def simulated() -> SimulatedLatency:
-    """Latency grows with every knob, from about 9 to about 90 ms."""
+    """Simulated latencies that grow with every knob, from about 9 to about 90 ms."""
     table = {
         str(k): 2.0 + (1 + k.tier) * k.num_blocks * (1 + k.top_k) / 5 + k.position / 10
         for k in all_knobs()
@@ -59,7 +59,7 @@ def setup() -> PolicySetup:
 
 
 def local_run(run_dir: Path, settings: JointGRPOConfig, fleet: Any = None) -> Run:
-    """A fresh run, or the continuation of the newest checkpoint in its folder."""
+    """A new run, or one that is resumed from the newest checkpoint in its folder."""
     run_dir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
     learner = LocalLearner(Controller(setup().controller), settings.learner, run_dir)

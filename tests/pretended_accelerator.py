@@ -1,9 +1,8 @@
-"""An accelerator for machines that have none: device mistakes and host reads show, speed does not.
+"""A pretended accelerator for machines without one; it finds device errors and host reads.
 
-Tensors of the device `pretend` are computed on the CPU but belong to another device, as far as
-torch and our code can tell: `.numpy()` raises, so does an operation that takes tensors of both
-devices, and every value that the host takes from the device is written down, because that is where
-a GPU would have to be waited for.
+Tensors on the device `pretend` are computed on the CPU, but torch and our code see them on another
+device: `.numpy()` raises, and so does an operation on tensors of both devices. Every value that the
+host reads from the device is recorded, because the host would have to wait for a GPU there.
 
     with PretendedAccelerator() as accelerator:
         model = load_model(folder, device=DEVICE)
@@ -34,11 +33,11 @@ COPIES = (aten._to_copy.default, aten.copy_.default, aten._copy_from.default)
 """The operations that may see tensors of both devices."""
 
 SYNCHRONISING = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
-"""What torch says of operations whose result the host has to look at."""
+"""Torch's tags of operations for which the host must read a result."""
 
 
 class DeviceTensor(Tensor):
-    """Says that it is on the pretended device; `values` holds the numbers, on the CPU."""
+    """A tensor on the pretended device; `values` holds its numbers on the CPU."""
 
     values: Tensor
 
@@ -56,7 +55,7 @@ class DeviceTensor(Tensor):
         return tensor
 
     def numpy(self, **_: Any) -> Any:
-        """Refused, as a GPU's tensor refuses it."""
+        """Raises TypeError, as a tensor on a GPU does."""
         raise TypeError(f"can't convert {DEVICE} device type tensor to numpy: use Tensor.cpu()")
 
     def __repr__(self, **_: Any) -> str:
@@ -68,17 +67,17 @@ class DeviceTensor(Tensor):
     def __torch_dispatch__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Reached where the mode is not, such as in the threads of autograd."""
+        """Called where the dispatch mode is not active, such as in autograd's threads."""
         assert PretendedAccelerator.entered, "a tensor outlived its pretended accelerator"
         return PretendedAccelerator.entered[-1].execute(func, args, kwargs or {})
 
 
 class PretendedAccelerator(TorchDispatchMode):
-    """While it is entered, the device `pretend` works.
+    """A context manager in which the device `pretend` can be used.
 
     Attributes:
-        reads: what the host took from the device, in order: the number itself for a single
-            value, else the name of the operation.
+        reads: the host's reads from the device, in order: the number itself for a single value,
+            otherwise the name of the operation.
     """
 
     entered: ClassVar[list[PretendedAccelerator]] = []
@@ -101,7 +100,7 @@ class PretendedAccelerator(TorchDispatchMode):
         return self.execute(func, args, kwargs or {})
 
     def execute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Runs one operation on the CPU, with the rules of two devices."""
+        """Runs one operation on the CPU, under the rules of two devices."""
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         ours = [x for x in tensors if isinstance(x, DeviceTensor)]
         asked = kwargs.get("device")
@@ -115,10 +114,10 @@ class PretendedAccelerator(TorchDispatchMode):
         elif ours and any(x.dim() for x in tensors if not isinstance(x, DeviceTensor)):
             raise RuntimeError(f"{func} was given tensors of the CPU and of {DEVICE}")
         result = func(*tree_map(_values, args), **tree_map(_values, kwargs))
-        self._write_down(func, ours, on_device, result)
+        self._record_reads(func, ours, on_device, result)
         return tree_map(_wrapper(ours) if on_device else _same, result)
 
-    def _write_down(
+    def _record_reads(
         self, func: Any, ours: list[DeviceTensor], on_device: bool, result: Any
     ) -> None:
         if not ours:
@@ -140,7 +139,7 @@ def _same(value: Any) -> Any:
 
 
 def _wrapper(ours: list[DeviceTensor]) -> Callable[[Any], Any]:
-    """Puts results on the device; what was changed in place keeps its own tensor."""
+    """Puts results on the device; a tensor changed in place keeps its wrapper."""
     by_values = {id(x.values): x for x in ours}
 
     def wrap(value: Any) -> Any:
@@ -152,7 +151,7 @@ def _wrapper(ours: list[DeviceTensor]) -> Callable[[Any], Any]:
 
 
 def _indexes_by_number(func: Any, ours: list[DeviceTensor]) -> bool:
-    """Indexing has the shape of its indices unless they are a mask."""
+    """Whether an operation indexes with integers, so that its output shape is known, not a mask."""
     is_mask = any(x.dtype in (torch.bool, torch.uint8) for x in ours[1:])
     return func in (aten.index.Tensor, aten.index_put_.default) and not is_mask
 
@@ -170,7 +169,7 @@ def _copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Te
     return target
 
 
-# Kernels for what torch does out of the mode's sight, such as `torch.tensor(..., device=...)`.
+# Kernels for operations that bypass the dispatch mode, such as `torch.tensor(..., device=...)`.
 _KERNELS = torch.library.Library("aten", "IMPL")
 _KERNELS.impl("empty_strided", _empty_strided, "PrivateUse1")
 _KERNELS.impl("empty.memory_format", _empty, "PrivateUse1")

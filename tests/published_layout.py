@@ -1,8 +1,8 @@
 """A random model in the published layout and geometry, narrow enough for a laptop.
 
-Blocks, experts, top_k, crops and everything about images are MolmoE-1B-0924's, so prompts have its
-lengths and knobs its meaning; only the widths are small. The files are those that the hub has:
-shards with an index, config.json with the published spelling, no importance scores.
+Blocks, experts, top_k, crops and all image parameters are those of MolmoE-1B-0924, so that prompts
+are as long and knobs mean the same; only the widths are small. The files are laid out as on the
+hub: shards with an index, config.json with the published keys, no importance scores.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 
 def write_model(folder: Path) -> Path:
-    """Writes the model and its tokenizer into a folder, made if absent; returns the folder."""
+    """Writes the model and its tokenizer to a folder, which is created if needed; returns it."""
     save_model(random_model(NARROW), folder, max_shard_bytes=2**20)
     _spell_as_published(folder / "config.json")
     generation = {"_from_model_config": True, "eos_token_id": NARROW.eos_token_id}
@@ -40,10 +40,10 @@ def write_model(folder: Path) -> Path:
 
 
 def write_hub_cache(cache_root: Path, repo_id: str) -> dict[str, str]:
-    """Writes the model into a cache of the hub, as if `repo_id` had been downloaded.
+    """Writes the model to a hub cache, as if `repo_id` had been downloaded.
 
     Returns:
-        The environment in which a process finds it there, and asks no network.
+        Environment variables with which a process finds it there without the network.
     """
     home = cache_root / "hub" / f"models--{repo_id.replace('/', '--')}"
     write_model(home / "snapshots" / REVISION)
@@ -53,7 +53,7 @@ def write_hub_cache(cache_root: Path, repo_id: str) -> dict[str, str]:
 
 
 def _spell_as_published(path: Path) -> None:
-    """The published file leaves the hidden size to a ratio and has fields that we do not read."""
+    """Rewrites config.json like the published one: a ratio for the hidden size, unused fields."""
     raw = json.loads(path.read_text())
     raw |= {
         "auto_map": {"AutoModelForCausalLM": "modeling_molmoe.MolmoForCausalLM"},

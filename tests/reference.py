@@ -1,4 +1,4 @@
-"""Where the reference data is, for tests that compare with it; they skip where it is absent."""
+"""Folder of the reference data; tests that compare with it are skipped if it is absent."""
 
 from pathlib import Path
 
@@ -7,5 +7,5 @@ import pytest
 FOLDER = Path(__file__).resolve().parents[2] / "shared" / "reference"
 
 needs_reference = pytest.mark.skipif(
-    not FOLDER.is_dir(), reason=f"the reference data is not beside the project ({FOLDER})"
+    not FOLDER.is_dir(), reason=f"there is no reference data at {FOLDER}"
 )

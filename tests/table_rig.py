@@ -1,4 +1,4 @@
-"""Learning on a table: a synthetic profile with known laws, and runs of the loop on it."""
+"""Learning on a table: a synthetic profile with known latencies, and runs of the loop on it."""
 
 import zlib
 from pathlib import Path
@@ -34,14 +34,14 @@ NEEDS = {
     "chain": (0.90, {"tier": 0.03, "top_k": 0.05, "num_blocks": 0.75}),
     "recall": (0.94, {"tier": 0.05, "top_k": 0.70, "num_blocks": 0.08}),
 }
-"""By kind: accuracy of the full configuration, and the share lost by each knob at its least."""
+"""By task: accuracy of the full configuration, and the share lost by each knob at its minimum."""
 
 
 def synthetic_table(num_samples: int = 600, seed: int = 0) -> ProfileTable:
-    """Kinds that need nothing, the tier, the blocks or top_k; difficulty by sample.
+    """A profile in which each task needs another knob (or none), and samples differ in difficulty.
 
-    Latency is vision(tier) + blocks * (a + b k) with 3 % of noise, half of its variance common
-    to a sample.
+    Latency is vision(tier) + blocks * (a + b k) with 3 % noise, half of whose variance is common
+    to all configurations of a sample.
     """
     rng = np.random.default_rng(seed)
     mixture = build_tasks()
@@ -51,7 +51,7 @@ def synthetic_table(num_samples: int = 600, seed: int = 0) -> ProfileTable:
     top_k = np.array([k.top_k for k in configurations])
     blocks = np.array([k.num_blocks for k in configurations])
     position = np.array([k.position for k in configurations])
-    # Blocks before the position keep 8 experts.
+    # Blocks before the insertion position keep 8 experts.
     mean_k = (8 * position + top_k * (blocks - position)) / blocks
     lost = {"tier": 1 - tier / 2, "top_k": 2 - mean_k / 4, "num_blocks": (16 - blocks) / 4}
     scores = np.empty((num_samples, len(configurations)), np.float32)
@@ -74,12 +74,12 @@ def synthetic_table(num_samples: int = 600, seed: int = 0) -> ProfileTable:
 
 
 def profile_table() -> ProfileTable:
-    """The small model's own profile where it is there, the synthetic one otherwise."""
+    """The small model's own profile if it exists, otherwise the synthetic one."""
     return ProfileTable.load(PROFILE) if PROFILE.exists() else synthetic_table()
 
 
 def features(table: ProfileTable) -> np.ndarray:
-    """Mean of a fixed random embedding of each word."""
+    """Language features of the prompts: means of fixed random word embeddings."""
     embedding_VD = np.random.default_rng(1).normal(size=(997, D_MODEL))
 
     def encode(prompt: str) -> np.ndarray:
@@ -89,18 +89,18 @@ def features(table: ProfileTable) -> np.ndarray:
 
 
 def budgets_of(table: ProfileTable) -> BudgetSampler:
-    """As a run measures them on its device."""
+    """The budgets that a run would measure on this table."""
     return BudgetSampler.from_latencies(*end_latencies(table).T)
 
 
 def end_latencies(table: ProfileTable) -> np.ndarray:
-    """Of the cheapest and the full configuration, [S, 2]."""
+    """Latencies of the cheapest and the full configuration, [S, 2]."""
     columns = [table.column(knobs) for knobs in (CHEAPEST_KNOBS, FULL_KNOBS)]
     return table.latencies_ms[:, columns].astype(np.float64)
 
 
 def calibration_of(table: ProfileTable) -> Calibration:
-    """On all its samples."""
+    """The calibration from all samples of a table."""
     return Calibration.of_latencies(end_latencies(table)[None])
 
 
@@ -113,7 +113,7 @@ def fleet_of(table: ProfileTable, feature_SD: np.ndarray | None = None) -> Table
 
 
 def table_run(run_dir: Path, settings: JointGRPOConfig, fleet: TableFleet) -> Run:
-    """A fresh run on a table that is both trained on and evaluated on."""
+    """A new run that trains and evaluates on the same table."""
     run_dir.mkdir(parents=True, exist_ok=True)
     samples = fleet.splits["train"]
     budgets = budgets_of(samples.table)

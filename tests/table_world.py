@@ -1,11 +1,12 @@
-"""A world whose optimum is known: episodes read off a profile table instead of a running model.
+"""An environment with a known optimum: episodes from a profile table instead of a running model.
 
-`TableFleet` takes the place of the actors in the training loop. Scores and latencies come from
-measurements of every configuration on every sample; the latency token comes from a fixed random
-network in place of the frozen blocks, and gradients through it are exact. Everything else, the
-loop, the controller, the learner and the rewards, is what a real run uses.
+`TableFleet` replaces the actors in the training loop. Scores and latencies come from measurements
+of every configuration on every sample; the latency token comes from a fixed random network in
+place of the frozen blocks, and gradients through it are exact. Everything else (the loop, the
+controller, the learner and the rewards) is the same as in a real run.
 
-Shapes: S samples, C configurations, N groups, G members, B = N G episodes, D d_model, 4 heads.
+Shapes: S samples, C configurations, N groups, G members, B = N G episodes, D d_model, 4 heads,
+P positions, K budgets, V vocabulary.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ from rollout.worker import member_generators
 def mean_embeddings(
     prompts: Sequence[str], encode: Callable[[str], np.ndarray], embedding_VD: np.ndarray
 ) -> np.ndarray:
-    """Language features float32 [S, D] of prompts, as `MolmoEExecutor.language_feature` has them.
+    """Language features of prompts, float32 [S, D], like `MolmoEExecutor.language_feature`.
 
     Args:
         prompts: S prompts.
-        encode: prompt to token ids, for instance `Preprocessor.encode_prompt`.
-        embedding_VD: the frozen model's word embedding.
+        encode: maps a prompt to token ids, for instance `Preprocessor.encode_prompt`.
+        embedding_VD: word embeddings of the frozen model.
     """
     return np.stack([embedding_VD[encode(prompt)].mean(0) for prompt in prompts]).astype(np.float32)
 
@@ -44,8 +45,8 @@ def mean_embeddings(
 class StandInBlocks(nn.Module):
     """A fixed random network in place of the frozen blocks up to the insertion position.
 
-    One residual step a block, like the model's: h + W2 tanh(W1 norm(h) + context), where the
-    context is a linear function of the image tier and of the sample's feature.
+    Each block is a residual step, as in the model: h + W2 tanh(W1 norm(h) + context), where the
+    context is a linear function of the image tier and of the sample's language feature.
     """
 
     def __init__(self, d_model: int, seed: int = 0) -> None:
@@ -85,7 +86,7 @@ class TableSamples:
 
     Attributes:
         table: scores and latencies of all 225 configurations.
-        language_feature_SD: float32, what the controller knows of each prompt.
+        language_feature_SD: float32, the controller's input for each prompt.
     """
 
     table: ProfileTable
@@ -101,7 +102,7 @@ class TableSamples:
 
 
 def column_by_action(table: ProfileTable) -> np.ndarray:
-    """The table's column of every choice of the four heads, int64 [3, 5, 5, 5]; -1 if masked.
+    """The table's column for each choice of the four heads, int64 [3, 5, 5, 5]; -1 if masked.
 
     Raises:
         ValueError: if a valid configuration is not in the table.
@@ -118,7 +119,7 @@ def column_by_action(table: ProfileTable) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Collected:
-    """What the vector-Jacobian product of one collected batch needs."""
+    """Inputs of the vector-Jacobian products of the batch that was collected last."""
 
     row_of: Mapping[int, int]
     budget_token_ND: Tensor
@@ -129,11 +130,11 @@ class _Collected:
 class TableFleet:
     """Runs a whole batch of groups at once, from tables; implements `rollout.fleet.Fleet`.
 
-    A request's sample is the one at its index modulo the split's size.
+    The index of a request counts modulo the number of samples in the split.
 
     Args:
         splits: samples by split.
-        blocks: what makes latency tokens.
+        blocks: computes latency tokens.
     """
 
     def __init__(self, splits: Mapping[str, TableSamples], blocks: StandInBlocks) -> None:
@@ -149,7 +150,7 @@ class TableFleet:
     def submit(
         self, requests: Sequence[GroupRequest], setup: PolicySetup, weights: PolicyWeights
     ) -> int:
-        """Keeps the batch until it is collected; its groups must be of one size and split."""
+        """Keeps the batch until it is collected; its groups must share one size and split."""
         if len({(r.split, r.group_size) for r in requests}) != 1:
             raise ValueError("a table runs batches of one split and one group size: split this one")
         ticket = self._next_ticket
@@ -159,7 +160,7 @@ class TableFleet:
 
     @torch.no_grad()
     def collect(self, ticket: int) -> list[GroupRollout]:
-        """Chooses for all groups and looks their outcomes up."""
+        """Chooses knobs for all groups and looks up their outcomes."""
         requests, setup, weights = self._batches.pop(ticket)
         controller = self._install(setup, weights)
         samples = self.splits[requests[0].split]

@@ -1,4 +1,4 @@
-"""Evaluation and generate on a pretended accelerator: what they say on the CPU."""
+"""Evaluation and generation on a pretended accelerator give the results of the CPU."""
 
 import functools
 

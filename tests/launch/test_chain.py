@@ -1,7 +1,7 @@
-"""The whole chain of commands on a model as it is published, at reduced width.
+"""The whole chain of commands on a model in the published layout, at reduced width.
 
-From a folder and from a cache of the hub: importance, profile, training with a kill and a resume,
-evaluation, an answer.
+From a folder and from a hub cache: importance, profile, training with a kill and a resume,
+evaluation, one answer.
 """
 
 import json
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 class Chain:
-    """Runs commands on one model, in one environment."""
+    """Runs commands on one model in one environment."""
 
     def __init__(self, model, environment, folder):
         self.model, self.folder = str(model), folder
@@ -46,7 +46,7 @@ class Chain:
         return done.stdout
 
     def worker(self):
-        """What a user of this recipe's model says on a machine without a GPU."""
+        """Options for this recipe's model on a machine without a GPU."""
         return (
             *("--worker.model", self.model, "--worker.device", "cpu"),
             *("--worker.dtype", "float32", "--worker.tasks", "digits", "easy_vqa"),
@@ -65,7 +65,7 @@ def chain(request, tmp_path):
 def test_every_command_goes_through(chain, tmp_path):
     scores, run_dir = tmp_path / "importance.json", tmp_path / "run"
     without_scores = [a for a in chain.worker() if a not in ("--worker.importance", scores)]
-    measured = without_scores[:-2]  # importance.py has no cluster
+    measured = without_scores[:-2]  # importance.py has no cluster options
     chain.run("importance.py", scores, "--num-samples", 2, *measured)
     assert len(json.loads(scores.read_text())) == 16
     for split in ("validation", "test"):

@@ -1,9 +1,9 @@
-"""The loop learns the right thing, on tables whose optimum is known.
+"""The loop learns the optimal policy, on tables whose optimum is known.
 
-The yardstick is the best policy that sees what the controller sees, the kind of question and the
-budget: `oracle_per_task`, by enumeration of all configurations. Under shuffled budgets or prompts
-the controller may not beat the best policy that lacks that input. It may beat the yardstick by a
-little, because it recognises single prompts, where the yardstick knows their kind alone.
+The reference is the best policy that sees the task and the budget, as the controller does:
+`oracle_per_task`, by enumeration of all configurations. With shuffled budgets or prompts the
+controller must not beat the best policy without that input. It may beat the reference slightly,
+because it recognises single prompts, while the reference knows only their task.
 """
 
 from dataclasses import replace
@@ -33,15 +33,16 @@ NUM_BUDGETS = 9
 EPISODES = 20_000
 
 FROM_SCRATCH_SHARE = 0.97
-"""Of the in-budget accuracy of the best policy by kind and budget with at most 5 % violations."""
+"""Required share of the in-budget accuracy of the best policy by task and budget with at most 5 %
+violations."""
 
 MAX_VIOLATION = 0.06
 
 
 class ShuffledBudgets(TableFleet):
-    """Another budget counts than the one that the controller sees.
+    """A fleet in which episodes count against another budget than the controller sees.
 
-    Latencies are scaled, so that they relate to the seen budget as they would to the other one.
+    Latencies are scaled so that their ratio to the seen budget is that to the other budget.
     """
 
     budgets: BudgetSampler
@@ -56,7 +57,7 @@ class ShuffledBudgets(TableFleet):
 
 
 class ShuffledPrompts(TableFleet):
-    """Each group is another sample's than the one whose prompt the controller sees."""
+    """A fleet in which each group runs another sample than the one that the controller sees."""
 
     def outcomes(
         self, request: GroupRequest, table: ProfileTable, row: int, columns_G: np.ndarray
@@ -82,7 +83,7 @@ def learn(
     *,
     base: JointGRPOConfig | None = None,
 ) -> GreedySweep:
-    """A recipe's run, from scratch by default, evaluated greedily on every sample and budget."""
+    """Runs a recipe, from scratch by default, and evaluates it on every sample and budget."""
     base = base or embedded_scratch()
     steps = max(1, episodes // (base.groups_per_step * base.group_size))
     entropy = replace(base.learner.entropy, steps=steps)
@@ -104,12 +105,12 @@ def learn(
 
 
 def in_budget(result: GreedySweep) -> np.ndarray:
-    """Accuracy counted only within budget, by budget."""
+    """Accuracy within budget, by budget."""
     return (result.scores * ~result.violations).mean(0)
 
 
 def show(name: str, result: GreedySweep, best: Outcome) -> float:
-    """Prints a row of figures; returns the share of the optimum."""
+    """Prints a row of results; returns the share of the optimum."""
     share = float(in_budget(result).mean() / best.in_budget_accuracy.mean())
     print(
         f"{name}: {share:.3f} of the optimum, by budget {in_budget(result).round(3)}, "
@@ -124,17 +125,17 @@ def test_the_optima_are_in_order():
     constant = oracle_per_budget(table, budgets).in_budget_accuracy
     informed = oracle_per_task(table, budgets).in_budget_accuracy
     careful = oracle_per_task(table, budgets, max_violation=0.05)
-    blind = constant_per_task(table, budgets).in_budget_accuracy
+    without_budget = constant_per_task(table, budgets).in_budget_accuracy
     every = oracle_per_sample(table, budgets).in_budget_accuracy
     assert (constant <= informed + 1e-9).all()
     assert (informed <= every + 1e-9).all()
     assert (careful.in_budget_accuracy <= informed + 1e-9).all()
-    assert (blind <= informed + 1e-9).all()
+    assert (without_budget <= informed + 1e-9).all()
     assert careful.violation[1:].max() <= 0.05
 
 
 def test_optima_by_hand():
-    """Two kinds, two configurations that matter, one budget between their latencies."""
+    """Two tasks, two relevant configurations, one budget between their latencies."""
     table = table_rig.synthetic_table(4)
     scores = np.zeros((4, 225), np.float32)
     latencies = np.full((4, 225), 100.0, np.float32)
@@ -195,7 +196,7 @@ def test_from_scratch(tmp_path, seed):
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_profile_alone_comes_close_to_the_optimum(tmp_path, seed):
-    """So the controller can hold the best policy; the one step behind it hardly moves it."""
+    """The controller can represent the best policy; the single GRPO step hardly changes it."""
     table = whole_table()
     best = oracle_per_task(table, budgets_ms(table), max_violation=0.05)
     result = learn(tmp_path, table_rig.fleet_of(table), seed, 1, base=embedded())

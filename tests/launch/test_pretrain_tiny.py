@@ -1,4 +1,4 @@
-"""The rebuild of the small model as a process: Ray Train workers, one of them killed."""
+"""Training of the small model as a process: Ray Train workers, one of them killed."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(LIMIT_S + 60)]
 
 
 def processes():
-    """Pid to (parent's pid, command line) of everything that runs."""
+    """Maps the pid of each running process to its parent's pid and its command line."""
     found = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
@@ -31,7 +31,7 @@ def processes():
 
 
 def train_workers(driver_pid):
-    """Pids of the driver's own Ray Train workers; their forked data loaders bear their name too."""
+    """Pids of the driver's Ray Train workers, without their data loaders of the same name."""
     running = processes()
     named = {pid for pid, (_, line) in running.items() if "RayTrainWorker" in line}
 

@@ -1,4 +1,4 @@
-"""The table of what each knob costs, by hand."""
+"""Effects of the knobs against numbers worked out by hand."""
 
 import numpy as np
 import pytest

@@ -1,7 +1,7 @@
-"""Everything at once: actors killed, one hang, nodes lost and added, the learner killed.
+"""All faults at once: killed actors, a hang, a lost and a new node, a killed learner.
 
-The run ends by itself, no group is lost or counted twice, and the weights are those of the
-undisturbed run, to the bit.
+The run finishes on its own, no group is lost or counted twice, and the weights are bit-identical
+to those of an undisturbed run.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ def cluster():
 
 
 class Chaos(threading.Thread):
-    """Kills actors at random moments; loses and adds a node, and kills the learner, on the way."""
+    """Kills actors at random times; meanwhile replaces a node and kills the learner."""
 
     def __init__(self, fleet, cluster, learners):
         super().__init__(daemon=True)
@@ -61,7 +61,7 @@ class Chaos(threading.Thread):
                 ray.kill(self.learners[-1].actor)
                 self.learner_killed = True
             if self.kills >= NUM_KILLS:
-                continue  # all actors have been killed before there was a learner
+                continue  # all actors were killed before the learner was started
             facts = self.fleet.pool.slots[int(rng.integers(len(self.fleet.pool.slots)))].facts
             if facts is None:
                 continue
@@ -70,13 +70,13 @@ class Chaos(threading.Thread):
                 self.kills += 1
 
     def await_kills(self, number: int):
-        """Holds a step up, a minute at most, so that the run does not outrun the kills."""
+        """Delays a step, by a minute at most, so that the run does not end before the kills."""
         deadline = time.monotonic() + 60
         while self.kills < number and time.monotonic() < deadline:
             time.sleep(0.05)
 
     def replace_node(self):
-        """Once, after some kills; from the main thread, which alone may start nodes."""
+        """Replaces a node, once, after some kills; only the main thread may start nodes."""
         if self.kills >= 3 and not self.node_replaced:
             self.node_replaced = True
             self.cluster.remove_node(next(iter(self.cluster.worker_nodes)))

@@ -1,4 +1,4 @@
-"""The fleet over real Ray actors: exactness, SIGKILL, hangs, constructors that raise."""
+"""The fleet on real Ray actors: exactness, SIGKILL, hangs, constructors that raise."""
 
 import contextlib
 import dataclasses
@@ -80,7 +80,7 @@ def undisturbed(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two_actors():
-    """One fleet for all tests that leave it as good as new; starting it takes ten seconds."""
+    """A fleet shared by all tests that leave it intact, because starting it takes ten seconds."""
     ray_fleet = fleet()
     yield ray_fleet
     ray_fleet.shutdown()
@@ -201,7 +201,7 @@ def test_a_group_that_fails_on_three_actors_ends_the_run_with_its_cause(tmp_path
     with pytest.raises(GroupFailedError, match=message) as caught:
         train(run)
     assert "\n" not in str(caught.value)
-    assert run.store.load_latest().state["next_step"] == 1, "the whole step before is kept"
+    assert run.store.load_latest().state["next_step"] == 1, "the previous complete step is kept"
     ray_fleet.shutdown()
 
 

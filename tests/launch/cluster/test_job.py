@@ -34,7 +34,7 @@ def log_of(folder):
 
 @pytest.fixture
 def head(tmp_path):
-    """A head node of its own, under a HOME of its own."""
+    """A separate head node with its own HOME."""
     home = tmp_path / "home"
     home.mkdir()
     port, dashboard = free_port(), free_port()
@@ -42,7 +42,7 @@ def head(tmp_path):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     path = os.pathsep.join([str(RAY.parent), environment.get("PATH", "")])
     environment |= {"HOME": str(home), "RAY_AUTH_MODE": "disabled", "PATH": path}
-    # Blocking, so that the processes of this node alone can be ended: `ray stop` ends all Rays.
+    # Started blocking, so that only this node's processes are ended; `ray stop` ends all nodes.
     with (tmp_path / "head.log").open("w") as log:
         node = subprocess.Popen(
             [
@@ -70,7 +70,7 @@ def head(tmp_path):
 
 
 def ray_job(environment, *arguments):
-    """One `ray job` command."""
+    """Runs one `ray job` command."""
     return subprocess.run(
         [RAY, "job", *map(str, arguments)],
         env=environment,
@@ -83,7 +83,7 @@ def ray_job(environment, *arguments):
 
 @pytest.fixture
 def clone(tmp_path):
-    """A clean clone, and a model for it."""
+    """A clean clone of the project, and a model for it."""
     working_dir, model = tmp_path / "clone", tmp_path / "model"
     subprocess.run(["git", "clone", "-q", str(ROOT), str(working_dir)], check=True)
     shutil.rmtree(working_dir / ".git")

@@ -1,4 +1,4 @@
-"""The manifests in docs/cluster.md: what can be told of them without a cluster."""
+"""The manifests in docs/cluster.md, as far as they can be checked without a cluster."""
 
 import re
 import shlex
@@ -27,7 +27,7 @@ def test_the_submitter_reaches_the_dashboard_and_nobody_else_does():
     assert inside == {"from": [own]}
     assert [port["port"] for port in dashboard["ports"]] == [DASHBOARD_PORT]
     submitter, operator = dashboard["from"]
-    # The submitter's Kubernetes job is called like the RayJob.
+    # The submitter's Kubernetes job has the name of the RayJob.
     assert submitter == {"podSelector": {"matchLabels": {"job-name": JOB["metadata"]["name"]}}}
     assert operator["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": "kuberay-operator"}
 
@@ -59,7 +59,7 @@ def test_the_entrypoint_is_a_command_line_that_the_program_takes():
 
 
 def test_pods_and_policy_follow_kubernetes_schemas():
-    """KubeRay's own fields are not covered: its schemas are in no package."""
+    """KubeRay's own fields are not checked, because no package has their schemas."""
     validate = pytest.importorskip("kubernetes_validate").validate
     pods = [
         {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}} | group["template"]

@@ -40,18 +40,18 @@ def cluster():
 
 
 def on_the_cpu(_worker, *, simulated=None):
-    """What stands for a model on a GPU: the random one, with simulated latencies."""
+    """Replaces a model on a GPU by the random one with simulated latencies."""
     return launch_rig.worker()
 
 
 @pytest.fixture(autouse=True)
 def pretended(monkeypatch):
-    """Every command builds its workers here, and keeps to the cluster that is connected."""
+    """Makes every command build its workers here, and use the connected cluster."""
     monkeypatch.setattr(clusters, "build_worker", on_the_cpu)
 
 
 class Watched:
-    """Notes where the actors of each fleet are when it is shut down."""
+    """Records the placement of each fleet's actors when the fleet is shut down."""
 
     def __init__(self, monkeypatch):
         self.places = []
@@ -65,7 +65,7 @@ class Watched:
         monkeypatch.setattr(clusters.RayFleet, "shutdown", shutdown)
 
     def check(self):
-        """One fleet of eight actors, two on every node, each with a GPU of its own."""
+        """Checks for one fleet of eight actors, two per node, each with its own GPU."""
         (count, nodes, fleet) = self.places.pop()
         assert not self.places
         assert count == NODES * GPUS_OF_A_NODE
@@ -94,7 +94,7 @@ def settings(tmp_path, **changes):
 
 
 def trained(tmp_path, monkeypatch, loop=train, **changes):
-    """A whole session on the cluster, but for what it would read of a real model's folder."""
+    """A whole session on the cluster, except for reading a real model's folder."""
     session = Session(settings(tmp_path, **changes), loop)
     monkeypatch.setattr("launch.run.session.connect", lambda _address: None)
     session._check_before_ray = lambda: setattr(session, "d_model", rig.SIXTEEN.d_model)
@@ -129,7 +129,7 @@ def test_profile_and_evaluate_have_one_actor_per_gpu(cluster, tmp_path, monkeypa
     monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
     monkeypatch.setattr(
         "launch.evaluate.calibrated", lambda table, _now: (table, 0.0)
-    )  # the noise task's ids name no place in a split
+    )  # the ids of the noise task do not contain an index
     assert evaluate.main() == 0
     watched.check()
 

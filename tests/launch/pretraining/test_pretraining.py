@@ -20,7 +20,7 @@ from rollout.molmoe import Preprocessor, load_model
 
 
 def with_steps(config: TrainConfig, **steps: int) -> TrainConfig:
-    """The same with other lengths of the named stages."""
+    """The configuration with other lengths of the named stages."""
     return replace(
         config,
         **{name: replace(getattr(config, name), steps=count) for name, count in steps.items()},
@@ -221,7 +221,9 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, content: bytes | None):
     pretraining.save([])
     whole = pretraining.path.read_bytes()
     pretraining.path.write_bytes(whole[: len(whole) // 2] if content is None else content)
-    with pytest.raises(ValueError, match=r"checkpoint\.pt is no whole checkpoint.*move it away"):
+    with pytest.raises(
+        ValueError, match=r"checkpoint\.pt is not a complete checkpoint.*move it away"
+    ):
         Pretraining(config, writes_curves=False)
 
 

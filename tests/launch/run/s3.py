@@ -1,4 +1,4 @@
-"""A real S3 server on the loopback address, and a run folder that needs no model."""
+"""A real S3 server on the loopback address, and a run folder without a model."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def s3_server(bucket: str = "bucket") -> Iterator[tuple[str, str]]:
     try:
         host, port = server.get_host_and_port()
         endpoint = f"http://{host}:{port}"
-        # All servers of a process share what is stored.
+        # All servers of a process share one store.
         urllib.request.urlopen(f"{endpoint}/moto-api/reset", data=b"", timeout=60).close()
         client(endpoint).create_bucket(Bucket=bucket)
         yield endpoint, uri_of(endpoint, f"{bucket}/run")
@@ -43,13 +43,13 @@ def uri_of(endpoint: str, path: str) -> str:
 
 
 def keys(endpoint: str, bucket: str = "bucket") -> set[str]:
-    """Names of all objects in the run, folder markers left out."""
+    """Names of all objects of the run, without folder markers."""
     found = client(endpoint).list_objects_v2(Bucket=bucket).get("Contents", [])
     return {item["Key"].removeprefix("run/") for item in found if not item["Key"].endswith("/")}
 
 
 def write_step(run_dir: Path, step: int, metric: float | None = None) -> Path:
-    """One step of a run: a row of metrics, an event file, a checkpoint."""
+    """Writes one step of a run: a row of metrics, an event file, a checkpoint."""
     run_dir.mkdir(parents=True, exist_ok=True)
     with (run_dir / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": step}) + "\n")
@@ -63,6 +63,6 @@ def write_step(run_dir: Path, step: int, metric: float | None = None) -> Path:
 
 
 def history(run_dir: Path) -> list[int]:
-    """Steps of the metrics."""
+    """Steps in the run's metrics."""
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line)["step"] for line in lines]

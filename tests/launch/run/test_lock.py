@@ -1,4 +1,4 @@
-"""One run folder, one run."""
+"""A run folder can be used by only one run at a time."""
 
 import os
 import signal

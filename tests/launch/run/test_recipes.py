@@ -1,4 +1,4 @@
-"""Configurations that make no sense are refused when they are made."""
+"""Invalid configurations are rejected at construction."""
 
 import math
 

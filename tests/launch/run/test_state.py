@@ -61,7 +61,7 @@ def test_a_cut_and_resumed_run_has_the_same_weights_to_the_bit(tmp_path, cut, ma
 @pytest.mark.parametrize("max_staleness", [0, 1])
 def test_a_run_killed_between_two_commits_does_one_step_again(tmp_path, max_staleness):
     class Killed(BaseException):
-        """What no handler of the program catches."""
+        """An error that no handler of the program catches."""
 
     settings = launch_rig.config(steps=5, max_staleness=max_staleness)
     whole = launch_rig.local_run(tmp_path / "whole", settings)
@@ -79,7 +79,7 @@ def test_a_run_killed_between_two_commits_does_one_step_again(tmp_path, max_stal
     with pytest.raises(Killed):
         train(first)
     second = launch_rig.local_run(tmp_path / "cut", settings)
-    assert second.next_step == first.next_step == 2, "both whole steps had been committed"
+    assert second.next_step == first.next_step == 2, "both complete steps are committed"
     train(second)
     assert sha256(second) == sha256(whole)
 
@@ -115,7 +115,7 @@ def test_results_do_not_depend_on_the_order_of_groups(tmp_path):
     ran = {"forwards": [], "backwards": []}
 
     class Backwards(LocalFleet):
-        """Runs the last group of a batch first, and returns them in the order of their ids."""
+        """Runs the groups of a batch in reverse, and returns them in the order of their ids."""
 
         def collect(self, ticket):
             requests, setup, weights = self._batches.pop(ticket)
@@ -230,7 +230,7 @@ def test_stale_episodes_are_weighted_by_how_likely_they_are_now(tmp_path):
         if (group.scores != group.scores[0]).any() or (group.latencies_ms > group.budget_ms).any():
             weights.append(np.exp(ratios).clip(max=settings.learner.loss.importance_cap))
     expected = np.mean(weights)
-    assert abs(expected - 1) > 1e-3, "the policy has moved since these groups were drawn"
+    assert abs(expected - 1) > 1e-3, "the policy has changed since these groups were collected"
     assert metrics.importance_mean == pytest.approx(expected, rel=1e-3)
 
 
