@@ -17,7 +17,7 @@ from rollout.estimator.estimator import LatencyEstimator
 from rollout.estimator.latency_table import LatencyTable, split_by_sample
 from rollout.estimator.metrics import LatencyMetrics
 from rollout.profiling.records import DecodeReading, ProfileReader
-from tests.rollout.latency.synthetic import Law, law_predictions, write_profiles
+from tests.rollout.estimator.synthetic import Law, law_predictions, write_profiles
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "fit_latency_estimator.py"
 NAMES = {

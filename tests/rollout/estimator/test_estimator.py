@@ -11,7 +11,7 @@ from rollout.estimator.fit import EstimatorFit, FitConfig
 from rollout.estimator.latency_table import LatencyTable, split_by_sample
 from rollout.estimator.metrics import LatencyMetrics, predict_table
 from rollout.profiling.records import DecodeReading, ProfileReader
-from tests.rollout.latency.synthetic import Law, law_predictions, write_profiles
+from tests.rollout.estimator.synthetic import Law, law_predictions, write_profiles
 
 GRID = tuple(all_knobs())
 GOOD = {

@@ -4,7 +4,7 @@ import torch
 from rollout.estimator.fit import EstimatorFit, FitConfig
 from rollout.estimator.latency_table import LatencyTable, split_by_sample
 from rollout.profiling.records import DecodeReading, ProfileReader
-from tests.rollout.latency.synthetic import write_profiles
+from tests.rollout.estimator.synthetic import write_profiles
 
 CONFIG = FitConfig(num_epochs=4, hidden_dim=16)
 

@@ -3,7 +3,7 @@ import pytest
 
 from rollout.estimator.latency_table import LatencyTable, split_by_sample
 from rollout.profiling.records import DecodeReading, ProfileReader
-from tests.rollout.latency.synthetic import write_profiles
+from tests.rollout.estimator.synthetic import write_profiles
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from rollout.estimator.transfer import (
     recalibrate_fine_tuned,
 )
 from rollout.profiling.records import DecodeReading, ProfileReader
-from tests.rollout.latency.synthetic import Law, write_profiles
+from tests.rollout.estimator.synthetic import Law, write_profiles
 
 NEW_HARDWARE = Law(speed=2.5, offset_ms=12.0)
 

@@ -16,7 +16,7 @@ from rollout.profiling.records import (
     parse_record,
     write_profile,
 )
-from tests.rollout.latency.synthetic import write_profiles
+from tests.rollout.estimator.synthetic import write_profiles
 
 # The design document's example.
 EXAMPLE = {
