@@ -39,7 +39,7 @@ class Reward:
 
 def is_violation(latency_ms: ArrayLike, budget_ms: ArrayLike) -> NDArray[np.bool_]:
     """Whether a latency exceeds its budget: bool, of the common shape."""
-    return np.asarray(latency_ms) > np.asarray(budget_ms)
+    return np.asarray(np.asarray(latency_ms) > np.asarray(budget_ms))
 
 
 def score_within_budget(score: ArrayLike, latency_ms: ArrayLike, budget_ms: ArrayLike) -> Array:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from envs.reward import BudgetReward
+from envs.reward import BudgetReward, is_violation
 from envs.spec import BudgetRange, BudgetSampler, Knobs, Sample, Tier, check_budget_ms
 from launch.run.resume import fingerprint_from_state, worker_of
 from learner.checkpoint import CheckpointStore, find_controller
@@ -186,7 +186,7 @@ def _described(outcome: dict[str, Any], source: str, budget_ms: float) -> dict[s
         "host_ms": round(outcome["host_ms"], 3),
         "latency_ms": round(outcome["latency_ms"], 3),
         "budget_ms": budget_ms,
-        "within_budget": outcome["latency_ms"] <= budget_ms,
+        "within_budget": not is_violation(outcome["latency_ms"], budget_ms).item(),
         "finished": outcome["finished"],
     }
 
