@@ -19,7 +19,8 @@ from types import SimpleNamespace
 import numpy as np
 import ray
 
-from envs.spec import BudgetRange, BudgetSampler
+from envs.calibration import Calibration
+from envs.spec import BudgetSampler
 from launch.cluster.actor_pool import ActorPool
 from launch.cluster.config import ClusterConfig
 from launch.cluster.fleet import RayFleet
@@ -34,11 +35,12 @@ from policy.config import PolicySetup
 from rollout.actor import ActorFacts, Timed
 from rollout.fingerprint import Fingerprint
 from rollout.group_rollout import GroupRollout
-from rollout.latency.calibration import Calibration
 from rollout.latency.clock import DeviceFacts
 
 WIDTH = 2048
-FACTS = DeviceFacts(device="asleep", dtype="bfloat16", torch_version="none", num_threads=1)
+FACTS = DeviceFacts(
+    device="asleep", dtype="bfloat16", torch_version="none", num_threads=1, clock="asleep"
+)
 FINGERPRINT = Fingerprint(
     architecture="none",
     weights="none",
@@ -95,6 +97,11 @@ class Pool:
             latency_tokens=rng.normal(size=(size, WIDTH)).astype(np.float32),
             scores=rng.integers(0, 2, size).astype(np.float32),
             latencies_ms=rng.uniform(100, 200, size),
+            feasible=True,
+            clock="asleep",
+            device_budget_ms=request.budget_ms,
+            device_ms=np.full(size, 100.0),
+            wall_ms=np.full(size, 100.0),
             answers=("",) * size,
             stages_ms=({"asleep": 1.0},) * size,
             actor=name,
@@ -153,7 +160,7 @@ class Unevaluated(Run):
 
 def make_run(fleet: RayFleet, config: JointGRPOConfig, folder: Path) -> Run:
     """A run of the recipe on this fleet, with its checkpoints in a folder."""
-    budgets = BudgetSampler(range=BudgetRange(low_ms=100, high_ms=200), feasible_from_ms=120)
+    budgets = BudgetSampler.between(100, 200)
     setup = PolicySetup.of(WIDTH, budgets)
     return Unevaluated(
         config=config,
@@ -166,7 +173,7 @@ def make_run(fleet: RayFleet, config: JointGRPOConfig, folder: Path) -> Run:
             inspection_folder=folder,
             timeout_s=config.cluster.learner_timeout_s,
         ),
-        reporter=Reporter(folder, first_step=0, num_steps=config.steps),
+        reporter=Reporter(folder, first_step=0, num_steps=config.steps, clock="asleep"),
         store=CheckpointStore(folder / "checkpoints", config.keep_last),
         lambda_control=LambdaControl(config.pid, budgets),
         calibration=Calibration(cheapest_ms=100, full_ms=200, scatter=0.0, num_samples=1),

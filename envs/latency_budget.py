@@ -17,7 +17,8 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
 from envs.action_masks import MAX_CHOICES, is_allowed, stage1_mask, stage2_mask
-from envs.reward import RewardFunction
+from envs.calibration import PresentTime, SteadyTime
+from envs.reward import RewardFunction, is_violation
 from envs.spec import (
     NUM_BLOCKS,
     POSITIONS,
@@ -49,6 +50,8 @@ class LatencyBudgetVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.nda
         encode_budget: maps a budget in ms to a budget token [D].
         group_size: number of episodes, G.
         split: split of the tasks.
+        present: present time of the device that the executor runs on. Budgets and latencies of the
+            environment are calibrated milliseconds; on a device that does not drift, its own.
         invalid_penalty: reward of an episode that ends with an invalid choice, for which the model
             does not run.
     """
@@ -65,6 +68,7 @@ class LatencyBudgetVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.nda
         encode_budget: Callable[[float], np.ndarray],
         group_size: int = 1,
         split: str = "train",
+        present: PresentTime | None = None,
         invalid_penalty: float = -1.0,
     ) -> None:
         if group_size < 1:
@@ -72,6 +76,7 @@ class LatencyBudgetVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.nda
         self.executor, self.tasks, self.budgets = executor, tasks, budgets
         self.reward, self.encode_budget = reward, encode_budget
         self.split, self.invalid_penalty = split, invalid_penalty
+        self.present = present or SteadyTime()
         self.num_envs = group_size
         self.single_action_space = spaces.MultiDiscrete([MAX_CHOICES, MAX_CHOICES])
         self.single_observation_space = spaces.Box(
@@ -118,10 +123,12 @@ class LatencyBudgetVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.nda
         self.sample: Sample = self.tasks.sample(self.split, index) if sample is None else sample
         self.budget_ms = check_budget_ms(options.get("budget_ms", drawn_ms))
         self.budget_token = options.get("budget_token")
-        self.session = self.executor.open(self.sample, self.budget_ms)
+        self.device_budget_ms = self.present.to_present(self.budget_ms)
+        self.session = self.executor.open(self.sample, self.device_budget_ms)
         self.stage1: np.ndarray | None = None
         self.done = np.zeros(self.num_envs, dtype=bool)
         self.charged: list[Mapping[str, float]] = [{} for _ in range(self.num_envs)]
+        self.charged_wall_ms = np.zeros(self.num_envs)
         feature = options.get("language_feature")
         if feature is None:
             feature = self.executor.language_feature(self.sample)
@@ -129,9 +136,12 @@ class LatencyBudgetVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.nda
         masks = [stage1_mask()] * self.num_envs
         return self._observe(features, np.zeros(self.num_envs)), self._info(action_mask=masks)
 
-    def charge(self, stages_ms: Sequence[Mapping[str, float]]) -> None:
-        """Adds the controller's own stages to each member's latency."""
+    def charge(
+        self, stages_ms: Sequence[Mapping[str, float]], wall_ms: Sequence[float] | np.ndarray
+    ) -> None:
+        """Adds the controller's own stages to each member's latency, and their time on the wall."""
         self.charged = [{**old, **new} for old, new in zip(self.charged, stages_ms, strict=True)]
+        self.charged_wall_ms += wall_ms
 
     def step(
         self, actions: np.ndarray
@@ -186,8 +196,11 @@ class LatencyBudgetVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.nda
         done = [next(executions) if run else None for run in running]
         rewards = np.where(running & ~valid, self.invalid_penalty, 0.0)
         outcomes = [self._outcome(member, execution) for member, execution in enumerate(done)]
+        feasible = self._is_feasible(session, outcomes)
         for member, outcome in enumerate(outcomes):
-            rewards[member] += outcome.get("reward", 0.0)
+            if outcome:
+                outcome |= self._rewarded(outcome, feasible)
+                rewards[member] += outcome["reward"]
         self.done = np.ones(self.num_envs, dtype=bool)
         self.session = None
         masks = [stage1_mask()] * self.num_envs
@@ -203,18 +216,41 @@ class LatencyBudgetVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.nda
         if execution is None:
             return {}
         charged = self.charged[member]
-        latency_ms = execution.latency_ms + sum(charged.values())
-        score = self.tasks.score(self.sample, execution.answer)
-        reward = self.reward([score], [latency_ms], [self.budget_ms], [execution.knobs])
+        device_ms = execution.latency_ms + sum(charged.values())
         return {
             "knobs": execution.knobs,
-            "latency_ms": latency_ms,
+            "latency_ms": self.present.to_calibrated(device_ms),
+            "device_ms": device_ms,
+            "device_budget_ms": self.device_budget_ms,
+            "wall_ms": execution.wall_ms + float(self.charged_wall_ms[member]),
             "stages_ms": {**charged, **execution.stages_ms},
             "host_ms": execution.host_ms,
             "answer": execution.answer,
             "finished": execution.finished,
             "num_output_tokens": execution.num_output_tokens,
-            "score": score,
+            "score": self.tasks.score(self.sample, execution.answer),
+        }
+
+    def _is_feasible(self, session: GroupSession, outcomes: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether the cheapest configuration would have met the budget on this sample.
+
+        It would if any member did. Otherwise it runs, and its latency decides.
+        """
+        latencies_ms = [outcome["latency_ms"] for outcome in outcomes if outcome]
+        if not latencies_ms or not is_violation(latencies_ms, self.budget_ms).all():
+            return True
+        return not is_violation(session.cheapest_latency_ms(), self.device_budget_ms)
+
+    def _rewarded(self, outcome: Mapping[str, Any], feasible: bool) -> dict[str, Any]:
+        reward = self.reward(
+            [outcome["score"]],
+            [outcome["latency_ms"]],
+            [self.budget_ms],
+            [outcome["knobs"]],
+            feasible,
+        )
+        return {
+            "feasible": feasible,
             "reward": float(reward.total[0]),
             "reward_components": {k: float(v[0]) for k, v in reward.components.items()},
         }
@@ -240,8 +276,9 @@ class LatencyBudgetVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.nda
 class LatencyBudgetEnv(gym.Env[np.ndarray, np.ndarray]):
     """One episode at a time: a group environment with a single member.
 
-    The last step's `info` holds `latency_ms`, `stages_ms`, `answer`, `score`, `reward_components`;
-    every `info` holds `action_mask`, in the form that `action_space.sample(mask)` takes.
+    The last step's `info` holds `latency_ms`, `stages_ms`, `answer`, `score`, `feasible` and
+    `reward_components`; every `info` holds `action_mask`, in the form that
+    `action_space.sample(mask)` takes.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012

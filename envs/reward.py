@@ -42,21 +42,42 @@ def is_violation(latency_ms: ArrayLike, budget_ms: ArrayLike) -> NDArray[np.bool
     return np.asarray(np.asarray(latency_ms) > np.asarray(budget_ms))
 
 
+def violation_rate(
+    violations: ArrayLike, feasible: ArrayLike, axis: int | None = None
+) -> NDArray[np.float64]:
+    """The share of feasible episodes that exceed their budget; NaN where none is feasible.
+
+    Infeasible ones exceed it under every policy and say nothing about this one.
+    """
+    counted = np.asarray(np.broadcast_to(feasible, np.shape(violations)), np.float64)
+    over, total = (np.asarray(violations) * counted).sum(axis), counted.sum(axis)
+    return np.divide(over, total, out=np.full(np.shape(total), np.nan), where=total > 0)
+
+
 def score_within_budget(score: ArrayLike, latency_ms: ArrayLike, budget_ms: ArrayLike) -> Array:
     """A score that counts only within the budget; its mean is the accuracy within budget."""
     return np.asarray(score, np.float64) * ~is_violation(latency_ms, budget_ms)
 
 
 def budget_reward(
-    score: ArrayLike, latency_ms: ArrayLike, budget_ms: ArrayLike, *, violation_cost: ArrayLike
+    score: ArrayLike,
+    latency_ms: ArrayLike,
+    budget_ms: ArrayLike,
+    *,
+    violation_cost: ArrayLike,
+    feasible: ArrayLike = True,
 ) -> Reward:
     """The default: score - lambda * 1[latency > budget] - 0.5 * clip(latency / budget - 1, 0, 1).
 
-    The last term ranks configurations if none fits. `violation_cost` is lambda.
+    `violation_cost` is lambda. Where no configuration fits, only the last term is left, so that
+    the fastest answer earns most.
     """
-    score = np.asarray(score, dtype=np.float64)
+    feasible = np.asarray(feasible, dtype=bool)
+    score = np.asarray(score, dtype=np.float64) * feasible
     overshoot: Array = np.asarray(latency_ms, np.float64) / np.asarray(budget_ms, np.float64) - 1
-    violation: Array = -np.asarray(violation_cost) * is_violation(latency_ms, budget_ms)
+    violation: Array = -np.asarray(violation_cost) * (
+        is_violation(latency_ms, budget_ms) & feasible
+    )
     excess: Array = -0.5 * np.clip(overshoot, 0, 1)
     return Reward(
         score=score,
@@ -120,8 +141,9 @@ class RewardFunction(Protocol):
         latency_ms: ArrayLike,
         budget_ms: ArrayLike,
         knobs: Sequence[Knobs],
+        feasible: ArrayLike = True,
     ) -> Reward:
-        """The reward of N episodes."""
+        """The reward of N episodes; `feasible` says whether any configuration fits."""
         ...
 
 
@@ -140,11 +162,12 @@ class BudgetReward:
         latency_ms: ArrayLike,
         budget_ms: ArrayLike,
         knobs: Sequence[Knobs],
+        feasible: ArrayLike = True,
     ) -> Reward:
         """The default reward of N episodes; it does not depend on the knobs."""
         cost = self.violation_cost
         cost = cost(budget_ms) if callable(cost) else cost
-        return budget_reward(score, latency_ms, budget_ms, violation_cost=cost)
+        return budget_reward(score, latency_ms, budget_ms, violation_cost=cost, feasible=feasible)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,8 +182,9 @@ class ReferenceReward:
         latency_ms: ArrayLike,
         budget_ms: ArrayLike,
         knobs: Sequence[Knobs],
+        feasible: ArrayLike = True,
     ) -> Reward:
-        """The reference reward of N episodes."""
+        """The reference reward of N episodes, which does not ask what is feasible."""
         return reference_reward(
             score,
             latency_ms,

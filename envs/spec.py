@@ -49,8 +49,8 @@ STAGE1_SIZES = (len(TIERS), len(POSITIONS))
 STAGE2_SIZES = (len(TOP_KS), len(NUM_BLOCKS))
 MIN_BLOCKS_AFTER_POSITION = 11
 
-FEASIBLE_QUANTILE = 0.97
-"""Share of runs in which the cheapest configuration must meet a budget to make it feasible."""
+SHORTEST_SHARE = 0.8
+"""The smallest budget, as a share of the one from which budgets are uniform."""
 
 
 def allowed_num_blocks(position: int) -> tuple[int, ...]:
@@ -184,8 +184,9 @@ class Execution:
         answer: decoded text without special tokens.
         num_output_tokens: number of decoded tokens, including the end-of-sequence token.
         finished: whether the model ended the answer itself, within the token limit.
-        latency_ms: sum of the stages that count toward the budget, ms.
-        stages_ms: time of each measured stage, ms.
+        latency_ms: sum of the stages that count toward the budget, on the device clock, ms.
+        wall_ms: the same sum on the wall clock.
+        stages_ms: time of each measured stage on the device clock, ms.
         host_ms: time for tokenising and image resizing, which is not part of the latency, ms.
         num_vision_tokens: vision tokens of the prompt.
         num_text_tokens: text tokens of the prompt.
@@ -196,6 +197,7 @@ class Execution:
     num_output_tokens: int
     finished: bool
     latency_ms: float
+    wall_ms: float
     stages_ms: Mapping[str, float]
     host_ms: float
     num_vision_tokens: int
@@ -213,6 +215,10 @@ class GroupSession(Protocol):
         """Runs each episode to its answer with its (top_k, num_blocks); None skips an episode."""
         ...
 
+    def cheapest_latency_ms(self) -> float:
+        """Latency of the cheapest configuration on the sample, measured now."""
+        ...
+
 
 class Executor(Protocol):
     """A frozen model that runs episodes, as the environment sees it."""
@@ -227,7 +233,7 @@ class Executor(Protocol):
         ...
 
     def open(self, sample: Sample, budget_ms: float) -> GroupSession:
-        """Starts a group of episodes on one (sample, budget).
+        """Starts a group of episodes on one (sample, budget on the device's present clock).
 
         Raises ValueError naming the sample if it is unusable.
         """
@@ -236,26 +242,43 @@ class Executor(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetSampler:
-    """Draws budgets: a given share below what any configuration can meet, the rest above.
+    """Draws budgets: uniform where configurations differ, and a small share below.
+
+    Whether a budget can be met depends on the sample as well, so feasibility is a property of
+    episodes, not of budgets.
 
     Attributes:
         range: range of all budgets.
-        feasible_from_ms: smallest budget that the cheapest configuration meets reliably.
-        infeasible_share: probability of a budget below `feasible_from_ms`.
+        uniform_from_ms: budgets are uniform from here to the largest one.
+        share_below: probability of a budget below `uniform_from_ms`.
     """
 
     range: BudgetRange
-    feasible_from_ms: float
-    infeasible_share: float = 0.1
+    uniform_from_ms: float
+    share_below: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.range.low_ms <= self.feasible_from_ms < self.range.high_ms:
+        if not self.range.low_ms <= self.uniform_from_ms < self.range.high_ms:
             raise ValueError(
-                f"feasible_from_ms {self.feasible_from_ms} is outside the budget range "
+                f"uniform_from_ms {self.uniform_from_ms} is outside the budget range "
                 f"{self.range.low_ms}..{self.range.high_ms} ms"
             )
-        if not 0 <= self.infeasible_share < 1:
-            raise ValueError(f"infeasible_share {self.infeasible_share} is not within 0..1")
+        if not 0 <= self.share_below < 1:
+            raise ValueError(f"share_below {self.share_below} is not within 0..1")
+
+    @classmethod
+    def between(cls, low_ms: float, high_ms: float, *, share_below: float = 0.0) -> BudgetSampler:
+        """Uniform from `low_ms` to `high_ms`; the share below reaches down to 0.8 times `low_ms`.
+
+        Raises:
+            ValueError: the range is empty, or the share is not within 0..1.
+        """
+        lowest_ms = SHORTEST_SHARE * low_ms if share_below else low_ms
+        return cls(
+            range=BudgetRange(low_ms=lowest_ms, high_ms=high_ms),
+            uniform_from_ms=low_ms,
+            share_below=share_below,
+        )
 
     @classmethod
     def from_latencies(
@@ -263,35 +286,27 @@ class BudgetSampler:
         cheapest_ms: ArrayLike,
         full_ms: ArrayLike,
         *,
-        infeasible_share: float = 0.1,
+        share_below: float = 0.05,
     ) -> BudgetSampler:
         """Derives the range from measured latencies of a device.
 
-        The range begins at 0.8 times the cheapest configuration's median, which nothing meets, and
-        ends at the full configuration's 95th percentile. Budgets are feasible from the cheapest
-        configuration's 97th percentile on: at its 95th it violates 5 % by definition, so that no
-        policy could hold that target.
+        Budgets are uniform from the cheapest configuration's median to the full one's 95th
+        percentile: below, nothing fits most samples; above, everything does.
         """
-        cheapest, full = np.asarray(cheapest_ms), np.asarray(full_ms)
-        low_ms = 0.8 * float(np.median(cheapest))
-        feasible_ms = max(float(np.quantile(cheapest, FEASIBLE_QUANTILE)), low_ms)
-        high_ms = max(float(np.quantile(full, 0.95)), 1.2 * feasible_ms)
-        return cls(
-            range=BudgetRange(low_ms=low_ms, high_ms=high_ms),
-            feasible_from_ms=feasible_ms,
-            infeasible_share=infeasible_share,
-        )
+        low_ms = float(np.median(np.asarray(cheapest_ms)))
+        high_ms = max(float(np.quantile(np.asarray(full_ms), 0.95)), 1.2 * low_ms)
+        return cls.between(low_ms, high_ms, share_below=share_below)
 
     def draw(self, rng: np.random.Generator) -> float:
         """One budget in ms."""
-        low, high = self.feasible_from_ms, self.range.high_ms
-        if rng.random() < self.infeasible_share:
-            low, high = self.range.low_ms, self.feasible_from_ms
+        low, high = self.uniform_from_ms, self.range.high_ms
+        if rng.random() < self.share_below:
+            low, high = self.range.low_ms, self.uniform_from_ms
         return float(rng.uniform(low, high))
 
-    def is_feasible(self, budget_ms: float) -> bool:
-        """Whether the cheapest configuration reliably meets this budget."""
-        return budget_ms >= self.feasible_from_ms
+    def evenly(self, count: int) -> np.ndarray:
+        """Evenly spread budgets over the uniform range, both ends included: [count]."""
+        return np.linspace(self.uniform_from_ms, self.range.high_ms, count)
 
 
 class Task(Protocol):

@@ -6,12 +6,17 @@ Writes table.npz (which evaluation and warm start read), summary.json, pareto.pn
 per task and configuration (OUTPUT_DIR/results/TASK/CONFIGURATION.json) in the schema of the study
 that first measured these knobs on MolmoE-1B-0924. A profile that was interrupted continues: samples
 that are already measured are skipped.
+
+The devices are calibrated first, and followed by probes meanwhile: latencies in the table are
+milliseconds of that calibration, so that a clock that drifts does not favour what was measured when
+it was fast. On each sample the cheapest configuration runs several times, which decides from which
+budget on the sample can be answered at all.
 """
 
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +27,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from envs.calibration import Calibration
 from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, POSITIONS, TIERS, Knobs, all_knobs
 from envs.tasks.registry import build_tasks
 from launch.analysis.answer_priors import answer_prior_scores
@@ -35,12 +41,19 @@ from launch.analysis.plots import pareto_figure
 from launch.analysis.statistics import Interval, half_widths
 from launch.cluster.config import ClusterConfig
 from launch.cluster.console import connect, one_clear_error, wide_console
-from launch.cluster.fleet import open_fleet
+from launch.cluster.fleet import RayFleet, open_fleet
 from launch.run.resume import fingerprint_from_state, load_checkpoint, worker_of
 from rollout.build import WorkerConfig
 from rollout.fingerprint import Fingerprint
+from rollout.latency.calibration import EndLatencies
 from rollout.profiling.profile_table import ProfileTable
-from rollout.profiling.records import write_items
+from rollout.profiling.records import ProfileRecord, write_items
+
+CHEAPEST_REPEATS = 5
+"""Number of runs of the cheapest configuration on each sample."""
+
+SAMPLES_A_BATCH = 50
+"""Number of samples that are handed out together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +69,7 @@ class ProfileConfig:
         split: split of the tasks: train, validation or test.
         num_samples: number of samples; each runs at every configuration.
         first_index: index of the first sample.
+        calibration_samples: number of validation samples on which the devices are calibrated.
         worker: the frozen model and its tasks.
         cluster: rollout actors and time limits.
     """
@@ -66,6 +80,7 @@ class ProfileConfig:
     split: str = "validation"
     num_samples: int = 200
     first_index: int = 0
+    calibration_samples: int = 64
     worker: WorkerConfig = field(default_factory=WorkerConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
@@ -124,17 +139,38 @@ def measure(config: ProfileConfig, configurations: tuple[Knobs, ...], rows_path:
     if trained_on:
         run, cure = f"the run in {config.run_dir}", "profile the run's own model and tasks"
         trained_on.check_same(facts.fingerprint, run, "this fleet", cure)
-    for row in read_rows(rows_path):
+    rows = read_rows(rows_path)
+    for row in rows:
         Fingerprint.from_json(row["fingerprint"]).check_same(
             facts.fingerprint, str(rows_path), "this fleet", "profile into a new folder"
         )
-    results = fleet.profile(configurations, config.split, missing, "profiled samples")
+    if rows:
+        calibration = Calibration.from_json(rows[0]["calibration"])
+    else:
+        calibration = EndLatencies.measure(fleet, config.calibration_samples).calibration
+    common["calibration"] = asdict(calibration)
+    results = _profiled(fleet, configurations, config.split, missing, calibration)
     with rows_path.open("a") as file:
-        for index, records in zip(track(missing, "profiling"), results, strict=True):
-            row = {"index": index, **common, "records": [record.to_json() for record in records]}
-            file.write(json.dumps(row) + "\n")
+        for index, (cheapest_ms, records) in zip(track(missing, "profiling"), results, strict=True):
+            row = {"cheapest_ms": cheapest_ms, "records": [r.to_json() for r in records]}
+            file.write(json.dumps({"index": index, **common, **row}) + "\n")
             file.flush()
     fleet.shutdown()
+
+
+def _profiled(
+    fleet: RayFleet,
+    configurations: tuple[Knobs, ...],
+    split: str,
+    indices: Sequence[int],
+    calibration: Calibration,
+) -> Iterator[tuple[list[float], list[ProfileRecord]]]:
+    """Each sample's repeated latencies of the cheapest configuration, and all its records."""
+    for first in range(0, len(indices), SAMPLES_A_BATCH):
+        batch = indices[first : first + SAMPLES_A_BATCH]
+        cheapest = fleet.cheapest_ms(split, batch, CHEAPEST_REPEATS, calibration).tolist()
+        records = fleet.profile(configurations, split, batch, "profiled samples", calibration)
+        yield from zip(cheapest, records, strict=True)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -162,6 +198,7 @@ def to_table(rows: Sequence[dict[str, Any]], split: str, config: WorkerConfig) -
     """The profile table of measured rows."""
     tasks = build_tasks(config.tasks)
     fingerprint = Fingerprint.from_json(rows[0]["fingerprint"])
+    calibration = Calibration.from_json(rows[0]["calibration"])
     return ProfileTable.from_rows(
         [
             {
@@ -169,10 +206,12 @@ def to_table(rows: Sequence[dict[str, Any]], split: str, config: WorkerConfig) -
                 "task": row["records"][0]["task"],
                 "prompt": tasks.sample(split, row["index"]).prompt,
                 "scores": {configuration_name(r): r["score"] for r in row["records"]},
-                "latencies_ms": {configuration_name(r): r["latency_ms"] for r in row["records"]},
+                "latencies_ms": {configuration_name(r): r["calibrated_ms"] for r in row["records"]},
+                "cheapest_ms": float(np.median(row["cheapest_ms"])),
             }
             for row in rows
         ],
+        calibration,
         fingerprint,
     )
 

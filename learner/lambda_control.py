@@ -32,8 +32,8 @@ class PIDConfig:
         minimum: lambda never falls below it. An answer over budget is worth nothing where only
             answers in time count, so a violation should cost at least about one score.
         maximum: lambda never exceeds it.
-        bins: number of equal ranges into which the feasible budgets are cut, each with a lambda of
-            its own. A single lambda holds the target on average over all budgets, and leaves the
+        bins: number of equal ranges into which the budgets are cut, each with a lambda of its own.
+            A single lambda holds the target on average over all budgets, and leaves the
             tightest ones above it.
     """
 
@@ -66,15 +66,12 @@ class LambdaControl:
 
     Args:
         config: gains, bounds and number of ranges.
-        budgets: the feasible ones are cut into ranges. Infeasible ones share the first range's
-            lambda and do not move it, because every policy violates them.
+        budgets: their uniform part is cut into ranges; budgets below it belong to the first one.
     """
 
     def __init__(self, config: PIDConfig, budgets: BudgetSampler) -> None:
         self.config, self.budgets = config, budgets
-        self.edges_ms = np.linspace(
-            budgets.feasible_from_ms, budgets.range.high_ms, config.bins + 1
-        )
+        self.edges_ms = np.linspace(budgets.uniform_from_ms, budgets.range.high_ms, config.bins + 1)
         self.values = np.full(config.bins, config.initial)
         self.integrals = np.full(config.bins, config.initial)
         self.rates = np.full(config.bins, config.target)
@@ -83,10 +80,15 @@ class LambdaControl:
         """The lambda in force at each budget, of the same shape."""
         return self.values[self._bins(budget_ms)]
 
-    def update(self, budget_ms: ArrayLike, violations: ArrayLike) -> None:
-        """Takes one step's budgets in ms [N] and the violation rate in [0, 1] at each, [N]."""
-        budgets_N, violations_N = np.asarray(budget_ms), np.asarray(violations, dtype=np.float64)
-        bins_N = np.where(budgets_N >= self.budgets.feasible_from_ms, self._bins(budgets_N), -1)
+    def update(
+        self, budget_ms: ArrayLike, violations: ArrayLike, feasible: ArrayLike = True
+    ) -> None:
+        """Takes one step's budgets in ms [N] and the violation rate in [0, 1] at each, [N].
+
+        Infeasible ones do not move lambda, because every policy violates them.
+        """
+        violations_N = np.asarray(violations, dtype=np.float64)
+        bins_N = np.where(feasible, self._bins(budget_ms), -1)
         for index in np.unique(bins_N[bins_N >= 0]):
             self._update_bin(index, float(violations_N[bins_N == index].mean()))
 

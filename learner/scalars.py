@@ -9,7 +9,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from envs.reward import Reward, RewardFunction, is_violation, score_within_budget
+from envs.reward import (
+    Reward,
+    RewardFunction,
+    is_violation,
+    score_within_budget,
+    violation_rate,
+)
 from envs.spec import BudgetSampler, Knobs
 from learner.learner import UpdateRecord
 from policy.controller import HEADS
@@ -27,6 +33,7 @@ def rewards_of(groups: Sequence[GroupRollout], reward: RewardFunction) -> Reward
         np.concatenate([g.latencies_ms for g in groups]),
         budgets,
         [Knobs.from_indices(action) for g in groups for action in g.actions],
+        np.repeat([g.feasible for g in groups], shape[1]),
     )
     return Reward(
         score=flat.score.reshape(shape),
@@ -40,15 +47,6 @@ def violations(groups: Sequence[GroupRollout]) -> np.ndarray:
     return np.stack([is_violation(g.latencies_ms, g.budget_ms) for g in groups])
 
 
-def feasible_violation_rate(groups: Sequence[GroupRollout], budgets: BudgetSampler) -> float | None:
-    """Violation rate over the groups with a feasible budget; None if there are none.
-
-    Infeasible budgets are violated by every policy and say nothing about this one.
-    """
-    feasible = [g for g in groups if budgets.is_feasible(g.budget_ms)]
-    return float(violations(feasible).mean()) if feasible else None
-
-
 def in_budget_accuracy(groups: Sequence[GroupRollout]) -> float:
     """Mean score that counts only within budget."""
     inside = [score_within_budget(g.scores, g.latencies_ms, g.budget_ms) for g in groups]
@@ -58,26 +56,41 @@ def in_budget_accuracy(groups: Sequence[GroupRollout]) -> float:
 def rollout_scalars(groups: Sequence[GroupRollout], budgets: BudgetSampler) -> dict[str, float]:
     """Scores, violations and latencies of a batch."""
     latencies = np.concatenate([g.latencies_ms for g in groups])
-    budgets_ms = np.repeat([g.budget_ms for g in groups], groups[0].group_size)
+    budgets_ms = np.array([g.budget_ms for g in groups])
+    feasible_N = np.array([g.feasible for g in groups])
+    over_NG = violations(groups)
     scalars = {
         "rollout/score": float(np.concatenate([g.scores for g in groups]).mean()),
         "rollout/in_budget_accuracy": in_budget_accuracy(groups),
-        "violation/all": float(violations(groups).mean()),
-        "latency/slack_ms": float((budgets_ms - latencies).mean()),
+        "violation/all": float(over_NG.mean()),
+        "infeasible/all": float(1 - feasible_N.mean()),
+        "latency/slack_ms": float(np.mean([(g.budget_ms - g.latencies_ms).mean() for g in groups])),
         "rollout/empty_answers": float(np.mean([not a for g in groups for a in g.answers])),
     }
-    rate = feasible_violation_rate(groups, budgets)
-    if rate is not None:
-        scalars["violation/feasible"] = rate
+    if feasible_N.any():
+        scalars["violation/feasible"] = float(violation_rate(over_NG, feasible_N[:, None]))
+    wall = np.concatenate([g.wall_ms for g in groups])
     for quantile in (50, 95, 99):
         scalars[f"latency/p{quantile}_ms"] = float(np.percentile(latencies, quantile))
+        scalars[f"latency/wall_p{quantile}_ms"] = float(np.percentile(wall, quantile))
     edges = np.linspace(budgets.range.low_ms, budgets.range.high_ms, BUDGET_BINS + 1)
     bins = np.clip(np.digitize(budgets_ms, edges) - 1, 0, BUDGET_BINS - 1)
     for index in np.unique(bins):
         inside = bins == index
-        name = f"violation/budget_{edges[index]:.0f}_to_{edges[index + 1]:.0f}_ms"
-        scalars[name] = float(is_violation(latencies, budgets_ms)[inside].mean())
+        name = f"budget_{edges[index]:.0f}_to_{edges[index + 1]:.0f}_ms"
+        scalars[f"infeasible/{name}"] = float(1 - feasible_N[inside].mean())
+        if feasible_N[inside].any():
+            rate = violation_rate(over_NG[inside], feasible_N[inside, None])
+            scalars[f"violation/{name}"] = float(rate)
     return scalars
+
+
+def speed_scalars(groups: Sequence[GroupRollout]) -> dict[str, float]:
+    """Present speed of each actor against the calibration, 1 for the same, less for slower."""
+    speeds: dict[str, list[float]] = {}
+    for group in groups:
+        speeds.setdefault(group.actor, []).append(group.budget_ms / group.device_budget_ms)
+    return {f"fleet_speed/{name}": float(np.mean(found)) for name, found in speeds.items()}
 
 
 def stage_scalars(groups: Sequence[GroupRollout]) -> dict[str, float]:

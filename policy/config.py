@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
+from envs.calibration import Calibration
 from envs.spec import BudgetRange, BudgetSampler
 
 
@@ -57,12 +58,26 @@ class ControllerConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicySetup:
-    """Everything but the weights that a worker needs to build controller and environment."""
+    """Everything but the weights that a worker needs to build controller and environment.
+
+    Attributes:
+        controller: configuration of the controller.
+        budgets: sampler of budgets.
+        calibration: what their milliseconds mean, by which drift is followed; None if latencies
+            are simulated and do not drift.
+    """
 
     controller: ControllerConfig
     budgets: BudgetSampler
+    calibration: Calibration | None = None
 
     @classmethod
-    def of(cls, d_model: int, budgets: BudgetSampler) -> Self:
+    def of(
+        cls, d_model: int, budgets: BudgetSampler, calibration: Calibration | None = None
+    ) -> Self:
         """The setup for a model's width and a run's budgets."""
-        return cls(controller=ControllerConfig.for_budgets(d_model, budgets), budgets=budgets)
+        return cls(
+            controller=ControllerConfig.for_budgets(d_model, budgets),
+            budgets=budgets,
+            calibration=calibration,
+        )

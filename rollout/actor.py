@@ -11,6 +11,7 @@ from typing import Any
 import ray
 import torch
 
+from envs.calibration import Calibration
 from envs.spec import Knobs
 from policy.config import PolicySetup
 from policy.weights import PolicyWeights
@@ -103,9 +104,21 @@ class RolloutActor:
         """See `RolloutWorker.end_latencies`."""
         return self._timed(lambda: self.worker.end_latencies(split, index))
 
-    def profile(self, configurations: Sequence[Knobs], split: str, index: int) -> Timed:
+    def cheapest_ms(
+        self, split: str, index: int, repeats: int, calibration: Calibration | None
+    ) -> Timed:
+        """See `RolloutWorker.cheapest_ms`."""
+        return self._timed(lambda: self.worker.cheapest_ms(split, index, repeats, calibration))
+
+    def profile(
+        self,
+        configurations: Sequence[Knobs],
+        split: str,
+        index: int,
+        calibration: Calibration | None,
+    ) -> Timed:
         """See `RolloutWorker.profile`."""
-        return self._timed(lambda: self.worker.profile(configurations, split, index))
+        return self._timed(lambda: self.worker.profile(configurations, split, index, calibration))
 
     def prefixes(self, request: PrefixRequest) -> Timed:
         """See `RolloutWorker.prefixes`."""

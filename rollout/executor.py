@@ -23,8 +23,16 @@ from envs.spec import FULL_TOP_K, NUM_BLOCKS_TOTAL, Execution, Knobs, Sample, Ti
 from envs.tasks import DataError
 from rollout.block_skipping import BlockImportance
 from rollout.budget_token_vjp import budget_token_vjp, token_states
-from rollout.latency.clock import DeviceFacts, clock_for
-from rollout.latency.hooks import Stages, Timeline, block_modules, module_hooks, vision_modules
+from rollout.latency.clock import ClockChoice, DeviceFacts, clock_for
+from rollout.latency.hooks import (
+    Elapsed,
+    Stages,
+    Timeline,
+    block_modules,
+    in_ms,
+    module_hooks,
+    vision_modules,
+)
 from rollout.latency.simulated import SimulatedLatency
 from rollout.molmoe import ModelInputs, MolmoE, MolmoEConfig, Preprocessor
 from rollout.molmoe.cache import KVCache
@@ -42,12 +50,15 @@ class ExecutorConfig:
         repeats: number of times, an odd one, that an episode is run from the insertion position on
             if its latency is close to its budget; the run with the median latency counts.
         repeat_band: relative distance from the budget that counts as close.
+        clock: `device` counts what the device took: CUDA events on a GPU, the CPU time of a worker
+            with one thread. `wall` counts the time that passed, other processes' included.
     """
 
     max_new_tokens: int = 64
     prefill_only: bool = False
     repeats: int = 1
     repeat_band: float = 0.05
+    clock: ClockChoice = "device"
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -110,7 +121,7 @@ class MolmoEExecutor:
         self.importance = importance
         self.config = config or ExecutorConfig()
         self.simulated = simulated
-        self.timeline = Timeline(clock_for(model.device))
+        self.timeline = Timeline(clock_for(model.device, self.config.clock))
 
     @property
     def d_model(self) -> int:
@@ -118,8 +129,13 @@ class MolmoEExecutor:
         return self.model.config.d_model
 
     def device_facts(self) -> DeviceFacts:
-        """Device, dtype, torch version and thread count of this executor."""
-        return DeviceFacts.of(self.model.device, self.model.dtype)
+        """Device, dtype, torch version, thread count and clock of this executor."""
+        return DeviceFacts.of(self.model.device, self.model.dtype, self.clock_name)
+
+    @property
+    def clock_name(self) -> str:
+        """The clock that latencies are from, as records name it."""
+        return "simulated" if self.simulated is not None else self.timeline.clock.name
 
     @torch.no_grad()
     def language_feature(self, sample: Sample) -> np.ndarray:
@@ -274,15 +290,18 @@ class MolmoEExecutor:
         token_ids = self._decode(first_id, cache, top_k, skipped)
         stages = {**prefix.stages_until(position), **timeline.take()}
         if self.simulated is not None:
-            stages = {"simulated": self.simulated.latency_ms(knobs)}
+            table_ms = self.simulated.latency_ms(knobs)
+            stages = {"simulated": Elapsed(table_ms, table_ms)}
+        total = self.total(stages)
         is_finished = token_ids[-1] == model.config.eos_token_id
         return Execution(
             knobs=knobs,
             answer=self.preprocessor.decode(token_ids[:-1] if is_finished else token_ids),
             num_output_tokens=len(token_ids),
             finished=is_finished,
-            latency_ms=self.latency_ms(stages),
-            stages_ms=stages,
+            latency_ms=total.ms,
+            wall_ms=total.wall_ms,
+            stages_ms=in_ms(stages),
             host_ms=prefix.host_ms,
             num_vision_tokens=prefix.inputs.num_vision_tokens,
             num_text_tokens=prefix.inputs.num_text_tokens,
@@ -300,9 +319,9 @@ class MolmoEExecutor:
             skipped=skipped,
         )
         token_ids: list[int] = []
-        start = self.timeline.clock.mark()
+        start = self.timeline.mark()
         for token_id in steps:
-            end = self.timeline.clock.mark()
+            end = self.timeline.mark()
             # The first token is part of the prefill; here it only costs the read.
             name = f"decode_{len(token_ids):02}" if token_ids else "head"
             self.timeline.add(name, start, end)
@@ -310,13 +329,14 @@ class MolmoEExecutor:
             start = end
         return token_ids
 
-    def latency_ms(self, stages: Stages) -> float:
+    def total(self, stages: Stages) -> Elapsed:
         """The sum of all stages that count toward the budget."""
-        return sum(
-            elapsed_ms
-            for name, elapsed_ms in stages.items()
+        counted = (
+            elapsed
+            for name, elapsed in stages.items()
             if not (self.config.prefill_only and name.startswith("decode"))
         )
+        return sum(counted, Elapsed())
 
     def budget_gradient(
         self, prefix: Prefix, budget_token_D: np.ndarray, gradients: dict[int, np.ndarray]

@@ -33,6 +33,7 @@ class Fingerprint:
         dtype: dtype of the model.
         device: kind of device, such as cpu or cuda.
         runtime: how kernels are launched.
+        clock: the clock that latencies are from.
         tasks: names of the tasks in the mixture, in order.
         importance: hash of the block importance scores.
         max_new_tokens: maximum length of an answer, in tokens.
@@ -44,6 +45,7 @@ class Fingerprint:
     dtype: str
     device: str
     runtime: str
+    clock: str
     tasks: tuple[str, ...]
     importance: str
     max_new_tokens: int
@@ -59,6 +61,7 @@ class Fingerprint:
             dtype=str(model.dtype).removeprefix("torch."),
             device=model.device.type,
             runtime=RUNTIME,
+            clock=executor.clock_name,
             tasks=tuple(tasks.tasks) if isinstance(tasks, Mixture) else (type(tasks).__name__,),
             importance=importance_fingerprint(executor),
             max_new_tokens=executor.config.max_new_tokens,

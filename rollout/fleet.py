@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
+from envs.calibration import Calibration
 from policy.config import PolicySetup
 from rollout.group_rollout import GroupRollout
 from rollout.requests import FailedGroup, GroupRequest
@@ -62,6 +63,16 @@ class Fleet(Protocol[Weights]):
 
     def collect(self, ticket: int) -> list[GroupRollout]:
         """Waits, up to the fleet's time limits, for all groups of a batch."""
+        ...
+
+    def cheapest_ms(
+        self,
+        split: str,
+        indices: Sequence[int],
+        repeats: int,
+        calibration: Calibration | None,
+    ) -> np.ndarray:
+        """Repeated latencies of the cheapest configuration in calibrated ms: [N, repeats]."""
         ...
 
     def budget_gradients(

@@ -25,7 +25,7 @@ class GroupRollout:
         index: of the sample in the split.
         sample_id: id of the sample.
         task: task type of the sample.
-        budget_ms: latency budget of every episode of the group.
+        budget_ms: latency budget of every episode of the group, in calibrated ms.
         policy_version: version of the weights that chose the actions.
         policy_sha256: hash of those weights.
         budget_token: float32 [D], the budget token of those weights, as it entered block 0.
@@ -34,9 +34,14 @@ class GroupRollout:
         log_probs: float32 [G, 4], the log-probability of each head's choice when it was made.
         latency_tokens: float32 [G, D], the budget token's hidden state after block p.
         scores: float32 [G], answer scores in [0, 1].
-        latencies_ms: float64 [G], measured latency of each episode.
+        latencies_ms: float64 [G], latency of each episode, in calibrated ms like the budget.
+        feasible: whether the cheapest configuration would have met the budget on this sample.
+        clock: the clock that measured.
+        device_budget_ms: the budget in ms of the device when the group ran.
+        device_ms: float64 [G], the latencies as the clock measured them.
+        wall_ms: float64 [G], the same on the wall clock.
         answers: G decoded answers.
-        stages_ms: G mappings from stage name to measured ms.
+        stages_ms: G mappings from stage name to ms, as the clock measured them.
         actor: name of the actor that ran the group.
         incarnation: how many times that actor had been restarted.
     """
@@ -56,6 +61,11 @@ class GroupRollout:
     latency_tokens: np.ndarray
     scores: np.ndarray
     latencies_ms: np.ndarray
+    feasible: bool
+    clock: str
+    device_budget_ms: float
+    device_ms: np.ndarray
+    wall_ms: np.ndarray
     answers: tuple[str, ...]
     stages_ms: tuple[Mapping[str, float], ...]
     actor: str
@@ -71,7 +81,8 @@ class GroupRollout:
         self._check_array("log_probs", (size, 4), np.float32)
         self._check_array("latency_tokens", (size, width), np.float32)
         self._check_array("scores", (size,), np.float32)
-        self._check_array("latencies_ms", (size,), np.float64)
+        for name in ("latencies_ms", "device_ms", "wall_ms"):
+            self._check_array(name, (size,), np.float64)
         if (self.actions < 0).any() or (self.actions >= HEAD_SIZES).any():
             raise ValueError(
                 f"group {self.group_id} has actions outside the heads' sizes {HEAD_SIZES}: give "

@@ -20,7 +20,7 @@ from envs.spec import Sample
 from policy.controller import Choice, Controller, choose
 from rollout.executor import MolmoEExecutor
 from rollout.group_sharing import GroupExecutor, MolmoEGroupSession
-from rollout.latency.hooks import Stages
+from rollout.latency.hooks import Elapsed, Stages, in_ms
 
 Member = torch.Generator | None
 """Generator that samples a member's choices; None takes the most likely ones."""
@@ -36,7 +36,7 @@ class GroupResult:
         log_probs: float32 [G, 4], log-probabilities of the choices.
         latency_tokens: float32 [G, D].
         outcomes: final info of each member from the environment (`latency_ms`, `stages_ms`,
-            `answer`, `score`, `knobs`, ...); latencies include the controller's time.
+            `answer`, `score`, `knobs`, `feasible`, ...); latencies include the controller's time.
         session: the group on its executor, for the vector-Jacobian product.
     """
 
@@ -111,7 +111,8 @@ class GroupRunner:
 
     def _charge(self, env: LatencyBudgetVectorEnv, times: list[Stages]) -> None:
         if self.executor.simulated is None:
-            env.charge(times)
+            totals = [sum(stages.values(), Elapsed()) for stages in times]
+            env.charge([in_ms(stages) for stages in times], [total.wall_ms for total in totals])
 
     def _encode_budget(self, budget_ms: float) -> np.ndarray:
         return self.controller.budget_tokens(torch.tensor([budget_ms]))[0].cpu().numpy()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from envs.spec import Execution, Knobs, Sample, Tier, check_budget_ms
+from envs.spec import CHEAPEST_KNOBS, Execution, Knobs, Sample, Tier, check_budget_ms
 from rollout.executor import MolmoEExecutor
 from rollout.prefix import Prefix
 
@@ -82,6 +82,19 @@ class MolmoEGroupSession:
                 done[knobs] = self.executor.advance(self.prefixes[tier], knobs, self.budget_ms)
             results.append(done[knobs])
         return results
+
+    def cheapest_latency_ms(self) -> float:
+        """Latency of the cheapest configuration on the sample, measured now, without a controller.
+
+        A prefix that a member ran is shared, and its budget token not counted.
+        """
+        tier, position = CHEAPEST_KNOBS.tier, CHEAPEST_KNOBS.position
+        prefix = self.prefixes.get(tier)
+        if prefix is None or position not in prefix.hidden:
+            prefix = self.executor.begin(self.sample, tier, None)
+            self.executor.deepen(prefix, position)
+        execution = self.executor.advance(prefix, CHEAPEST_KNOBS)
+        return execution.latency_ms - execution.stages_ms.get("budget_token", 0.0)
 
     def budget_gradient(self, gradients_GD: np.ndarray) -> np.ndarray:
         """Maps dL/d(latency token) of every member [G, D] to dL/d(budget token) [D]."""

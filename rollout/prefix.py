@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from rollout.block_skipping import BlockImportance
-from rollout.latency.hooks import Stages
+from rollout.latency.hooks import Elapsed, Stages
 from rollout.molmoe import ModelInputs
 from rollout.molmoe.cache import KVCache
 
@@ -30,7 +30,7 @@ class Prefix:
             without one.
         latency_tokens: the budget token's hidden state [D] by number of blocks, in the model's
             dtype; records hold it as float32.
-        stages: measured milliseconds by stage; `budget_NN` is the budget token in block NN.
+        stages: measured time by stage; `budget_NN` is the budget token in block NN.
     """
 
     inputs: ModelInputs
@@ -57,12 +57,12 @@ class Prefix:
     def stages_until(self, position: int) -> Stages:
         """The stages of an episode that leaves the prefix at `position`."""
         stages: Stages = {}
-        for name, elapsed_ms in self.stages.items():
+        for name, elapsed in self.stages.items():
             kind, _, block = name.rpartition("_")
             if kind == "block" and int(block) < position:
-                stages[name] = elapsed_ms
+                stages[name] = elapsed
             elif kind == "budget" and int(block) < position:
-                stages["budget_token"] = stages.get("budget_token", 0.0) + elapsed_ms
+                stages["budget_token"] = stages.get("budget_token", Elapsed()) + elapsed
             elif kind not in ("block", "budget"):
-                stages[name] = elapsed_ms
+                stages[name] = elapsed
         return stages

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from envs.calibration import CALIBRATION_SPLIT, Calibration, SteadyTime
 from envs.reward import BudgetReward
 from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, POSITIONS, TIERS, Execution, Knobs, Task
 from envs.tasks import DataError
@@ -25,6 +26,7 @@ from rollout.group_rollout import GroupRollout
 from rollout.group_runner import GroupRunner
 from rollout.group_sharing import MolmoEGroupSession
 from rollout.latency.clock import DeviceFacts
+from rollout.latency.drift import FollowedTime
 from rollout.profiling.records import ProfileRecord
 from rollout.requests import FailedGroup, GradientRequest, GroupRequest, Prefixes, PrefixRequest
 
@@ -69,6 +71,7 @@ class RolloutWorker:
         self._setup: PolicySetup | None = None
         self._runner: GroupRunner | None = None
         self._weights = (-1, "")
+        self._present: FollowedTime | SteadyTime = SteadyTime()
         self._kept: OrderedDict[int, MolmoEGroupSession] = OrderedDict()
 
     def install(self, setup: PolicySetup, weights: PolicyWeights) -> None:
@@ -78,7 +81,12 @@ class RolloutWorker:
             ValueError: the weights are damaged or do not fit.
         """
         if setup != self._setup:
-            arguments = {"tasks": self.tasks, "budgets": setup.budgets, "reward": BudgetReward()}
+            arguments = {
+                "tasks": self.tasks,
+                "budgets": setup.budgets,
+                "reward": BudgetReward(),
+                "present": self.present_time(setup.calibration),
+            }
             controller = Controller(setup.controller).requires_grad_(False)
             controller.to(self.executor.model.device)
             self._runner = GroupRunner(self.executor, controller, arguments)
@@ -89,6 +97,22 @@ class RolloutWorker:
             self._runner.controller.load_numpy(weights.arrays)
             self._weights = (weights.version, weights.sha256)
 
+    def present_time(self, calibration: Calibration | None) -> FollowedTime | SteadyTime:
+        """The present time of this device, by a calibration; the same one for the same.
+
+        Without a calibration, and where latencies are simulated, nothing drifts.
+        """
+        if calibration is None or self.executor.simulated is not None:
+            return SteadyTime()
+        present = self._present
+        if not isinstance(present, FollowedTime) or present.calibration != calibration:
+            self._present = present = FollowedTime(calibration, self._probe)
+        return present
+
+    def _probe(self, number: int) -> tuple[float, float]:
+        cheapest, full = self.end_latencies(CALIBRATION_SPLIT, number)
+        return cheapest, full
+
     def has(self, setup: PolicySetup, version: int, sha256: str) -> bool:
         """Whether these weights are already installed."""
         return setup == self._setup and (version, sha256) == self._weights
@@ -96,6 +120,8 @@ class RolloutWorker:
     def rollout(self, request: GroupRequest) -> GroupRollout | FailedGroup:
         """Runs one group with the installed policy; an unusable sample gives a FailedGroup."""
         assert self._runner is not None, "install a policy first"
+        assert self._setup is not None
+        self._follow(self._setup.calibration)
         try:
             sample = self.tasks.sample(request.split, request.index)
             members: Sequence[torch.Generator | None] = member_generators(request, sample.id)
@@ -105,6 +131,7 @@ class RolloutWorker:
         if request.group_size:
             self._keep(request.group_id, result.session)
         version, sha256 = self._weights
+        outcomes = result.outcomes
         budget_token_D = result.session.budget_token_D
         assert budget_token_D is not None
         return GroupRollout(
@@ -121,10 +148,15 @@ class RolloutWorker:
             actions=result.actions,
             log_probs=result.log_probs,
             latency_tokens=result.latency_tokens,
-            scores=np.array([o["score"] for o in result.outcomes], dtype=np.float32),
-            latencies_ms=np.array([o["latency_ms"] for o in result.outcomes]),
-            answers=tuple(o["answer"] for o in result.outcomes),
-            stages_ms=tuple(o["stages_ms"] for o in result.outcomes),
+            scores=np.array([o["score"] for o in outcomes], dtype=np.float32),
+            latencies_ms=np.array([o["latency_ms"] for o in outcomes]),
+            feasible=outcomes[0]["feasible"],
+            clock=self.executor.clock_name,
+            device_budget_ms=outcomes[0]["device_budget_ms"],
+            device_ms=np.array([o["device_ms"] for o in outcomes]),
+            wall_ms=np.array([o["wall_ms"] for o in outcomes]),
+            answers=tuple(o["answer"] for o in outcomes),
+            stages_ms=tuple(o["stages_ms"] for o in outcomes),
             actor=self.name,
             incarnation=self.incarnation,
         )
@@ -159,16 +191,35 @@ class RolloutWorker:
             for knobs in (CHEAPEST_KNOBS, FULL_KNOBS)
         ]
 
+    def cheapest_ms(
+        self, split: str, index: int, repeats: int, calibration: Calibration | None
+    ) -> list[float]:
+        """Latencies of the cheapest configuration on one sample, in calibrated ms."""
+        present = self._follow(calibration)
+        runs = [self.execute(CHEAPEST_KNOBS, split, index)[0] for _ in range(repeats)]
+        return [present.to_calibrated(run.latency_ms) for run in runs]
+
     def profile(
-        self, configurations: Sequence[Knobs], split: str, index: int
+        self,
+        configurations: Sequence[Knobs],
+        split: str,
+        index: int,
+        calibration: Calibration | None = None,
     ) -> list[ProfileRecord]:
         """Runs many configurations on one sample; work that they share is done once."""
+        present = self._follow(calibration)
         sample = self.tasks.sample(split, index)
         group = MolmoEGroupSession(self.executor, sample, budget_ms=1e9)
         group.begin([(k.tier, k.position) for k in configurations], None)
         executions = group.finish([(k.top_k, k.num_blocks) for k in configurations])
         return [
-            ProfileRecord.of(sample, execution, self.tasks.score(sample, execution.answer))
+            ProfileRecord.of(
+                sample,
+                execution,
+                self.tasks.score(sample, execution.answer),
+                clock=self.executor.clock_name,
+                calibrated_ms=present.to_calibrated(execution.latency_ms),
+            )
             for execution in executions
             if execution is not None
         ]
@@ -215,6 +266,13 @@ class RolloutWorker:
     def status(self) -> dict[str, Any]:
         """The reply to a health check."""
         return {"name": self.name, "incarnation": self.incarnation, "version": self._weights[0]}
+
+    def _follow(self, calibration: Calibration | None) -> FollowedTime | SteadyTime:
+        """The present time by a calibration, after a probe if one is due."""
+        present = self.present_time(calibration)
+        if isinstance(present, FollowedTime):
+            present.follow()
+        return present
 
     def _keep(self, group_id: int, group: MolmoEGroupSession) -> None:
         """Keeps a group for its gradient and drops the oldest ones if memory is short."""

@@ -9,7 +9,7 @@ import torch
 
 torch.set_num_threads(1)
 
-from rollout.latency.clock import CpuClock
+from rollout.latency.clock import WallClock
 from tests.pretended_accelerator import PretendedAccelerator
 from tests.rollout import rig
 
@@ -25,6 +25,6 @@ def model_folder(tmp_path_factory):
 @pytest.fixture
 def accelerator(monkeypatch):
     """A pretended accelerator, timed with the CPU's clock."""
-    monkeypatch.setattr("rollout.executor.clock_for", lambda device: CpuClock())
+    monkeypatch.setattr("rollout.executor.clock_for", lambda device, choice: WallClock())
     with PretendedAccelerator() as accelerator:
         yield accelerator

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from envs.calibration import Calibration
 from learner.learner import Learner
 from policy.config import PolicySetup
 from policy.controller import Controller
@@ -51,6 +52,18 @@ class LocalFleet:
             self.stats.failed_samples += 1
             request = replacement(request, result, attempt)
         raise AssertionError("replacement raises before the attempts run out")
+
+    def cheapest_ms(
+        self,
+        split: str,
+        indices: Sequence[int],
+        repeats: int,
+        calibration: Calibration | None,
+    ) -> np.ndarray:
+        """Repeated latencies of the cheapest configuration: [N, repeats]."""
+        return np.array(
+            [self.worker.cheapest_ms(split, index, repeats, calibration) for index in indices]
+        )
 
     def budget_gradients(
         self, groups: Sequence[GroupRollout], gradients: Sequence[np.ndarray]

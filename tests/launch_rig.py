@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from envs.calibration import Calibration
 from envs.spec import all_knobs
 from launch.run.recipes import EvaluationConfig, JointGRPOConfig
 from launch.run.reporting import Reporter
@@ -15,7 +16,6 @@ from learner.learner import LearnerConfig
 from policy.config import PolicySetup
 from policy.controller import Controller
 from rollout.executor import MolmoEExecutor
-from rollout.latency.calibration import Calibration
 from rollout.latency.simulated import SimulatedLatency
 from rollout.worker import RolloutWorker
 from tests.in_process import LocalFleet, LocalLearner
@@ -73,7 +73,9 @@ def local_run(run_dir: Path, settings: JointGRPOConfig, fleet: Any = None) -> Ru
         setup=setup(),
         fleet=fleet or LocalFleet(worker()),
         learner=learner,
-        reporter=Reporter(run_dir, first_step=first_step, num_steps=settings.steps),
+        reporter=Reporter(
+            run_dir, first_step=first_step, num_steps=settings.steps, clock="simulated"
+        ),
         store=store,
         lambda_control=LambdaControl(settings.pid, rig.BUDGETS),
         calibration=CALIBRATION,

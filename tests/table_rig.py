@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from scipy.stats import norm
 
+from envs.calibration import Calibration
 from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, BudgetSampler, all_knobs
 from envs.tasks import build_tasks
 from launch.run.recipes import EvaluationConfig, JointGRPOConfig
@@ -18,7 +19,6 @@ from learner.lambda_control import LambdaControl
 from policy.config import PolicySetup
 from policy.controller import Controller
 from rollout.build import EMBEDDED
-from rollout.latency.calibration import Calibration
 from rollout.profiling.profile_table import ProfileTable
 from tests.in_process import LocalLearner
 from tests.table_world import StandInBlocks, TableFleet, TableSamples, mean_embeddings
@@ -62,14 +62,18 @@ def synthetic_table(num_samples: int = 600, seed: int = 0) -> ProfileTable:
         scores[row] = norm.ppf(chance) > difficulty
     vision = np.array([3.0, 5.0, 9.0])[tier]
     latency = vision + blocks * (0.35 + 0.05 * tier) + blocks * mean_k * 0.09
-    noise = rng.normal(size=(num_samples, 1)) + rng.normal(size=scores.shape)
+    own = rng.normal(size=(num_samples, 1))
+    spread = 0.03 / 2**0.5
+    noise = own + rng.normal(size=scores.shape)
+    cheapest_ms = latency[configurations.index(CHEAPEST_KNOBS)] * np.exp(spread * own[:, 0])
     return ProfileTable(
         configurations=configurations,
         sample_ids=tuple(sample.id for sample in samples),
         tasks=tuple(sample.task for sample in samples),
         prompts=tuple(sample.prompt for sample in samples),
         scores=scores,
-        latencies_ms=(latency * np.exp(0.03 / 2**0.5 * noise)).astype(np.float32),
+        latencies_ms=(latency * np.exp(spread * noise)).astype(np.float32),
+        cheapest_ms=cheapest_ms.astype(np.float32),
     )
 
 
@@ -118,14 +122,14 @@ def table_run(run_dir: Path, settings: JointGRPOConfig, fleet: TableFleet) -> Ru
     samples = fleet.splits["train"]
     budgets = budgets_of(samples.table)
     d_model = samples.language_feature_SD.shape[1]
-    setup = PolicySetup.of(d_model, budgets)
+    setup = PolicySetup.of(d_model, budgets, calibration_of(samples.table))
     torch.manual_seed(settings.seed)
     return Run(
         config=settings,
         setup=setup,
         fleet=fleet,
         learner=LocalLearner(Controller(setup.controller), settings.learner, run_dir),
-        reporter=Reporter(run_dir, first_step=0, num_steps=settings.steps),
+        reporter=Reporter(run_dir, first_step=0, num_steps=settings.steps, clock="table"),
         store=CheckpointStore(run_dir / "checkpoints", settings.keep_last),
         lambda_control=LambdaControl(settings.pid, budgets),
         calibration=calibration_of(samples.table),

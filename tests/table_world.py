@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from envs.calibration import Calibration, PresentTime, SteadyTime
 from envs.spec import POSITIONS, TIERS
 from policy.config import PolicySetup
 from policy.controller import Controller, choose
@@ -135,12 +136,18 @@ class TableFleet:
     Args:
         splits: samples by split.
         blocks: computes latency tokens.
+
+    Attributes:
+        slowdown: latencies relative to the table.
+        present: present time of the device.
     """
 
     def __init__(self, splits: Mapping[str, TableSamples], blocks: StandInBlocks) -> None:
         self.splits = dict(splits)
         self.blocks = blocks
         self.stats = FleetStats()
+        self.slowdown = 1.0
+        self.present: PresentTime = SteadyTime()
         self._columns = {name: column_by_action(s.table) for name, s in self.splits.items()}
         self._batches: dict[int, tuple[list[GroupRequest], PolicySetup, PolicyWeights]] = {}
         self._next_ticket = 0
@@ -199,6 +206,18 @@ class TableFleet:
             )
             for n, (request, tokens) in enumerate(zip(requests, tokens_NGD, strict=True))
         ]
+
+    def cheapest_ms(
+        self,
+        split: str,
+        indices: Sequence[int],
+        repeats: int,
+        calibration: Calibration | None,
+    ) -> np.ndarray:
+        """The table's latencies of the cheapest configuration, which never vary: [N, repeats]."""
+        table = self.splits[split].table
+        rows = [index % len(table.sample_ids) for index in indices]
+        return np.repeat(table.cheapest_ms[rows, None].astype(np.float64), repeats, axis=1)
 
     def budget_gradients(
         self, groups: Sequence[GroupRollout], gradients: Sequence[np.ndarray]
@@ -271,7 +290,10 @@ class TableFleet:
         samples = self.splits[request.split]
         table = samples.table
         columns_G = self._columns[request.split][tuple(actions_G4.T)]
-        scores_G, latencies_G = self.outcomes(request, table, row, columns_G)
+        scores_G, table_ms_G = self.outcomes(request, table, row, columns_G)
+        device_G = table_ms_G * self.slowdown
+        latencies_G = np.array([self.present.to_calibrated(ms) for ms in device_G])
+        cheapest_ms = float(table.cheapest_ms[row])
         return GroupRollout(
             group_id=request.group_id,
             split=request.split,
@@ -288,8 +310,15 @@ class TableFleet:
             latency_tokens=latency_tokens_GD,
             scores=scores_G,
             latencies_ms=latencies_G,
+            feasible=bool(
+                (latencies_G <= request.budget_ms).any() or cheapest_ms <= request.budget_ms
+            ),
+            clock="table",
+            device_budget_ms=self.present.to_present(request.budget_ms),
+            device_ms=device_G,
+            wall_ms=device_G,
             answers=tuple(f"score {score:g}" for score in scores_G),
-            stages_ms=tuple({"table": latency} for latency in latencies_G.tolist()),
+            stages_ms=tuple({"table": latency} for latency in device_G.tolist()),
             actor="table",
             incarnation=0,
         )

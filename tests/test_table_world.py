@@ -15,7 +15,9 @@ from tests.table_world import StandInBlocks, TableFleet, TableSamples, mean_embe
 D_MODEL, NUM_SAMPLES = 12, 7
 SETUP = PolicySetup(
     controller=ControllerConfig(d_model=D_MODEL, budget_low_ms=10, budget_high_ms=50),
-    budgets=BudgetSampler(range=BudgetRange(low_ms=10, high_ms=50), feasible_from_ms=15),
+    budgets=BudgetSampler(
+        range=BudgetRange(low_ms=10, high_ms=50), uniform_from_ms=15, share_below=0.1
+    ),
 )
 
 
@@ -29,6 +31,7 @@ def table() -> ProfileTable:
         prompts=names,
         scores=rng.random((NUM_SAMPLES, 225)).astype(np.float32),
         latencies_ms=rng.uniform(10, 60, (NUM_SAMPLES, 225)).astype(np.float32),
+        cheapest_ms=np.full(NUM_SAMPLES, 12, np.float32),
     )
 
 

@@ -1,26 +1,28 @@
 """The controller's rivals: policies derived from a profile.
 
-A baseline maps each budget to configurations of a profile table; its accuracy within budget and its
-violation rate are computed on a table of measured scores and latencies.
+A rival maps each budget, and perhaps the kind of question, to a configuration of a profile table.
+It is chosen on one table and scored on another one, or live. Violations count feasible episodes
+only: those whose budget the cheapest configuration meets on the sample.
 
-Shapes: S samples, C configurations, K budgets.
+Shapes: S samples, C configurations, K budgets, T kinds of question in alphabetical order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.special import ndtr
 
-from envs.reward import is_violation, score_within_budget
+from envs.reward import is_violation, score_within_budget, violation_rate
 from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, Knobs
 from launch.analysis.statistics import Interval, half_widths
 from rollout.profiling.profile_table import ProfileTable
 
 TARGET_VIOLATION = 0.05
-QUANTILES = (0.5, 0.75, 0.9, 0.95, 0.98, 1.0)
+SHRINKAGES = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+FOLDS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +32,8 @@ class Outcome:
     Attributes:
         in_budget_accuracy: mean score that counts only within budget, [K].
         ci: half width of its 95 % interval over samples, [K].
-        violation: share of episodes over budget, [K].
+        violation: share of feasible episodes over budget, [K]; NaN where none is feasible.
+        violation_rate: share of all feasible episodes over budget.
         by_sample: score within budget of each sample, mean over the budgets, [S].
         names: the choice at each budget, for tables.
     """
@@ -38,16 +41,24 @@ class Outcome:
     in_budget_accuracy: np.ndarray
     ci: np.ndarray
     violation: np.ndarray
+    violation_rate: float
     by_sample: np.ndarray
     names: tuple[str, ...]
 
     @classmethod
-    def of(cls, inside_SK: np.ndarray, violation: np.ndarray, names: Sequence[str] = ()) -> Outcome:
-        """From scores that are zero over budget, and violation rates [K]."""
+    def of(
+        cls,
+        inside_SK: np.ndarray,
+        over_SK: np.ndarray,
+        feasible_SK: np.ndarray,
+        names: Sequence[str] = (),
+    ) -> Outcome:
+        """From scores that are zero over budget, and chances of being over budget."""
         return cls(
             in_budget_accuracy=inside_SK.mean(0),
             ci=half_widths(inside_SK),
-            violation=violation,
+            violation=violation_rate(over_SK, feasible_SK, axis=0),
+            violation_rate=float(violation_rate(over_SK, feasible_SK)),
             by_sample=inside_SK.mean(1),
             names=tuple(names),
         )
@@ -66,48 +77,121 @@ def outcome(
     scores_SK: np.ndarray,
     latencies_SK: np.ndarray,
     budgets_ms: np.ndarray,
+    feasible_SK: np.ndarray,
     names: Sequence[str] = (),
 ) -> Outcome:
     """The outcome of measured episodes, one per sample and budget."""
     inside_SK = score_within_budget(scores_SK, latencies_SK, budgets_ms)
-    return Outcome.of(inside_SK, is_violation(latencies_SK, budgets_ms).mean(0), names)
+    return Outcome.of(inside_SK, is_violation(latencies_SK, budgets_ms), feasible_SK, names)
 
 
-def of_columns(table: ProfileTable, columns: Sequence[int], budgets_ms: np.ndarray) -> Outcome:
-    """The outcome on a table of one configuration per budget."""
-    names = [str(table.configurations[c]) for c in columns]
-    pick = list(columns)
-    return outcome(table.scores[:, pick], table.latencies_ms[:, pick], budgets_ms, names)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rival:
+    """A table from budgets to configurations.
 
-
-def lookup(
-    table: ProfileTable, budgets_ms: np.ndarray, *, quantile: float, allowed: np.ndarray
-) -> list[int]:
-    """The most accurate configuration whose latency quantile fits each budget.
-
-    If none fits, the fastest one is chosen. `allowed` is bool [C].
+    Attributes:
+        columns: column of a profile table at each budget, [K].
+        by_task: the same for single kinds of question, which replaces `columns` there.
     """
-    latency_C = np.quantile(table.latencies_ms, quantile, axis=0)
-    accuracy_C = table.scores.mean(0)
+
+    columns: tuple[int, ...]
+    by_task: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def columns_for(self, task: str) -> tuple[int, ...]:
+        """The columns for a kind of question, [K]."""
+        return self.by_task.get(task, self.columns)
+
+    def outcome(self, table: ProfileTable, budgets_ms: np.ndarray) -> Outcome:
+        """The outcome on a table."""
+        columns_SK = np.array([self.columns_for(task) for task in table.tasks])
+        names = [str(table.configurations[c]) for c in self.columns]
+        return outcome(
+            np.take_along_axis(table.scores, columns_SK, 1),
+            np.take_along_axis(table.latencies_ms, columns_SK, 1),
+            budgets_ms,
+            table.feasible(budgets_ms),
+            names,
+        )
+
+
+# -- rivals, chosen on a validation table ---------------------------------------------------------
+
+
+def rivals(validation: ProfileTable, budgets_ms: np.ndarray) -> dict[str, Rival]:
+    """Every rival that can be chosen without the test samples, by name."""
+    every = np.ones(len(validation.configurations), dtype=bool)
+    found = {
+        "lookup": lookup(validation, budgets_ms, every),
+        "lookup by kind": lookup_by_kind(
+            validation, budgets_ms, shrinkage=best_shrinkage(validation, budgets_ms)
+        ),
+    }
+    for name, allowed in single_knob_masks(validation.configurations).items():
+        if allowed.any():
+            found[name] = lookup(validation, budgets_ms, allowed)
+    found["static"] = best_static(validation, budgets_ms)
+    return found
+
+
+def lookup(table: ProfileTable, budgets_ms: np.ndarray, allowed: np.ndarray) -> Rival:
+    """For each budget the configuration with the best accuracy within it.
+
+    Only configurations count that violate the budget on at most 5 % of the samples for which it is
+    feasible: a margin for each budget. If none does, the one with the fewest violations is taken.
+    `allowed` is bool [C].
+    """
+    mean_C = table.latencies_ms.mean(0)
     columns = []
     for budget_ms in budgets_ms:
-        fits = allowed & (latency_C <= budget_ms)
-        if fits.any():
-            columns.append(int(np.where(fits, accuracy_C, -1).argmax()))
-        else:
-            columns.append(int(np.where(allowed, latency_C, np.inf).argmin()))
-    return columns
+        over_SC = is_violation(table.latencies_ms, budget_ms)
+        feasible_S1 = table.feasible(budget_ms)
+        over_C = over_SC[feasible_S1[:, 0]].mean(0) if feasible_S1.any() else over_SC.mean(0)
+        over_C = np.where(allowed, over_C, np.inf)
+        limit = max(TARGET_VIOLATION, over_C.min())
+        accuracy_C = np.where(over_C <= limit, (table.scores * ~over_SC).mean(0), -1)
+        best = np.flatnonzero(accuracy_C >= accuracy_C.max() - 1e-9)
+        columns.append(int(best[mean_C[best].argmin()]))
+    return Rival(columns=tuple(columns))
 
 
-def margin_quantile(table: ProfileTable, budgets_ms: np.ndarray, allowed: np.ndarray) -> float:
-    """The latency quantile with the best accuracy on validation at no more than 5 % violations."""
-    best, best_accuracy = QUANTILES[-1], -1.0
-    for quantile in QUANTILES:
-        columns = lookup(table, budgets_ms, quantile=quantile, allowed=allowed)
-        result = of_columns(table, columns, budgets_ms)
-        if result.violation.mean() <= TARGET_VIOLATION and result.accuracy > best_accuracy:
-            best, best_accuracy = quantile, result.accuracy
-    return best
+def lookup_by_kind(table: ProfileTable, budgets_ms: np.ndarray, *, shrinkage: float) -> Rival:
+    """A lookup table that is told the kind of question.
+
+    Accuracies and violations of each kind are drawn to those of the mixture by the share
+    `shrinkage`, because each kind has few samples.
+    """
+    columns_TK = best_by_task(
+        table, budgets_ms, max_violation=TARGET_VIOLATION, shrinkage=shrinkage
+    ).tolist()
+    every = np.ones(len(table.configurations), dtype=bool)
+    return Rival(
+        columns=lookup(table, budgets_ms, every).columns,
+        by_task=dict(zip(sorted(set(table.tasks)), map(tuple, columns_TK), strict=True)),
+    )
+
+
+def best_shrinkage(table: ProfileTable, budgets_ms: np.ndarray) -> float:
+    """The shrinkage of `lookup_by_kind` with the best accuracy in five-fold cross-validation."""
+    fold_S = np.random.default_rng(0).permutation(len(table.sample_ids)) % FOLDS
+    parts = [
+        (table.rows(np.flatnonzero(fold_S != fold)), table.rows(np.flatnonzero(fold_S == fold)))
+        for fold in range(FOLDS)
+        if (fold_S == fold).any() and (fold_S != fold).any()
+    ]
+
+    def accuracy(shrinkage: float) -> float:
+        return float(
+            np.mean(
+                [
+                    lookup_by_kind(chosen_on, budgets_ms, shrinkage=shrinkage)
+                    .outcome(held_out, budgets_ms)
+                    .accuracy
+                    for chosen_on, held_out in parts
+                ]
+            )
+        )
+
+    return max(SHRINKAGES, key=accuracy) if parts else 1.0
 
 
 def single_knob_masks(configurations: Sequence[Knobs]) -> dict[str, np.ndarray]:
@@ -124,63 +208,42 @@ def single_knob_masks(configurations: Sequence[Knobs]) -> dict[str, np.ndarray]:
     }
 
 
-def lookup_columns(
-    validation: ProfileTable, budgets_ms: np.ndarray
-) -> dict[str, tuple[list[int], float]]:
-    """Columns and quantile of every lookup table, chosen on validation alone."""
-    every = np.ones(len(validation.configurations), dtype=bool)
-    margin = margin_quantile(validation, budgets_ms, every)
-    found = {
-        "lookup": (lookup(validation, budgets_ms, quantile=0.5, allowed=every), 0.5),
-        "lookup with margin": (
-            lookup(validation, budgets_ms, quantile=margin, allowed=every),
-            margin,
-        ),
-    }
-    for name, allowed in single_knob_masks(validation.configurations).items():
-        if allowed.any():
-            quantile = margin_quantile(validation, budgets_ms, allowed)
-            found[name] = (
-                lookup(validation, budgets_ms, quantile=quantile, allowed=allowed),
-                quantile,
-            )
-    return found
+def best_static(table: ProfileTable, budgets_ms: np.ndarray) -> Rival:
+    """The one configuration with the best accuracy over all budgets."""
+    best = int(_inside(table, budgets_ms).mean((0, 2)).argmax())
+    return Rival(columns=(best,) * len(budgets_ms))
 
 
-def _inside(table: ProfileTable, budgets_ms: np.ndarray) -> np.ndarray:
-    """Every score of a table, counted within each budget alone: [S, C, K]."""
-    return score_within_budget(table.scores[:, :, None], table.latencies_ms[:, :, None], budgets_ms)
-
-
-def static_policies(table: ProfileTable, budgets_ms: np.ndarray) -> dict[str, Outcome]:
-    """Each configuration by itself, at every budget."""
-    return {
-        str(knobs): of_columns(table, [c] * len(budgets_ms), budgets_ms)
-        for c, knobs in enumerate(table.configurations)
-    }
+# -- policies scored on the same table: bounds, not rivals ----------------------------------------
 
 
 def named_statics(table: ProfileTable, budgets_ms: np.ndarray) -> dict[str, Outcome]:
-    """The cheapest, the full, and the best static configuration over all budgets."""
-    every = static_policies(table, budgets_ms)
-    best = max(every, key=lambda name: every[name].accuracy)
-    chosen = {"cheapest": str(CHEAPEST_KNOBS), "full": str(FULL_KNOBS), "best": best}
+    """The cheapest, the full, and in hindsight the best static configuration."""
+    columns = {
+        f"always {kind} ({knobs})": table.configurations.index(knobs)
+        for kind, knobs in (("cheapest", CHEAPEST_KNOBS), ("full", FULL_KNOBS))
+        if knobs in table.configurations
+    }
+    best = best_static(table, budgets_ms).columns[0]
+    columns[f"best static in hindsight ({table.configurations[best]})"] = best
     return {
-        f"static {kind} ({name})": every[name] for kind, name in chosen.items() if name in every
+        name: Rival(columns=(column,) * len(budgets_ms)).outcome(table, budgets_ms)
+        for name, column in columns.items()
     }
 
 
 def random_policy(table: ProfileTable, budgets_ms: np.ndarray) -> Outcome:
     """The expected outcome of uniformly random configurations."""
-    over_SCK = is_violation(table.latencies_ms[:, :, None], budgets_ms)
+    over_SK = is_violation(table.latencies_ms[:, :, None], budgets_ms).mean(1)
     inside_SK = _inside(table, budgets_ms).mean(1)
-    return Outcome.of(inside_SK, over_SCK.mean((0, 1)), ("uniform",) * len(budgets_ms))
+    names = ("uniform",) * len(budgets_ms)
+    return Outcome.of(inside_SK, over_SK, table.feasible(budgets_ms), names)
 
 
 def oracle_per_budget(table: ProfileTable, budgets_ms: np.ndarray) -> Outcome:
     """The best single configuration of each budget, in hindsight on the same table."""
     columns = _inside(table, budgets_ms).mean(0).argmax(0).tolist()
-    return of_columns(table, columns, budgets_ms)
+    return Rival(columns=tuple(columns)).outcome(table, budgets_ms)
 
 
 def oracle_per_task(
@@ -193,67 +256,17 @@ def oracle_per_task(
     budget, so that the violation rate stays below it; if no price achieves that, violations are
     minimised.
     """
-    task_S = np.unique(table.tasks, return_inverse=True)[1]
-    pick_SK = best_by_task(table, budgets_ms, max_violation=max_violation)[task_S]
-    return outcome(
-        np.take_along_axis(table.scores, pick_SK, 1),
-        np.take_along_axis(table.latencies_ms, pick_SK, 1),
-        budgets_ms,
-        ("by task",) * len(budgets_ms),
-    )
+    columns_TK = best_by_task(table, budgets_ms, max_violation=max_violation).tolist()
+    by_task = dict(zip(sorted(set(table.tasks)), map(tuple, columns_TK), strict=True))
+    return Rival(columns=(0,) * len(budgets_ms), by_task=by_task).outcome(table, budgets_ms)
 
 
-def best_by_task(
-    table: ProfileTable, budgets_ms: np.ndarray, *, max_violation: float
-) -> np.ndarray:
-    """Columns that `oracle_per_task` picks, int64 [tasks in alphabetical order, K]."""
-    return priced_gains(table, budgets_ms, max_violation=max_violation).argmax(-1).T
-
-
-def priced_gains(
-    table: ProfileTable, budgets_ms: np.ndarray, *, max_violation: float, scatter: float = 0.0
-) -> np.ndarray:
-    """The gain of each configuration for each task: [K, tasks in alphabetical order, C].
-
-    The gain is the accuracy within budget minus the price of its violations. Of equals, for
-    instance if nothing fits, the fastest one gains most. With `scatter`, each latency stands for a
-    log-normal distribution of that standard deviation, and meets a budget by that probability.
-    """
-    task_S = np.unique(table.tasks, return_inverse=True)[1]
-    member_TS = np.eye(task_S.max() + 1)[:, task_S]
-    shares_T = member_TS.mean(1)
-    member_TS /= member_TS.sum(1, keepdims=True)
-    slowdown_TC = 1e-6 * (member_TS @ table.latencies_ms) / table.latencies_ms.max()
-    gains = []
-    for budget_ms in budgets_ms:
-        if scatter:
-            fits_SC = ndtr(np.log(budget_ms / table.latencies_ms) / scatter)
-        else:
-            fits_SC = (table.latencies_ms <= budget_ms).astype(np.float64)
-        gain_TC = member_TS @ (table.scores * fits_SC) - slowdown_TC
-        over_TC = 1 - (member_TS @ fits_SC).round(9)
-        gains.append(gain_TC - _price_within(gain_TC, over_TC, shares_T, max_violation) * over_TC)
-    return np.array(gains)
-
-
-def _price_within(
-    gain_TC: np.ndarray, over_TC: np.ndarray, shares_T: np.ndarray, max_violation: float
-) -> float:
-    """The lowest price of a violation that keeps the violation rate; the highest if none does."""
-
-    def violation(price: float) -> float:
-        chosen_T = (gain_TC - price * over_TC).argmax(1)
-        return float(shares_T @ over_TC[np.arange(len(shares_T)), chosen_T])
-
-    low, high = 0.0, 1e3
-    if violation(low) <= max_violation:
-        return low
-    if violation(high) > max_violation:
-        return high
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (low, middle) if violation(middle) <= max_violation else (middle, high)
-    return high
+def oracle_per_sample(table: ProfileTable, budgets_ms: np.ndarray) -> Outcome:
+    """The best configuration of each sample and budget, in hindsight: an upper bound."""
+    best_SK = _inside(table, budgets_ms).max(1)
+    over_SK = np.all(is_violation(table.latencies_ms[:, :, None], budgets_ms), axis=1)
+    names = ("by sample",) * len(budgets_ms)
+    return Outcome.of(best_SK, over_SK, table.feasible(budgets_ms), names)
 
 
 def constant_per_task(table: ProfileTable, budgets_ms: np.ndarray) -> Outcome:
@@ -261,23 +274,84 @@ def constant_per_task(table: ProfileTable, budgets_ms: np.ndarray) -> Outcome:
 
     This is the best that a policy can do without knowing the budget.
     """
-    columns_S = np.empty(len(table.sample_ids), dtype=int)
-    inside_SC = _inside(table, budgets_ms).mean(2)
-    for task in set(table.tasks):
-        rows = np.flatnonzero(np.array(table.tasks) == task)
-        columns_S[rows] = inside_SC[rows].mean(0).argmax()
-    every = np.arange(len(columns_S))
-    shape = (len(columns_S), len(budgets_ms))
-    return outcome(
-        np.broadcast_to(table.scores[every, columns_S][:, None], shape),
-        np.broadcast_to(table.latencies_ms[every, columns_S][:, None], shape),
-        budgets_ms,
-        ("by task",) * len(budgets_ms),
-    )
+    by_task = {
+        task: best_static(table.only_task(task), budgets_ms).columns for task in set(table.tasks)
+    }
+    return Rival(columns=(0,) * len(budgets_ms), by_task=by_task).outcome(table, budgets_ms)
 
 
-def oracle_per_sample(table: ProfileTable, budgets_ms: np.ndarray) -> Outcome:
-    """The best configuration of each sample and budget, in hindsight: an upper bound."""
-    best_SK = _inside(table, budgets_ms).max(1)
-    fits = (table.latencies_ms[:, :, None] <= budgets_ms).any(1)
-    return Outcome.of(best_SK, 1 - fits.mean(0), ("by sample",) * len(budgets_ms))
+# -- what a configuration is worth for a kind of question -----------------------------------------
+
+
+def best_by_task(
+    table: ProfileTable,
+    budgets_ms: np.ndarray,
+    *,
+    max_violation: float,
+    shrinkage: float = 0.0,
+) -> np.ndarray:
+    """Columns with the highest gain, int64 [T, K]."""
+    gains_KTC = priced_gains(table, budgets_ms, max_violation=max_violation, shrinkage=shrinkage)
+    return gains_KTC.argmax(-1).T
+
+
+def priced_gains(
+    table: ProfileTable,
+    budgets_ms: np.ndarray,
+    *,
+    max_violation: float,
+    scatter: float = 0.0,
+    shrinkage: float = 0.0,
+) -> np.ndarray:
+    """The gain of each configuration for each task: [K, T, C].
+
+    The gain is the accuracy within budget, minus the price of violations on feasible samples, minus
+    half the overshoot on infeasible ones, so that there the fastest configuration gains most; of
+    equals the faster one does. With `scatter`, each latency stands for a log-normal distribution of
+    that standard deviation, and meets a budget by that probability. `shrinkage` is the share by
+    which each task is drawn to the mixture.
+    """
+    task_S = np.unique(table.tasks, return_inverse=True)[1]
+    member_TS = np.eye(task_S.max() + 1)[:, task_S]
+    shares_T = member_TS.mean(1)
+    member_TS /= member_TS.sum(1, keepdims=True)
+    member_TS = (1 - shrinkage) * member_TS + shrinkage / len(task_S)
+    slowdown_TC = 1e-6 * (member_TS @ table.latencies_ms) / table.latencies_ms.max()
+    gains = []
+    for budget_ms in budgets_ms:
+        if scatter:
+            fits_SC = ndtr(np.log(budget_ms / table.latencies_ms) / scatter)
+        else:
+            fits_SC = (table.latencies_ms <= budget_ms).astype(np.float64)
+        feasible_S1 = table.feasible(budget_ms)
+        overshoot_SC = 0.5 * np.clip(table.latencies_ms / budget_ms - 1, 0, 1) * ~feasible_S1
+        gain_TC = member_TS @ (table.scores * fits_SC - overshoot_SC) - slowdown_TC
+        over_TC = member_TS @ ((1 - fits_SC.round(9)) * feasible_S1)
+        limit = max_violation * float(feasible_S1.mean())
+        gains.append(gain_TC - _price_within(gain_TC, over_TC, shares_T, limit) * over_TC)
+    return np.array(gains)
+
+
+def _price_within(
+    gain_TC: np.ndarray, over_TC: np.ndarray, shares_T: np.ndarray, limit: float
+) -> float:
+    """The lowest price of a violation that keeps their share; the highest if none does."""
+
+    def violation(price: float) -> float:
+        chosen_T = (gain_TC - price * over_TC).argmax(1)
+        return float(shares_T @ over_TC[np.arange(len(shares_T)), chosen_T])
+
+    low, high = 0.0, 1e3
+    if violation(low) <= limit:
+        return low
+    if violation(high) > limit:
+        return high
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (low, middle) if violation(middle) <= limit else (middle, high)
+    return high
+
+
+def _inside(table: ProfileTable, budgets_ms: np.ndarray) -> np.ndarray:
+    """Every score of a table, counted within each budget alone: [S, C, K]."""
+    return score_within_budget(table.scores[:, :, None], table.latencies_ms[:, :, None], budgets_ms)

@@ -1,18 +1,17 @@
 """Greedy evaluation of a policy over budgets, on the fleet that also trains.
 
-Shapes: S samples, K budgets.
+Shapes: S samples, K budgets, R repeats.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from envs.reward import is_violation, score_within_budget
-from envs.spec import BudgetSampler
+from envs.reward import is_violation, score_within_budget, violation_rate
 from policy.config import PolicySetup
 from rollout.fleet import Fleet
 from rollout.group_rollout import GroupRollout
@@ -20,6 +19,9 @@ from rollout.requests import GroupRequest
 
 FIRST_GROUP_ID = 10**9
 """First id of evaluation groups, beyond the ids of all training groups."""
+
+CHEAPEST_REPEATS = 5
+"""Number of runs of the cheapest configuration on each sample, which decide what is feasible."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +31,11 @@ class GreedySweep:
     Attributes:
         budgets_ms: K budgets, ascending.
         scores: answer scores [S, K].
-        latencies_ms: measured latencies [S, K].
+        latencies_ms: latencies [S, K], in calibrated ms like the budgets.
+        device_budgets_ms: the budgets in ms of the device when the episode ran, [S, K].
+        device_ms: the latencies as the device clock measured them, [S, K].
+        wall_ms: the same on the wall clock, [S, K].
+        cheapest_ms: latencies of the cheapest configuration on each sample, [S, R], calibrated ms.
         actions: choice indices [S, K, 4].
         tasks: S task names.
         sample_ids: S ids.
@@ -38,6 +44,10 @@ class GreedySweep:
     budgets_ms: np.ndarray
     scores: np.ndarray
     latencies_ms: np.ndarray
+    device_budgets_ms: np.ndarray
+    device_ms: np.ndarray
+    wall_ms: np.ndarray
+    cheapest_ms: np.ndarray
     actions: np.ndarray
     tasks: tuple[str, ...]
     sample_ids: tuple[str, ...]
@@ -46,6 +56,16 @@ class GreedySweep:
     def violations(self) -> np.ndarray:
         """Whether each episode exceeded its budget: bool [S, K]."""
         return is_violation(self.latencies_ms, self.budgets_ms)
+
+    @property
+    def feasible(self) -> np.ndarray:
+        """Whether the cheapest configuration meets each budget on each sample: bool [S, K]."""
+        return np.median(self.cheapest_ms, axis=1)[:, None] <= self.budgets_ms
+
+    @property
+    def violation_rate(self) -> float:
+        """Share of feasible episodes over budget; NaN if none is feasible."""
+        return float(violation_rate(self.violations, self.feasible))
 
     @property
     def in_budget_accuracy(self) -> float:
@@ -57,28 +77,33 @@ class GreedySweep:
         return score_within_budget(self.scores, self.latencies_ms, self.budgets_ms)
 
     def scalars(self, prefix: str) -> dict[str, float]:
-        """Overall scalars, and accuracy and violation rate at each budget."""
+        """Overall scalars, and accuracy, violations and infeasible share at each budget."""
         scalars = {
             f"{prefix}/in_budget_accuracy": self.in_budget_accuracy,
             f"{prefix}/score": float(self.scores.mean()),
-            f"{prefix}/violation": float(self.violations.mean()),
+            f"{prefix}/violation": self.violation_rate,
+            f"{prefix}/infeasible": float(1 - self.feasible.mean()),
         }
-        inside = self._inside_SK.mean(0)
-        for budget_ms, accuracy, rate in zip(
-            self.budgets_ms, inside, self.violations.mean(0), strict=True
-        ):
-            scalars[f"{prefix}_accuracy/budget_{budget_ms:.0f}_ms"] = float(accuracy)
-            scalars[f"{prefix}_violation/budget_{budget_ms:.0f}_ms"] = float(rate)
+        by_budget = {
+            "accuracy": self._inside_SK.mean(0),
+            "violation": violation_rate(self.violations, self.feasible, axis=0),
+            "infeasible": 1 - self.feasible.mean(0),
+        }
+        for name, values_K in by_budget.items():
+            for budget_ms, value in zip(self.budgets_ms, values_K, strict=True):
+                scalars[f"{prefix}_{name}/budget_{budget_ms:.0f}_ms"] = float(value)
         return scalars
 
     @staticmethod
     def joined(parts: Sequence[GreedySweep]) -> GreedySweep:
         """Concatenates sweeps with the same budgets and different samples."""
+        arrays = {
+            name: np.concatenate([getattr(part, name) for part in parts])
+            for name in ARRAYS_BY_SAMPLE
+        }
         return GreedySweep(
             budgets_ms=parts[0].budgets_ms,
-            scores=np.concatenate([part.scores for part in parts]),
-            latencies_ms=np.concatenate([part.latencies_ms for part in parts]),
-            actions=np.concatenate([part.actions for part in parts]),
+            **arrays,
             tasks=tuple(task for part in parts for task in part.tasks),
             sample_ids=tuple(name for part in parts for name in part.sample_ids),
         )
@@ -88,18 +113,23 @@ class GreedySweep:
         return {
             "budgets_ms": self.budgets_ms.tolist(),
             "in_budget_accuracy": self._inside_SK.mean(0).tolist(),
-            "violation": self.violations.mean(0).tolist(),
-            "scores": self.scores.tolist(),
-            "latencies_ms": self.latencies_ms.tolist(),
-            "actions": self.actions.tolist(),
+            "violation": or_none(violation_rate(self.violations, self.feasible, axis=0)),
+            "infeasible": (1 - self.feasible.mean(0)).tolist(),
+            **{name: getattr(self, name).tolist() for name in ARRAYS_BY_SAMPLE},
             "tasks": list(self.tasks),
             "sample_ids": list(self.sample_ids),
         }
 
 
-def feasible_budgets(budgets: BudgetSampler, count: int) -> np.ndarray:
-    """Evenly spread budgets from the first feasible one to the largest: [count]."""
-    return np.linspace(budgets.feasible_from_ms, budgets.range.high_ms, count)
+ARRAYS_BY_SAMPLE = (
+    *("scores", "latencies_ms", "device_budgets_ms", "device_ms", "wall_ms", "cheapest_ms"),
+    "actions",
+)
+
+
+def or_none(values: np.ndarray) -> list[float | None]:
+    """Plain JSON values, which have no NaN."""
+    return [None if np.isnan(value) else float(value) for value in values]
 
 
 def greedy_sweep(
@@ -112,7 +142,10 @@ def greedy_sweep(
     budgets_ms: Sequence[float],
     first_index: int = 0,
 ) -> GreedySweep:
-    """Runs every sample at every budget with greedy choices, one episode at a time per device."""
+    """Runs every sample at every budget with greedy choices, one episode at a time per device.
+
+    The cheapest configuration runs on each sample as well, to tell what is feasible.
+    """
     requests = [
         GroupRequest(
             group_id=FIRST_GROUP_ID + s * len(budgets_ms) + b,
@@ -127,16 +160,28 @@ def greedy_sweep(
         for b, budget_ms in enumerate(budgets_ms)
     ]
     groups = fleet.collect(fleet.submit(requests, setup, weights))
-    return from_groups(groups, np.asarray(budgets_ms, dtype=np.float64))
+    indices = [group.index for group in groups[:: len(budgets_ms)]]
+    cheapest_NR = fleet.cheapest_ms(split, indices, CHEAPEST_REPEATS, setup.calibration)
+    return from_groups(groups, np.asarray(budgets_ms, dtype=np.float64), cheapest_NR)
 
 
-def from_groups(groups: Sequence[GroupRollout], budgets_ms: np.ndarray) -> GreedySweep:
+def from_groups(
+    groups: Sequence[GroupRollout], budgets_ms: np.ndarray, cheapest_SR: np.ndarray
+) -> GreedySweep:
     """Arranges single episodes, which are ordered by sample and then by budget."""
     shape = (-1, len(budgets_ms))
+
+    def arranged(values: Iterable[float]) -> np.ndarray:
+        return np.array(list(values), dtype=np.float64).reshape(shape)
+
     return GreedySweep(
         budgets_ms=budgets_ms,
-        scores=np.array([g.scores[0] for g in groups], dtype=np.float64).reshape(shape),
-        latencies_ms=np.array([g.latencies_ms[0] for g in groups]).reshape(shape),
+        scores=arranged(g.scores[0] for g in groups),
+        latencies_ms=arranged(g.latencies_ms[0] for g in groups),
+        device_budgets_ms=arranged(g.device_budget_ms for g in groups),
+        device_ms=arranged(g.device_ms[0] for g in groups),
+        wall_ms=arranged(g.wall_ms[0] for g in groups),
+        cheapest_ms=cheapest_SR,
         actions=np.array([g.actions[0] for g in groups]).reshape(*shape, 4),
         tasks=tuple(g.task for g in groups[:: len(budgets_ms)]),
         sample_ids=tuple(g.sample_id for g in groups[:: len(budgets_ms)]),

@@ -1,167 +1,114 @@
-"""Runs controller and lookup tables live and interleaved, a few samples at a time.
+"""Runs controller and rivals live and interleaved, a few samples at a time.
 
-A probe between these turns measures how much slower the devices are than at the first measurement.
-
-Shapes: S samples, K budgets, N samples of a probe, R measurements of each.
+Shapes: S samples, K budgets, R repeats.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from envs.spec import FULL_KNOBS, Knobs
+from envs.spec import Knobs
+from launch.analysis.baselines import Rival
 from launch.analysis.greedy_sweep import GreedySweep, greedy_sweep
 from launch.cluster.fleet import RayFleet
 from policy.config import PolicySetup
-from rollout.actor import PublishedWeights
-from rollout.latency.calibration import EndLatencies
 from rollout.profiling.profile_table import ProfileTable
 
 SAMPLES_A_TURN = 10
-"""Samples per turn."""
+"""Number of samples per turn."""
 
-REPEATS_A_TURN = 8
-"""Repeated runs of one fixed configuration per turn, which show the noise of the clock."""
-
-PROBE_SAMPLES = 4
-"""Samples on which the cheapest and the full configuration are run between turns."""
-
-
-def run_live(
-    fleet: RayFleet, choices: dict[str, list[Knobs]], indices: range
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Runs lookup choices on test samples: scores and latencies [S, K], by lookup table."""
-    distinct = tuple(sorted({knobs for chosen in choices.values() for knobs in chosen}))
-    records = list(fleet.profile(distinct, "test", indices, "live lookups"))
-    scores = np.array([[r.score for r in row] for row in records])
-    latencies = np.array([[r.execution.latency_ms for r in row] for row in records])
-    places = {name: [distinct.index(k) for k in chosen] for name, chosen in choices.items()}
-    return {name: (scores[:, place], latencies[:, place]) for name, place in places.items()}
-
-
-def joined(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Concatenates pairs of scores and latencies."""
-    scores, latencies = zip(*parts, strict=True)
-    return np.concatenate(scores), np.concatenate(latencies)
-
-
-def run_repeats(fleet: RayFleet) -> list[float]:
-    """Repeated latencies in ms of one fixed configuration on one sample."""
-    repeats = fleet.profile((FULL_KNOBS,), "test", [0] * REPEATS_A_TURN, "repeats")
-    return [records[0].execution.latency_ms for records in repeats]
+Episodes = tuple[np.ndarray, np.ndarray]
+"""Scores and latencies in calibrated ms, [S, K] each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
-    """Some samples, run by the controller and then by the lookup tables.
+class Live:
+    """The controller and its rivals on the same samples and the same devices.
 
     Attributes:
         result: the controller's episodes.
-        live: scores and latencies [S, K] of the lookup tables.
-        repeats_ms: latencies of one fixed configuration on one sample.
-        slowdown: present latencies of the devices relative to the first measurement.
+        rivals: scores and latencies of each rival.
     """
 
     result: GreedySweep
-    live: dict[str, tuple[np.ndarray, np.ndarray]]
-    repeats_ms: list[float]
-    slowdown: float
-
-    def without_drift(self) -> Turn:
-        """The turn at the speed of the first measurement."""
-        by = self.slowdown
-        return Turn(
-            result=replace(self.result, latencies_ms=self.result.latencies_ms / by),
-            live={name: (scores, ms / by) for name, (scores, ms) in self.live.items()},
-            repeats_ms=[ms / by for ms in self.repeats_ms],
-            slowdown=1.0,
-        )
+    rivals: Mapping[str, Episodes]
 
     @staticmethod
-    def joined(turns: Sequence[Turn]) -> Turn:
+    def joined(turns: Sequence[Live]) -> Live:
         """Concatenates turns."""
-        names = turns[0].live
-        return Turn(
+        names = turns[0].rivals
+        return Live(
             result=GreedySweep.joined([turn.result for turn in turns]),
-            live={name: joined([turn.live[name] for turn in turns]) for name in names},
-            repeats_ms=[ms for turn in turns for ms in turn.repeats_ms],
-            slowdown=float(np.median([turn.slowdown for turn in turns])),
+            rivals={name: _joined([turn.rivals[name] for turn in turns]) for name in names},
         )
 
 
-def run_in_turns(
+def run_live(
     fleet: RayFleet,
     setup: PolicySetup,
-    weights: PublishedWeights,
-    choices: dict[str, list[Knobs]],
-    now: EndLatencies,
-    budgets_ms: list[float],
-    num_samples: int,
-) -> list[Turn]:
-    """Runs controller, lookup tables and repeats interleaved, so that drift affects all equally."""
-    turns, before = [], slowdown(fleet, now)
-    for first in range(0, num_samples, SAMPLES_A_TURN):
-        indices = range(first, min(first + SAMPLES_A_TURN, num_samples))
+    weights: Any,
+    rivals: Mapping[str, Rival],
+    test: ProfileTable,
+    budgets_ms: np.ndarray,
+) -> Live:
+    """Runs all samples of a profile of the test split, whose first index is 0."""
+    turns = []
+    for first in range(0, len(test.sample_ids), SAMPLES_A_TURN):
+        indices = range(first, min(first + SAMPLES_A_TURN, len(test.sample_ids)))
         result = greedy_sweep(
             fleet,
             setup,
             weights,
             split="test",
             num_samples=len(indices),
-            budgets_ms=budgets_ms,
+            budgets_ms=budgets_ms.tolist(),
             first_index=first,
         )
-        live, repeats_ms = run_live(fleet, choices, indices), run_repeats(fleet)
-        after = slowdown(fleet, now)
-        turns.append(
-            Turn(
-                result=result,
-                live=live,
-                repeats_ms=repeats_ms,
-                slowdown=(before * after) ** 0.5,
-            )
-        )
-        before = after
-    return turns
+        turns.append(Live(result=result, rivals=_run_rivals(fleet, setup, rivals, test, indices)))
+    return Live.joined(turns)
 
 
-def slowdown(fleet: RayFleet, reference: EndLatencies) -> float:
-    """Present latencies relative to the reference, median over the same samples."""
-    probe_RN2 = EndLatencies.measure(fleet, PROBE_SAMPLES).latencies_RN2
-    then_N2 = np.median(reference.latencies_RN2[:, :PROBE_SAMPLES], axis=0)
-    return float(np.median(probe_RN2[:, : len(then_N2)] / then_N2))
-
-
-def clock_floor(latencies_ms: Sequence[float]) -> dict[str, float]:
-    """How often one fixed configuration on one sample exceeds its own 95th percentile.
-
-    The percentile is taken over one half of the runs and the rate over the other: at a budget set
-    to that percentile, no policy can do better than this rate. The halves alternate twice per turn,
-    so that every actor contributes to both.
-    """
-    runs = np.array(latencies_ms)
-    is_second = np.arange(len(runs)) // (REPEATS_A_TURN // 2) % 2 == 1
-    first, second = runs[~is_second], runs[is_second]
+def _run_rivals(
+    fleet: RayFleet,
+    setup: PolicySetup,
+    rivals: Mapping[str, Rival],
+    test: ProfileTable,
+    indices: range,
+) -> dict[str, Episodes]:
+    """Runs on each sample the configurations that any rival chose for its kind of question."""
+    plan = []
+    for index in indices:
+        columns = {c for rival in rivals.values() for c in rival.columns_for(test.tasks[index])}
+        plan.append((index, tuple(test.configurations[c] for c in sorted(columns))))
+    found: dict[str, list[list[Any]]] = {name: [] for name in rivals}
+    results = fleet.profile_each(plan, "test", "episodes of the rivals", setup.calibration)
+    for (index, chosen), records in zip(plan, results, strict=True):
+        by_knobs: dict[Knobs, Any] = dict(zip(chosen, records, strict=True))
+        for name, rival in rivals.items():
+            columns_K = rival.columns_for(test.tasks[index])
+            found[name].append([by_knobs[test.configurations[c]] for c in columns_K])
     return {
-        "coefficient_of_variation": float(runs.std() / runs.mean()),
-        "p95_over_p50": float(np.quantile(runs, 0.95) / np.median(runs)),
-        "exceeds_own_p95": float((second > np.quantile(first, 0.95)).mean()),
+        name: (
+            np.array([[record.score for record in row] for row in rows]),
+            np.array([[record.calibrated_ms for record in row] for row in rows]),
+        )
+        for name, rows in found.items()
     }
 
 
-def clock_factor(
-    live: dict[str, tuple[np.ndarray, np.ndarray]],
-    columns: dict[str, list[int]],
-    test: ProfileTable,
-) -> float:
-    """The ratio of live latencies to those of the test table, median over the lookup choices.
+def _joined(parts: Sequence[Episodes]) -> Episodes:
+    scores, latencies = zip(*parts, strict=True)
+    return np.concatenate(scores), np.concatenate(latencies)
 
-    `columns` are the lookup tables' columns of the test table at each budget.
-    """
-    ratios = [
-        latencies / test.latencies_ms[:, columns[name]] for name, (_, latencies) in live.items()
-    ]
+
+def table_factor(live: Live, rivals: Mapping[str, Rival], test: ProfileTable) -> float:
+    """The ratio of live latencies to those of the test table, median over the rivals' choices."""
+    ratios = []
+    for name, (_, latencies_SK) in live.rivals.items():
+        columns_SK = np.array([rivals[name].columns_for(task) for task in test.tasks])
+        ratios.append(latencies_SK / np.take_along_axis(test.latencies_ms, columns_SK, 1))
     return float(np.median(np.stack(ratios)))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from envs.calibration import Calibration
 from envs.spec import Knobs
 from launch.cluster.actor_pool import ActorPool
 from launch.cluster.config import ClusterConfig
@@ -22,7 +23,6 @@ from rollout.actor import PublishedWeights, Timed
 from rollout.build import WorkerConfig, build_worker
 from rollout.fleet import FleetStats, replacement
 from rollout.group_rollout import GroupRollout
-from rollout.latency.clock import DeviceFacts
 from rollout.latency.simulated import SimulatedLatency
 from rollout.profiling.records import ProfileRecord
 from rollout.requests import FailedGroup, GradientRequest, GroupRequest, Prefixes, PrefixRequest
@@ -143,6 +143,20 @@ class RayFleet:
         latencies = list(self.run_each(calls, "latency measurements"))
         return np.array(latencies).reshape(rounds, num_samples, 2)
 
+    def cheapest_ms(
+        self,
+        split: str,
+        indices: Sequence[int],
+        repeats: int,
+        calibration: Calibration | None,
+    ) -> np.ndarray:
+        """Repeated latencies of the cheapest configuration in calibrated ms: [N, repeats]."""
+        calls = [
+            lambda h, i=index: h.cheapest_ms.remote(split, i, repeats, calibration)
+            for index in indices
+        ]
+        return np.array(list(self.run_each(calls, "runs of the cheapest configuration")))
+
     def run_each(self, calls: Sequence[Callable[[Any], Any]], what: str) -> Iterator[Any]:
         """Runs each call on whichever actor is free, and yields the results in order."""
         jobs = [Job(what=f"one of the {what}", call=call) for call in calls]
@@ -153,31 +167,54 @@ class RayFleet:
             yield job.result.value
 
     def profile(
-        self, configurations: Sequence[Knobs], split: str, indices: Iterable[int], what: str
+        self,
+        configurations: Sequence[Knobs],
+        split: str,
+        indices: Iterable[int],
+        what: str,
+        calibration: Calibration | None = None,
     ) -> Iterator[list[ProfileRecord]]:
         """Runs configurations on samples; yields each sample's records in the order of `indices`.
 
-        Work that the configurations of one call share runs once.
+        Work that the configurations of one call share runs once. With a calibration the records
+        have its milliseconds too.
         """
+        plan = [(index, configurations) for index in indices]
+        return self.profile_each(plan, split, what, calibration)
+
+    def profile_each(
+        self,
+        plan: Sequence[tuple[int, Sequence[Knobs]]],
+        split: str,
+        what: str,
+        calibration: Calibration | None = None,
+    ) -> Iterator[list[ProfileRecord]]:
+        """`profile` with configurations of its own for each sample."""
         full_ms = self.pool.first_facts().reference_latency_ms
-        parts = in_parts(configurations, full_ms, self.config.group_timeout_s)
+        parts = [
+            (index, in_parts(configurations, full_ms, self.config.group_timeout_s))
+            for index, configurations in plan
+        ]
         calls = [
-            functools.partial(_profile, configurations=part, split=split, index=index)
-            for index in indices
-            for part in parts
+            functools.partial(
+                _profile, configurations=part, split=split, index=index, calibration=calibration
+            )
+            for index, parts_of_sample in parts
+            for part in parts_of_sample
         ]
         results = self.run_each(calls, what)
-        for _ in range(len(calls) // len(parts)):
-            yield [record for _ in parts for record in next(results)]
+        for _, parts_of_sample in parts:
+            yield [record for _ in parts_of_sample for record in next(results)]
 
     def prefixes(self, requests: Sequence[PrefixRequest]) -> list[Prefixes]:
         """Language features and latency tokens, for a warm start."""
         calls = [lambda h, r=request: h.prefixes.remote(r) for request in requests]
         return list(self.run_each(calls, "prefixes"))
 
-    def device_facts(self) -> DeviceFacts:
-        """Device facts of the first warm actor."""
-        return self.pool.first_facts().facts
+    @property
+    def clock_name(self) -> str:
+        """The clock of the first warm actor; all actors have the same."""
+        return self.pool.first_facts().facts.clock
 
     def shutdown(self) -> None:
         """Kills all actors."""
@@ -223,8 +260,15 @@ def _gradient_job(group: GroupRollout, gradient_GD: np.ndarray) -> Job:
     )
 
 
-def _profile(handle: Any, *, configurations: tuple[Knobs, ...], split: str, index: int) -> Any:
-    return handle.profile.remote(configurations, split, index)
+def _profile(
+    handle: Any,
+    *,
+    configurations: tuple[Knobs, ...],
+    split: str,
+    index: int,
+    calibration: Calibration | None,
+) -> Any:
+    return handle.profile.remote(configurations, split, index, calibration)
 
 
 def in_parts(

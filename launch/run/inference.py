@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from envs.calibration import PresentTime, SteadyTime
 from envs.reward import BudgetReward, is_violation
 from envs.spec import BudgetRange, BudgetSampler, Knobs, Sample, Tier, check_budget_ms
-from launch.run.resume import fingerprint_from_state, worker_of
-from learner.checkpoint import CheckpointStore, find_controller
+from envs.tasks.registry import build_tasks
+from launch.run.resume import calibration_from_state, fingerprint_from_state, worker_of
+from learner.checkpoint import Checkpoint, CheckpointStore, find_controller
 from learner.manifest import STATE_NAME
 from policy.controller import Controller
 from rollout.build import WorkerConfig, build_executor
@@ -23,6 +25,8 @@ from rollout.executor import MolmoEExecutor
 from rollout.fingerprint import Fingerprint
 from rollout.group_runner import GroupRunner
 from rollout.group_sharing import MolmoEGroupSession
+from rollout.latency.drift import FollowedTime
+from rollout.worker import RolloutWorker
 
 DEFAULT_KNOBS = Knobs(tier=Tier.MEDIUM, position=1, top_k=6, num_blocks=14)
 """The configuration that runs, at any budget, without a trained controller."""
@@ -76,7 +80,8 @@ def answer(
 
     Args:
         prompt: the question, in the style of its task.
-        budget_ms: latency budget in ms.
+        budget_ms: latency budget in ms of this device. A controller sees it in the milliseconds of
+            its run, whose calibration samples are run first, to see how fast the device is now.
         image: image file, None for a question without an image.
         controller: a run folder or the folder of a checkpoint; None runs a fixed configuration.
         worker_settings: fields of `WorkerConfig` that replace those of the controller's run, or
@@ -101,14 +106,14 @@ def answer(
     else:
         folder = find_controller(controller)
         policy = Controller.load(folder).requires_grad_(False)
-        known_ms = _within_range(budget_ms, policy.config.budget_range, say)
-        executor = _executor_of_run(folder, *settings)
+        executor, present = _device_of_run(folder, *settings)
+        known_ms = _known(budget_ms, policy.config.budget_range, present, say)
         policy.to(executor.model.device)
-        run = functools.partial(_with_controller, executor, policy, sample, known_ms)
+        run = functools.partial(_with_controller, executor, policy, sample, known_ms, present)
         source = f"controller {folder}"
     say("answering twice, the first time to warm up ...")
     run()
-    return _described(run(), source, budget_ms)
+    return _described(run(), source, budget_ms, executor.clock_name)
 
 
 def _settled(
@@ -117,17 +122,22 @@ def _settled(
     return replace(base, **(worker or {}), executor=replace(base.executor, **(executor or {})))
 
 
-def _executor_of_run(
+def _device_of_run(
     folder: Path, worker: Mapping[str, Any] | None, executor: Mapping[str, Any] | None
-) -> MolmoEExecutor:
-    """The frozen model that a controller was trained on; raises ValueError for another one.
+) -> tuple[MolmoEExecutor, PresentTime]:
+    """The frozen model that a controller was trained on, and how fast the device runs it now.
 
-    A controller that was saved outside a run does not tell its model, so any model is accepted.
+    A controller that was saved outside a run does not tell its model, so any model is accepted, at
+    any speed.
+
+    Raises:
+        ValueError: it is another model.
     """
     if not (folder / STATE_NAME).is_file():
-        return build_executor(_settled(WorkerConfig(), worker, executor))
+        return build_executor(_settled(WorkerConfig(), worker, executor)), SteadyTime()
     checkpoint = CheckpointStore(folder.parent).load(folder)
-    found = build_executor(_settled(worker_of(checkpoint), worker, executor))
+    config = _settled(worker_of(checkpoint), worker, executor)
+    found = build_executor(config)
     trained_on = fingerprint_from_state(checkpoint.state)
     if trained_on is not None:
         ours = replace(
@@ -142,7 +152,20 @@ def _executor_of_run(
             "this model",
             "leave --worker options out to run what it was trained on",
         )
-    return found
+    return found, _present_time(checkpoint, found, config)
+
+
+def _present_time(
+    checkpoint: Checkpoint, executor: MolmoEExecutor, config: WorkerConfig
+) -> PresentTime:
+    """The speed of this device by a run's calibration; nothing drifts if the run was simulated."""
+    calibration = calibration_from_state(checkpoint.state)
+    if calibration.clock != executor.clock_name:
+        return SteadyTime()
+    present = RolloutWorker(executor, build_tasks(config.tasks)).present_time(calibration)
+    if isinstance(present, FollowedTime):
+        present.follow()
+    return present
 
 
 def _question(prompt: str, image: Path | None) -> Sample:
@@ -160,8 +183,13 @@ def _question(prompt: str, image: Path | None) -> Sample:
     )
 
 
-def _within_range(budget_ms: float, own: BudgetRange, say: Callable[[str], object]) -> float:
-    """The budget clipped to the controller's range; says so if that changes it."""
+def _known(
+    budget_ms: float, own: BudgetRange, present: PresentTime, say: Callable[[str], object]
+) -> float:
+    """The budget in the controller's milliseconds, clipped to its range; says what that changes."""
+    device_ms, budget_ms = budget_ms, present.to_calibrated(budget_ms)
+    if abs(device_ms / budget_ms - 1) > WORTH_SAYING:
+        say(f"{device_ms:g} ms of this device now are {budget_ms:.1f} ms of the run's calibration")
     known_ms = min(max(budget_ms, own.low_ms), own.high_ms)
     if known_ms != budget_ms:
         say(
@@ -171,8 +199,15 @@ def _within_range(budget_ms: float, own: BudgetRange, say: Callable[[str], objec
     return known_ms
 
 
-def _described(outcome: dict[str, Any], source: str, budget_ms: float) -> dict[str, Any]:
+WORTH_SAYING = 0.02
+"""Relative difference between the milliseconds of a device and of a run that is told."""
+
+
+def _described(
+    outcome: dict[str, Any], source: str, budget_ms: float, clock: str
+) -> dict[str, Any]:
     knobs = outcome["knobs"]
+    latency_ms = outcome.get("device_ms", outcome["latency_ms"])
     return {
         "answer": outcome["answer"],
         "choices": {
@@ -184,9 +219,11 @@ def _described(outcome: dict[str, Any], source: str, budget_ms: float) -> dict[s
         "decided_by": source,
         "stages_ms": {name: round(ms, 3) for name, ms in grouped(outcome["stages_ms"]).items()},
         "host_ms": round(outcome["host_ms"], 3),
-        "latency_ms": round(outcome["latency_ms"], 3),
+        "latency_ms": round(latency_ms, 3),
+        "wall_ms": round(outcome["wall_ms"], 3),
+        "clock": clock,
         "budget_ms": budget_ms,
-        "within_budget": not is_violation(outcome["latency_ms"], budget_ms).item(),
+        "within_budget": not is_violation(latency_ms, budget_ms).item(),
         "finished": outcome["finished"],
     }
 
@@ -202,13 +239,18 @@ def _default_configuration(
 
 
 def _with_controller(
-    executor: MolmoEExecutor, controller: Controller, sample: Sample, budget_ms: float
+    executor: MolmoEExecutor,
+    controller: Controller,
+    sample: Sample,
+    budget_ms: float,
+    present: PresentTime,
 ) -> dict[str, Any]:
     own: BudgetRange = controller.config.budget_range
     arguments = {
         "tasks": AnyAnswer(),
-        "budgets": BudgetSampler(range=own, feasible_from_ms=own.low_ms, infeasible_share=0.0),
+        "budgets": BudgetSampler(range=own, uniform_from_ms=own.low_ms),
         "reward": BudgetReward(),
+        "present": present,
     }
     with torch.no_grad():
         return GroupRunner(executor, controller, arguments).run(sample, budget_ms).outcomes[0]

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from envs.checks import check_within
 from envs.reward import BudgetReward, ReferenceReward, RewardFunction
-from envs.spec import BudgetRange, BudgetSampler
+from envs.spec import BudgetSampler
 from launch.cluster.config import ClusterConfig
 from learner.lambda_control import PIDConfig
 from learner.learner import LearnerConfig
@@ -20,7 +20,7 @@ from rollout.build import EMBEDDED, WorkerConfig
 from rollout.executor import ExecutorConfig
 
 SHIPPED_PROFILE = EMBEDDED / "profile.npz"
-"""Profile of all 225 configurations of the embedded model on 200 validation samples."""
+"""Profile of all 225 configurations of the embedded model on 400 validation samples."""
 
 EPOCH_SAMPLES = 1000
 """Samples that the recipe `earlier` counts as one epoch."""
@@ -31,25 +31,22 @@ class BudgetConfig:
     """Latency budgets that training draws from.
 
     Attributes:
-        low_ms: smallest budget in ms; measured on the actors' devices by default.
-        high_ms: largest budget in ms; measured by default.
-        feasible_from_ms: smallest budget in ms that counts as feasible; measured by default.
-        infeasible_share: share of budgets that are drawn below `feasible_from_ms`.
+        low_ms: smallest budget in ms; by default the cheapest configuration's median latency,
+            measured on the actors' devices.
+        high_ms: largest budget in ms; by default the full configuration's 95th percentile.
+        share_below: share of budgets that are drawn below the smallest one, down to 0.8 times it.
         num_samples: number of samples on which latencies are measured before training.
     """
 
     low_ms: float | None = None
     high_ms: float | None = None
-    feasible_from_ms: float | None = None
-    infeasible_share: float = 0.1
+    share_below: float = 0.05
     num_samples: int = 64
 
     def __post_init__(self) -> None:
-        check_within(self, "low_ms", "high_ms", "feasible_from_ms", low=0, above=True)
-        check_within(self, "infeasible_share", low=0, high=1)
+        check_within(self, "low_ms", "high_ms", low=0, above=True)
+        check_within(self, "share_below", low=0, high=1)
         check_within(self, "num_samples", low=1)
-        if self.feasible_from_ms is not None and self.low_ms is None:
-            raise ValueError("budget.feasible-from-ms needs budget.low-ms and budget.high-ms too")
 
     def fixed(self) -> BudgetSampler | None:
         """The budgets given in the configuration, or None if they are to be measured.
@@ -62,11 +59,7 @@ class BudgetConfig:
             return None
         if self.low_ms is None or self.high_ms is None:
             raise ValueError("give both budget.low-ms and budget.high-ms, or neither")
-        return BudgetSampler(
-            range=BudgetRange(low_ms=self.low_ms, high_ms=self.high_ms),
-            feasible_from_ms=self.feasible_from_ms or self.low_ms,
-            infeasible_share=self.infeasible_share if self.feasible_from_ms else 0.0,
-        )
+        return BudgetSampler.between(self.low_ms, self.high_ms, share_below=self.share_below)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +71,7 @@ class EvaluationConfig:
         first_index: index of the first validation sample. The samples of the shipped profile, of
             calibration and of block importance lie below it, so that none of them is used twice.
         num_samples: number of held-out samples; each is run at every budget.
-        num_budgets: number of budgets, evenly spaced over the feasible range.
+        num_budgets: number of budgets, evenly spaced over the range.
     """
 
     every: int = 50
@@ -273,7 +266,7 @@ def earlier() -> JointGRPOConfig:
         group_size=5,
         reward="reference",
         worker=base.worker,
-        budget=BudgetConfig(low_ms=170.0, high_ms=380.0),
+        budget=BudgetConfig(low_ms=170.0, high_ms=380.0, share_below=0.0),
         learner=LearnerConfig(
             learning_rate=1e-4, weight_decay=1e-5, advantage="group_standardised"
         ),

@@ -28,14 +28,17 @@ class Reporter:
         first_step: first step of this process; rows of this or later steps, left by a run that was
             killed, are dropped.
         num_steps: number of steps of the run, for the progress line.
+        clock: the clock that latencies are from, named in every row.
         label: prefix of every line, such as a simulated latency source; empty for none.
     """
 
-    def __init__(self, run_dir: Path, *, first_step: int, num_steps: int, label: str = "") -> None:
+    def __init__(
+        self, run_dir: Path, *, first_step: int, num_steps: int, clock: str, label: str = ""
+    ) -> None:
         self.writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step)
         self.console = Console(soft_wrap=True, highlight=False)
         self.num_steps = num_steps
-        self.label = label
+        self.clock, self.label = clock, label
         self.path = run_dir / "metrics.jsonl"
         rows = _complete_rows(self.path, before_step=first_step)
         temporary = self.path.with_suffix(".partial")
@@ -43,10 +46,12 @@ class Reporter:
         os.replace(temporary, self.path)
 
     def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Writes the scalars of a step to TensorBoard and as one JSON line."""
+        """Writes the scalars of a step to TensorBoard and as one JSON line, NaN left out."""
+        scalars = {name: value for name, value in scalars.items() if not math.isnan(value)}
         for name, value in scalars.items():
             self.writer.add_scalar(name, value, step)
-        row = {"step": step, **({"label": self.label} if self.label else {}), **scalars}
+        label = {"label": self.label} if self.label else {}
+        row = {"step": step, "clock": self.clock, **label, **scalars}
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 

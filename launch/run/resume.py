@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from envs.calibration import Calibration
 from envs.spec import BudgetRange, BudgetSampler
 from launch.run.recipes import JointGRPOConfig, from_json, to_json
 from learner.checkpoint import Checkpoint, CheckpointStore
 from rollout.build import WorkerConfig
 from rollout.fingerprint import Fingerprint
-from rollout.latency.calibration import Calibration
 
 STATE_KEYS = (
     *("next_step", "seed", "lambda_control", "budgets", "calibration", "fingerprint"),
@@ -46,14 +46,13 @@ def worker_of(checkpoint: Checkpoint) -> WorkerConfig:
     return from_json(checkpoint.state["configuration"]).worker
 
 
-def budgets_to_state(sampler: BudgetSampler, config: JointGRPOConfig) -> dict[str, Any]:
+def budgets_to_state(sampler: BudgetSampler) -> dict[str, Any]:
     """The budget sampler of a run, as plain JSON values."""
     return {
         "low_ms": sampler.range.low_ms,
         "high_ms": sampler.range.high_ms,
-        "feasible_from_ms": sampler.feasible_from_ms,
-        "infeasible_share": sampler.infeasible_share,
-        "are_stated": config.budget.fixed() is not None,
+        "uniform_from_ms": sampler.uniform_from_ms,
+        "share_below": sampler.share_below,
     }
 
 
@@ -62,14 +61,14 @@ def budgets_from_state(state: dict[str, Any]) -> BudgetSampler:
     saved = state["budgets"]
     return BudgetSampler(
         range=BudgetRange(low_ms=saved["low_ms"], high_ms=saved["high_ms"]),
-        feasible_from_ms=saved["feasible_from_ms"],
-        infeasible_share=saved["infeasible_share"],
+        uniform_from_ms=saved["uniform_from_ms"],
+        share_below=saved["share_below"],
     )
 
 
 def calibration_from_state(state: dict[str, Any]) -> Calibration:
     """The speed of the devices when a checkpoint's run began."""
-    return Calibration(**state["calibration"])
+    return Calibration.from_json(state["calibration"])
 
 
 def fingerprint_from_state(state: dict[str, Any]) -> Fingerprint | None:

@@ -19,9 +19,10 @@ from typing import Any
 import tyro
 from rich.console import Console
 
+from envs.calibration import Calibration
 from envs.spec import BudgetSampler
 from envs.tasks.registry import build_tasks
-from launch.analysis.greedy_sweep import feasible_budgets, greedy_sweep
+from launch.analysis.greedy_sweep import greedy_sweep
 from launch.analysis.plots import curves_figure
 from launch.cluster.console import connect, nearest
 from launch.cluster.doctor import doctor
@@ -51,7 +52,7 @@ from rollout.block_skipping import BlockImportance
 from rollout.build import model_source
 from rollout.executor import check_knobs_fit
 from rollout.fingerprint import Fingerprint
-from rollout.latency.calibration import Calibration, EndLatencies, recalibrated
+from rollout.latency.calibration import EndLatencies
 from rollout.latency.simulated import SimulatedLatency
 from rollout.molmoe.config import resolve_config
 from rollout.profiling.conversion import calibrated
@@ -108,7 +109,6 @@ def resolve_run_dir(run_dir: str) -> Path:
 class Session:
     """One invocation: a Ray connection, a fleet, and the loop until it is done."""
 
-    measured: EndLatencies
     calibration: Calibration
 
     def __init__(self, config: JointGRPOConfig, train: Callable[[Run], None]) -> None:
@@ -196,13 +196,14 @@ class Session:
     ) -> int:
         self.config = self.config.sized_for(fleet.num_actors)
         budgets = self._budgets(fleet, checkpoint)
-        setup = PolicySetup.of(self.d_model, budgets)
+        calibration = None if self.simulated else self.calibration
+        setup = PolicySetup.of(self.d_model, budgets, calibration)
         fingerprint = fleet.pool.first_facts().fingerprint
         self._check_fingerprint(fingerprint, checkpoint)
         run = self._assemble(fleet, store, setup, fingerprint, checkpoint)
         try:
             self._train_over_lost_learners(run, fleet)
-            self._finish(run, fleet)
+            self._finish(run)
         except Stopped:
             run.commit()
             run.reporter.say(
@@ -223,12 +224,11 @@ class Session:
             return budgets_from_state(checkpoint.state)
         settings = self.config.budget
         _say(f"measuring latencies on {settings.num_samples} samples")
-        self.measured = EndLatencies.measure(fleet, settings.num_samples)
-        self.calibration = self.measured.calibration
-        measured, stated = self.measured.budgets(settings.infeasible_share), settings.fixed()
+        measured, stated = EndLatencies.measure(fleet, settings.num_samples), settings.fixed()
+        self.calibration = measured.calibration
         if stated is not None:
-            self.measured.check_straddles(stated.range)
-        return stated or measured
+            measured.check_straddles(stated.range)
+        return stated or measured.budgets(settings.share_below)
 
     def _check_fingerprint(self, fingerprint: Fingerprint, checkpoint: Checkpoint | None) -> None:
         """Refuses a checkpoint or profile of another model, other tasks or another device."""
@@ -306,7 +306,11 @@ class Session:
             fleet=fleet,
             learner=self._learner(setup, state),
             reporter=Reporter(
-                self.run_dir, first_step=next_step, num_steps=config.steps, label=self.label
+                self.run_dir,
+                first_step=next_step,
+                num_steps=config.steps,
+                clock=fleet.clock_name,
+                label=self.label,
             ),
             store=store,
             lambda_control=LambdaControl(config.pid, setup.budgets),
@@ -318,8 +322,8 @@ class Session:
         budgets = setup.budgets
         run.reporter.say(
             f"run {self.run_dir}  actors {fleet.num_actors}  groups per step "
-            f"{config.groups_per_step}  budgets {budgets.range.low_ms:.1f}.."
-            f"{budgets.range.high_ms:.1f} ms, feasible from {budgets.feasible_from_ms:.1f} ms  "
+            f"{config.groups_per_step}  clock {fleet.clock_name}  budgets "
+            f"{budgets.uniform_from_ms:.1f}..{budgets.range.high_ms:.1f} ms  "
             f"{'resumes at' if next_step else 'starts with'} step {next_step + 1}"
         )
         if checkpoint is None:
@@ -333,10 +337,12 @@ class Session:
         config = self.config
         if config.warm_start_profile is None:
             return None
-        _say("warm start from the profile, converted to this device's clock")
-        table, scatter = calibrated(self.profile, self.measured)
+        _say("warm start from the profile, converted to this run's milliseconds")
+        table = calibrated(self.profile, self.calibration).denoised()
         controller = initial_controller(setup.controller, config.seed)
-        record = warm_start_from_profile(controller, table, setup.budgets, fleet, scatter=scatter)
+        record = warm_start_from_profile(
+            controller, table, setup.budgets, fleet, scatter=self.calibration.scatter
+        )
         logging.info(
             "warm start from %s: regret of the most likely choices %.3f, before it %.3f",
             config.warm_start_profile,
@@ -345,33 +351,25 @@ class Session:
         )
         return Learner(controller, config.learner, self.run_dir).state_dict()
 
-    def _finish(self, run: Run, fleet: RayFleet) -> None:
-        """Writes a greedy sweep over the test split, and the run's curves as a picture.
-
-        The devices are measured again first, so that clock drift is not blamed on the controller.
-        """
+    def _finish(self, run: Run) -> None:
+        """Writes a greedy sweep over the test split, and the run's curves as a picture."""
         settings = self.config.evaluation
-        setup = recalibrated(
-            run.setup,
-            run.calibration,
-            EndLatencies.measure(fleet, run.calibration.num_samples),
-            keeps_budgets=self.config.budget.fixed() is not None,
-        )
         result = greedy_sweep(
             run.fleet,
-            setup,
+            run.setup,
             run.learner.weights(),
             split="test",
             num_samples=settings.num_samples,
-            budgets_ms=feasible_budgets(setup.budgets, settings.num_budgets).tolist(),
+            budgets_ms=run.setup.budgets.evenly(settings.num_budgets).tolist(),
         )
         path = self.run_dir / "evaluation.json"
-        row = {"latency_source": self.label or "measured", **result.to_json()}
+        source = {"latency_source": self.label or "measured", "clock": run.calibration.clock}
+        row = {**source, **result.to_json()}
         path.write_text(json.dumps(row) + "\n")
         curves_figure(run.reporter.rows()).savefig(self.run_dir / "curves.png", dpi=110)
         run.reporter.say(
             f"test split: in budget {result.in_budget_accuracy:.3f}, violations "
-            f"{float(result.violations.mean()):.1%}  evaluation {path}  "
+            f"{result.violation_rate:.1%}  evaluation {path}  "
             f"curves {self.run_dir / 'curves.png'}  checkpoint {run.store.root}"
         )
 

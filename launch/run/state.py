@@ -13,8 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from envs.calibration import Calibration
 from envs.reward import BudgetReward, Reward, RewardFunction
-from launch.analysis.greedy_sweep import feasible_budgets, greedy_sweep
+from launch.analysis.greedy_sweep import greedy_sweep
 from launch.analysis.plots import choices_figure, latency_figure
 from launch.cluster.versions import git_revision, package_versions, python_version
 from launch.run.recipes import JointGRPOConfig, to_json
@@ -23,14 +24,19 @@ from launch.run.resume import budgets_to_state
 from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.lambda_control import LambdaControl
 from learner.learner import UpdateRecord
-from learner.scalars import rollout_scalars, stage_scalars, update_scalars, violations
+from learner.scalars import (
+    rollout_scalars,
+    speed_scalars,
+    stage_scalars,
+    update_scalars,
+    violations,
+)
 from policy.config import PolicySetup
 from policy.controller import Controller
 from policy.weights import PolicyWeights, weights_sha256
 from rollout.fingerprint import Fingerprint
 from rollout.fleet import Fleet
 from rollout.group_rollout import GroupRollout
-from rollout.latency.calibration import Calibration
 from rollout.requests import GroupRequest
 
 
@@ -110,7 +116,7 @@ class Run:
         reporter: writes scalars and progress lines.
         store: keeps checkpoints.
         lambda_control: lambda by range of budgets.
-        calibration: speed of the devices when the run began.
+        calibration: speed of the devices when the run began, which its milliseconds refer to.
         fingerprint: fingerprint of the frozen model, its tasks and devices; None in some tests.
         next_step: the first step that is not done yet.
         is_stopping: called between steps; the loop ends when it returns True.
@@ -180,7 +186,11 @@ class Run:
 
     def finish_step(self, groups: Sequence[GroupRollout]) -> None:
         """Updates lambda from the violation rates and marks the step as done."""
-        self.lambda_control.update([g.budget_ms for g in groups], violations(groups).mean(1))
+        self.lambda_control.update(
+            [group.budget_ms for group in groups],
+            violations(groups).mean(1),
+            [group.feasible for group in groups],
+        )
         self.next_step += 1
         self.in_flight.popleft()
         self._collected = None
@@ -198,6 +208,7 @@ class Run:
             **self.lambda_control.scalars(),
             **rollout_scalars(groups, self.setup.budgets),
             **stage_scalars(groups),
+            **speed_scalars(groups),
             **times,
             "time/rollout_s": float(np.mean(busy)) * times["time/step_s"] if busy else 0.0,
             "time/episodes_per_s": num_episodes / max(times["time/step_s"], 1e-9),
@@ -219,7 +230,7 @@ class Run:
         return is_last or self.next_step % self.config.evaluation.every == 0
 
     def evaluate(self, step: int) -> None:
-        """Evaluates greedily on held-out samples over the feasible budgets, and commits."""
+        """Evaluates greedily on held-out samples over the budgets, and commits."""
         settings, started = self.config.evaluation, time.perf_counter()
         self.commit()
         result = greedy_sweep(
@@ -228,7 +239,7 @@ class Run:
             self.learner.weights(),
             split="validation",
             num_samples=settings.num_samples,
-            budgets_ms=feasible_budgets(self.setup.budgets, settings.num_budgets).tolist(),
+            budgets_ms=self.setup.budgets.evenly(settings.num_budgets).tolist(),
             first_index=settings.first_index,
         )
         self.commit(metric=result.in_budget_accuracy)
@@ -300,7 +311,7 @@ class Run:
             "next_step": self.next_step,
             "seed": self.config.seed,
             "lambda_control": self.lambda_control.state_dict(),
-            "budgets": budgets_to_state(self.setup.budgets, self.config),
+            "budgets": budgets_to_state(self.setup.budgets),
             "calibration": asdict(self.calibration),
             "fingerprint": self.fingerprint.to_json() if self.fingerprint else None,
             "latency_source": self.reporter.label or "measured",

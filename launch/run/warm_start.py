@@ -49,8 +49,9 @@ def gains(
     """The gain of each configuration at each budget of a sample, float64 [S, K, C].
 
     Gains are means over all samples of the same task, because the needs of a single sample are not
-    visible before it is answered. The allowed violations are shared by all tasks: one that can
-    hardly meet a budget uses up most of them, and the others have to meet it more strictly.
+    visible before it is answered. The allowed violations are those of feasible samples and shared
+    by all tasks: one that can hardly meet a budget uses up most of them, and the others have to
+    meet it more strictly.
     """
     grid_ms = np.linspace(budgets_SK.min(), budgets_SK.max(), NUM_PRICED)
     gains_TGC = priced_gains(table, grid_ms, max_violation=max_violation, scatter=scatter)
@@ -111,8 +112,8 @@ def warm_start_from_profile(
 ) -> WarmStartRecord:
     """Trains both stages in place; raises ValueError for an unusable profile.
 
-    The table's latencies must be on the clock of the run's devices, and `scatter` is the noise of
-    these devices that the table lacks; both come from `rollout.profiling.conversion.calibrated`.
+    The table's latencies must be in the run's calibrated ms and without noise, and `scatter` is the
+    noise of a single measurement on the run's devices.
     """
     examples = examples_from_profile(controller, table, budgets, source, scatter=scatter)
     return warm_start(controller, examples, config or WarmStartConfig())

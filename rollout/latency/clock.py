@@ -1,4 +1,9 @@
-"""The clocks behind one interface: `perf_counter_ns` on a CPU, events on CUDA."""
+"""The clocks behind one interface: thread time on a CPU, events on CUDA, or the wall clock.
+
+The device clock counts what the device took, whatever else its host did meanwhile. On CUDA events
+do that. Their counterpart on a CPU is the thread's own CPU time, which is the latency as long as
+one thread does all the work.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +11,23 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
 Mark = Any
 """A point in time; only the clock that made it can read it."""
 
+ClockChoice = Literal["device", "wall"]
+
 
 class Clock(Protocol):
     """Marks points in time without waiting, and reads pairs of them afterwards."""
+
+    @property
+    def name(self) -> str:
+        """The name that every record carries."""
+        ...
 
     def mark(self) -> Mark:
         """Records the present time."""
@@ -26,9 +38,10 @@ class Clock(Protocol):
         ...
 
 
-class CpuClock:
-    """Wall clock of this process."""
+class WallClock:
+    """Time that passes, whether or not this process runs."""
 
+    name = "wall"
     mark = staticmethod(time.perf_counter_ns)
 
     def read_ms(self, pairs: Sequence[tuple[Mark, Mark]]) -> list[float]:
@@ -36,8 +49,17 @@ class CpuClock:
         return [(end - start) / 1e6 for start, end in pairs]
 
 
+class ThreadClock(WallClock):
+    """CPU time of the calling thread; time in which other processes run is not counted."""
+
+    name = "thread_cpu_time"
+    mark = staticmethod(time.thread_time_ns)
+
+
 class CudaClock:
     """Events in the current stream of a device, read after one synchronisation."""
+
+    name = "cuda_events"
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -54,13 +76,22 @@ class CudaClock:
         return [start.elapsed_time(end) for start, end in pairs]
 
 
-def clock_for(device: torch.device) -> Clock:
-    """The clock of a device; raises ValueError for a device without one."""
-    if device.type == "cpu":
-        return CpuClock()
+def clock_for(device: torch.device, choice: ClockChoice = "device") -> Clock:
+    """The clock of a device.
+
+    Several threads share the work of one answer, so that none of them knows its latency: then the
+    wall clock is taken on a CPU, whatever the choice.
+
+    Raises:
+        ValueError: the device has no clock.
+    """
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"no latency clock for device {device}: use cpu or cuda")
+    if choice == "wall":
+        return WallClock()
     if device.type == "cuda":
         return CudaClock(device)
-    raise ValueError(f"no latency clock for device {device}: use cpu or cuda")
+    return ThreadClock() if torch.get_num_threads() == 1 else WallClock()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,9 +102,10 @@ class DeviceFacts:
     dtype: str
     torch_version: str
     num_threads: int
+    clock: str
 
     @classmethod
-    def of(cls, device: torch.device, dtype: torch.dtype) -> DeviceFacts:
+    def of(cls, device: torch.device, dtype: torch.dtype, clock: str) -> DeviceFacts:
         """The facts of this process."""
         is_cuda = device.type == "cuda"
         return cls(
@@ -81,6 +113,7 @@ class DeviceFacts:
             dtype=str(dtype).removeprefix("torch."),
             torch_version=torch.__version__,
             num_threads=torch.get_num_threads(),
+            clock=clock,
         )
 
 

@@ -2,31 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from torch import nn
 
 from rollout.latency.clock import Clock, Mark
 from rollout.molmoe import MolmoE
 
-Stages = dict[str, float]
-"""Measured milliseconds by stage."""
+
+@dataclass(frozen=True, slots=True)
+class Elapsed:
+    """Milliseconds of one stage: on the clock of the latencies, and on the wall beside it."""
+
+    ms: float = 0.0
+    wall_ms: float = 0.0
+
+    def __add__(self, other: Elapsed) -> Elapsed:
+        return Elapsed(self.ms + other.ms, self.wall_ms + other.wall_ms)
+
+
+Stages = dict[str, Elapsed]
+"""Measured time by stage."""
+
+
+def in_ms(stages: Mapping[str, Elapsed]) -> dict[str, float]:
+    """Milliseconds by stage, on the clock of the latencies."""
+    return {name: elapsed.ms for name, elapsed in stages.items()}
 
 
 class Timeline:
-    """Named spans between two marks, in the order in which they ended."""
+    """Named spans between two marks, in the order in which they ended.
+
+    The host's wall clock is read at every mark too. On CUDA the host runs ahead of the device, so
+    that its figures mean something for whole episodes only.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self._spans: list[tuple[str, Mark, Mark]] = []
 
+    def mark(self) -> Mark:
+        """The present time, for `add`."""
+        return self.clock.mark(), time.perf_counter_ns()
+
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
         """Times the `with` block; a block that raises leaves no span."""
-        start = self.clock.mark()
+        start = self.mark()
         yield
-        self.add(name, start, self.clock.mark())
+        self.add(name, start, self.mark())
 
     def add(self, name: str, start: Mark, end: Mark) -> None:
         """Adds a span whose ends are already marked."""
@@ -38,9 +65,10 @@ class Timeline:
         stages: Stages = {}
         if not spans:
             return stages
-        times = self.clock.read_ms([(start, end) for _, start, end in spans])
-        for (name, _, _), elapsed_ms in zip(spans, times, strict=True):
-            stages[name] = stages.get(name, 0.0) + elapsed_ms
+        times = self.clock.read_ms([(start[0], end[0]) for _, start, end in spans])
+        for (name, start, end), elapsed_ms in zip(spans, times, strict=True):
+            elapsed = Elapsed(elapsed_ms, (end[1] - start[1]) / 1e6)
+            stages[name] = stages.get(name, Elapsed()) + elapsed
         return stages
 
 
@@ -51,7 +79,7 @@ def module_hooks(timeline: Timeline, modules: Iterable[tuple[str, nn.Module]]) -
     The hooks are removed when the `with` block ends, however it ends.
     """
     starts: dict[str, Mark] = {}
-    mark = timeline.clock.mark
+    mark = timeline.mark
     handles = []
 
     def attach(name: str, module: nn.Module) -> None:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 from zipfile import BadZipFile
 
 import numpy as np
 
+from envs.calibration import Calibration
 from envs.spec import Knobs, all_knobs
 from rollout.fingerprint import Fingerprint
 
@@ -28,7 +29,10 @@ class ProfileTable:
         tasks: S task names.
         prompts: S prompts.
         scores: float32 [S, C].
-        latencies_ms: float32 [S, C].
+        latencies_ms: float32 [S, C], calibrated ms.
+        cheapest_ms: float32 [S], median of repeated latencies of the cheapest configuration, by
+            which it is decided whether a budget is feasible for a sample.
+        calibration: what these milliseconds mean; None in some tests.
         fingerprint: model, tasks and device that were profiled; None in some tests.
     """
 
@@ -38,20 +42,33 @@ class ProfileTable:
     prompts: tuple[str, ...]
     scores: np.ndarray
     latencies_ms: np.ndarray
+    cheapest_ms: np.ndarray
+    calibration: Calibration | None = None
     fingerprint: Fingerprint | None = None
 
     def __post_init__(self) -> None:
-        shape = (len(self.sample_ids), len(self.configurations))
-        for name in ("scores", "latencies_ms"):
+        count = len(self.sample_ids)
+        shape = (count, len(self.configurations))
+        for name, expected in (
+            ("scores", shape),
+            ("latencies_ms", shape),
+            ("cheapest_ms", (count,)),
+        ):
             array = getattr(self, name)
-            if array.shape != shape or not np.isfinite(array).all():
-                raise ValueError(f"profile {name} are {array.shape}, expected finite {shape}")
+            if array.shape != expected or not np.isfinite(array).all():
+                raise ValueError(f"profile {name} are {array.shape}, expected finite {expected}")
 
     @classmethod
     def from_rows(
-        cls, rows: Sequence[Mapping[str, Any]], fingerprint: Fingerprint | None = None
+        cls,
+        rows: Sequence[Mapping[str, Any]],
+        calibration: Calibration | None = None,
+        fingerprint: Fingerprint | None = None,
     ) -> Self:
-        """From one row per sample: sample_id, task, prompt, and scores and latencies_ms by name.
+        """From one row per sample.
+
+        A row has sample_id, task, prompt, cheapest_ms, and scores and latencies_ms by name of the
+        configuration.
 
         Raises:
             ValueError: if there is no row, or rows do not cover the same configurations.
@@ -73,6 +90,8 @@ class ProfileTable:
             prompts=tuple(row["prompt"] for row in rows),
             scores=np.array([list(r["scores"].values()) for r in rows], np.float32),
             latencies_ms=np.array([list(r["latencies_ms"].values()) for r in rows], np.float32),
+            cheapest_ms=np.array([row["cheapest_ms"] for row in rows], np.float32),
+            calibration=calibration,
             fingerprint=fingerprint,
         )
 
@@ -86,6 +105,8 @@ class ProfileTable:
             prompts=np.array(self.prompts),
             scores=self.scores.astype(np.float16),
             latencies_ms=self.latencies_ms.astype(np.float32),
+            cheapest_ms=self.cheapest_ms.astype(np.float32),
+            calibration=np.array(json.dumps(self.calibration and asdict(self.calibration))),
             fingerprint=np.array(json.dumps(self.fingerprint and self.fingerprint.to_json())),
         )
 
@@ -95,6 +116,7 @@ class ProfileTable:
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 fingerprint = json.loads(str(arrays["fingerprint"]))
+                calibration = json.loads(str(arrays["calibration"]))
                 return cls(
                     configurations=tuple(
                         Knobs.from_indices(row) for row in arrays["configurations"]
@@ -104,6 +126,8 @@ class ProfileTable:
                     prompts=tuple(map(str, arrays["prompts"])),
                     scores=arrays["scores"].astype(np.float32),
                     latencies_ms=arrays["latencies_ms"].astype(np.float32),
+                    cheapest_ms=arrays["cheapest_ms"].astype(np.float32),
+                    calibration=calibration and Calibration.from_json(calibration),
                     fingerprint=fingerprint and Fingerprint.from_json(fingerprint),
                 )
         except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
@@ -143,6 +167,10 @@ class ProfileTable:
             log_SC[rows] = sample_S1[rows] + (log_SC[rows] - sample_S1[rows]).mean(0)
         return replace(self, latencies_ms=np.exp(log_SC).astype(np.float32))
 
+    def feasible(self, budgets_ms: np.ndarray) -> np.ndarray:
+        """Whether the cheapest configuration meets each budget on each sample: bool [S, K]."""
+        return self.cheapest_ms[:, None] <= np.asarray(budgets_ms)
+
     def only_task(self, task: str) -> Self:
         """The rows of one task."""
         rows = np.array([t == task for t in self.tasks])
@@ -151,12 +179,12 @@ class ProfileTable:
     def rows(self, indices: np.ndarray) -> Self:
         """Some of the samples."""
         pick = [int(i) for i in indices]
-        return type(self)(
-            configurations=self.configurations,
+        return replace(
+            self,
             sample_ids=tuple(self.sample_ids[i] for i in pick),
             tasks=tuple(self.tasks[i] for i in pick),
             prompts=tuple(self.prompts[i] for i in pick),
             scores=self.scores[pick],
             latencies_ms=self.latencies_ms[pick],
-            fingerprint=self.fingerprint,
+            cheapest_ms=self.cheapest_ms[pick],
         )

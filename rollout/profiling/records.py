@@ -297,6 +297,8 @@ class ProfileRecord:
         image_id: id of the image if several samples share one, or else None.
         execution: the configuration, the answer and the time of each stage.
         score: score of the answer.
+        clock: the clock that the times are from.
+        calibrated_ms: latency in calibrated ms; the device's own where nothing is calibrated.
     """
 
     sample_id: str
@@ -304,9 +306,19 @@ class ProfileRecord:
     image_id: str | None = None
     execution: Execution
     score: float
+    clock: str
+    calibrated_ms: float
 
     @classmethod
-    def of(cls, sample: Sample, execution: Execution, score: float) -> ProfileRecord:
+    def of(
+        cls,
+        sample: Sample,
+        execution: Execution,
+        score: float,
+        *,
+        clock: str,
+        calibrated_ms: float,
+    ) -> ProfileRecord:
         """The record of a sample; its `image_id` is taken from the metadata, if present."""
         image_id = sample.metadata.get("image_id")
         return cls(
@@ -315,6 +327,8 @@ class ProfileRecord:
             image_id=None if image_id is None else str(image_id),
             execution=execution,
             score=score,
+            clock=clock,
+            calibrated_ms=calibrated_ms,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -346,6 +360,9 @@ class ProfileRecord:
             "score": self.score,
             "answer": execution.answer,
             "latency_ms": execution.latency_ms,
+            "calibrated_ms": self.calibrated_ms,
+            "wall_ms": execution.wall_ms,
+            "clock": self.clock,
             "stages_ms": stages_ms,
         }
         if num_steps:

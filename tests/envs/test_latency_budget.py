@@ -44,6 +44,30 @@ def test_an_episode_is_two_steps(env):
     assert isinstance(info["answer"], str)
 
 
+def test_the_cheapest_configuration_runs_only_where_no_member_met_the_budget():
+    executor = rig.executor()
+    ran = []
+
+    class Watched(GroupExecutor):
+        def open(self, sample, budget_ms):
+            session = super().open(sample, budget_ms)
+            measure = session.cheapest_latency_ms
+            session.cheapest_latency_ms = lambda: ran.append(measure()) or ran[-1]
+            return session
+
+    env = LatencyBudgetVectorEnv(
+        executor=Watched(executor), encode_budget=encode, group_size=2, **rig.env_arguments()
+    )
+    for budget_ms, is_feasible in ((1e6, True), (1e-3, False)):
+        env.reset(seed=0, options={"budget_ms": budget_ms})
+        env.step(np.array([[2, 4], [1, 0]]))
+        *_, rewards, _, _, info = env.step(np.array([[4, 4], [4, 4]]))
+        assert [outcome["feasible"] for outcome in info["outcome"]] == [is_feasible] * 2
+        assert len(ran) == (not is_feasible)
+    assert 0 < ran[0] < min(outcome["device_ms"] for outcome in info["outcome"])
+    assert rewards.tolist() == [-0.5, -0.5], "neither score nor lambda counts"
+
+
 def test_masked_random_agent_never_errs(env):
     rng_env = env
     for seed in range(20):

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from envs.reward import BudgetReward, ReferenceReward, budget_reward, reference_reward
+from envs.reward import (
+    BudgetReward,
+    ReferenceReward,
+    budget_reward,
+    reference_reward,
+    violation_rate,
+)
 from envs.spec import FULL_KNOBS
 
 
@@ -27,6 +33,24 @@ def test_budget_reward(score, latency_ms, expected):
 def test_budget_reward_takes_arrays():
     reward = budget_reward([1, 0], [50, 110], [100, 100], violation_cost=1)
     assert np.allclose(reward.total, [1, -1.05])
+
+
+def test_where_nothing_fits_the_fastest_answer_earns_most():
+    latencies = [110, 130, 160, 250]
+    reward = budget_reward([0, 1, 1, 0], latencies, 100, violation_cost=0.7, feasible=False)
+    assert reward.total.tolist() == pytest.approx([-0.05, -0.15, -0.3, -0.5])
+    mixed = budget_reward([1, 1], [120, 120], 100, violation_cost=0.7, feasible=[True, False])
+    assert mixed.total.tolist() == pytest.approx([0.2, -0.1])
+
+
+def test_violation_rates_count_feasible_episodes():
+    over = np.array([[True, True], [False, True], [True, False]])
+    feasible = np.array([[True, False], [True, False], [False, False]])
+    assert violation_rate(over, feasible) == pytest.approx(1 / 2)
+    by_column = violation_rate(over, feasible, axis=0)
+    assert by_column[0] == pytest.approx(1 / 2)
+    assert np.isnan(by_column[1])
+    assert violation_rate([True, False], True) == pytest.approx(0.5)
 
 
 def test_reference_reward_within_and_over_budget():

@@ -48,23 +48,25 @@ def test_impossible_ranges_are_refused(low, high):
         BudgetRange(low_ms=low, high_ms=high)
 
 
-def test_the_stated_share_is_infeasible():
+def test_the_stated_share_lies_below():
     sampler = BudgetSampler(
-        range=BudgetRange(low_ms=10, high_ms=100), feasible_from_ms=20, infeasible_share=0.25
+        range=BudgetRange(low_ms=10, high_ms=100), uniform_from_ms=20, share_below=0.25
     )
     rng = np.random.default_rng(0)
     draws = np.array([sampler.draw(rng) for _ in range(4000)])
     assert draws.min() >= 10
     assert draws.max() <= 100
     assert np.mean(draws < 20) == pytest.approx(0.25, abs=0.03)
-    assert sampler.is_feasible(20)
-    assert not sampler.is_feasible(19.9)
+    assert sampler.evenly(5).tolist() == [20, 40, 60, 80, 100]
 
 
 def test_the_range_comes_from_measurements():
     sampler = BudgetSampler.from_latencies([10.0] * 97 + [10.5, 20, 20], np.linspace(40, 60, 101))
     assert sampler.range.low_ms == pytest.approx(8)
-    assert 10 <= sampler.feasible_from_ms <= 10.5, "met by 97 of 100"
+    assert sampler.uniform_from_ms == 10, "the cheapest configuration's median"
     assert sampler.range.high_ms == pytest.approx(59)
     with pytest.raises(ValueError, match="outside"):
-        BudgetSampler(range=BudgetRange(low_ms=1, high_ms=2), feasible_from_ms=3)
+        BudgetSampler(range=BudgetRange(low_ms=1, high_ms=2), uniform_from_ms=3)
+    with pytest.raises(ValueError, match="not within"):
+        BudgetSampler.between(1, 2, share_below=1.0)
+    assert BudgetSampler.between(1, 2).range.low_ms == 1, "no share, nothing below"

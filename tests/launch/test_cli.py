@@ -35,7 +35,7 @@ def command(folder, run_dir, *extra, steps=8):
         *("--evaluation.num-budgets", "2", "--worker.model", str(folder)),
         *("--worker.executor.max-new-tokens", "3", "--cluster.num-actors", "1"),
         *("--simulated-latency", str(folder / "latency.json")),
-        *("--budget.low-ms", "5", "--budget.high-ms", "100", "--budget.feasible-from-ms", "20"),
+        *("--budget.low-ms", "20", "--budget.high-ms", "100"),
         *("--budget.num-samples", "4"),
         *extra,
     ]

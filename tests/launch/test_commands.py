@@ -191,10 +191,11 @@ def test_evaluation_takes_turns_and_writes_every_policy(folder, tmp_path):
     options += ("--cluster.num-actors", 1)
     for split, count in (("validation", 2), ("test", 12)):
         size = ("--split", split, "--num-samples", count, "--configurations", "corners")
+        size += ("--calibration-samples", 2)
         done = run("profile_knobs.py", tmp_path / split, *size, *options)
         assert done.returncode == 0, done.stderr
     small = ("--groups-per-step", 2, "--group-size", 3, "--evaluation.num-samples", 1)
-    budgets = ("--budget.low-ms", 1, "--budget.high-ms", 900, "--budget.feasible-from-ms", 500)
+    budgets = ("--budget.low-ms", 1, "--budget.high-ms", 900)
     budgets += ("--budget.num-samples", 2)
     learned = run(
         "joint_grpo.py",
@@ -209,5 +210,5 @@ def test_evaluation_takes_turns_and_writes_every_policy(folder, tmp_path):
     assert found["num_samples"] == 12
     episodes = found["controller_episodes"]
     assert len(set(episodes["sample_ids"])) == 12, "two turns, each with its own samples"
-    assert len(found["policies"]["lookup with margin (live)"]["violation"]) == 8
+    assert len(found["policies"]["lookup"]["violation"]) == 8
     assert (tmp_path / "run/evaluation/sweep.png").stat().st_size > 1000

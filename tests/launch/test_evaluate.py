@@ -1,16 +1,16 @@
 """What the evaluation computes from latencies that it has measured."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
-from launch.analysis.baselines import best_by_task, oracle_per_task, outcome
+from launch.analysis.baselines import Rival, oracle_per_task, outcome
 from launch.analysis.greedy_sweep import GreedySweep
-from launch.analysis.interleaved import Turn, clock_factor, clock_floor
-from launch.evaluate import live_outcomes, verdict
+from launch.analysis.interleaved import Live, table_factor
+from launch.evaluate import BY_KIND, BY_SAMPLE, clock_facts, collect_outcomes, verdict
 from launch.run.warm_start import gains
 from tests import table_rig
+
+BUDGETS = np.array([11.8, 20.0, 1e6])
 
 
 @pytest.fixture(scope="module")
@@ -18,79 +18,84 @@ def table():
     return table_rig.synthetic_table(60)
 
 
-def test_clock_factor_is_what_both_have_measured(table):
-    columns = {"lookup": [3, 3, 70], "lookup with margin": [0, 3, 224]}
-    live = {
-        name: (table.scores[:, chosen], 1.25 * table.latencies_ms[:, chosen])
-        for name, chosen in columns.items()
+def live(table, rivals, factor=1.25):
+    """Rivals run live, so many times as slow as their table says, and a controller at 15 ms."""
+    shape = (len(table.sample_ids), len(BUDGETS))
+    columns = {
+        name: np.array([rival.columns_for(task) for task in table.tasks])
+        for name, rival in rivals.items()
     }
-    live["lookup"][1][:5] *= 10  # a slow moment
-    assert clock_factor(live, columns, table) == pytest.approx(1.25)
-
-
-def test_verdict_names_what_is_not_beaten(table):
-    budgets = np.array([1e6])
-    rng = np.random.default_rng(0)
-    latencies = np.ones((60, 1))
-    right, wrong = np.ones((60, 1)), np.zeros((60, 1))
-    half = (rng.random((60, 1)) < 0.5).astype(float)
-    found = {
-        "controller": outcome(half, latencies, budgets),
-        "random": outcome(wrong, latencies, budgets),
-        "lookup with margin (live)": outcome(half, latencies, budgets),
-    }
-    text = verdict(found, replace(table, scores=np.ones_like(table.scores)), budgets)
-    assert "DOES NOT BEAT every static configuration (1.000" in text
-    assert "beats random (0.000" in text
-    assert "DOES NOT BEAT the lookup table with margin" in text
-    assert text.count("within chance") == 1
-    assert "violations 0.0% at most" in text
-    found["controller"] = outcome(right, latencies * 1e7, budgets)
-    assert "violations 100.0% at most" in verdict(found, table, budgets)
-
-
-def test_a_slow_turn_is_put_on_the_clock_of_the_first_measurement():
-    """The second turn ran twice as slowly: it violates as measured, and not by its own clock."""
-    budgets = np.array([10.0, 20.0])
-    turns = []
-    for slowdown in (1.0, 2.0):
-        latencies = np.array([[8.0, 12.0]]) * slowdown
-        result = GreedySweep(
-            budgets_ms=budgets,
-            scores=np.ones((1, 2)),
-            latencies_ms=latencies,
-            actions=np.zeros((1, 2, 4), int),
-            tasks=("digits",),
-            sample_ids=("one",),
+    runs = {
+        name: (
+            np.take_along_axis(table.scores, column_SK, 1),
+            np.take_along_axis(factor * table.latencies_ms, column_SK, 1),
         )
-        live = {"lookup": (np.ones((1, 2)), latencies + slowdown)}
-        turns.append(Turn(result=result, live=live, repeats_ms=[5.0 * slowdown], slowdown=slowdown))
-    raw, steady = Turn.joined(turns), Turn.joined([turn.without_drift() for turn in turns])
-    assert raw.repeats_ms == [5.0, 10.0]
-    assert steady.repeats_ms == [5.0, 5.0]
-    assert live_outcomes(raw)["controller"].violation.tolist() == [0.5, 0.5]
-    found = live_outcomes(steady)
-    assert found["controller"].violation.tolist() == [0.0, 0.0]
-    assert found["lookup (live)"].accuracy == 1.0
+        for name, column_SK in columns.items()
+    }
+    result = GreedySweep(
+        budgets_ms=BUDGETS,
+        scores=np.ones(shape),
+        latencies_ms=np.full(shape, 15.0),
+        device_budgets_ms=np.tile(1.1 * BUDGETS, (shape[0], 1)),
+        device_ms=np.full(shape, 16.5),
+        wall_ms=np.full(shape, 33.0),
+        cheapest_ms=np.repeat(table.cheapest_ms[:, None], 3, axis=1) * [0.9, 1.0, 1.1],
+        actions=np.zeros((*shape, 4), int),
+        tasks=table.tasks,
+        sample_ids=table.sample_ids,
+    )
+    return Live(result=result, rivals=runs)
 
 
-def test_clock_floor_of_a_steady_and_of_a_drifting_clock():
-    assert clock_floor([10.0] * 20)["exceeds_own_p95"] == 0.0
-    assert clock_floor(([10.0] * 4 + [11.0] * 4) * 5)["exceeds_own_p95"] == 1.0
-    assert clock_floor([10.0, 11.0] * 20)["exceeds_own_p95"] == 0.0, "two actors, each steady"
+def test_the_clock_is_described_by_what_was_measured(table):
+    rivals = {"lookup": Rival(columns=(3, 3, 70)), "static": Rival(columns=(0, 0, 0))}
+    measured = live(table, rivals)
+    measured.rivals["lookup"][1][:5] *= 10  # a slow moment
+    assert table_factor(measured, rivals, table) == pytest.approx(1.25)
+    facts = clock_facts(measured, rivals, table)
+    assert facts["slowest"] == facts["fastest"] == pytest.approx(1.1)
+    assert facts["wall over clock"] == pytest.approx(2.0)
+    assert facts["scatter of repeats"] == pytest.approx(np.log([0.9, 1.0, 1.1]).std(ddof=1))
 
 
-def test_best_by_task_takes_the_fastest_where_nothing_fits(table):
-    columns_TK = best_by_task(table, np.array([0.1, 1e6]), max_violation=0.05)
-    assert columns_TK.shape == (len(set(table.tasks)), 2)
-    for task, (nothing_fits, _) in zip(sorted(set(table.tasks)), columns_TK, strict=True):
-        rows = np.array(table.tasks) == task
-        assert nothing_fits == table.latencies_ms[rows].mean(0).argmin()
+def test_outcomes_of_what_ran_live_and_of_bounds(table):
+    rivals = {"lookup": Rival(columns=(3, 3, 70))}
+    found = collect_outcomes(live(table, rivals), table)
+    assert list(found)[:3] == ["controller", "lookup", "random"]
+    assert found["controller"].in_budget_accuracy.tolist() == [0, 1, 1]
+    assert 0 < (table.cheapest_ms <= BUDGETS[0]).mean() < 1, "some episodes are feasible there"
+    assert found["controller"].violation.tolist() == [1, 0, 0]
+    assert found[BY_KIND].accuracy <= found[BY_SAMPLE].accuracy
+
+
+def test_the_verdict_names_the_strongest_rival():
+    latencies, feasible = np.ones((60, 1)), np.ones((60, 1), bool)
+    half = (np.random.default_rng(0).random((60, 1)) < 0.5).astype(float)
+
+    def of(scores, latencies=latencies):
+        return outcome(scores, latencies, np.array([2.0]), feasible)
+
+    right, wrong = of(np.ones((60, 1))), of(np.zeros((60, 1)))
+    found = {"controller": of(half), "lookup": of(half), "static": wrong, "random": wrong}
+    found |= {BY_KIND: right, BY_SAMPLE: right}
+    text = verdict(found, ["lookup", "static"])
+    assert "DOES NOT BEAT its strongest rival, lookup" in text
+    assert "within chance" in text
+    text = verdict({**found, "controller": right}, ["lookup", "static"])
+    assert "it beats its strongest rival, lookup" in text
+    assert "within chance" not in text
+    assert f"{BY_KIND} +0." in text
+    late = of(np.ones((60, 1)), latencies * 3)
+    text = verdict({**found, "controller": late}, ["lookup", "static"])
+    assert "0.000 within budget, 100.0% violations; it DOES NOT BEAT" in text
+    assert "its strongest rival, static" in verdict(
+        {**found, "static": right}, ["lookup", "static"]
+    )
 
 
 def test_what_earns_most_is_the_oracles_choice_between_two_budgets(table):
     budgets = table_rig.budgets_of(table)
-    ms = np.array([budgets.range.low_ms, budgets.feasible_from_ms, budgets.range.high_ms])
+    ms = np.array([budgets.range.low_ms, budgets.uniform_from_ms, budgets.range.high_ms])
     columns_SK = gains(table, np.tile(ms, (60, 1)), max_violation=0.05).argmax(-1)
     best = oracle_per_task(table, ms[[0, 2]], max_violation=0.05)
     over_SK = np.take_along_axis(table.latencies_ms, columns_SK, 1) > ms

@@ -20,7 +20,7 @@ from launch.analysis.baselines import (
     oracle_per_sample,
     oracle_per_task,
 )
-from launch.analysis.greedy_sweep import GreedySweep, feasible_budgets, greedy_sweep
+from launch.analysis.greedy_sweep import GreedySweep, greedy_sweep
 from launch.joint_grpo import train
 from launch.run.recipes import JointGRPOConfig, embedded, embedded_scratch
 from launch.run.warm_start import warm_start_from_profile
@@ -51,7 +51,7 @@ class ShuffledBudgets(TableFleet):
         self, request: GroupRequest, table: ProfileTable, row: int, columns_G: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng([request.group_id, 1])
-        counting_ms = rng.choice(feasible_budgets(self.budgets, NUM_BUDGETS))
+        counting_ms = rng.choice(self.budgets.evenly(NUM_BUDGETS))
         scores_G, latencies_G = super().outcomes(request, table, row, columns_G)
         return scores_G, latencies_G * (request.budget_ms / counting_ms)
 
@@ -72,7 +72,7 @@ def whole_table() -> ProfileTable:
 
 
 def budgets_ms(table: ProfileTable) -> np.ndarray:
-    return feasible_budgets(table_rig.budgets_of(table), NUM_BUDGETS)
+    return table_rig.budgets_of(table).evenly(NUM_BUDGETS)
 
 
 def learn(

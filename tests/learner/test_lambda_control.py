@@ -6,11 +6,11 @@ from envs.reward import BudgetReward
 from envs.spec import FULL_KNOBS, BudgetRange, BudgetSampler
 from learner.lambda_control import LambdaControl, PIDConfig
 
-BUDGETS = BudgetSampler(range=BudgetRange(low_ms=10, high_ms=50), feasible_from_ms=20)
+BUDGETS = BudgetSampler(range=BudgetRange(low_ms=10, high_ms=50), uniform_from_ms=20)
 
 
 def after(control, *rates):
-    """Lambda after steps with these violation rates at one feasible budget."""
+    """Lambda after steps with these violation rates at one budget."""
     for rate in rates:
         control.update([30], [rate])
     return control.costs(30)
@@ -38,8 +38,10 @@ def test_lambda_is_bounded_and_resumes_exactly():
 def test_each_range_of_budgets_steers_its_own_lambda():
     config = PIDConfig(target=0.1, kp=0, ki=1, smoothing=0, initial=1.0, minimum=0.5, bins=3)
     control = LambdaControl(config, BUDGETS)
-    # Ranges 20..30, 30..40, 40..50 ms: rates 0.3 and none and 0; 15 ms is infeasible.
-    control.update([22, 28, 45, 15], [0.2, 0.4, 0.0, 1.0])
+    # Ranges 20..30, 30..40, 40..50 ms: rates 0.3 and none and 0; the last two are infeasible.
+    control.update(
+        [22, 18, 45, 15, 48], [0.2, 0.4, 0.0, 1.0, 1.0], [True, True, True, False, False]
+    )
     assert control.costs([15, 20, 35, 50, 60]).tolist() == pytest.approx([1.2, 1.2, 1, 0.9, 0.9])
     for _ in range(10):
         control.update([45], [0.0])

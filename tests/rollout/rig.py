@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from envs.reward import BudgetReward
-from envs.spec import BudgetRange, BudgetSampler, Sample
+from envs.spec import BudgetSampler, Sample
 from policy.config import ControllerConfig
 from policy.controller import Controller
 from rollout.block_skipping import BlockImportance
@@ -20,7 +20,7 @@ from rollout.molmoe import Preprocessor, save_model
 from tests.rollout.molmoe.tiny import TINY, random_model
 
 SIXTEEN = replace(TINY, n_layers=16, num_experts=16, top_k=8)
-BUDGETS = BudgetSampler(range=BudgetRange(low_ms=5, high_ms=100), feasible_from_ms=10)
+BUDGETS = BudgetSampler.between(10, 100, share_below=0.1)
 
 
 def tokenizer() -> PreTrainedTokenizerFast:

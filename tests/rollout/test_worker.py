@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from envs.calibration import Calibration
 from envs.spec import CHEAPEST_KNOBS
 from envs.tasks import DataError
 from policy.weights import PolicyWeights, weights_sha256
@@ -62,6 +63,63 @@ def test_an_unusable_sample_is_a_failed_group_and_any_other_error_is_an_error(wo
         worker.rollout(request(3))
     with pytest.raises(ValueError, match="latency budget -1"):
         worker.rollout(replace(request(3), budget_ms=-1.0))
+
+
+CALIBRATION = Calibration(
+    cheapest_ms=10.0,
+    full_ms=50.0,
+    scatter=0.0,
+    num_samples=2,
+    probes_ms=((9.0, 50.0), (10.0, 49.0)),
+)
+
+
+def test_budgets_follow_a_device_that_has_become_slower(monkeypatch):
+    worker = RolloutWorker(rig.executor(), rig.NoiseTask())
+    probed = []
+
+    def slower(split, index):
+        probed.append((split, index))
+        return [1.3 * ms for ms in CALIBRATION.probes_ms[index]]
+
+    monkeypatch.setattr(worker, "end_latencies", slower)
+    arrays = rig.controller().to_numpy()
+    weights = PolicyWeights(version=0, sha256=weights_sha256(arrays), arrays=arrays)
+    worker.install(replace(launch_rig.setup(), calibration=CALIBRATION), weights)
+    group = worker.rollout(request(0))
+    assert set(probed) == {("validation", 0), ("validation", 1)}
+    assert group.device_budget_ms == pytest.approx(1.3 * group.budget_ms)
+    assert group.latencies_ms == pytest.approx(group.device_ms / 1.3)
+    assert [sum(stages.values()) for stages in group.stages_ms] == pytest.approx(group.device_ms)
+    assert group.clock == worker.facts().clock == worker.fingerprint().clock == "thread_cpu_time"
+    assert (group.wall_ms > 0).all()
+    (record,) = worker.profile([CHEAPEST_KNOBS], "test", 0, CALIBRATION)
+    assert record.calibrated_ms == pytest.approx(record.execution.latency_ms / 1.3)
+    (record,) = worker.profile([CHEAPEST_KNOBS], "test", 0)
+    assert record.calibrated_ms == record.execution.latency_ms
+
+
+def test_simulated_latencies_never_drift(worker):
+    plain = worker.rollout(request(0))
+    arrays = rig.controller().to_numpy()
+    weights = PolicyWeights(version=0, sha256=weights_sha256(arrays), arrays=arrays)
+    worker.install(replace(launch_rig.setup(), calibration=CALIBRATION), weights)
+    group = worker.rollout(request(0))
+    assert group.clock == "simulated"
+    assert group.device_budget_ms == group.budget_ms == 40.0
+    assert (group.device_ms == group.latencies_ms).all()
+    assert (group.latencies_ms == plain.latencies_ms).all()
+
+
+@pytest.mark.parametrize(("budget_ms", "is_feasible"), [(14.0, False), (14.2, True), (80.0, True)])
+def test_a_budget_is_feasible_if_the_cheapest_configuration_meets_it(
+    worker, budget_ms, is_feasible
+):
+    """The cheapest configuration takes 14.1 ms on the simulated device, the members more."""
+    group = worker.rollout(replace(request(0), budget_ms=budget_ms))
+    assert (group.latencies_ms <= budget_ms).any() == (budget_ms == 80.0)
+    assert group.feasible == is_feasible
+    assert worker.cheapest_ms("train", 0, 2, None) == pytest.approx([14.1, 14.1])
 
 
 def test_greedy_groups_are_not_kept(worker):

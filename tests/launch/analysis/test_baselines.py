@@ -1,14 +1,19 @@
 """Lookup tables, static configurations and oracles, on a table worked out by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, Knobs
 from launch.analysis import baselines
+from launch.analysis.baselines import Rival
 from rollout.profiling.profile_table import ProfileTable
+from tests import table_rig
 
 MIDDLE = Knobs(tier=1, position=1, top_k=6, num_blocks=14)
 BUDGETS = np.array([10.0, 25.0, 60.0])
+EVERY = np.ones(3, dtype=bool)
 
 
 @pytest.fixture
@@ -20,24 +25,78 @@ def table():
         prompts=("easy: ?", "hard: ?"),
         scores=np.array([[1, 1, 1], [0, 0, 1]], np.float32),
         latencies_ms=np.array([[9, 20, 50], [12, 24, 58]], np.float32),
+        cheapest_ms=np.array([9.5, 11.5], np.float32),
     )
 
 
-def test_static_configurations(table):
-    every = baselines.static_policies(table, BUDGETS)
-    cheapest = every[str(CHEAPEST_KNOBS)]
+def test_violations_count_feasible_episodes(table):
+    """At 10 ms the second sample is infeasible: only the first one counts."""
+    assert table.feasible(BUDGETS).tolist() == [[True] * 3, [False, True, True]]
+    cheapest = Rival(columns=(0, 0, 0)).outcome(table, BUDGETS)
     assert cheapest.in_budget_accuracy.tolist() == [0.5, 0.5, 0.5]
-    assert cheapest.violation.tolist() == [0.5, 0, 0]
-    full = every[str(FULL_KNOBS)]
+    assert cheapest.violation.tolist() == [0, 0, 0]
+    full = Rival(columns=(2, 2, 2)).outcome(table, BUDGETS)
     assert full.in_budget_accuracy.tolist() == [0, 0, 1]
     assert full.violation.tolist() == [1, 1, 0]
+    assert full.violation_rate == pytest.approx(3 / 5)
 
 
-def test_lookup_takes_the_most_accurate_that_fits(table):
-    allowed = np.ones(3, dtype=bool)
-    assert baselines.lookup(table, BUDGETS, quantile=1.0, allowed=allowed) == [0, 0, 2]
+def test_lookup_takes_the_most_accurate_within_each_budget(table):
+    assert baselines.lookup(table, BUDGETS, EVERY).columns == (0, 0, 2)
     only_middle = np.array([False, True, False])
-    assert baselines.lookup(table, BUDGETS, quantile=0.5, allowed=only_middle) == [1, 1, 1]
+    assert baselines.lookup(table, BUDGETS, only_middle).columns == (1, 1, 1)
+
+
+def test_lookup_has_a_margin_of_its_own_at_each_budget():
+    """One of ten samples is too slow for the better configuration at 20 ms, and not at 30 ms."""
+    scores, latencies = np.zeros((10, 3), np.float32), np.full((10, 3), 99, np.float32)
+    scores[:5, 0], scores[:, 1] = 1.0, 1.0
+    latencies[:, 0], latencies[:, 1], latencies[0, 1] = 10, 15, 25
+    names = tuple(map(str, range(10)))
+    made = ProfileTable(
+        configurations=(CHEAPEST_KNOBS, MIDDLE, FULL_KNOBS),
+        sample_ids=names,
+        tasks=("a",) * 10,
+        prompts=names,
+        scores=scores,
+        latencies_ms=latencies,
+        cheapest_ms=np.full(10, 10, np.float32),
+    )
+    assert baselines.lookup(made, np.array([20.0, 30.0]), EVERY).columns == (0, 1)
+    infeasible = replace(made, cheapest_ms=np.array([21] + [10] * 9, np.float32))
+    assert baselines.lookup(infeasible, np.array([20.0]), EVERY).columns == (1,)
+
+
+def test_lookup_by_kind_is_drawn_to_the_mixture_by_its_shrinkage(table):
+    free = baselines.lookup_by_kind(table, BUDGETS, shrinkage=0.0)
+    assert free.columns_for("easy") == (0, 0, 0), "of equals the fastest"
+    assert free.columns_for("hard")[2] == 2
+    alike = baselines.lookup_by_kind(table, BUDGETS, shrinkage=1.0)
+    assert alike.columns_for("easy") == alike.columns_for("hard")
+    assert alike.columns_for("unknown") == baselines.lookup(table, BUDGETS, EVERY).columns
+
+
+def test_shrinkage_is_chosen_by_cross_validation():
+    many = table_rig.synthetic_table(600)
+    budgets = table_rig.budgets_of(many).evenly(4)
+    assert baselines.best_shrinkage(many, budgets) < 1, "kinds differ, and samples suffice"
+    noise = np.random.default_rng(0).random(many.scores.shape) < 0.5
+    guessing = replace(many, scores=noise.astype(np.float32), tasks=tuple("abcdef") * 100)
+    assert baselines.best_shrinkage(guessing.rows(np.arange(60)), budgets) > 0
+
+
+def test_rivals_are_chosen_without_the_test_table(table):
+    found = baselines.rivals(table, BUDGETS)
+    assert set(found) == {
+        "lookup",
+        "lookup by kind",
+        "tier only",
+        "top-k only",
+        "blocks only",
+        "static",
+    }
+    assert found["static"].columns == (0, 0, 0)
+    assert found["tier only"].columns == (2, 2, 2), "the table has no other tier at full"
 
 
 def test_oracles(table):
@@ -45,12 +104,11 @@ def test_oracles(table):
     assert by_budget.in_budget_accuracy.tolist() == [0.5, 0.5, 1.0]
     by_sample = baselines.oracle_per_sample(table, BUDGETS)
     assert by_sample.in_budget_accuracy.tolist() == [0.5, 0.5, 1.0]
-    assert by_sample.violation.tolist() == [0.5, 0, 0]
+    assert by_sample.violation.tolist() == [0, 0, 0]
 
 
 def test_differences_are_taken_sample_by_sample(table):
-    every = baselines.static_policies(table, BUDGETS)
-    full, cheapest = every[str(FULL_KNOBS)], every[str(CHEAPEST_KNOBS)]
+    full, cheapest = (Rival(columns=(c,) * 3).outcome(table, BUDGETS) for c in (2, 0))
     assert full.by_sample == pytest.approx([1 / 3, 1 / 3])
     assert cheapest.by_sample == pytest.approx([1.0, 0.0])
     assert full.accuracy == pytest.approx(1 / 3)
@@ -62,35 +120,12 @@ def test_differences_are_taken_sample_by_sample(table):
 def test_random_is_the_mean_over_configurations(table):
     outcome = baselines.random_policy(table, BUDGETS)
     assert outcome.in_budget_accuracy == pytest.approx([1 / 6, 2 / 6, 4 / 6])
+    assert outcome.violation == pytest.approx([2 / 3, 1 / 3, 0])
 
 
-def test_round_trip_and_broken_files(table, tmp_path):
-    path = tmp_path / "table.npz"
-    table.save(path)
-    again = ProfileTable.load(path)
-    assert again.configurations == table.configurations
-    assert again.prompts == table.prompts
-    assert np.array_equal(again.scores, table.scores)
-    path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(ValueError, match=r"is not a profile table .* measure it again"):
-        ProfileTable.load(path)
-    path.write_text("plain text")
-    with pytest.raises(ValueError, match=r"not an \.npz file of arrays.: measure it again"):
-        ProfileTable.load(path)
-    with pytest.raises(ValueError, match="not in the profile"):
-        table.column(Knobs(tier=2, position=5, top_k=4, num_blocks=16))
-
-
-def test_rows_must_cover_the_same_configurations():
-    row = {"sample_id": "a", "task": "t", "prompt": "p"}
-    rows = [
-        {**row, "scores": {str(MIDDLE): 1}, "latencies_ms": {str(MIDDLE): 1}},
-        {**row, "scores": {str(FULL_KNOBS): 1}, "latencies_ms": {str(FULL_KNOBS): 1}},
-    ]
-    with pytest.raises(ValueError, match="covers other configurations"):
-        ProfileTable.from_rows(rows)
-    with pytest.raises(ValueError, match="no sample"):
-        ProfileTable.from_rows([])
+def test_where_nothing_fits_the_fastest_gains_most(table):
+    columns_TK = baselines.best_by_task(table, np.array([5.0]), max_violation=0.05)
+    assert columns_TK.tolist() == [[0], [0]]
 
 
 def test_under_a_scatter_a_latency_counts_by_its_chance(table):

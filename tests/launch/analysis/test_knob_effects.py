@@ -67,6 +67,7 @@ def test_tables_name_tasks_and_the_fastest_of_equals(capsys):
         prompts=("x", "y"),
         scores=np.array([[1, 1, 1, 1, 1], [1, 0, 0, 1, 0]], np.float32),
         latencies_ms=np.array([[50, 30, 40, 35, 10]] * 2, np.float32),
+        cheapest_ms=np.array([10, 10], np.float32),
     )
     console = Console(width=160)
     console.print(best_by_kind_table(table))

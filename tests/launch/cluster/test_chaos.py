@@ -89,9 +89,7 @@ def test_chaos_changes_nothing(cluster, tmp_path, monkeypatch):
     settings = launch_rig.config(
         steps=40,
         run_dir=str(tmp_path / "chaos"),
-        budget=BudgetConfig(
-            low_ms=5, high_ms=100, feasible_from_ms=10, infeasible_share=0.1, num_samples=4
-        ),
+        budget=BudgetConfig(low_ms=10, high_ms=100, share_below=0.1, num_samples=4),
         cluster=ClusterConfig(
             num_actors=3, group_timeout_s=15, start_timeout_s=300, max_restarts=50
         ),

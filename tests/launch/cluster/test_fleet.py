@@ -96,7 +96,7 @@ def test_actors_give_the_weights_of_the_plain_loop_to_the_bit(two_actors, tmp_pa
 
 def test_health_answers_while_a_group_runs(two_actors):
     slot = two_actors.pool.slots[0]
-    busy = slot.handle.profile.remote(tuple(all_knobs()), "train", 0)
+    busy = slot.handle.profile.remote(tuple(all_knobs()), "train", 0, None)
     time.sleep(0.1)
     started = time.monotonic()
     status = ray.get(slot.handle.status.remote(), timeout=10)

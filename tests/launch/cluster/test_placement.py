@@ -80,7 +80,7 @@ def watched(monkeypatch):
 
 
 def settings(tmp_path, **changes):
-    budgets = {"low_ms": 5, "high_ms": 100, "feasible_from_ms": 10, "num_samples": 2}
+    budgets = {"low_ms": 10, "high_ms": 100, "num_samples": 2}
     return launch_rig.config(
         **{
             "run_dir": str(tmp_path / "run"),

@@ -16,7 +16,7 @@ from rollout.executor import ExecutorConfig
 NAN, INF = math.nan, math.inf
 REFUSED = [
     (EvaluationConfig, {"every": (0, -1), "num_samples": (0,), "num_budgets": (0,)}),
-    (BudgetConfig, {"infeasible_share": (2.0, -0.1, NAN), "num_samples": (0,)}),
+    (BudgetConfig, {"share_below": (2.0, -0.1, NAN), "num_samples": (0,)}),
     (BudgetConfig, {"low_ms": (0.0, -1.0, NAN, INF), "high_ms": (NAN, INF)}),
     (PIDConfig, {"target": (NAN, -0.1, 1.5), "smoothing": (NAN, 1.1), "maximum": (NAN, INF)}),
     (PIDConfig, {"kp": (NAN, -1.0, INF), "ki": (NAN, -1.0), "kd": (NAN, INF), "bins": (0,)}),
@@ -52,11 +52,6 @@ def test_senseless_values_are_refused_by_name(kind, name, value):
     names = {"clip_eps_low": "clip range", "clip_eps_high": "clip"}
     with pytest.raises(ValueError, match=rf"{names.get(name, name)}.*give"):
         kind(**given, **{name: value})
-
-
-def test_a_feasible_budget_alone_is_refused():
-    with pytest.raises(ValueError, match=r"needs budget\.low-ms and budget.high-ms"):
-        BudgetConfig(feasible_from_ms=20.0)
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values())

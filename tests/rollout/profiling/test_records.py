@@ -163,13 +163,14 @@ def test_an_empty_or_absent_folder_is_an_error(tmp_path):
 
 
 SAMPLE = Sample(id="s1", task="shapes", image=None, prompt="?", answers=("yes",))
-FACTS = DeviceFacts.of(torch.device("cpu"), torch.float32)
+FACTS = DeviceFacts.of(torch.device("cpu"), torch.float32, "wall")
 EXECUTION = Execution(
     knobs=Knobs(tier=Tier.MEDIUM, position=2, top_k=5, num_blocks=14),
     answer="yes",
     num_output_tokens=3,
     finished=True,
     latency_ms=17.0,
+    wall_ms=18.0,
     stages_ms={
         "vision_encoder": 3.0,
         "projector": 1.0,
@@ -188,9 +189,13 @@ EXECUTION = Execution(
 )
 
 
+def record_of(execution: Execution, score: float = 1.0, sample: Sample = SAMPLE) -> ProfileRecord:
+    return ProfileRecord.of(sample, execution, score, clock="wall", calibrated_ms=15.0)
+
+
 def test_written_profiles_are_read_back(tmp_path):
     path = tmp_path / "shapes" / "medium_k5_b14.json"
-    write_profile(path, [ProfileRecord.of(SAMPLE, EXECUTION, 1.0)], FACTS)
+    write_profile(path, [record_of(EXECUTION)], FACTS)
     ((record,), report) = read(tmp_path)
     assert record == LatencyRecord(
         dataset="shapes",
@@ -214,27 +219,28 @@ def test_written_profiles_are_read_back(tmp_path):
     (item,) = content["per_sample_results"]
     assert (item["task"], item["answer"], item["num_decode_steps"]) == ("shapes", "yes", 2)
     assert item["stages_ms"] == EXECUTION.stages_ms
-    assert item["latency_ms"] == 17.0
+    assert (item["latency_ms"], item["wall_ms"], item["calibrated_ms"]) == (17.0, 18.0, 15.0)
+    assert item["clock"] == content["device"]["clock"] == "wall"
 
 
 def test_an_answer_of_one_token_has_no_decode_time(tmp_path):
     short = replace(EXECUTION, num_output_tokens=1)
-    write_profile(tmp_path / "t" / "a.json", [ProfileRecord.of(SAMPLE, short, 0.0)], FACTS)
+    write_profile(tmp_path / "t" / "a.json", [record_of(short, 0.0)], FACTS)
     assert dict(read(tmp_path)[1].omitted_records) == {"T_LLM_decode is zero": 1}
 
 
 def test_the_image_id_comes_from_the_metadata(tmp_path):
     sample = replace(SAMPLE, metadata={"image_id": 7})
-    write_profile(tmp_path / "t" / "a.json", [ProfileRecord.of(sample, EXECUTION, 0.0)], FACTS)
+    write_profile(tmp_path / "t" / "a.json", [record_of(EXECUTION, 0.0, sample)], FACTS)
     assert read(tmp_path)[0][0].sample_key == "image 7"
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "t" / "a.json"
-    write_profile(path, [ProfileRecord.of(SAMPLE, EXECUTION, 1.0)], FACTS)
+    write_profile(path, [record_of(EXECUTION)], FACTS)
     before = path.read_bytes()
     with pytest.raises(ValueError, match="not JSON compliant"):
-        write_profile(path, [ProfileRecord.of(SAMPLE, EXECUTION, float("nan"))], FACTS)
+        write_profile(path, [record_of(EXECUTION, float("nan"))], FACTS)
     with pytest.raises(ValueError, match="no records"):
         write_profile(path, [], FACTS)
     assert path.read_bytes() == before

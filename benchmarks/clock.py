@@ -1,0 +1,98 @@
+"""How steady the clocks are: the same episodes on a quiet machine and beside other work.
+
+    python -m benchmarks.clock --out clock.json
+
+Both clocks time the same runs. Ratios are to the quiet machine's median; the coefficient of
+variation is that of repeats of one sample, averaged over samples.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+
+from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS
+from rollout.build import WorkerConfig, build_worker
+
+BUSY_LOOP = "while True: pass"
+MATRIX_LOOP = (
+    "import torch; torch.set_num_threads(1); a = torch.rand(1024, 1024)\n"
+    "while True: a = torch.tanh(a @ a)"
+)
+LOADS = {"quiet": "", "beside busy loops": BUSY_LOOP, "beside matrix products": MATRIX_LOOP}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClockConfig:
+    """One measurement.
+
+    Attributes:
+        out: JSON file for the results; none is written by default.
+        repeats: number of runs of each configuration on each sample under each load.
+        num_samples: number of samples.
+        num_loads: number of processes that disturb.
+    """
+
+    out: Path | None = None
+    repeats: int = 60
+    num_samples: int = 6
+    num_loads: int = 2
+
+
+@contextmanager
+def beside(code: str, count: int) -> Iterator[None]:
+    """Runs the block while processes of this code run."""
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code]) for _ in range(count if code else 0)
+    ]
+    try:
+        time.sleep(5 if processes else 0)
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def main(config: ClockConfig) -> None:
+    """Measures, and prints one row per load, configuration and clock."""
+    torch.set_num_threads(1)
+    worker = build_worker(WorkerConfig(device="cpu"))
+    worker.warm_up()
+    runs: dict[tuple[str, str, str], np.ndarray] = {}
+    for load, code in LOADS.items():
+        with beside(code, config.num_loads):
+            for name, knobs in (("cheapest", CHEAPEST_KNOBS), ("full", FULL_KNOBS)):
+                done = [
+                    [worker.execute(knobs, "test", index)[0] for index in range(config.num_samples)]
+                    for _ in range(config.repeats)
+                ]
+                runs[load, name, "thread"] = np.array([[e.latency_ms for e in es] for es in done])
+                runs[load, name, "wall"] = np.array([[e.wall_ms for e in es] for es in done])
+    rows = []
+    for (load, name, clock), latencies_RN in runs.items():
+        median = float(np.median(latencies_RN))
+        quiet = float(np.median(runs["quiet", name, clock]))
+        variation = float((latencies_RN.std(0, ddof=1) / latencies_RN.mean(0)).mean())
+        row = {"load": load, "configuration": name, "clock": clock, "median_ms": median}
+        rows.append({**row, "over_quiet": median / quiet, "variation": variation})
+        print(
+            f"{load:24}{name:10}{clock:8}{median:8.1f} ms  x {median / quiet:.2f}  "
+            f"variation {variation:.3f}"
+        )
+    if config.out is not None:
+        config.out.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(ClockConfig, description=__doc__))
