@@ -305,8 +305,9 @@ class BudgetSampler:
         return float(rng.uniform(low, high))
 
     def evenly(self, count: int) -> np.ndarray:
-        """Evenly spread budgets over the uniform range, both ends included: [count]."""
-        return np.linspace(self.uniform_from_ms, self.range.high_ms, count)
+        """The middles of equal parts of the uniform range, for means over it: [count]."""
+        width_ms = (self.range.high_ms - self.uniform_from_ms) / count
+        return self.uniform_from_ms + width_ms * (np.arange(count) + 0.5)
 
 
 class Task(Protocol):

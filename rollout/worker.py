@@ -71,7 +71,7 @@ class RolloutWorker:
         self._setup: PolicySetup | None = None
         self._runner: GroupRunner | None = None
         self._weights = (-1, "")
-        self._present: FollowedTime | SteadyTime = SteadyTime()
+        self._present: dict[Calibration, FollowedTime] = {}
         self._kept: OrderedDict[int, MolmoEGroupSession] = OrderedDict()
 
     def install(self, setup: PolicySetup, weights: PolicyWeights) -> None:
@@ -98,16 +98,15 @@ class RolloutWorker:
             self._weights = (weights.version, weights.sha256)
 
     def present_time(self, calibration: Calibration | None) -> FollowedTime | SteadyTime:
-        """The present time of this device, by a calibration; the same one for the same.
+        """The present time of this device by a calibration.
 
         Without a calibration, and where latencies are simulated, nothing drifts.
         """
         if calibration is None or self.executor.simulated is not None:
             return SteadyTime()
-        present = self._present
-        if not isinstance(present, FollowedTime) or present.calibration != calibration:
-            self._present = present = FollowedTime(calibration, self._probe)
-        return present
+        if calibration not in self._present:
+            self._present[calibration] = FollowedTime(calibration, self._probe)
+        return self._present[calibration]
 
     def _probe(self, number: int) -> tuple[float, float]:
         cheapest, full = self.end_latencies(CALIBRATION_SPLIT, number)

@@ -57,7 +57,7 @@ def test_the_stated_share_lies_below():
     assert draws.min() >= 10
     assert draws.max() <= 100
     assert np.mean(draws < 20) == pytest.approx(0.25, abs=0.03)
-    assert sampler.evenly(5).tolist() == [20, 40, 60, 80, 100]
+    assert sampler.evenly(4).tolist() == [30, 50, 70, 90], "the middles of four parts"
 
 
 def test_the_range_comes_from_measurements():

@@ -83,6 +83,25 @@ def test_a_change_of_speed_is_followed_within_half_of_the_kept_probes():
     assert present.to_present(60.0) == pytest.approx(78.0)
 
 
+def test_a_host_that_stalls_during_a_probe_does_not_stop_the_probes():
+    device = Device()
+    present = device.followed()
+    present.follow()
+    device.seconds += 100
+    measure = present.measure
+
+    def stalled(number: int) -> tuple[float, float]:
+        device.seconds += 60
+        return measure(number)
+
+    present.measure = stalled
+    present.follow()
+    present.measure, num_probes = measure, len(device.probed)
+    device.seconds += 5
+    present.follow()
+    assert len(device.probed) == num_probes + 1
+
+
 def test_one_outlier_is_not_followed():
     device = Device()
     present = device.followed()
