@@ -311,13 +311,7 @@ class ProfileRecord:
 
     @classmethod
     def of(
-        cls,
-        sample: Sample,
-        execution: Execution,
-        score: float,
-        *,
-        clock: str,
-        calibrated_ms: float,
+        cls, sample: Sample, execution: Execution, score: float, *, clock: str, calibrated_ms: float
     ) -> ProfileRecord:
         """The record of a sample; its `image_id` is taken from the metadata, if present."""
         image_id = sample.metadata.get("image_id")
