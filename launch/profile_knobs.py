@@ -31,6 +31,7 @@ from envs.calibration import Calibration
 from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, POSITIONS, TIERS, Knobs, all_knobs
 from envs.tasks.registry import build_tasks
 from launch.analysis.answer_priors import answer_prior_scores
+from launch.analysis.greedy_sweep import CHEAPEST_REPEATS
 from launch.analysis.knob_effects import (
     best_by_kind_table,
     configuration_name,
@@ -48,9 +49,6 @@ from rollout.fingerprint import Fingerprint
 from rollout.latency.calibration import EndLatencies
 from rollout.profiling.profile_table import ProfileTable
 from rollout.profiling.records import ProfileRecord, write_items
-
-CHEAPEST_REPEATS = 5
-"""Number of runs of the cheapest configuration on each sample."""
 
 SAMPLES_A_BATCH = 50
 """Number of samples that are handed out together."""
