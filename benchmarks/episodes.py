@@ -221,12 +221,17 @@ def section_gradient(worker: RolloutWorker, samples: list[Sample]) -> None:
 
 def section_controller(worker: RolloutWorker, samples: list[Sample]) -> None:
     for d_model in (worker.executor.d_model, 2048):
-        config = ControllerConfig(d_model=d_model, budget_low_ms=10, budget_high_ms=100)
+        # The width of the published model's vision encoder is half of its own.
+        width = worker.executor.image_dim if d_model < 2048 else 1025
+        config = ControllerConfig(
+            d_model=d_model, image_dim=width, budget_low_ms=10, budget_high_ms=100
+        )
         controller = Controller(config).requires_grad_(False)
         feature, token = torch.randn(1, d_model), torch.randn(1, d_model)
+        image = torch.randn(1, width)
 
-        def stages(c=controller, f=feature, t=token) -> None:
-            choose(c.stage1_logits(f, t))
+        def stages(c=controller, f=feature, t=token, i=image) -> None:
+            choose(c.stage1_logits(f, t, i))
             choose(c.stage2_logits(t, torch.tensor([0])))
 
         both = [milliseconds(stages) for _ in range(300)][50:]

@@ -92,6 +92,7 @@ class Pool:
             policy_sha256=weights.sha256,
             budget_token=np.zeros(WIDTH, np.float32),
             language_feature=rng.normal(size=WIDTH).astype(np.float32),
+            image_feature=np.zeros(0, np.float32),
             actions=np.zeros((size, 4), np.int64),
             log_probs=np.full((size, 4), -1.0, np.float32),
             latency_tokens=rng.normal(size=(size, WIDTH)).astype(np.float32),
@@ -161,7 +162,7 @@ class Unevaluated(Run):
 def make_run(fleet: RayFleet, config: JointGRPOConfig, folder: Path) -> Run:
     """A run of the recipe on this fleet, with its checkpoints in a folder."""
     budgets = BudgetSampler.between(100, 200)
-    setup = PolicySetup.of(WIDTH, budgets)
+    setup = PolicySetup.of(WIDTH, 0, budgets)
     return Unevaluated(
         config=config,
         setup=setup,

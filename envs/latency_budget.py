@@ -1,9 +1,11 @@
 """The Gymnasium environment: one episode is stage 1, then stage 2, then the reward.
 
-Step 1 takes (tier, position) and returns the latency token as observation; step 2 takes
-(top_k, num_blocks) and returns the reward. An action is a pair of choice indices in both steps.
+The first observation holds what stage 1 sees of prompt and image. Step 1 takes (tier, position) and
+returns the latency token as observation; step 2 takes (top_k, num_blocks) and returns the reward.
+An action is a pair of choice indices in both steps.
 
-Shapes: G episodes of a group, D d_model, O = D + 3 values of an observation.
+Shapes: G episodes of a group, D d_model, I length of the image feature, O = D + I + 3 values of an
+observation.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ class LatencyBudgetVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.nda
         tasks: source of samples and scores.
         budgets: sampler of latency budgets.
         reward: maps scores and latencies to rewards.
-        encode_budget: maps a budget in ms to a budget token [D].
+        encode_budget: maps a budget in ms to a budget token [D]. Who has the token already sets
+            `budget_token` between `reset` and the first step.
         group_size: number of episodes, G.
         split: split of the tasks.
         present: present time of the device that the executor runs on. Budgets and latencies of the
@@ -80,7 +83,7 @@ class LatencyBudgetVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.nda
         self.num_envs = group_size
         self.single_action_space = spaces.MultiDiscrete([MAX_CHOICES, MAX_CHOICES])
         self.single_observation_space = spaces.Box(
-            -np.inf, np.inf, (executor.d_model + 3,), dtype=np.float32
+            -np.inf, np.inf, (executor.d_model + executor.image_dim + 3,), dtype=np.float32
         )
         self.action_space = gym.vector.utils.batch_space(self.single_action_space, group_size)
         self.observation_space = gym.vector.utils.batch_space(
@@ -98,12 +101,11 @@ class LatencyBudgetVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.nda
 
         Args:
             seed: seed of the draws.
-            options: `sample` (a Sample), `budget_ms`, `budget_token` ([D], instead of
-                `encode_budget`'s), `language_feature` ([D], instead of the executor's); each is
-                optional, others are refused.
+            options: `sample` (a Sample), `budget_ms`; each is optional, others are refused.
 
         Returns:
-            Observations [G, O]: language feature, normalised budget, step 0, position 0.
+            Observations [G, O]: language feature, image feature, normalised budget, step 0,
+            position 0.
 
         Raises:
             ValueError: for an unknown option, a budget that is not positive and finite, or a
@@ -111,30 +113,28 @@ class LatencyBudgetVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.nda
         """
         super().reset(seed=seed)
         options = options or {}
-        unknown = set(options) - {"sample", "budget_ms", "budget_token", "language_feature"}
+        unknown = set(options) - {"sample", "budget_ms"}
         if unknown:
             raise ValueError(
-                f"unknown reset option {', '.join(sorted(unknown))}: "
-                "use sample, budget_ms, budget_token or language_feature"
+                f"unknown reset option {', '.join(sorted(unknown))}: use sample or budget_ms"
             )
         index = int(self.np_random.integers(INDEX_RANGE))
         drawn_ms = self.budgets.draw(self.np_random)
         sample = options.get("sample")
         self.sample: Sample = self.tasks.sample(self.split, index) if sample is None else sample
         self.budget_ms = check_budget_ms(options.get("budget_ms", drawn_ms))
-        self.budget_token = options.get("budget_token")
+        self.budget_token: np.ndarray | None = None
         self.device_budget_ms = self.present.to_present(self.budget_ms)
         self.session = self.executor.open(self.sample, self.device_budget_ms)
         self.stage1: np.ndarray | None = None
         self.done = np.zeros(self.num_envs, dtype=bool)
         self.charged: list[Mapping[str, float]] = [{} for _ in range(self.num_envs)]
         self.charged_wall_ms = np.zeros(self.num_envs)
-        feature = options.get("language_feature")
-        if feature is None:
-            feature = self.executor.language_feature(self.sample)
-        features = np.repeat(feature[None], self.num_envs, axis=0)
+        self.features = self.session.features()
+        features_O = np.concatenate([self.features.language, self.features.image])
+        features_GO = np.repeat(features_O[None], self.num_envs, axis=0)
         masks = [stage1_mask()] * self.num_envs
-        return self._observe(features, np.zeros(self.num_envs)), self._info(action_mask=masks)
+        return self._observe(features_GO, np.zeros(self.num_envs)), self._info(action_mask=masks)
 
     def charge(
         self, stages_ms: Sequence[Mapping[str, float]], wall_ms: Sequence[float] | np.ndarray
@@ -205,7 +205,7 @@ class LatencyBudgetVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.nda
         self.session = None
         masks = [stage1_mask()] * self.num_envs
         observations = self._observe(
-            np.zeros((self.num_envs, self.executor.d_model)), np.zeros(self.num_envs)
+            np.zeros((self.num_envs, 0), np.float32), np.zeros(self.num_envs)
         )
         return self._result(
             observations, rewards, invalid=running & ~valid, action_mask=masks, outcome=outcomes
@@ -255,12 +255,14 @@ class LatencyBudgetVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.nda
             "reward_components": {k: float(v[0]) for k, v in reward.components.items()},
         }
 
-    def _observe(self, features_GD: np.ndarray, positions_G: np.ndarray) -> np.ndarray:
-        normalised = self.budgets.range.normalise(self.budget_ms)
-        extra = np.empty((self.num_envs, 3))
-        extra[:, 0], extra[:, 1] = normalised, positions_G > 0
-        extra[:, 2] = positions_G / len(POSITIONS)
-        return np.concatenate([features_GD, extra], axis=1).astype(np.float32)
+    def _observe(self, values_GO: np.ndarray, positions_G: np.ndarray) -> np.ndarray:
+        """Observations that begin with some values; what they leave out is zero."""
+        observations = np.zeros(self.observation_space.shape or (), np.float32)
+        observations[:, : values_GO.shape[1]] = values_GO
+        observations[:, -3] = self.budgets.range.normalise(self.budget_ms)
+        observations[:, -2] = positions_G > 0
+        observations[:, -1] = positions_G / len(POSITIONS)
+        return observations
 
     def _info(self, **entries: Any) -> dict[str, Any]:
         return {"sample_id": self.sample.id, "budget_ms": self.budget_ms, **entries}

@@ -204,8 +204,27 @@ class Execution:
     num_text_tokens: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Features:
+    """What stage 1 sees of a sample.
+
+    Attributes:
+        language: mean word embedding of the prompt, float32 [D].
+        image: pooled features of the whole image at low resolution, from before the projector, and
+            a last entry of 1; zeros for a sample without an image. float32 [I], I = 0 for an
+            executor that does not look at images.
+    """
+
+    language: np.ndarray
+    image: np.ndarray
+
+
 class GroupSession(Protocol):
     """G episodes of one (sample, budget) in flight on one model."""
+
+    def features(self) -> Features:
+        """What stage 1 sees; raises ValueError naming the sample if it is unusable."""
+        ...
 
     def begin(self, choices: Sequence[tuple[Tier, int]], budget_token_D: np.ndarray) -> np.ndarray:
         """Runs each episode to its insertion position; returns latency tokens, float32 [G, D]."""
@@ -228,8 +247,9 @@ class Executor(Protocol):
         """Width of language features and latency tokens."""
         ...
 
-    def language_feature(self, sample: Sample) -> np.ndarray:
-        """Mean word embedding of the prompt, float32 [D]."""
+    @property
+    def image_dim(self) -> int:
+        """Length of the image feature, 0 without one."""
         ...
 
     def open(self, sample: Sample, budget_ms: float) -> GroupSession:

@@ -1,6 +1,7 @@
 """A batch of groups as tensors, and how one is saved for inspection.
 
-Shapes: N groups, G episodes of each, B = N G episodes in the order of groups, D d_model, 4 heads.
+Shapes: N groups, G episodes of each, B = N G episodes in the order of groups, D d_model, I length
+of the image feature, 4 heads.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ class EpisodeBatch:
 
     budgets_ms_N: Tensor
     language_feature_ND: Tensor
+    image_feature_NI: Tensor
     latency_token_BD: Tensor
     actions_B4: Tensor
     behaviour_log_probs_B: Tensor
@@ -60,6 +62,7 @@ def make_batch(
     return EpisodeBatch(
         budgets_ms_N=floats([group.budget_ms for group in groups]),
         language_feature_ND=floats([group.language_feature for group in groups]),
+        image_feature_NI=floats([group.image_feature for group in groups]),
         latency_token_BD=floats([group.latency_tokens for group in groups]).flatten(0, 1),
         actions_B4=torch.from_numpy(np.concatenate([group.actions for group in groups])).to(
             like.device
@@ -99,6 +102,7 @@ def save_for_inspection(
         name: np.stack([getattr(group, name) for group in groups])
         for name in (
             "language_feature",
+            "image_feature",
             "actions",
             "log_probs",
             "latency_tokens",

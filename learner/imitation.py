@@ -2,8 +2,8 @@
 
 Because the gains are known, no sampling is needed: each stage ascends its exact expected gain.
 
-Shapes: B examples (a sample and a budget each), D d_model, A = 3 tiers, P = 5 positions, K = 5
-top_ks, N = 5 num_blocks, R = B STAGE1_CHOICES.
+Shapes: B examples (a sample and a budget each), D d_model, I length of the image feature, A = 3
+tiers, P = 5 positions, K = 5 top_ks, N = 5 num_blocks, R = B STAGE1_CHOICES.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ class WarmStartExamples:
 
     Attributes:
         language_feature_BD: float32.
+        image_feature_BI: float32; I = 0 if stage 1 does not see the image.
         budgets_ms_B: float64, ms.
         latency_token_BAPD: float32, the latency token at every tier and position, with the
             controller's current budget encoder.
@@ -82,6 +83,7 @@ class WarmStartExamples:
     """
 
     language_feature_BD: np.ndarray
+    image_feature_BI: np.ndarray
     budgets_ms_B: np.ndarray
     latency_token_BAPD: np.ndarray
     gains_BAPKN: np.ndarray
@@ -160,6 +162,7 @@ class _Tensors:
     def __init__(self, controller: Controller, examples: WarmStartExamples):
         like = next(controller.parameters())
         self.language_feature_BD = torch.from_numpy(examples.language_feature_BD).to(like)
+        self.image_feature_BI = torch.from_numpy(examples.image_feature_BI).to(like)
         self.latency_token_BAPD = torch.from_numpy(examples.latency_token_BAPD).to(like)
         gains_BAPKN = torch.from_numpy(examples.gains_BAPKN).to(like)
         best_B = gains_BAPKN.flatten(1).amax(1)
@@ -175,7 +178,9 @@ class _Tensors:
         """The sum of stage 1's soft value, given the best choices of stage 2, and stage 2's."""
         rows_B = rows_B.to(self.budget_token_BD.device)
         stage1 = controller.stage1_logits(
-            self.language_feature_BD[rows_B], self.budget_token_BD[rows_B]
+            self.language_feature_BD[rows_B],
+            self.budget_token_BD[rows_B],
+            self.image_feature_BI[rows_B],
         )
         value_B = soft_value(*stage1, self.behind_BAP[rows_B], temperature)
         tier_R, position_R = _draw(stage1, rng)
@@ -189,7 +194,9 @@ class _Tensors:
     @torch.no_grad()
     def regret(self, controller: Controller) -> float:
         """Mean gain lost by the most likely choices."""
-        stage1 = controller.stage1_logits(self.language_feature_BD, self.budget_token_BD)
+        stage1 = controller.stage1_logits(
+            self.language_feature_BD, self.budget_token_BD, self.image_feature_BI
+        )
         rows_B = torch.arange(len(self.budget_token_BD), device=self.budget_token_BD.device)
         tier_B, position_B = (logits.argmax(-1) for logits in stage1)
         tokens_BD = self.latency_token_BAPD[rows_B, tier_B, position_B]

@@ -388,11 +388,12 @@ def _make_optimizer(controller: Controller, config: LearnerConfig) -> torch.opti
 def _log_distributions(
     controller: Controller, batch: EpisodeBatch, latency_token_BD: Tensor
 ) -> tuple[Tensor, ...]:
-    """The four heads' log-probabilities; language and budget are the same in a whole group."""
+    """The four heads' log-probabilities; what stage 1 sees is the same in a whole group."""
     budget_token_ND = controller.budget_tokens(batch.budgets_ms_N)
     return controller.log_distributions(
         batch.language_feature_ND.repeat_interleave(batch.group_size, 0),
         budget_token_ND.repeat_interleave(batch.group_size, 0),
         latency_token_BD,
         batch.actions_B4[:, 1],
+        batch.image_feature_NI.repeat_interleave(batch.group_size, 0),
     )

@@ -17,6 +17,7 @@ class ControllerConfig:
 
     Attributes:
         d_model: width of the frozen model.
+        image_dim: length of the image feature that stage 1 sees; 0 if it does not see the image.
         budget_low_ms: smallest budget of the run, ms.
         budget_high_ms: largest budget of the run, ms.
         sinusoid_scale: factor on the normalised budget before the sinusoids. At 1 the fastest one
@@ -32,23 +33,32 @@ class ControllerConfig:
     sinusoid_scale: float = 100.0
     projection_dim: int = 32
     hidden_dim: int = 64
+    image_dim: int = 0
 
     def __post_init__(self) -> None:
         for name in ("d_model", "projection_dim", "hidden_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"controller {name} is {getattr(self, name)}: give at least 1")
+        if self.image_dim < 0:
+            raise ValueError(f"controller image_dim is {self.image_dim}: give 0 or more")
         if not self.sinusoid_scale > 0:
             raise ValueError(f"sinusoid_scale is {self.sinusoid_scale}: give a positive number")
         _ = self.budget_range
 
     @classmethod
-    def for_budgets(cls, d_model: int, budgets: BudgetSampler) -> Self:
-        """The configuration for a model's width and a run's budgets."""
+    def for_budgets(cls, d_model: int, image_dim: int, budgets: BudgetSampler) -> Self:
+        """The configuration for a model's widths and a run's budgets."""
         return cls(
             d_model=d_model,
+            image_dim=image_dim,
             budget_low_ms=budgets.range.low_ms,
             budget_high_ms=budgets.range.high_ms,
         )
+
+    @property
+    def sees_image(self) -> bool:
+        """Whether stage 1 sees the image, besides prompt and budget."""
+        return self.image_dim > 0
 
     @property
     def budget_range(self) -> BudgetRange:
@@ -73,11 +83,15 @@ class PolicySetup:
 
     @classmethod
     def of(
-        cls, d_model: int, budgets: BudgetSampler, calibration: Calibration | None = None
+        cls,
+        d_model: int,
+        image_dim: int,
+        budgets: BudgetSampler,
+        calibration: Calibration | None = None,
     ) -> Self:
-        """The setup for a model's width and a run's budgets."""
+        """The setup for a model's widths and a run's budgets."""
         return cls(
-            controller=ControllerConfig.for_budgets(d_model, budgets),
+            controller=ControllerConfig.for_budgets(d_model, image_dim, budgets),
             budgets=budgets,
             calibration=calibration,
         )

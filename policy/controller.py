@@ -1,6 +1,7 @@
 """The controller: budget encoder and both stages, the only trained weights of the system.
 
-Shapes: B episodes, D d_model, 4 heads in the order tier, position, top_k, num_blocks. Actions
+Shapes: B episodes, D d_model, I length of the image feature (0 if the controller does not see the
+image), 4 heads in the order tier, position, top_k, num_blocks. Actions
 are choice indices (`envs.spec.Knobs.from_indices`).
 """
 
@@ -48,16 +49,24 @@ class Controller(nn.Module):
         self.budget_encoder = BudgetEncoder(
             config.d_model, config.budget_range, config.sinusoid_scale
         )
-        self.stage1 = Stage1(config.d_model, config.projection_dim, config.hidden_dim)
+        self.stage1 = Stage1(config)
         self.stage2 = Stage2(config.d_model, config.projection_dim, config.hidden_dim)
 
     def budget_tokens(self, budgets_ms_B: Tensor) -> Tensor:
         """Returns the budget tokens [B, D] of budgets [B] in ms."""
         return self.budget_encoder(budgets_ms_B)
 
-    def stage1_logits(self, language_feature_BD: Tensor, budget_token_BD: Tensor) -> Stage1Logits:
-        """Returns the logits of tier [B, 3] and insertion position [B, 5]."""
-        return self.stage1(language_feature_BD, budget_token_BD)
+    def stage1_logits(
+        self,
+        language_feature_BD: Tensor,
+        budget_token_BD: Tensor,
+        image_feature_BI: Tensor | None = None,
+    ) -> Stage1Logits:
+        """Returns the logits of tier [B, 3] and insertion position [B, 5].
+
+        The image feature is needed if, and only if, the controller sees the image.
+        """
+        return self.stage1(language_feature_BD, budget_token_BD, image_feature_BI)
 
     def stage2_logits(self, latency_token_BD: Tensor, position_index_B: Tensor) -> Stage2Logits:
         """Returns the logits of top_k [B, 5] and num_blocks [B, 5], the latter masked with -inf.
@@ -72,9 +81,10 @@ class Controller(nn.Module):
         budget_token_BD: Tensor,
         latency_token_BD: Tensor,
         position_index_B: Tensor,
+        image_feature_BI: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """Log-probabilities of every choice of the four heads: [B, 3], [B, 5], [B, 5], [B, 5]."""
-        stage1 = self.stage1_logits(language_feature_BD, budget_token_BD)
+        stage1 = self.stage1_logits(language_feature_BD, budget_token_BD, image_feature_BI)
         stage2 = self.stage2_logits(latency_token_BD, position_index_B)
         return tuple(logits.log_softmax(-1) for logits in (*stage1, *stage2))
 
@@ -82,8 +92,16 @@ class Controller(nn.Module):
         """Number of weights in the two stages, without the budget encoder."""
         return sum(w.numel() for stage in (self.stage1, self.stage2) for w in stage.parameters())
 
-    def check_compatible(self, *, d_model: int, budget_range: BudgetRange | None = None) -> None:
-        """Raises ValueError unless the controller fits a model's width and a run's budgets."""
+    def check_compatible(
+        self, *, d_model: int, image_dim: int, budget_range: BudgetRange | None = None
+    ) -> None:
+        """Raises ValueError unless the controller fits a model's widths and a run's budgets."""
+        if self.config.image_dim not in (0, image_dim):
+            raise ValueError(
+                f"the controller was trained for image features of length {self.config.image_dim} "
+                f"and the model gives {image_dim}: load the model it was trained with, or train a "
+                "new controller"
+            )
         if d_model != self.config.d_model:
             raise ValueError(
                 f"the controller was trained for d_model {self.config.d_model} and the model has "

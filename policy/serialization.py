@@ -23,7 +23,7 @@ from envs.spec import MIN_BLOCKS_AFTER_POSITION, NUM_BLOCKS, POSITIONS, TIERS, T
 from policy.config import ControllerConfig
 from policy.weights import weights_sha256
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 JSON_NAME = "controller.json"
 WEIGHTS_NAME = "controller.safetensors"
 

@@ -192,14 +192,16 @@ def make_env(
     worker = build_worker(WorkerConfig(model=model, tasks=tasks, **arguments))
     sampler = budgets or measure_budgets(worker)
     torch.manual_seed(0)
-    controller = Controller(ControllerConfig.for_budgets(worker.executor.d_model, sampler))
+    executor = worker.executor
+    widths = executor.d_model, executor.image_dim
+    controller = Controller(ControllerConfig.for_budgets(*widths, sampler))
 
     @torch.no_grad()
     def encode_budget(budget_ms: float):
         return controller.budget_tokens(torch.tensor([budget_ms]))[0].numpy()
 
     return LatencyBudgetEnv(
-        executor=GroupExecutor(worker.executor),
+        executor=GroupExecutor(executor),
         tasks=worker.tasks,
         budgets=sampler,
         reward=BudgetReward(),

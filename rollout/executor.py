@@ -1,11 +1,13 @@
 """Runs one prompt in resumable steps, with every stage timed.
 
-`begin` embeds the prompt and `deepen` runs it to the insertion position, followed by the budget
+`look` encodes the image's global crop, before a tier is chosen; `begin` encodes the tier's other
+crops and embeds the prompt; `deepen` runs it to the insertion position, followed by the budget
 token; `advance` runs the rest with the chosen top_k and blocks, then decodes. The budget token
 never mixes with the text: it passes through the blocks alone, reads the text's keys and values and
 leaves none of its own, so the answer is the same, to the bit, with and without it.
 
-Shapes: T prompt tokens, D d_model.
+Shapes: T prompt tokens, D d_model, C crops, P patches of a crop, X values of a patch, F features of
+a patch, V vision tokens of a crop, I length of the image feature.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from envs.spec import FULL_TOP_K, NUM_BLOCKS_TOTAL, Execution, Knobs, Sample, Ti
 from envs.tasks import DataError
 from rollout.block_skipping import BlockImportance
 from rollout.budget_token_vjp import budget_token_vjp, token_states
+from rollout.image_feature import image_dim, pooled
 from rollout.latency.clock import ClockChoice, DeviceFacts, clock_for
 from rollout.latency.hooks import (
     Elapsed,
@@ -31,13 +34,12 @@ from rollout.latency.hooks import (
     block_modules,
     in_ms,
     module_hooks,
-    vision_modules,
 )
 from rollout.latency.simulated import SimulatedLatency
-from rollout.molmoe import ModelInputs, MolmoE, MolmoEConfig, Preprocessor
+from rollout.molmoe import ModelInputs, MolmoE, MolmoEConfig, Overview, Preprocessor
 from rollout.molmoe.cache import KVCache
 from rollout.molmoe.generation import greedy_tokens
-from rollout.prefix import Prefix
+from rollout.prefix import GlobalCrop, Prefix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +130,11 @@ class MolmoEExecutor:
         """Width of language features and latency tokens."""
         return self.model.config.d_model
 
+    @property
+    def image_dim(self) -> int:
+        """Length of the image feature."""
+        return image_dim(self.model.config)
+
     def device_facts(self) -> DeviceFacts:
         """Device, dtype, torch version, thread count and clock of this executor."""
         return DeviceFacts.of(self.model.device, self.model.dtype, self.clock_name)
@@ -151,40 +158,96 @@ class MolmoEExecutor:
             return self.model.wte(ids.to(self.model.device)).float().mean(0).cpu().numpy()
 
     @torch.no_grad()
-    def begin(self, sample: Sample, tier: Tier, budget_token_D: np.ndarray | None) -> Prefix:
+    def look(self, sample: Sample) -> GlobalCrop:
+        """Decodes the sample's image and runs its global crop through the vision encoder.
+
+        Raises:
+            DataError: the image is unusable; names the sample.
+        """
+        started = time.perf_counter()
+        try:
+            overview = self.preprocessor.overview(sample.image)
+        except ValueError as error:
+            raise DataError(f"sample {sample.id}: {error}") from None
+        host_ms = (time.perf_counter() - started) * 1e3
+        self.timeline.take()
+        features_11PF = None
+        if overview is not None:
+            with self.timeline.span("copy"):
+                crop_11PX = overview.crop[None].to(self.model.device)
+            with self.timeline.span("vision_global"):
+                features_11PF = self.model.vision.encoder.crop_features(crop_11PX)
+        return GlobalCrop(
+            overview=overview,
+            features_11PF=features_11PF,
+            host_ms=host_ms,
+            stages=self.timeline.take(),
+        )
+
+    @torch.no_grad()
+    def image_feature(self, seen: GlobalCrop) -> np.ndarray:
+        """What stage 1 sees of the image, float32 [I] (see `rollout.image_feature`).
+
+        Its time stays on the timeline as the span `image_feature` until the caller takes it.
+        """
+        if seen.features_11PF is None:
+            return np.zeros(self.image_dim, np.float32)
+        with self.timeline.span("image_feature"):
+            return pooled(seen.features_11PF[0, 0], self.model.config).cpu().numpy()
+
+    @torch.no_grad()
+    def begin(
+        self,
+        sample: Sample,
+        tier: Tier,
+        budget_token_D: np.ndarray | None,
+        seen: GlobalCrop | None = None,
+    ) -> Prefix:
         """Preprocesses the sample for a tier, encodes the image and embeds; runs no block.
 
         Args:
             sample: the question and its image.
             tier: image tier.
             budget_token_D: the budget token, which enters block 0 after the text; None for none.
+            seen: the sample's global crop, which is encoded once for all tiers; None encodes it.
 
         Raises:
             DataError: the sample's image or prompt is unusable; names the sample.
         """
+        seen = seen or self.look(sample)
         started = time.perf_counter()
-        inputs = self._preprocess(sample, tier)
+        inputs = self._preprocess(sample, seen.overview, tier)
         host_ms = (time.perf_counter() - started) * 1e3
         self.timeline.take()
         token_11D = None
         with self.timeline.span("copy"):
-            inputs = inputs.to(self.model.device)
+            inputs = inputs.without_global_crop().to(self.model.device)
             if budget_token_D is not None:
                 token_11D = self._on_device(budget_token_D)[None, None]
-        x_1TD = self._embed(inputs)
+        x_1TD = self._embed(inputs, seen)
+        stages = self.timeline.take()
+        for name, elapsed in seen.stages.items():
+            stages[name] = stages.get(name, Elapsed()) + elapsed
         return Prefix(
-            inputs=inputs,
-            host_ms=host_ms,
+            inputs=inputs.without_image(),
+            host_ms=seen.host_ms + host_ms,
             importance=self.importance_by_task.get(sample.task, self.importance),
-            cache=self.model.new_cache(len(inputs.token_ids) + self.config.max_new_tokens),
+            cache=self._new_cache(inputs),
             hidden={0: x_1TD},
             budget_token=token_11D,
-            stages=self.timeline.take(),
+            stages=stages,
         )
 
-    def _preprocess(self, sample: Sample, tier: Tier) -> ModelInputs:
+    def restart(self, prefix: Prefix) -> Prefix:
+        """The same embedded prompt before its first block, to run without a budget token."""
+        return prefix.restarted(self._new_cache(prefix.inputs))
+
+    def _new_cache(self, inputs: ModelInputs) -> KVCache:
+        return self.model.new_cache(len(inputs.token_ids) + self.config.max_new_tokens)
+
+    def _preprocess(self, sample: Sample, overview: Overview | None, tier: Tier) -> ModelInputs:
         try:
-            inputs = self.preprocessor(sample.image, sample.prompt, max_crops=tier.max_crops)
+            inputs = self.preprocessor.tiled(overview, sample.prompt, tier.max_crops)
         except ValueError as error:
             raise DataError(f"sample {sample.id}: {error}") from None
         limit = self.model.config.max_position_embeddings
@@ -200,16 +263,23 @@ class MolmoEExecutor:
         """A copy of an array in the model's dtype."""
         return torch.from_numpy(np.array(values)).to(self.model.device, self.model.dtype)
 
-    def _embed(self, inputs: ModelInputs) -> Tensor:
-        model, timeline = self.model, self.timeline
-        vision = idx = None
-        if inputs.images is not None and inputs.image_masks is not None:
-            with module_hooks(timeline, vision_modules(model)):
-                vision = model.encode_image(inputs.images[None], inputs.image_masks[None])
-        if inputs.image_input_idx is not None:
-            idx = inputs.image_input_idx[None]
+    def _embed(self, inputs: ModelInputs, seen: GlobalCrop) -> Tensor:
+        """Embeds the prompt; of the image, all crops but the one that was seen are encoded here."""
+        timeline, vision = self.timeline, self.model.vision
+        tokens_1CVD = idx_1CV = None
+        if seen.features_11PF is not None:
+            assert inputs.images is not None
+            assert inputs.image_masks is not None
+            assert inputs.image_input_idx is not None
+            idx_1CV = inputs.image_input_idx[None]
+            with timeline.span("vision_crops"):
+                others_1CPF = vision.encoder.crop_features(inputs.images[None])
+                features_1CPF = torch.cat([seen.features_11PF, others_1CPF], dim=1)
+                pooled_1CVE = vision.encoder.pool(features_1CPF, inputs.image_masks[None])
+            with timeline.span("projector"):
+                tokens_1CVD = vision.projector(pooled_1CVE)
         with timeline.span("embed"):
-            return model.embed(inputs.token_ids[None], vision, idx)
+            return self.model.embed(inputs.token_ids[None], tokens_1CVD, idx_1CV)
 
     @torch.no_grad()
     def deepen(self, prefix: Prefix, position: int) -> None:

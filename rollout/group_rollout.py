@@ -1,6 +1,7 @@
 """The record of one group's episodes, the unit of work between rollout and learner.
 
-Shapes: G episodes of the group, D d_model, 4 heads in the order tier, position, top_k, num_blocks.
+Shapes: G episodes of the group, D d_model, I length of the image feature, 4 heads in the order
+tier, position, top_k, num_blocks.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class GroupRollout:
         policy_sha256: hash of those weights.
         budget_token: float32 [D], the budget token of those weights, as it entered block 0.
         language_feature: float32 [D], mean word embedding of the prompt.
+        image_feature: float32 [I], pooled global crop; I = 0 if stage 1 does not see the image.
         actions: int64 [G, 4], choice indices (`Knobs.from_indices`).
         log_probs: float32 [G, 4], the log-probability of each head's choice when it was made.
         latency_tokens: float32 [G, D], the budget token's hidden state after block p.
@@ -56,6 +58,7 @@ class GroupRollout:
     policy_sha256: str
     budget_token: np.ndarray
     language_feature: np.ndarray
+    image_feature: np.ndarray
     actions: np.ndarray
     log_probs: np.ndarray
     latency_tokens: np.ndarray
@@ -76,6 +79,7 @@ class GroupRollout:
         if size == 0:
             raise ValueError(f"group {self.group_id} has no episode: run at least one")
         self._check_array("language_feature", (width,), np.float32)
+        self._check_array("image_feature", (self.image_feature.size,), np.float32)
         self._check_array("budget_token", (width,), np.float32)
         self._check_array("actions", (size, 4), np.int64)
         self._check_array("log_probs", (size, 4), np.float32)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from envs.latency_budget import LatencyBudgetVectorEnv
-from envs.spec import Sample
+from envs.spec import Features, Sample
 from policy.controller import Choice, Controller, choose
 from rollout.executor import MolmoEExecutor
 from rollout.group_sharing import GroupExecutor, MolmoEGroupSession
@@ -31,7 +31,7 @@ class GroupResult:
     """The choices of a group and their outcomes.
 
     Attributes:
-        language_feature: float32 [D].
+        features: what stage 1 saw of the sample.
         actions: int64 [G, 4], choice indices.
         log_probs: float32 [G, 4], log-probabilities of the choices.
         latency_tokens: float32 [G, D].
@@ -40,7 +40,7 @@ class GroupResult:
         session: the group on its executor, for the vector-Jacobian product.
     """
 
-    language_feature: np.ndarray
+    features: Features
     actions: np.ndarray
     log_probs: np.ndarray
     latency_tokens: np.ndarray
@@ -54,7 +54,7 @@ class GroupRunner:
     def __init__(
         self, executor: MolmoEExecutor, controller: Controller, env_arguments: dict[str, Any]
     ) -> None:
-        controller.check_compatible(d_model=executor.d_model)
+        controller.check_compatible(d_model=executor.d_model, image_dim=executor.image_dim)
         self.executor = executor
         self.controller = controller
         self._arguments = env_arguments
@@ -64,7 +64,7 @@ class GroupRunner:
         """The environment for groups of this size."""
         if group_size not in self._envs:
             self._envs[group_size] = LatencyBudgetVectorEnv(
-                executor=GroupExecutor(self.executor),
+                executor=GroupExecutor(self.executor, self.controller.config.sees_image),
                 encode_budget=self._encode_budget,
                 group_size=group_size,
                 **self._arguments,
@@ -81,16 +81,13 @@ class GroupRunner:
             DataError: the sample is unusable; names it.
             ValueError: the budget is unusable.
         """
-        self.executor.timeline.take()
-        feature_D = self.executor.language_feature(sample)
-        feature_ms = self.executor.timeline.take()
-        stage1, token_D, times = self._decide_stage1(feature_D, budget_ms, members)
         env = self.env(len(members))
-        options = {"sample": sample, "budget_ms": budget_ms, "budget_token": token_D}
-        env.reset(options={**options, "language_feature": feature_D})
+        env.reset(options={"sample": sample, "budget_ms": budget_ms})
         session = env.session
         assert isinstance(session, MolmoEGroupSession)
-        self._charge(env, [{**feature_ms, **stages} for stages in times])
+        feature_times = self.executor.timeline.take()
+        stage1, env.budget_token, times = self._decide_stage1(env.features, budget_ms, members)
+        self._charge(env, [{**feature_times, **stages} for stages in times])
         actions1 = torch.cat([choice.indices_B2 for choice in stage1])
         actions1_G2 = actions1.cpu().numpy()
         observations, *_ = env.step(actions1_G2)
@@ -101,7 +98,7 @@ class GroupRunner:
         info = env.step(actions2_G2)[-1]
         log_probs = [torch.cat([c.log_probs_B2 for c in stage]) for stage in (stage1, stage2)]
         return GroupResult(
-            language_feature=feature_D,
+            features=env.features,
             actions=np.concatenate([actions1_G2, actions2_G2], axis=1),
             log_probs=torch.cat(log_probs, dim=1).float().cpu().numpy(),
             latency_tokens=tokens_GD,
@@ -118,7 +115,7 @@ class GroupRunner:
         return self.controller.budget_tokens(torch.tensor([budget_ms]))[0].cpu().numpy()
 
     def _decide_stage1(
-        self, feature_D: np.ndarray, budget_ms: float, members: Sequence[Member]
+        self, features: Features, budget_ms: float, members: Sequence[Member]
     ) -> tuple[list[Choice], np.ndarray, list[Stages]]:
         """Computes the logits once; each member samples, and pays for, its own choice."""
         timeline, controller = self.executor.timeline, self.controller
@@ -126,8 +123,9 @@ class GroupRunner:
         timeline.take()
         with timeline.span("logits"):
             token_1D = controller.budget_tokens(torch.tensor([budget_ms], device=device))
-            feature_1D = torch.from_numpy(feature_D).to(device)[None]
-            logits = controller.stage1_logits(feature_1D, token_1D)
+            language_1D = torch.from_numpy(features.language).to(device)[None]
+            image_1I = torch.from_numpy(features.image).to(device)[None]
+            logits = controller.stage1_logits(language_1D, token_1D, image_1I)
         choices = []
         for index, generator in enumerate(members):
             with timeline.span(f"{index}"):

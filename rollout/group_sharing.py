@@ -1,10 +1,11 @@
 """G episodes of one (sample, budget) that share the work they have in common.
 
-The vision encoder and the blocks before the insertion position run once per distinct tier (members
-leave at their own positions), the rest once per distinct configuration. Sharing saves time and
-changes nothing else: the same tensors go through the same modules.
+The image's global crop is encoded once. The other crops and the blocks before the insertion
+position run once per distinct tier (members leave at their own positions), the rest once per
+distinct configuration. Sharing saves time and changes nothing else: the same tensors go through the
+same modules.
 
-Shapes: G members, D d_model.
+Shapes: G members, D d_model, I length of the image feature.
 """
 
 from __future__ import annotations
@@ -14,31 +15,65 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from envs.spec import CHEAPEST_KNOBS, Execution, Knobs, Sample, Tier, check_budget_ms
+from envs.spec import CHEAPEST_KNOBS, Execution, Features, Knobs, Sample, Tier, check_budget_ms
 from rollout.executor import MolmoEExecutor
-from rollout.prefix import Prefix
+from rollout.prefix import GlobalCrop, Prefix
 
 
 class MolmoEGroupSession:
-    """G episodes in flight; implements `envs.spec.GroupSession`."""
+    """G episodes in flight; implements `envs.spec.GroupSession`.
 
-    def __init__(self, executor: MolmoEExecutor, sample: Sample, budget_ms: float) -> None:
+    Args:
+        executor: the frozen model.
+        sample: the question.
+        budget_ms: latency budget in ms of the device.
+        sees_image: whether `features` looks at the image.
+    """
+
+    def __init__(
+        self,
+        executor: MolmoEExecutor,
+        sample: Sample,
+        budget_ms: float,
+        *,
+        sees_image: bool = True,
+    ) -> None:
         self.executor = executor
         self.sample = sample
         self.budget_ms = check_budget_ms(budget_ms)
+        self.sees_image = sees_image
+        self.seen: GlobalCrop | None = None
         self.budget_token_D: np.ndarray | None = None
         self.prefixes: dict[Tier, Prefix] = {}
         self.stage1: list[tuple[Tier, int]] = []
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the prefixes on the device, in bytes."""
-        return sum(prefix.num_bytes for prefix in self.prefixes.values())
+        """Memory of the global crop and the prefixes on the device, in bytes."""
+        seen = 0 if self.seen is None else self.seen.num_bytes
+        return seen + sum(prefix.num_bytes for prefix in self.prefixes.values())
 
     def trim(self) -> None:
         """Drops all that `budget_gradient` does not need; `finish` is impossible afterwards."""
+        self.seen = None
         for prefix in self.prefixes.values():
             prefix.trim()
+
+    def features(self) -> Features:
+        """What stage 1 sees; raises DataError naming a sample with an unusable image or prompt.
+
+        The time of the vision encoder counts as a stage of every member. The rest stays on the
+        timeline until the caller takes it, as the spans `image_feature` and `language_feature`.
+        """
+        image_I = np.zeros(0, np.float32)
+        if self.sees_image:
+            image_I = self.executor.image_feature(self._look())
+        return Features(language=self.executor.language_feature(self.sample), image=image_I)
+
+    def _look(self) -> GlobalCrop:
+        if self.seen is None:
+            self.seen = self.executor.look(self.sample)
+        return self.seen
 
     def begin(
         self, choices: Sequence[tuple[Tier, int]], budget_token_D: np.ndarray | None
@@ -57,7 +92,8 @@ class MolmoEGroupSession:
         self.budget_token_D = budget_token_D
         for tier, position in sorted(set(self.stage1)):
             if tier not in self.prefixes:
-                self.prefixes[tier] = self.executor.begin(self.sample, tier, budget_token_D)
+                seen = self._look()
+                self.prefixes[tier] = self.executor.begin(self.sample, tier, budget_token_D, seen)
             self.executor.deepen(self.prefixes[tier], position)
         if budget_token_D is None:
             return np.zeros((len(self.stage1), 0), np.float32)
@@ -90,9 +126,11 @@ class MolmoEGroupSession:
         """
         tier, position = CHEAPEST_KNOBS.tier, CHEAPEST_KNOBS.position
         prefix = self.prefixes.get(tier)
-        if prefix is None or position not in prefix.hidden:
-            prefix = self.executor.begin(self.sample, tier, None)
-            self.executor.deepen(prefix, position)
+        if prefix is None:
+            prefix = self.executor.begin(self.sample, tier, None, self._look())
+        elif position not in prefix.hidden:
+            prefix = self.executor.restart(prefix)
+        self.executor.deepen(prefix, position)
         execution = self.executor.advance(prefix, CHEAPEST_KNOBS)
         return execution.latency_ms - execution.stages_ms.get("budget_token", 0.0)
 
@@ -114,19 +152,26 @@ class MolmoEGroupSession:
 
 @dataclass(frozen=True, slots=True)
 class GroupExecutor:
-    """A frozen model as the environment sees it; implements `envs.spec.Executor`."""
+    """A frozen model as the environment sees it; implements `envs.spec.Executor`.
+
+    Attributes:
+        executor: the frozen model.
+        sees_image: whether the features of a sample have a part from its image.
+    """
 
     executor: MolmoEExecutor
+    sees_image: bool = True
 
     @property
     def d_model(self) -> int:
         """Width of language features and latency tokens."""
         return self.executor.d_model
 
-    def language_feature(self, sample: Sample) -> np.ndarray:
-        """Mean word embedding of the prompt, float32 [D]; raises DataError naming the sample."""
-        return self.executor.language_feature(sample)
+    @property
+    def image_dim(self) -> int:
+        """Length of the image feature, 0 without one."""
+        return self.executor.image_dim if self.sees_image else 0
 
     def open(self, sample: Sample, budget_ms: float) -> MolmoEGroupSession:
         """Starts a group of episodes on one (sample, budget)."""
-        return MolmoEGroupSession(self.executor, sample, budget_ms)
+        return MolmoEGroupSession(self.executor, sample, budget_ms, sees_image=self.sees_image)

@@ -1,18 +1,40 @@
-"""A prompt on its way through the blocks before the insertion position.
+"""A prompt on its way: its image's global crop, then the blocks before the insertion position.
 
-Shapes: T prompt tokens, D d_model.
+Shapes: T prompt tokens, D d_model, P patches of a crop, F features of a patch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from rollout.block_skipping import BlockImportance
 from rollout.latency.hooks import Elapsed, Stages
-from rollout.molmoe import ModelInputs
+from rollout.molmoe import ModelInputs, Overview
 from rollout.molmoe.cache import KVCache
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GlobalCrop:
+    """A sample's global crop, encoded; it is the same at every tier.
+
+    Attributes:
+        overview: the decoded image; None for text alone.
+        features_11PF: the crop as the vision encoder sees it; None for text alone.
+        host_ms: time for decoding and resizing, ms.
+        stages: measured time by stage.
+    """
+
+    overview: Overview | None
+    features_11PF: Tensor | None
+    host_ms: float
+    stages: Stages
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the features on the device, in bytes."""
+        return 0 if self.features_11PF is None else self.features_11PF.nbytes
 
 
 @dataclass(slots=True, kw_only=True)
@@ -20,7 +42,7 @@ class Prefix:
     """The prompt at one tier, run through as many blocks as any member of the group needs.
 
     Attributes:
-        inputs: the preprocessed prompt.
+        inputs: the preprocessed prompt, without its pixels.
         host_ms: time for tokenising and image resizing, ms.
         importance: block importance for the sample's task.
         cache: keys and values of the text in blocks 0 .. depth - 1.
@@ -49,9 +71,21 @@ class Prefix:
         tensors = (*self.hidden.values(), *self.latency_tokens.values())
         return self.cache.num_bytes + self.inputs.num_bytes + sum(t.nbytes for t in tensors)
 
+    def restarted(self, cache: KVCache) -> Prefix:
+        """The embedded prompt before its first block, with an empty cache and no budget token."""
+        kinds = {name: name.rpartition("_")[0] for name in self.stages}
+        return replace(
+            self,
+            cache=cache,
+            depth=0,
+            hidden={0: self.hidden[0]},
+            budget_token=None,
+            latency_tokens={},
+            stages={n: e for n, e in self.stages.items() if kinds[n] not in ("block", "budget")},
+        )
+
     def trim(self) -> None:
         """Drops what the vector-Jacobian product does not need; that reads the cache alone."""
-        self.inputs = self.inputs.without_image()
         self.hidden.clear()
 
     def stages_until(self, position: int) -> Stages:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from envs.spec import Features
 from rollout.group_rollout import GroupRollout
 
 
@@ -96,7 +97,7 @@ class PrefixRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prefixes:
-    """The controller's inputs for one sample: language feature [D], latency tokens [K, 3, 5, D]."""
+    """The controller's inputs for one sample, latency tokens as float32 [K, 3, 5, D]."""
 
-    language_feature: np.ndarray
+    features: Features
     latency_tokens: np.ndarray

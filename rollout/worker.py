@@ -143,7 +143,8 @@ class RolloutWorker:
             policy_version=version,
             policy_sha256=sha256,
             budget_token=budget_token_D,
-            language_feature=result.language_feature,
+            language_feature=result.features.language,
+            image_feature=result.features.image,
             actions=result.actions,
             log_probs=result.log_probs,
             latency_tokens=result.latency_tokens,
@@ -226,15 +227,14 @@ class RolloutWorker:
     def prefixes(self, request: PrefixRequest) -> Prefixes:
         """The controller's inputs for one sample; no answer is decoded."""
         sample = self.tasks.sample(request.split, request.index)
-        tokens = []
-        for tier in TIERS:
-            prefix = self.executor.begin(sample, tier, None)
-            self.executor.deepen(prefix, max(POSITIONS))
-            tokens.append(self.executor.latency_tokens(prefix, request.budget_tokens_KD))
-        return Prefixes(
-            language_feature=self.executor.language_feature(sample),
-            latency_tokens=np.stack(tokens, axis=1),
-        )
+        group = MolmoEGroupSession(self.executor, sample, budget_ms=1e9)
+        features = group.features()
+        group.begin([(tier, max(POSITIONS)) for tier in TIERS], None)
+        tokens = [
+            self.executor.latency_tokens(group.prefixes[tier], request.budget_tokens_KD)
+            for tier in TIERS
+        ]
+        return Prefixes(features=features, latency_tokens=np.stack(tokens, axis=1))
 
     def warm_up(self, rounds: int = 2) -> None:
         """Runs cheap and full configurations at every tier; their times are discarded."""

@@ -16,6 +16,7 @@ from learner.learner import LearnerConfig
 from policy.config import PolicySetup
 from policy.controller import Controller
 from rollout.executor import MolmoEExecutor
+from rollout.image_feature import image_dim
 from rollout.latency.simulated import SimulatedLatency
 from rollout.worker import RolloutWorker
 from tests.in_process import LocalFleet, LocalLearner
@@ -55,7 +56,7 @@ def config(**changes: Any) -> JointGRPOConfig:
 
 
 def setup() -> PolicySetup:
-    return PolicySetup.of(rig.SIXTEEN.d_model, rig.BUDGETS)
+    return PolicySetup.of(rig.SIXTEEN.d_model, image_dim(rig.SIXTEEN), rig.BUDGETS)
 
 
 def local_run(run_dir: Path, settings: JointGRPOConfig, fleet: Any = None) -> Run:

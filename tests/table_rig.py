@@ -108,10 +108,13 @@ def calibration_of(table: ProfileTable) -> Calibration:
     return Calibration.of_latencies(end_latencies(table)[None])
 
 
-def fleet_of(table: ProfileTable, feature_SD: np.ndarray | None = None) -> TableFleet:
-    samples = TableSamples(
-        table=table, language_feature_SD=features(table) if feature_SD is None else feature_SD
-    )
+def fleet_of(
+    table: ProfileTable, feature_SD: np.ndarray | None = None, image_SI: np.ndarray | None = None
+) -> TableFleet:
+    """A fleet on one table; without image features the controller does not see the image."""
+    language_SD = features(table) if feature_SD is None else feature_SD
+    image_SI = np.zeros((len(language_SD), 0), np.float32) if image_SI is None else image_SI
+    samples = TableSamples(table=table, language_feature_SD=language_SD, image_feature_SI=image_SI)
     splits = {"train": samples, "validation": samples}
     return TableFleet(splits, StandInBlocks(samples.language_feature_SD.shape[1]))
 
@@ -121,8 +124,8 @@ def table_run(run_dir: Path, settings: JointGRPOConfig, fleet: TableFleet) -> Ru
     run_dir.mkdir(parents=True, exist_ok=True)
     samples = fleet.splits["train"]
     budgets = budgets_of(samples.table)
-    d_model = samples.language_feature_SD.shape[1]
-    setup = PolicySetup.of(d_model, budgets, calibration_of(samples.table))
+    widths = samples.language_feature_SD.shape[1], samples.image_feature_SI.shape[1]
+    setup = PolicySetup.of(*widths, budgets, calibration_of(samples.table))
     torch.manual_seed(settings.seed)
     return Run(
         config=settings,

@@ -6,7 +6,7 @@ place of the frozen blocks, and gradients through it are exact. Everything else 
 controller, the learner and the rewards) is the same as in a real run.
 
 Shapes: S samples, C configurations, N groups, G members, B = N G episodes, D d_model, 4 heads,
-P positions, K budgets, V vocabulary.
+I length of the image feature, P positions, K budgets, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from envs.calibration import Calibration, PresentTime, SteadyTime
-from envs.spec import POSITIONS, TIERS
+from envs.spec import POSITIONS, TIERS, Features
 from policy.config import PolicySetup
 from policy.controller import Controller, choose
 from policy.weights import PolicyWeights
@@ -88,18 +88,24 @@ class TableSamples:
     Attributes:
         table: scores and latencies of all 225 configurations.
         language_feature_SD: float32, the controller's input for each prompt.
+        image_feature_SI: float32, its input for each image; I = 0 without.
     """
 
     table: ProfileTable
     language_feature_SD: np.ndarray
+    image_feature_SI: np.ndarray
 
     def __post_init__(self) -> None:
-        shape = self.language_feature_SD.shape
-        if len(shape) != 2 or shape[0] != len(self.table.sample_ids):
-            raise ValueError(
-                f"language features are {shape} for {len(self.table.sample_ids)} samples: give "
-                "one row each"
-            )
+        for shape in (self.language_feature_SD.shape, self.image_feature_SI.shape):
+            if len(shape) != 2 or shape[0] != len(self.table.sample_ids):
+                raise ValueError(
+                    f"features are {shape} for {len(self.table.sample_ids)} samples: give one row "
+                    "each"
+                )
+
+    def features(self, row: int) -> Features:
+        """What stage 1 sees of a sample."""
+        return Features(language=self.language_feature_SD[row], image=self.image_feature_SI[row])
 
 
 def column_by_action(table: ProfileTable) -> np.ndarray:
@@ -173,6 +179,7 @@ class TableFleet:
         samples = self.splits[requests[0].split]
         rows = [r.index % len(samples.table.sample_ids) for r in requests]
         feature_ND = torch.from_numpy(samples.language_feature_SD[rows])
+        image_NI = torch.from_numpy(samples.image_feature_SI[rows])
         token_ND = controller.budget_tokens(torch.tensor([r.budget_ms for r in requests]))
         size = max(requests[0].group_size, 1)
         generators = [
@@ -181,7 +188,8 @@ class TableFleet:
             for generator in member_generators(request, samples.table.sample_ids[row])
         ] or None
         feature_BD, token_BD = (x.repeat_interleave(size, 0) for x in (feature_ND, token_ND))
-        first = choose(controller.stage1_logits(feature_BD, token_BD), generators)
+        image_BI = image_NI.repeat_interleave(size, 0)
+        first = choose(controller.stage1_logits(feature_BD, token_BD, image_BI), generators)
         tier_B, position_B = first.indices_B2.unbind(1)
         latency_token_BD = self.blocks(token_BD, feature_BD, tier_B, position_B)
         second = choose(controller.stage2_logits(latency_token_BD, position_B), generators)
@@ -256,7 +264,7 @@ class TableFleet:
             )
             results.append(
                 Prefixes(
-                    language_feature=samples.language_feature_SD[row],
+                    features=samples.features(row),
                     latency_tokens=latency_token_BD.view(
                         count, len(TIERS), len(POSITIONS), -1
                     ).numpy(),
@@ -305,6 +313,7 @@ class TableFleet:
             policy_sha256=weights.sha256,
             budget_token=budget_token_D,
             language_feature=samples.language_feature_SD[row],
+            image_feature=samples.image_feature_SI[row],
             actions=actions_G4,
             log_probs=log_probs_G4,
             latency_tokens=latency_tokens_GD,

@@ -37,7 +37,9 @@ def table() -> ProfileTable:
 
 def fleet() -> TableFleet:
     features = np.random.default_rng(1).normal(size=(NUM_SAMPLES, D_MODEL)).astype(np.float32)
-    samples = TableSamples(table=table(), language_feature_SD=features)
+    samples = TableSamples(
+        table=table(), language_feature_SD=features, image_feature_SI=features[:, :0]
+    )
     return TableFleet({"train": samples}, StandInBlocks(D_MODEL))
 
 
@@ -161,8 +163,9 @@ def test_a_profile_of_some_configurations_is_refused():
         latencies_ms=whole.latencies_ms[:, :200],
     )
     features = np.zeros((NUM_SAMPLES, D_MODEL), np.float32)
-    samples = TableSamples(table=part, language_feature_SD=features)
+    blind = features[:, :0]
+    samples = TableSamples(table=part, language_feature_SD=features, image_feature_SI=blind)
     with pytest.raises(ValueError, match="200 of 225"):
         TableFleet({"train": samples}, StandInBlocks(D_MODEL))
     with pytest.raises(ValueError, match="one row each"):
-        TableSamples(table=whole, language_feature_SD=features[:3])
+        TableSamples(table=whole, language_feature_SD=features[:3], image_feature_SI=blind)

@@ -258,8 +258,8 @@ def _with_controller(
 
 def grouped(stages_ms: dict[str, float]) -> dict[str, float]:
     """Stages in the order in which they run, with blocks and decode steps added up."""
-    before_text = ("language_feature", "stage1", "copy", "vision_encoder", "projector")
-    order = (*before_text, "embed", "budget_token", "stage2")
+    before_text = ("vision_global", "image_feature", "language_feature", "stage1", "vision_crops")
+    order = ("copy", *before_text, "projector", "embed", "budget_token", "stage2")
     totals: dict[str, float] = dict.fromkeys((*order, "blocks", "head", "decode"), 0.0)
     for name, elapsed_ms in stages_ms.items():
         kind = {"block": "blocks", "decode": "decode"}.get(name.rpartition("_")[0], name)

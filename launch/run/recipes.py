@@ -104,6 +104,7 @@ class JointGRPOConfig:
         checkpoint_every: steps between two checkpoints. A killed driver resumes from the last one;
             a killed learner does not need it.
         keep_last: number of most recent checkpoints to keep; the best one is kept as well.
+        sees_image: whether stage 1 sees the image, at low resolution, besides prompt and budget.
         warm_start_profile: profile table (.npz) from which both stages are trained before the
             first step; none starts from scratch.
         simulated_latency: JSON file of latencies by configuration that REPLACES the clock; for
@@ -128,6 +129,7 @@ class JointGRPOConfig:
     reward: Literal["budget", "reference"] = "budget"
     checkpoint_every: int = 1
     keep_last: int = 3
+    sees_image: bool = True
     warm_start_profile: Path | None = None
     simulated_latency: Path | None = None
     dry_run: bool = False

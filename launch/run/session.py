@@ -52,6 +52,7 @@ from rollout.block_skipping import BlockImportance
 from rollout.build import model_source
 from rollout.executor import check_knobs_fit
 from rollout.fingerprint import Fingerprint
+from rollout.image_feature import image_dim
 from rollout.latency.calibration import EndLatencies
 from rollout.latency.simulated import SimulatedLatency
 from rollout.molmoe.config import resolve_config
@@ -175,7 +176,7 @@ class Session:
         check_knobs_fit(model)
         for path in filter(None, (worker.importance, *worker.importance_by_task.values())):
             BlockImportance.from_file(path, model.n_layers)
-        self.d_model = model.d_model
+        self.widths = model.d_model, image_dim(model) if self.config.sees_image else 0
         if self.run_dir.exists() and not self.run_dir.is_dir():
             raise ValueError(f"--run-dir {self.run_dir} is a file: give a folder")
 
@@ -197,7 +198,7 @@ class Session:
         self.config = self.config.sized_for(fleet.num_actors)
         budgets = self._budgets(fleet, checkpoint)
         calibration = None if self.simulated else self.calibration
-        setup = PolicySetup.of(self.d_model, budgets, calibration)
+        setup = PolicySetup.of(*self.widths, budgets, calibration)
         fingerprint = fleet.pool.first_facts().fingerprint
         self._check_fingerprint(fingerprint, checkpoint)
         run = self._assemble(fleet, store, setup, fingerprint, checkpoint)

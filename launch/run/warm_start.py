@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from envs.spec import BudgetSampler
 from launch.analysis.baselines import priced_gains
@@ -93,8 +94,14 @@ def examples_from_profile(
         )
     ]
     prefixes = source.prefixes(requests)
+
+    def repeated(rows: ArrayLike) -> np.ndarray:
+        return np.repeat(rows, num_budgets, axis=0)
+
+    image_SI = np.stack([p.features.image for p in prefixes])
     return WarmStartExamples(
-        language_feature_BD=np.repeat([p.language_feature for p in prefixes], num_budgets, axis=0),
+        language_feature_BD=repeated([p.features.language for p in prefixes]),
+        image_feature_BI=repeated(image_SI[:, : controller.config.image_dim]),
         budgets_ms_B=budgets_SK.ravel(),
         latency_token_BAPD=np.concatenate([p.latency_tokens for p in prefixes]),
         gains_BAPKN=by_choice(table, gains(table, budgets_SK, scatter=scatter)),

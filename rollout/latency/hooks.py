@@ -101,12 +101,6 @@ def module_hooks(timeline: Timeline, modules: Iterable[tuple[str, nn.Module]]) -
             handle.remove()
 
 
-def vision_modules(model: MolmoE) -> Iterator[tuple[str, nn.Module]]:
-    """The two parts of the vision backbone, with the names of their stages."""
-    yield "vision_encoder", model.vision.encoder
-    yield "projector", model.vision.projector
-
-
 def block_modules(model: MolmoE) -> Iterator[tuple[str, nn.Module]]:
     """The decoder blocks, with the names of their stages."""
     for index, block in enumerate(model.blocks):

@@ -4,13 +4,14 @@ from rollout.molmoe.checkpoint import load_model, save_model
 from rollout.molmoe.config import MolmoEConfig, VisionConfig
 from rollout.molmoe.decoder import MolmoE
 from rollout.molmoe.generation import Generation, generate
-from rollout.molmoe.preprocess import ModelInputs, Preprocessor
+from rollout.molmoe.preprocess import ModelInputs, Overview, Preprocessor
 
 __all__ = [
     "Generation",
     "ModelInputs",
     "MolmoE",
     "MolmoEConfig",
+    "Overview",
     "Preprocessor",
     "VisionConfig",
     "generate",

@@ -68,6 +68,10 @@ class ModelInputs:
         tensors = (self.token_ids, self.images, self.image_masks, self.image_input_idx)
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
+    def without_global_crop(self) -> ModelInputs:
+        """The same record with the pixels of all crops but the first, C - 1 in number."""
+        return self if self.images is None else replace(self, images=self.images[1:])
+
     def without_image(self) -> ModelInputs:
         """The same record with its pixels let go."""
         return replace(self, images=None, image_masks=None, image_input_idx=None)
@@ -83,6 +87,19 @@ class ModelInputs:
             image_masks=self.image_masks.to(device),
             image_input_idx=self.image_input_idx.to(device),
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overview:
+    """A decoded image and its global crop, the first of its crops at every tier.
+
+    Attributes:
+        pixels: uint8 [H, W, 3], upright.
+        crop: float32 [1, P, X]: the whole image, letterboxed to the encoder's size.
+    """
+
+    pixels: NDArray[np.uint8]
+    crop: Tensor
 
 
 class Preprocessor:
@@ -125,19 +142,32 @@ class Preprocessor:
         Raises:
             ValueError: the prompt is empty, the image unreadable, or max_crops below 1.
         """
-        text_ids = self.encode_prompt(prompt)
+        return self.tiled(self.overview(image), prompt, max_crops)
+
+    def overview(self, image: Image.Image | None) -> Overview | None:
+        """Decodes an image and makes its global crop; raises ValueError if it is unreadable."""
         if image is None:
+            return None
+        pixels, size = to_rgb(image), self.config.vision.image_size
+        patches = to_patches(letterbox(pixels, size, size)[0], self.config.vision.patch_size)
+        return Overview(pixels=pixels, crop=torch.from_numpy(patches[None]))
+
+    def tiled(
+        self, overview: Overview | None, prompt: str, max_crops: int | None = None
+    ) -> ModelInputs:
+        """As `__call__`, for an image that is already decoded."""
+        text_ids = self.encode_prompt(prompt)
+        if overview is None:
             return self._assemble(text_ids, None, (0, 0))
         max_crops = self.config.max_crops if max_crops is None else max_crops
         if max_crops < 1:
             raise ValueError(f"max_crops is {max_crops}: allow at least one crop")
-        pixels = to_rgb(image)
+        pixels = overview.pixels
         margin = self._margin * self.config.vision.patch_size
         height, width = pixels.shape[0] - margin, pixels.shape[1] - margin
         tiling = select_tiling(height, width, self._window, max_crops)
         high = letterbox(pixels, *self._canvas(tiling))
-        size = self.config.vision.image_size
-        return self._assemble(text_ids, (letterbox(pixels, size, size)[0], *high), tiling)
+        return self._assemble(text_ids, (overview.crop.numpy()[0], *high), tiling)
 
     def with_fill(self, image: Image.Image, prompt: str, tier: FillName) -> ModelInputs:
         """Preprocesses with the fill tiling, which covers the crops instead of letterboxing.
@@ -153,8 +183,9 @@ class Preprocessor:
         pixels = to_rgb(image)
         tiling = select_fill_tiling(pixels.shape[0], pixels.shape[1], FILL_TIERS[tier])
         high = fill(pixels, *self._canvas(tiling))
-        size = self.config.vision.image_size
-        return self._assemble(text_ids, (fill(pixels, size, size)[0], *high), tiling)
+        size, patch = self.config.vision.image_size, self.config.vision.patch_size
+        overview = to_patches(fill(pixels, size, size)[0], patch)
+        return self._assemble(text_ids, (overview, *high), tiling)
 
     def encode_prompt(self, prompt: str) -> NDArray[np.int64]:
         """Token ids of " User: {prompt} Assistant:"; raises ValueError for an empty prompt."""
@@ -197,8 +228,7 @@ class Preprocessor:
                 num_text_tokens=len(text_ids),
                 tiling=tiling,
             )
-        overview, high, high_mask = pixels
-        images, masks = self._crops(overview, high, high_mask, tiling)
+        images, masks = self._crops(*pixels, tiling)
         image_ids, idx = self._image_tokens(tiling)
         ids = np.concatenate([[self.bos], image_ids, text_ids])
         return ModelInputs(
@@ -212,14 +242,14 @@ class Preprocessor:
         )
 
     def _crops(
-        self, overview: Pixels, high: Pixels, high_mask: Pixels, tiling: tuple[int, int]
+        self, overview_PX: Pixels, high: Pixels, high_mask: Pixels, tiling: tuple[int, int]
     ) -> tuple[Pixels, Pixels]:
         """Patches [C, P, X], overview first; valid fractions [C, P], overview's -1 row LAST.
 
         That the two orders differ is the published behaviour, on which the weights were trained.
         """
         size, patch = self.config.vision.image_size, self.config.vision.patch_size
-        images, masks = [to_patches(overview, patch)], []
+        images, masks = [overview_PX], []
         for row in range(tiling[0]):
             for col in range(tiling[1]):
                 top, left = row * self._window, col * self._window

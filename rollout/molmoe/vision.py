@@ -122,20 +122,28 @@ class ImageEncoder(nn.Module):
         self.image_pooling_2d = VisionAttention(feature_dim, vision.dim, vision.num_heads)
 
     def forward(self, images_NCPX: Tensor, masks_NCP: Tensor) -> Tensor:
-        """[N, C, P, X] pixels and [N, C, P] valid fractions -> [N, C, V, E] pooled features.
+        """[N, C, P, X] pixels and [N, C, P] valid fractions -> [N, C, V, E] pooled features."""
+        return self.pool(self.crop_features(images_NCPX), masks_NCP)
 
-        A crop of padding only (all -1) yields zero features before the padding embedding.
+    def crop_features(self, images_NCPX: Tensor) -> Tensor:
+        """[N, C, P, X] pixels -> [N, C, P, F]: each crop by itself, as the encoder sees it.
+
+        A crop of padding only (all -1) yields zeros.
         """
         n, c = images_NCPX.shape[:2]
         images_NCPX = images_NCPX.to(self.pad_embed.dtype)
         features = self.image_vit(images_NCPX.flatten(0, 1)).unflatten(0, (n, c))
         is_padding = (images_NCPX == -1).flatten(2).all(-1)
-        features = features.masked_fill(is_padding[..., None, None], 0)
+        return features.masked_fill(is_padding[..., None, None], 0)
+
+    def pool(self, features_NCPF: Tensor, masks_NCP: Tensor) -> Tensor:
+        """[N, C, P, F] features and [N, C, P] valid fractions -> [N, C, V, E] pooled features."""
+        n, c = features_NCPF.shape[:2]
         empty = masks_NCP == 0
         partial = (masks_NCP < 1) & ~empty
-        features = features + empty[..., None] * self.pad_embed[0]
-        features = features + partial[..., None] * self.pad_embed[1]
-        windows = self._windows(features.flatten(0, 1))
+        features_NCPF = features_NCPF + empty[..., None] * self.pad_embed[0]
+        features_NCPF = features_NCPF + partial[..., None] * self.pad_embed[1]
+        windows = self._windows(features_NCPF.flatten(0, 1))
         pooled = self.image_pooling_2d(windows.mean(1, keepdim=True), windows)
         return pooled.view(n, c, -1, pooled.shape[-1])
 

@@ -28,7 +28,7 @@ from envs.spec import Execution, Sample, Tier
 from rollout.latency.clock import DeviceFacts
 
 RECORDS_KEY = "per_sample_results"
-VISION_STAGES = ("copy", "vision_encoder", "projector")
+VISION_STAGES = ("copy", "vision_global", "vision_crops", "projector")
 DISAGREEMENT = 0.01
 """Relative difference beyond which the two decode readings disagree; times are often rounded."""
 

@@ -30,10 +30,17 @@ def test_gymnasium_check(env):
 def test_an_episode_is_two_steps(env):
     observation, info = env.reset(seed=3)
     assert env.observation_space.contains(observation)
-    assert observation[32:35].tolist()[1:] == [0, 0]
+    language, image, (_, step, position) = np.split(observation, [32, -3])
+    features = env.group.features
+    assert np.array_equal(language, features.language)
+    assert np.array_equal(image, features.image)
+    assert image.any()
+    assert (step, position) == (0, 0)
     action = env.action_space.sample(mask=info["action_mask"])
     latency_token, reward, terminated, truncated, info = env.step(action)
     assert (reward, terminated, truncated) == (0, False, False)
+    assert latency_token[:32].any()
+    assert not latency_token[32:-3].any()
     assert not np.array_equal(latency_token, observation)
     action = env.action_space.sample(mask=info["action_mask"])
     _, reward, terminated, _, info = env.step(action)

@@ -106,6 +106,7 @@ def make_group(
         policy_sha256="",
         budget_token=np.zeros(language.shape[-1], np.float32),
         language_feature=language.float().numpy(),
+        image_feature=np.zeros(0, np.float32),
         actions=actions.numpy(),
         log_probs=log_probs.float().numpy(),
         latency_tokens=latency_tokens.float().numpy(),

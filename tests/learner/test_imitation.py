@@ -29,6 +29,7 @@ def make_examples(controller, count: int = 60) -> WarmStartExamples:
         )
     return WarmStartExamples(
         language_feature_BD=language.numpy(),
+        image_feature_BI=np.zeros((count, 0), np.float32),
         budgets_ms_B=budgets.numpy(),
         latency_token_BAPD=latency.view(count, 3, 5, -1).numpy(),
         gains_BAPKN=gains,

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -147,7 +148,7 @@ def test_initial_policy_is_near_uniform_at_any_input_scale():
 
 def test_stages_are_light_at_full_width():
     controller = Controller(
-        ControllerConfig(d_model=2048, budget_low_ms=170.0, budget_high_ms=380.0)
+        ControllerConfig(d_model=2048, image_dim=1025, budget_low_ms=170.0, budget_high_ms=380.0)
     )
     assert controller.num_stage_weights() < 250_000
 
@@ -203,7 +204,7 @@ def test_an_edited_configuration_is_refused(controller, tmp_path, field):
     ("field", "value", "message"),
     [
         ("format_version", 99, "format version 99"),
-        ("format_version", 1, "format version 1 and this program reads 2"),
+        ("format_version", 1, "format version 1 and this program reads 3"),
         ("knobs", {"top_ks": [1]}, "other knobs"),
     ],
 )
@@ -216,11 +217,41 @@ def test_other_format_or_knobs_are_refused(controller, tmp_path, field, value, m
 
 
 def test_check_compatible(controller):
-    controller.check_compatible(d_model=24, budget_range=BudgetRange(low_ms=170, high_ms=380))
+    fits = {"d_model": 24, "image_dim": 9}
+    controller.check_compatible(**fits, budget_range=BudgetRange(low_ms=170, high_ms=380))
     with pytest.raises(ValueError, match="d_model 24 and the model has 2048"):
-        controller.check_compatible(d_model=2048)
+        controller.check_compatible(d_model=2048, image_dim=9)
     with pytest.raises(ValueError, match=r"170\.\.380 ms and the run has 50\.\.500 ms"):
-        controller.check_compatible(d_model=24, budget_range=BudgetRange(low_ms=50, high_ms=500))
+        controller.check_compatible(**fits, budget_range=BudgetRange(low_ms=50, high_ms=500))
+    seeing = Controller(replace(CONFIG, image_dim=7))
+    with pytest.raises(ValueError, match="image features of length 7 and the model gives 9"):
+        seeing.check_compatible(**fits)
+
+
+def test_a_controller_that_sees_the_image_is_told_from_one_that_does_not(controller, tmp_path):
+    seeing = Controller(replace(CONFIG, image_dim=7))
+    seeing.save(tmp_path)
+    assert Controller.load(tmp_path).config.sees_image
+    with pytest.raises(ValueError, match="do not fit this controller"):
+        controller.load_numpy(seeing.to_numpy())
+
+
+def test_stage1_sees_the_image_and_whether_there_is_one():
+    torch.manual_seed(0)
+    controller = Controller(replace(CONFIG, image_dim=7))
+    torch.nn.init.normal_(controller.stage1.heads.weight, std=0.5)
+    language, budgets_ms, _ = inputs(3)
+    token = controller.budget_tokens(budgets_ms[:1]).expand(3, -1)
+    bright = torch.tensor([3.0, 1.0, 2.0, 5.0, 4.0, 0.0, 1.0])
+    grey, none = torch.tensor([2.0] * 6 + [1.0]), torch.zeros(7)
+    logits = controller.stage1_logits(
+        language[:1].expand(3, -1), token, torch.stack([bright, grey, none])
+    )
+    for head in logits:
+        assert not torch.allclose(head[0], head[1])
+        assert not torch.allclose(head[1], head[2]), "an even image and no image differ by the flag"
+    with pytest.raises(AssertionError, match="sees the image"):
+        controller.stage1_logits(language, controller.budget_tokens(budgets_ms))
 
 
 def test_numpy_weights_travel_as_copies(controller):

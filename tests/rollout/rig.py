@@ -16,6 +16,7 @@ from policy.controller import Controller
 from rollout.block_skipping import BlockImportance
 from rollout.executor import ExecutorConfig, MolmoEExecutor
 from rollout.group_runner import GroupRunner
+from rollout.image_feature import image_dim
 from rollout.molmoe import Preprocessor, save_model
 from tests.rollout.molmoe.tiny import TINY, random_model
 
@@ -49,6 +50,7 @@ def controller(seed: int = 0) -> Controller:
     return Controller(
         ControllerConfig(
             d_model=SIXTEEN.d_model,
+            image_dim=image_dim(SIXTEEN),
             budget_low_ms=BUDGETS.range.low_ms,
             budget_high_ms=BUDGETS.range.high_ms,
         )

@@ -66,7 +66,8 @@ def test_executor_answers_as_on_the_cpu_and_reads_tokens_alone(accelerator, runn
     here.deepen(expected, knobs.position)
     top_k = [8] * knobs.position + [knobs.top_k] * (16 - knobs.position)
     skipped = here.importance.skipped(knobs.position, knobs.num_blocks)
-    plain = generate(here.model, expected.inputs, max_new_tokens=4, top_k=top_k, skipped=skipped)
+    inputs = here.preprocessor(sample.image, sample.prompt, knobs.tier.max_crops)
+    plain = generate(here.model, inputs, max_new_tokens=4, top_k=top_k, skipped=skipped)
 
     prefix = there.begin(sample, knobs.tier, TOKEN)
     there.deepen(prefix, knobs.position)

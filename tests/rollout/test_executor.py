@@ -93,8 +93,8 @@ def test_an_executor_that_ignores_a_knob_is_found_out(monkeypatch, ignored):
     monkeypatch.undo()
     begin, deepen, advance = executor.begin, executor.deepen, executor.advance
 
-    def deaf_begin(sample, tier, token):
-        return begin(sample, ignored.get("tier", tier), token)
+    def deaf_begin(sample, tier, token, seen=None):
+        return begin(sample, ignored.get("tier", tier), token, seen)
 
     def deaf_deepen(prefix, position):
         deepen(prefix, ignored.get("position", position))
@@ -109,19 +109,66 @@ def test_an_executor_that_ignores_a_knob_is_found_out(monkeypatch, ignored):
         check_knobs(executor, monkeypatch, MIDDLE, big)
 
 
-def test_crops_fall_with_the_tier(executor):
-    sample = Sample(
-        id="big", task="t", image=Image.new("RGB", (200, 160)), prompt="what is it", answers=()
-    )
-    crops = [len(executor.begin(sample, tier, TOKEN).inputs.images) for tier in Tier]
-    assert crops == sorted(set(crops))
-    assert all(n <= tier.max_crops + 1 for n, tier in zip(crops, Tier, strict=True))
+BIG = replace(SAMPLE, id="big", image=Image.linear_gradient("L").resize((200, 160)))
+
+
+@pytest.fixture
+def encoded(executor, monkeypatch):
+    """The crops that entered the vision encoder, by pass: a list of [crops, P, X]."""
+    passes, vit = [], executor.model.vision.encoder.image_vit
+    original = vit.forward
+    monkeypatch.setattr(vit, "forward", lambda x_BPX: passes.append(x_BPX) or original(x_BPX))
+    return passes
+
+
+def test_every_crop_is_encoded_once_the_global_one_first(executor, encoded):
+    counts = []
+    for tier in Tier:
+        encoded.clear()
+        executor.begin(BIG, tier, TOKEN)
+        whole = executor.preprocessor(BIG.image, BIG.prompt, tier.max_crops).images
+        assert len(encoded[0]) == 1
+        assert torch.equal(torch.cat(encoded), whole)
+        counts.append(len(whole))
+    assert counts == sorted(set(counts))
+    assert all(n <= tier.max_crops + 1 for n, tier in zip(counts, Tier, strict=True))
+
+
+@pytest.mark.parametrize("sees_image", [True, False])
+def test_a_group_encodes_the_global_crop_once_and_each_tiers_others_once(
+    executor, encoded, sees_image
+):
+    group = MolmoEGroupSession(executor, BIG, 50.0, sees_image=sees_image)
+    assert len(group.features().image) == (executor.image_dim if sees_image else 0)
+    assert len(encoded) == sees_image, "the tier is chosen before its crops are encoded"
+    group.begin([(Tier.HIGH, 1), (Tier.LOW, 2), (Tier.HIGH, 3), (Tier.LOW, 2)], TOKEN)
+    group.finish([(4, 12), (8, 16), (4, 14), None])
+    group.cheapest_latency_ms()
+    crops = [
+        len(executor.preprocessor(BIG.image, BIG.prompt, tier.max_crops).images)
+        for tier in (Tier.LOW, Tier.HIGH)
+    ]
+    assert [len(x_BPX) for x_BPX in encoded] == [1, *(count - 1 for count in crops)]
+
+
+def test_the_image_feature_is_the_mean_patch_of_the_first_selected_layer(executor):
+    seen = executor.look(BIG)
+    crop = executor.preprocessor(BIG.image, BIG.prompt, 1).images[:1]
+    width = executor.model.config.vision.dim
+    mean = executor.model.vision.encoder.image_vit(crop)[0, :, :width].mean(0)
+    executor.timeline.take()
+    feature = executor.image_feature(seen)
+    assert executor.timeline.take()["image_feature"].ms > 0
+    assert np.allclose(feature, [*mean, 1.0], atol=1e-6)
+    assert feature.dtype == np.float32
+    text = replace(SAMPLE, image=None)
+    assert not executor.image_feature(executor.look(text)).any()
 
 
 def test_the_answer_is_the_same_with_and_without_the_budget_token(executor):
     for position in range(1, 6):
         knobs = Knobs(tier=Tier.LOW, position=position, top_k=8, num_blocks=16)
-        inputs = executor.begin(SAMPLE, knobs.tier, TOKEN).inputs
+        inputs = executor.preprocessor(SAMPLE.image, SAMPLE.prompt, knobs.tier.max_crops)
         plain = generate(executor.model, inputs, max_new_tokens=4)
         prefix = executor.begin(SAMPLE, knobs.tier, TOKEN)
         executor.deepen(prefix, position)
@@ -151,7 +198,8 @@ def test_stages_add_up_to_the_wall_clock(executor):
     # A model of width 32 leaves little but overhead; the benchmark holds the 5 % at real sizes.
     assert 0.8 < float(np.median(ratios)) <= 1.0
     names = set(execution.stages_ms)
-    assert {"copy", "vision_encoder", "projector", "embed", "budget_token", "head"} <= names
+    vision = {"copy", "vision_global", "vision_crops", "projector"}
+    assert vision | {"embed", "budget_token", "head"} <= names
     assert {f"block_{i:02}" for i in range(16)} <= names
 
 
@@ -280,4 +328,4 @@ def test_text_only_samples_run(executor):
     sample = Sample(id="text", task="t", image=None, prompt="what is it", answers=())
     execution = run(executor, FULL_KNOBS, sample=sample)
     assert execution.num_vision_tokens == 0
-    assert "vision_encoder" not in execution.stages_ms
+    assert not {"vision_global", "vision_crops", "projector"} & set(execution.stages_ms)

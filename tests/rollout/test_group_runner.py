@@ -117,10 +117,11 @@ def test_log_probs_are_those_of_the_controller(runner):
     token = controller.budget_tokens(torch.tensor([40.0]))
     evaluation = evaluate(
         controller,
-        torch.from_numpy(result.language_feature)[None].expand(6, -1),
+        torch.from_numpy(result.features.language)[None].expand(6, -1),
         token.expand(6, -1),
         torch.from_numpy(result.latency_tokens),
         torch.from_numpy(result.actions),
+        torch.from_numpy(result.features.image)[None].expand(6, -1),
     )
     assert np.allclose(evaluation.log_probs_B4.detach().numpy(), result.log_probs, atol=1e-5)
 

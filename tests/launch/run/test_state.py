@@ -225,6 +225,7 @@ def test_stale_episodes_are_weighted_by_how_likely_they_are_now(tmp_path):
             controller.budget_tokens(torch.tensor([group.budget_ms])).expand(size, -1),
             torch.from_numpy(group.latency_tokens),
             torch.from_numpy(group.actions),
+            torch.from_numpy(group.image_feature).expand(size, -1),
         )
         ratios = now.log_probs_B4.sum(-1).detach().numpy() - group.log_probs.sum(-1)
         if (group.scores != group.scores[0]).any() or (group.latencies_ms > group.budget_ms).any():

@@ -172,7 +172,8 @@ EXECUTION = Execution(
     latency_ms=17.0,
     wall_ms=18.0,
     stages_ms={
-        "vision_encoder": 3.0,
+        "vision_global": 1.0,
+        "vision_crops": 2.0,
         "projector": 1.0,
         "embed": 0.5,
         "budget_token": 0.25,
