@@ -4,8 +4,9 @@ Example: python -m benchmarks.episodes --model embedded --samples 12 --groups 60
 
 Sections: sum of the stages against the wall clock; overhead of the hooks; repeatability of three
 fixed configurations; composed latencies of a shared group against unshared runs; speed of a shared
-group of 8 against the two-pass flow of this training's first version, which shares nothing; cost
-of the vector-Jacobian product; cost of the controller. All comparisons are interleaved, on one
+group of 8 against the two-pass flow of this training's first version, which shares nothing; the
+vision encoder in two passes against one batch; cost of the vector-Jacobian product; cost of the
+controller. All comparisons are interleaved, on one
 thread.
 """
 
@@ -205,6 +206,37 @@ def section_further_sharing(worker: RolloutWorker) -> None:
         print(f"further sharing, {name}: {100 * (1 - then / now):.1f} % of block runs saved")
 
 
+def section_vision(worker: RolloutWorker, samples: list[Sample]) -> None:
+    """The encoder in two passes, global crop first, over one batch of all crops; then groups."""
+    executor = worker.executor
+    encoder = executor.model.vision.encoder
+    seen = [sample for sample in samples if sample.image is not None]
+    ratios: dict[str, list[float]] = {tier.name.lower(): [] for tier in Tier}
+    ratios |= {"low and medium": [], "all three": []}
+    for sample in seen * 3:
+        inputs = [executor.preprocessor(sample.image, sample.prompt, t.max_crops) for t in Tier]
+        crops = [(i.images[None], i.image_masks[None]) for i in inputs if i.images is not None]
+
+        def whole(places: list[int], crops=crops) -> None:
+            for place in places:
+                encoder(*crops[place])
+
+        def split(places: list[int], crops=crops) -> None:
+            first = encoder.crop_features(crops[0][0][:, :1])
+            for place in places:
+                images, masks = crops[place]
+                others = encoder.crop_features(images[:, 1:])
+                encoder.pool(torch.cat([first, others], dim=1), masks)
+
+        for name, places in zip(ratios, ([0], [1], [2], [0, 1], [0, 1, 2]), strict=True):
+            calls = [lambda p=places: split(p), lambda p=places: whole(p)]
+            times = [[milliseconds(call) for call in calls] for _ in range(3)]
+            ours, theirs = np.median(times, axis=0)
+            ratios[name].append(float(ours / theirs))
+    for name, found in ratios.items():
+        print(f"vision encoder, {name}: two passes over one batch {spread(found, '')}")
+
+
 def section_gradient(worker: RolloutWorker, samples: list[Sample]) -> None:
     rng, every, shares = np.random.default_rng(2), list(all_knobs()), []
     for sample in samples:
@@ -267,6 +299,8 @@ def main() -> None:
     section_composed(worker, many)
     section_sharing(worker, samples)
     section_further_sharing(worker)
+    with torch.no_grad():
+        section_vision(worker, samples)
     section_gradient(worker, samples)
     section_controller(worker, samples)
 
