@@ -1,7 +1,7 @@
 """What stage 1 sees of an image: the mean over the patches of its global crop.
 
-Of what the vision encoder hands on, the first selected layer alone is averaged. On the embedded
-tasks that says as much of the tier that a question needs as any other pooling, or two together
+Only the first of the encoder's selected layers is averaged. On the embedded tasks no other pooling,
+and no pair of poolings, tells more about the tier that a question needs
 (`python -m benchmarks.image_feature`).
 
 Shapes: P patches of a crop, E encoder width, F = E x selected layers, I = E + 1.

@@ -1,10 +1,14 @@
 """Sharing is invisible, and the group's gradient is the sum of its members'."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from envs.spec import Knobs, Tier, all_knobs
+from policy.controller import Controller
+from rollout.group_runner import GroupRunner
 from rollout.group_sharing import MolmoEGroupSession
 from tests.policy.evaluating import evaluate
 from tests.rollout import rig
@@ -145,3 +149,16 @@ def test_group_gradient_is_the_sum_of_its_members(runner):
     )
     assert np.allclose(together, alone, rtol=1e-4, atol=1e-4)
     assert together.dtype == np.float32
+
+
+def test_a_controller_that_does_not_see_the_image_pays_for_no_feature(runner):
+    blind = Controller(replace(runner.controller.config, image_dim=0))
+    group = GroupRunner(runner.executor, blind, rig.env_arguments())
+    sample = rig.NoiseTask().sample("train", 3)
+    result, seeing = group.run(sample, 40.0), runner.run(sample, 40.0)
+    assert result.features.image.shape == (0,)
+    assert seeing.features.image.any()
+    (outcome,), (other,) = result.outcomes, seeing.outcomes
+    assert "vision_global" in outcome["stages_ms"]
+    assert "image_feature" not in outcome["stages_ms"]
+    assert other["stages_ms"]["image_feature"] > 0
