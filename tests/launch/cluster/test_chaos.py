@@ -25,6 +25,7 @@ from launch.run.session import Session
 from launch.run.state import Run
 from learner.checkpoint import CheckpointStore
 from policy.weights import weights_sha256
+from rollout.image_feature import image_dim
 from tests import launch_rig
 from tests.launch.cluster.test_fleet import hanging_worker
 from tests.rollout import rig
@@ -101,7 +102,7 @@ def test_chaos_changes_nothing(cluster, tmp_path, monkeypatch):
     counted = []
     original = Run.finish_step
     session = Session(settings, train)
-    session.d_model = rig.SIXTEEN.d_model
+    session.widths = rig.SIXTEEN.d_model, image_dim(rig.SIXTEEN)
     learners, restarts = [], []
     assemble, restart = session._assemble, RemoteLearner.restart
 

@@ -18,6 +18,7 @@ from launch.run.session import Session
 from launch.run.state import Run
 from learner.checkpoint import CheckpointStore
 from rollout.build import WorkerConfig
+from rollout.image_feature import image_dim
 from tests import launch_rig
 from tests.rollout import rig
 
@@ -97,7 +98,8 @@ def trained(tmp_path, monkeypatch, loop=train, **changes):
     """A whole session on the cluster, except for reading a real model's folder."""
     session = Session(settings(tmp_path, **changes), loop)
     monkeypatch.setattr("launch.run.session.connect", lambda _address: None)
-    session._check_before_ray = lambda: setattr(session, "d_model", rig.SIXTEEN.d_model)
+    widths = rig.SIXTEEN.d_model, image_dim(rig.SIXTEEN)
+    session._check_before_ray = lambda: setattr(session, "widths", widths)
     assert session.run() == 0
     return CheckpointStore(tmp_path / "run" / "checkpoints").load_latest()
 
