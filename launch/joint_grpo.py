@@ -29,7 +29,9 @@ def train(run: Run) -> None:
         groups = run.collect()
         reward = rewards_of(groups, run.reward_function())
         with watch.part("learn"):
-            pending = run.learner.prepare(groups, reward.score, reward.constraint)
+            pending = run.learner.prepare(
+                groups, reward.score, reward.constraint, run.lambda_control.costs
+            )
         with watch.part("gradient"):
             gradients = run.fleet.budget_gradients(groups, pending.latency_token_grads)
         with watch.part("learn"):

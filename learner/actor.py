@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from learner.learner import Learner, LearnerConfig, PendingUpdate, UpdateRecord
+from learner.config import LearnerConfig
+from learner.learner import Learner, PendingUpdate, UpdateRecord
+from learner.replay import ViolationCost
 from policy.config import ControllerConfig
 from policy.controller import Controller
 from policy.weights import weights_sha256
@@ -41,10 +43,14 @@ class LearnerActor:
         self._pending: PendingUpdate | None = None
 
     def prepare(
-        self, groups: Sequence[GroupRollout], score_NG: np.ndarray, constraint_NG: np.ndarray
+        self,
+        groups: Sequence[GroupRollout],
+        score_NG: np.ndarray,
+        constraint_NG: np.ndarray,
+        violation_cost: ViolationCost | None = None,
     ) -> list[np.ndarray]:
         """The first half of an update; returns dL/d(latency token) of each group."""
-        self._pending = self.learner.prepare(groups, score_NG, constraint_NG)
+        self._pending = self.learner.prepare(groups, score_NG, constraint_NG, violation_cost)
         return self._pending.latency_token_grads
 
     def apply(

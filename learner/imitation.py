@@ -15,13 +15,10 @@ import torch
 from torch import Tensor
 
 from envs.checks import check_within
+from learner.soft_value import shortfall, soft_value
 from policy.controller import Controller
-from policy.distributions import entropy
 from policy.stage1 import Stage1Logits
 from rollout.group_rollout import HEAD_SIZES
-
-MAX_SHORTFALL = 1.0
-"""Maximum difference in gain to the best choice that counts: one correct answer."""
 
 STAGE1_CHOICES = 2
 """Number of (tier, position) pairs per example on which stage 2 is trained in one step."""
@@ -137,25 +134,6 @@ def warm_start(
     return WarmStartRecord(regret_before=before, regret_after=data.regret(controller))
 
 
-def soft_value(
-    first_logits: Tensor, second_logits: Tensor, gains: Tensor, temperature: float
-) -> Tensor:
-    """Expected gain of two independent choices, divided by the temperature, plus their entropy.
-
-    Args:
-        first_logits: [..., M].
-        second_logits: [..., N]; -inf where masked.
-        gains: [..., M, N], finite.
-        temperature: in units of the gains.
-
-    Returns:
-        [...].
-    """
-    first, second = first_logits.log_softmax(-1), second_logits.log_softmax(-1)
-    expected = torch.einsum("...m,...n,...mn->...", first.exp(), second.exp(), gains)
-    return expected / temperature + entropy(first) + entropy(second)
-
-
 class _Tensors:
     """The examples on the controller's device, with their budget tokens, which are constant."""
 
@@ -165,9 +143,7 @@ class _Tensors:
         self.image_feature_BI = torch.from_numpy(examples.image_feature_BI).to(like)
         self.latency_token_BAPD = torch.from_numpy(examples.latency_token_BAPD).to(like)
         gains_BAPKN = torch.from_numpy(examples.gains_BAPKN).to(like)
-        best_B = gains_BAPKN.flatten(1).amax(1)
-        behind_BAPKN = gains_BAPKN - best_B[:, None, None, None, None]
-        self.behind_BAPKN = behind_BAPKN.clamp(min=-MAX_SHORTFALL)
+        self.behind_BAPKN = shortfall(gains_BAPKN)
         self.behind_BAP = self.behind_BAPKN.amax((3, 4))
         with torch.no_grad():
             self.budget_token_BD = controller.budget_tokens(torch.from_numpy(examples.budgets_ms_B))

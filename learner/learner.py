@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,76 +24,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs.checks import check_within
-from learner.advantages import ADVANTAGE_FORMS, AdvantageForm
+from learner.advantages import ADVANTAGE_FORMS
 from learner.batch import EpisodeBatch, make_batch, save_for_inspection
-from learner.losses import EntropySchedule, LossConfig, LossInputs, LossMetrics, grpo_loss
+from learner.config import LearnerConfig
+from learner.losses import LossInputs, LossMetrics, grpo_loss
+from learner.replay import Replay, ReplayRecord, ViolationCost
 from policy.controller import Controller, evaluate_actions
 from policy.distributions import kl_divergence
 from policy.weights import PolicyWeights, weights_sha256
 from rollout.group_rollout import GroupRollout
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LearnerConfig:
-    """Optimizer, loss, and how many failed updates to tolerate.
-
-    Attributes:
-        learning_rate: Adam's learning rate for stage 2 at the first update.
-        final_lr_ratio: every learning rate falls linearly to this share of its first value and
-            stays there.
-        lr_steps: number of updates over which the learning rates fall.
-        weight_decay: Adam's L2 penalty.
-        grad_clip: maximum norm of the whole gradient.
-        stage1_lr_ratio: learning rate of stage 1, as a multiple of `learning_rate`.
-        budget_lr_ratio: learning rate of the budget encoder, as a multiple of `learning_rate`.
-            Both stages read its token, and small changes of its weights add up to large changes of
-            the token, so a trained one should change slowly.
-        advantage: leave_one_out, mean_only or group_standardised; the last one cancels most of
-            lambda's effect (see `learner.advantages.combine`).
-        epochs: number of passes over each batch.
-        max_nonfinite_updates: number of consecutive updates that may be skipped because of a
-            non-finite loss or gradient; one more ends the run.
-        loss: clipping, importance cap, KL.
-        entropy: schedule of the entropy bonus.
-    """
-
-    learning_rate: float = 1e-4
-    final_lr_ratio: float = 1.0
-    lr_steps: int = 1000
-    weight_decay: float = 1e-5
-    grad_clip: float = 1.0
-    stage1_lr_ratio: float = 1.0
-    budget_lr_ratio: float = 1.0
-    advantage: AdvantageForm = "leave_one_out"
-    epochs: int = 1
-    max_nonfinite_updates: int = 3
-    loss: LossConfig = field(default_factory=LossConfig)
-    entropy: EntropySchedule = field(default_factory=EntropySchedule)
-
-    def __post_init__(self) -> None:
-        rates = ("learning_rate", "stage1_lr_ratio", "budget_lr_ratio")
-        check_within(self, *rates, "grad_clip", low=0, above=True)
-        if not 0 <= self.final_lr_ratio <= 1 or self.lr_steps < 1:
-            raise ValueError(
-                f"final_lr_ratio {self.final_lr_ratio}, lr_steps {self.lr_steps}: give a share "
-                "within 0..1 and at least one step"
-            )
-        check_within(self, "weight_decay", low=0)
-        if self.epochs < 1 or self.max_nonfinite_updates < 0:
-            raise ValueError(
-                f"epochs {self.epochs}, max_nonfinite_updates {self.max_nonfinite_updates}: give "
-                "at least 1 and 0"
-            )
-        if self.advantage not in ADVANTAGE_FORMS:
-            raise ValueError(
-                f"unknown advantage {self.advantage!r}: use one of {', '.join(ADVANTAGE_FORMS)}"
-            )
-
-    def lr_scale(self, step: int) -> float:
-        """Factor on all learning rates at an update, counted from 0."""
-        share = min(step / self.lr_steps, 1.0)
-        return 1 - share * (1 - self.final_lr_ratio)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -107,6 +46,7 @@ class PendingUpdate:
     groups: Sequence[GroupRollout]
     score_rewards_NG: np.ndarray
     constraint_rewards_NG: np.ndarray
+    violation_cost: ViolationCost | None
     batch: EpisodeBatch
     proximal_log_probs_B: Tensor
     metrics: LossMetrics
@@ -129,6 +69,7 @@ class UpdateRecord:
         advantage_abs_mean: mean absolute advantage of the active episodes.
         staleness_mean: mean number of versions between the weights that acted and the updated ones.
         staleness_max: maximum of the same.
+        replay: results of the updates from remembered episodes; None without them.
     """
 
     version: int
@@ -142,6 +83,7 @@ class UpdateRecord:
     advantage_abs_mean: float
     staleness_mean: float
     staleness_max: int
+    replay: ReplayRecord | None
 
 
 class NonFiniteUpdateError(RuntimeError):
@@ -164,6 +106,7 @@ class Learner:
         self.inspection_folder = inspection_folder
         self.initial_controller = copy.deepcopy(controller).requires_grad_(False)
         self.optimizer = _make_optimizer(controller, config)
+        self.replay = Replay(controller, config.replay) if config.replay else None
         self.version = 0
         self.num_nonfinite_total = 0
         self.num_nonfinite_consecutive = 0
@@ -174,6 +117,7 @@ class Learner:
         groups: Sequence[GroupRollout],
         score_rewards_NG: np.ndarray,
         constraint_rewards_NG: np.ndarray,
+        violation_cost: ViolationCost | None = None,
     ) -> PendingUpdate:
         """Computes the loss and its gradients down to the latency tokens.
 
@@ -182,6 +126,7 @@ class Learner:
                 one) where updates must be repeatable to the bit.
             score_rewards_NG: the part of each episode's reward that comes from its score.
             constraint_rewards_NG: the rest, -(lambda * violation + 0.5 * overshoot).
+            violation_cost: lambda at budgets in ms, for replay; without it there is none.
 
         Raises:
             ValueError: groups of different sizes, or rewards of another shape.
@@ -200,6 +145,7 @@ class Learner:
             groups=groups,
             score_rewards_NG=score_rewards_NG,
             constraint_rewards_NG=constraint_rewards_NG,
+            violation_cost=violation_cost,
             batch=batch,
             proximal_log_probs_B=log_probs_B,
             metrics=metrics,
@@ -234,7 +180,7 @@ class Learner:
         entropy_coef = self.config.entropy.coefficient(self.version)
         self._schedule_learning_rates()
         grad_norm = self._step(metrics)
-        applied = np.isfinite(grad_norm)
+        applied, replay = np.isfinite(grad_norm), None
         if applied:
             for _ in range(self.config.epochs - 1):
                 self.optimizer.zero_grad()
@@ -242,11 +188,12 @@ class Learner:
                 _, metrics = self._backward(batch, latency_token_BD, pending.proximal_log_probs_B)
                 if not np.isfinite(self._step(metrics)):
                     break
+            replay = self._replay(pending, entropy_coef)
             self.version += 1
             self.num_nonfinite_consecutive = 0
         else:
             self._count_nonfinite(pending, grads_ND)
-        return self._record(pending, metrics, applied, entropy_coef, grad_norm)
+        return self._record(pending, metrics, applied, entropy_coef, grad_norm, replay)
 
     def weights(self) -> PolicyWeights:
         """A copy of the current weights, with version and hash."""
@@ -262,6 +209,7 @@ class Learner:
             "version": self.version,
             "num_nonfinite_total": self.num_nonfinite_total,
             "num_nonfinite_consecutive": self.num_nonfinite_consecutive,
+            "replay": self.replay.state_dict() if self.replay else {},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -272,6 +220,8 @@ class Learner:
         self.version = state["version"]
         self.num_nonfinite_total = state["num_nonfinite_total"]
         self.num_nonfinite_consecutive = state["num_nonfinite_consecutive"]
+        if self.replay and state["replay"]:
+            self.replay.load_state_dict(state["replay"])
         self._pending = None
 
     def _backward(
@@ -305,6 +255,18 @@ class Learner:
         loss, metrics = grpo_loss(inputs, self.config.loss)
         loss.backward()
         return log_probs_B.detach(), metrics
+
+    def _replay(self, pending: PendingUpdate, temperature: float) -> ReplayRecord | None:
+        if self.replay is None or pending.violation_cost is None:
+            return None
+        return self.replay.learn(
+            pending.groups,
+            self.optimizer,
+            pending.violation_cost,
+            temperature=temperature,
+            grad_clip=self.config.grad_clip,
+            seed=self.version,
+        )
 
     def _schedule_learning_rates(self) -> None:
         """Sets them from the version alone, so that a resumed run has the same."""
@@ -350,6 +312,7 @@ class Learner:
         applied: bool,
         entropy_coef: float,
         grad_norm: float,
+        replay: ReplayRecord | None,
     ) -> UpdateRecord:
         batch = pending.batch
         acted_on = self.version - int(applied)
@@ -369,6 +332,7 @@ class Learner:
             ),
             staleness_mean=float(np.mean(staleness)),
             staleness_max=max(staleness),
+            replay=replay,
         )
 
 

@@ -6,6 +6,7 @@ Shapes: N groups, G episodes of each.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import numpy as np
 
@@ -131,4 +132,6 @@ def update_scalars(update: UpdateRecord, reward: Reward) -> dict[str, float]:
     }
     for head, value in zip(HEADS, loss.entropies, strict=True):
         scalars[f"entropy/{head}"] = value
+    if update.replay is not None:
+        scalars |= {f"replay/{name}": value for name, value in asdict(update.replay).items()}
     return scalars

@@ -11,8 +11,8 @@ from launch.run.recipes import EvaluationConfig, JointGRPOConfig
 from launch.run.reporting import Reporter
 from launch.run.state import Run
 from learner.checkpoint import CheckpointStore
+from learner.config import LearnerConfig
 from learner.lambda_control import LambdaControl
-from learner.learner import LearnerConfig
 from policy.config import PolicySetup
 from policy.controller import Controller
 from rollout.executor import MolmoEExecutor

@@ -15,7 +15,9 @@ from ray.exceptions import GetTimeoutError, RayTaskError
 from launch.cluster.fleet import publish
 from launch.cluster.slots import LOST, kill, last_line, raised_by_our_code
 from learner.actor import LearnerActor
-from learner.learner import LearnerConfig, UpdateRecord
+from learner.config import LearnerConfig
+from learner.learner import UpdateRecord
+from learner.replay import ViolationCost
 from policy.config import ControllerConfig
 from policy.controller import Controller
 from policy.weights import PolicyWeights
@@ -106,10 +108,15 @@ class RemoteLearner:
         self._start(state)
 
     def prepare(
-        self, groups: Sequence[GroupRollout], score_NG: np.ndarray, constraint_NG: np.ndarray
+        self,
+        groups: Sequence[GroupRollout],
+        score_NG: np.ndarray,
+        constraint_NG: np.ndarray,
+        violation_cost: ViolationCost | None = None,
     ) -> RemotePending:
         """The first half of an update."""
-        grads = self._get(self.actor.prepare.remote(groups, score_NG, constraint_NG), "prepare")
+        call = self.actor.prepare.remote(groups, score_NG, constraint_NG, violation_cost)
+        grads = self._get(call, "prepare")
         return RemotePending(latency_token_grads=grads)
 
     def apply(

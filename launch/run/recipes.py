@@ -13,9 +13,10 @@ from envs.checks import check_within
 from envs.reward import BudgetReward, ReferenceReward, RewardFunction
 from envs.spec import BudgetSampler
 from launch.cluster.config import ClusterConfig
+from learner.config import LearnerConfig
 from learner.lambda_control import PIDConfig
-from learner.learner import LearnerConfig
 from learner.losses import EntropySchedule
+from learner.replay import ReplayConfig
 from rollout.build import EMBEDDED, WorkerConfig
 from rollout.executor import ExecutorConfig
 
@@ -148,6 +149,10 @@ class JointGRPOConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}: give at least {least}")
         check_within(self, "seed", low=0)
         self.budget.fixed()
+        if self.reward == "reference" and self.learner.replay is not None:
+            raise ValueError(
+                "replay predicts the default reward: with the reference reward, do without replay"
+            )
         profiled, own = WorkerConfig(), self.worker
         if self.warm_start_profile == SHIPPED_PROFILE and (own.model, own.tasks) != (
             profiled.model,
@@ -181,7 +186,12 @@ def from_json(data: Mapping[str, Any]) -> JointGRPOConfig:
 
 
 def _annealed(
-    steps: int, *, learning_rate: float, epochs: int, entropy: tuple[float, float]
+    steps: int,
+    *,
+    learning_rate: float,
+    epochs: int,
+    entropy: tuple[float, float],
+    replay: ReplayConfig | None = None,
 ) -> LearnerConfig:
     """Learning rate and entropy bonus fall over the whole run."""
     return LearnerConfig(
@@ -190,6 +200,7 @@ def _annealed(
         lr_steps=steps,
         epochs=epochs,
         entropy=EntropySchedule(start=entropy[0], end=entropy[1], steps=steps),
+        replay=replay,
     )
 
 

@@ -24,6 +24,7 @@ from launch.run.resume import budgets_to_state
 from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.lambda_control import LambdaControl
 from learner.learner import UpdateRecord
+from learner.replay import ViolationCost
 from learner.scalars import (
     rollout_scalars,
     speed_scalars,
@@ -44,7 +45,11 @@ class LearnerLike(Protocol):
     """The learner, in this process or in an actor."""
 
     def prepare(
-        self, groups: Sequence[GroupRollout], score_NG: np.ndarray, constraint_NG: np.ndarray
+        self,
+        groups: Sequence[GroupRollout],
+        score_NG: np.ndarray,
+        constraint_NG: np.ndarray,
+        violation_cost: ViolationCost | None = None,
     ) -> Any:
         """The first half of an update; see `learner.learner.Learner.prepare`."""
         ...

@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from learner.learner import Learner, LearnerConfig
+from learner.config import LearnerConfig
+from learner.learner import Learner
 from learner.losses import EntropySchedule
 from tests.learner.synthetic import (
     ACTIONS,

@@ -12,7 +12,8 @@ import torch
 
 from learner import checkpoint as checkpoint_module
 from learner.checkpoint import CheckpointError, CheckpointStore, find_controller
-from learner.learner import Learner, LearnerConfig
+from learner.config import LearnerConfig
+from learner.learner import Learner
 from policy.controller import Controller
 from policy.weights import weights_sha256
 from tests.learner.synthetic import make_controller

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from learner.learner import Learner, LearnerConfig, NonFiniteUpdateError
+from learner.config import LearnerConfig
+from learner.learner import Learner, NonFiniteUpdateError
 from learner.losses import EntropySchedule, LossConfig
 from policy.weights import weights_sha256
 from tests.learner.synthetic import D_MODEL, FrozenBlocks, make_controller, run_groups

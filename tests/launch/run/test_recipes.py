@@ -6,9 +6,9 @@ import pytest
 
 from launch.cluster.config import ClusterConfig
 from launch.run.recipes import RECIPES, BudgetConfig, EvaluationConfig, JointGRPOConfig
+from learner.config import LearnerConfig
 from learner.imitation import WarmStartConfig
 from learner.lambda_control import PIDConfig
-from learner.learner import LearnerConfig
 from learner.losses import EntropySchedule, LossConfig
 from rollout.build import WorkerConfig
 from rollout.executor import ExecutorConfig

@@ -11,7 +11,7 @@ from launch.run.lock import RunLock
 from launch.run.recipes import RECIPES, EvaluationConfig, from_json, to_json
 from launch.run.resume import check_resumable
 from launch.run.session import Session
-from learner.learner import LearnerConfig
+from learner.config import LearnerConfig
 from rollout.build import WorkerConfig
 from tests import launch_rig
 

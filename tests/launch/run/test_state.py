@@ -9,7 +9,7 @@ import torch
 
 from launch.cluster.signals import Stopped
 from launch.joint_grpo import train
-from learner.learner import LearnerConfig
+from learner.config import LearnerConfig
 from policy.weights import weights_sha256
 from rollout.group_rollout import GroupRollout
 from rollout.requests import FailedGroup, GradientRequest

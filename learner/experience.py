@@ -1,0 +1,120 @@
+"""Experience: the groups a learner remembers, to learn from each of them many times.
+
+Shapes: M groups remembered, N new groups, B drawn groups, G episodes of a group, D d_model, I
+length of the image feature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rollout.group_rollout import GroupRollout
+
+STORED_DTYPE = torch.float16
+"""Of features and tokens. Half precision keeps a checkpoint of all experience small."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Episodes:
+    """Groups of one size as tensors.
+
+    Attributes:
+        language_feature_MD: mean word embedding of each prompt.
+        image_feature_MI: I = 0 if stage 1 does not see the image.
+        budgets_ms_M: float64, calibrated ms.
+        latency_token_MGD: as the policy that acted saw them.
+        actions_MG4: int64, choice indices.
+        scores_MG: in [0, 1].
+        log_ms_MG: logarithms of latencies in calibrated ms.
+    """
+
+    language_feature_MD: Tensor
+    image_feature_MI: Tensor
+    budgets_ms_M: Tensor
+    latency_token_MGD: Tensor
+    actions_MG4: Tensor
+    scores_MG: Tensor
+    log_ms_MG: Tensor
+
+    @classmethod
+    def of(cls, groups: Sequence[GroupRollout]) -> Self:
+        """The groups of one batch."""
+
+        def stacked(name: str, dtype: torch.dtype) -> Tensor:
+            return torch.from_numpy(np.array([getattr(g, name) for g in groups])).to(dtype)
+
+        return cls(
+            language_feature_MD=stacked("language_feature", STORED_DTYPE),
+            image_feature_MI=stacked("image_feature", STORED_DTYPE),
+            budgets_ms_M=stacked("budget_ms", torch.float64),
+            latency_token_MGD=stacked("latency_tokens", STORED_DTYPE),
+            actions_MG4=stacked("actions", torch.int64),
+            scores_MG=stacked("scores", torch.float32),
+            log_ms_MG=stacked("latencies_ms", torch.float64).log().float(),
+        )
+
+    def __len__(self) -> int:
+        return len(self.budgets_ms_M)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All fields by name."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    def rows(self, rows_B: Tensor | slice) -> Self:
+        """Some of the groups."""
+        return type(self)(**{name: tensor[rows_B] for name, tensor in self.tensors().items()})
+
+    def followed_by(self, other: Self) -> Self:
+        """These groups, then the others."""
+        theirs = other.tensors()
+        return type(self)(
+            **{name: torch.cat((own, theirs[name])) for name, own in self.tensors().items()}
+        )
+
+    def to(self, like: Tensor) -> Self:
+        """With the device of `like`, and floats of its dtype but for the budgets."""
+        return type(self)(
+            **{
+                name: tensor.to(like.device)
+                if tensor.dtype in (torch.int64, torch.float64)
+                else tensor.to(like)
+                for name, tensor in self.tensors().items()
+            }
+        )
+
+
+class Experience:
+    """The most recent groups of a run, at most `capacity` of them."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.episodes: Episodes | None = None
+
+    def __len__(self) -> int:
+        return 0 if self.episodes is None else len(self.episodes)
+
+    def add(self, groups: Sequence[GroupRollout]) -> Episodes:
+        """Remembers groups, forgets the oldest ones, and returns the new ones."""
+        new = Episodes.of(groups)
+        kept = new if self.episodes is None else self.episodes.followed_by(new)
+        self.episodes = kept.rows(slice(-self.capacity, None))
+        return new
+
+    def draw(self, count: int, rng: torch.Generator) -> Episodes:
+        """Groups drawn with replacement."""
+        assert self.episodes is not None, "add groups first"
+        return self.episodes.rows(torch.randint(len(self), (count,), generator=rng))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All groups, by field; empty at first."""
+        return {} if self.episodes is None else self.episodes.tensors()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over a saved state."""
+        self.episodes = Episodes(**state) if state else None

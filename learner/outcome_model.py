@@ -1,0 +1,183 @@
+"""The outcome model: score and latency of every configuration, from what stage 1 sees.
+
+It is fitted to all remembered episodes. The policy ascends its expected reward on many more
+(sample, budget) pairs than can be run, while the measured groups of each step keep it honest: the
+spread of its latencies is taken from groups before it learns from them.
+
+Shapes: B samples, G episodes of a sample, D d_model, I length of the image feature, A = 3 tiers,
+P = 5 positions, K = 5 top_ks, N = 5 num_blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from envs.action_masks import num_blocks_mask
+from envs.checks import check_within
+from envs.spec import POSITIONS
+from learner.experience import Episodes
+from rollout.group_rollout import HEAD_SIZES
+
+NUM_TIERS, NUM_CHOICES = HEAD_SIZES[0], HEAD_SIZES[1]
+NUM_OUTPUTS = 1 + 3 * NUM_TIERS * NUM_CHOICES
+
+LATENCY_WEIGHT = 5.0
+"""Weight of a squared error of log latency relative to the cross-entropy of a score."""
+
+SPREAD_MEMORY = 0.95
+"""Weight of the past in the running spread of latencies."""
+
+INITIAL_SPREAD = 0.15
+
+OVERSHOOT_COST = 0.5
+"""As in `envs.reward.budget_reward`."""
+
+MASKED_PN = torch.tensor([(~num_blocks_mask(position)).tolist() for position in POSITIONS])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutcomeModelConfig:
+    """Size and fit of the model.
+
+    Attributes:
+        hidden_dim: width of its bottleneck. It is narrow, so that samples are compared by the few
+            directions in which their needs differ.
+        input_dropout: share of inputs that are dropped in the fit.
+        dropout: share of the bottleneck that is dropped in the fit.
+        learning_rate: AdamW's.
+        weight_decay: AdamW's.
+    """
+
+    hidden_dim: int = 32
+    input_dropout: float = 0.3
+    dropout: float = 0.3
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_within(self, "hidden_dim", low=1)
+        check_within(self, "input_dropout", "dropout", low=0, high=0.9)
+        check_within(self, "learning_rate", low=0, above=True)
+        check_within(self, "weight_decay", low=0)
+
+
+class Outcomes(NamedTuple):
+    """Predictions for every configuration: logits of scores, and logarithms of latencies in ms."""
+
+    score_logit_BAPKN: Tensor
+    log_ms_BAPKN: Tensor
+
+
+class OutcomeModel(nn.Module):
+    """Two small networks on standardised features, one for scores and one for latencies.
+
+    The outputs are additive: each knob has an effect of its own at each tier, on top of one of the
+    sample. That is how the knobs act, and few episodes tell much about all configurations.
+
+    Args:
+        d_model: D.
+        image_dim: I.
+        config: see OutcomeModelConfig.
+    """
+
+    count: Tensor
+    mean_log_ms: Tensor
+    spread: Tensor
+    sums: Tensor
+
+    def __init__(self, d_model: int, image_dim: int, config: OutcomeModelConfig) -> None:
+        super().__init__()
+        width = d_model + image_dim
+        self.score_net, self.latency_net = _network(width, config), _network(width, config)
+        for name, value in (("count", 0.0), ("mean_log_ms", 0.0), ("spread", INITIAL_SPREAD)):
+            self.register_buffer(name, torch.tensor(value, dtype=torch.float64))
+        self.register_buffer("sums", torch.zeros(2, width, dtype=torch.float64))
+
+    def forward(self, episodes: Episodes) -> Outcomes:
+        """Predictions for the samples of B groups."""
+        inputs = torch.cat((episodes.language_feature_MD, episodes.image_feature_MI), -1)
+        mean, square = (self.sums / self.count.clamp(min=1)).unbind()
+        scale = (square - mean.square()).clamp(min=0).sqrt() + 1e-6
+        inputs = ((inputs - mean) / scale).clamp(-5, 5).to(inputs.dtype)
+        return Outcomes(
+            _by_choice(self.score_net(inputs)),
+            _by_choice(self.latency_net(inputs)) + self.mean_log_ms.to(inputs.dtype),
+        )
+
+    @torch.no_grad()
+    def observe(self, new: Episodes) -> None:
+        """Takes new groups into the standardisation and the spread; does not fit."""
+        if self.count > 0:
+            self.eval()
+            error = self(new).log_ms_BAPKN[_places(new)] - new.log_ms_MG
+            rms = error.double().square().mean().sqrt()
+            self.spread.lerp_(rms, 1 - SPREAD_MEMORY)
+        inputs = torch.cat((new.language_feature_MD, new.image_feature_MI), -1).double()
+        if self.count == 0:
+            self.mean_log_ms.copy_(new.log_ms_MG.double().mean())
+        self.sums += torch.stack((inputs.sum(0), inputs.square().sum(0)))
+        self.count += len(new)
+
+    def loss(self, episodes: Episodes) -> Tensor:
+        """Cross-entropy of scores plus squared error of log latencies."""
+        outcomes, places = self(episodes), _places(episodes)
+        score_loss = functional.binary_cross_entropy_with_logits(
+            outcomes.score_logit_BAPKN[places], episodes.scores_MG
+        )
+        error = outcomes.log_ms_BAPKN[places] - episodes.log_ms_MG
+        return score_loss + LATENCY_WEIGHT * error.square().mean()
+
+    @torch.no_grad()
+    def gains(self, episodes: Episodes, violation_cost_B: Tensor) -> Tensor:
+        """Expected rewards [B, A, P, K, N] at the groups' budgets; -inf where masked.
+
+        The reward is that of `envs.reward.budget_reward`, at the price of a violation of each
+        budget. A budget is feasible with the chance that the fastest configuration meets it.
+        """
+        self.eval()
+        outcomes = self(episodes)
+        behind = episodes.budgets_ms_M.log()[:, None, None, None, None] - outcomes.log_ms_BAPKN
+        meets = torch.special.ndtr(behind / self.spread).to(outcomes.log_ms_BAPKN)
+        feasible = meets.amax((1, 2, 3, 4), keepdim=True)
+        overshoot = torch.expm1(-behind).clamp(0, 1).to(meets) * (1 - meets)
+        price = violation_cost_B.to(meets)[:, None, None, None, None]
+        reward = feasible * (outcomes.score_logit_BAPKN.sigmoid() - price * (1 - meets))
+        reward = reward - OVERSHOOT_COST * overshoot
+        return reward.masked_fill(MASKED_PN[:, None].to(reward.device), -torch.inf)
+
+
+def _network(width: int, config: OutcomeModelConfig) -> nn.Sequential:
+    last = nn.Linear(config.hidden_dim, NUM_OUTPUTS)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(
+        nn.Dropout(config.input_dropout),
+        nn.Linear(width, config.hidden_dim),
+        nn.GELU(),
+        nn.Dropout(config.dropout),
+        last,
+    )
+
+
+def _by_choice(outputs: Tensor) -> Tensor:
+    """The sums of the sample's effect and each knob's at its tier, [B, A, P, K, N]."""
+    sample = outputs[:, 0, None, None, None, None]
+    effects = outputs[:, 1:].unflatten(1, (3, NUM_TIERS, NUM_CHOICES))
+    position, top_k, num_blocks = effects.unbind(1)
+    return (
+        sample
+        + position[:, :, :, None, None]
+        + top_k[:, :, None, :, None]
+        + num_blocks[:, :, None, None, :]
+    )
+
+
+def _places(episodes: Episodes) -> tuple[Tensor, ...]:
+    """Indices of the episodes' configurations, [B, G] each."""
+    rows = torch.arange(len(episodes), device=episodes.actions_MG4.device)[:, None]
+    return rows, *episodes.actions_MG4.unbind(-1)

@@ -1,0 +1,200 @@
+"""Replay: after each measured update, many more from remembered episodes and an outcome model.
+
+A group is measured once. Its scores and latencies keep teaching the outcome model, and its inputs
+keep teaching the policy, which ascends the model's expected reward over all configurations.
+
+Shapes: B drawn groups, G episodes of a group, A = 3 tiers, P = 5 positions, K = 5 top_ks, N = 5
+num_blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from envs.checks import check_within
+from learner.experience import Episodes, Experience
+from learner.outcome_model import OutcomeModel, OutcomeModelConfig
+from learner.soft_value import shortfall, soft_value
+from policy.controller import Controller
+from rollout.group_rollout import GroupRollout
+
+ViolationCost = Callable[[ArrayLike], NDArray[np.float64]]
+"""Lambda at each budget in ms."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayConfig:
+    """How much is remembered, and how often it is learned from.
+
+    Attributes:
+        capacity: number of groups that are remembered; they are part of every checkpoint.
+        warm_up: number of groups before the policy follows the model.
+        model_updates: updates of the outcome model per step.
+        policy_updates: updates of both stages per step.
+        batch_size: groups of one update, drawn with replacement.
+        model: size and fit of the outcome model.
+    """
+
+    capacity: int = 4096
+    warm_up: int = 64
+    model_updates: int = 20
+    policy_updates: int = 10
+    batch_size: int = 256
+    model: OutcomeModelConfig = field(default_factory=OutcomeModelConfig)
+
+    def __post_init__(self) -> None:
+        names = ("capacity", "warm_up", "model_updates", "policy_updates", "batch_size")
+        check_within(self, *names, low=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayRecord:
+    """Results of one step's replay, for the logs.
+
+    Attributes:
+        num_groups: number of groups remembered.
+        model_loss: mean loss of the outcome model.
+        latency_spread: error of its log latencies on groups that it had not learned from.
+        regret: mean expected reward lost by the policy against the model's best configuration.
+    """
+
+    num_groups: int
+    model_loss: float
+    latency_spread: float
+    regret: float
+
+
+class Replay:
+    """Remembers groups, fits the outcome model and improves the policy by it.
+
+    Args:
+        controller: the policy; both stages are improved. The budget encoder keeps its weights,
+            because remembered latency tokens depend on them.
+        config: see ReplayConfig.
+    """
+
+    def __init__(self, controller: Controller, config: ReplayConfig) -> None:
+        self.controller, self.config = controller, config
+        self.experience = Experience(config.capacity)
+        widths = controller.config.d_model, controller.config.image_dim
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.model = OutcomeModel(*widths, config.model)
+        self.model.to(next(controller.parameters()).device)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=config.model.learning_rate,
+            weight_decay=config.model.weight_decay,
+        )
+
+    def learn(
+        self,
+        groups: Sequence[GroupRollout],
+        optimizer: torch.optim.Optimizer,
+        violation_cost: ViolationCost,
+        *,
+        temperature: float,
+        grad_clip: float,
+        seed: int,
+    ) -> ReplayRecord:
+        """Takes in a step's groups, then updates the outcome model and the policy.
+
+        Args:
+            groups: of one size.
+            optimizer: of the policy.
+            violation_cost: lambda at each budget.
+            temperature: weight of the entropy relative to the reward.
+            grad_clip: maximum norm of the policy's gradient.
+            seed: of the draws; the same seed, state and groups lead to the same weights.
+        """
+        rng = torch.Generator().manual_seed(seed)
+        like = next(self.controller.parameters())
+        self.model.observe(self.experience.add(groups).to(like))
+        with torch.random.fork_rng(devices=[]):  # dropout draws from the global generator
+            torch.manual_seed(seed)
+            losses = [
+                self._fit(self.experience.draw(self.config.batch_size, rng).to(like))
+                for _ in range(self.config.model_updates)
+            ]
+        regrets = [0.0]
+        if len(self.experience) >= self.config.warm_up:
+            regrets = [
+                self._improve(
+                    self.experience.draw(self.config.batch_size, rng).to(like),
+                    optimizer,
+                    violation_cost,
+                    temperature,
+                    grad_clip,
+                )
+                for _ in range(self.config.policy_updates)
+            ]
+        return ReplayRecord(
+            num_groups=len(self.experience),
+            model_loss=float(np.mean(losses)),
+            latency_spread=float(self.model.spread),
+            regret=float(np.mean(regrets)),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything an exact resume needs."""
+        return {
+            "experience": self.experience.state_dict(),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over a saved state."""
+        self.experience.load_state_dict(state["experience"])
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def _fit(self, episodes: Episodes) -> float:
+        self.model.train()
+        loss = self.model.loss(episodes)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.item()
+
+    def _improve(
+        self,
+        episodes: Episodes,
+        optimizer: torch.optim.Optimizer,
+        violation_cost: ViolationCost,
+        temperature: float,
+        grad_clip: float,
+    ) -> float:
+        """One update of both stages; returns the regret of the choices in the episodes."""
+        costs_B = torch.from_numpy(violation_cost(episodes.budgets_ms_M.cpu().numpy()))
+        costs_B = costs_B.to(episodes.budgets_ms_M.device)
+        behind_BAPKN = shortfall(self.model.gains(episodes, costs_B))
+        with torch.no_grad():
+            budget_token_BD = self.controller.budget_tokens(episodes.budgets_ms_M)
+        stage1 = self.controller.stage1_logits(
+            episodes.language_feature_MD, budget_token_BD, episodes.image_feature_MI
+        )
+        value_B = soft_value(*stage1, behind_BAPKN.amax((3, 4)), temperature)
+        actions_BG4 = episodes.actions_MG4
+        rows_BG = torch.arange(len(episodes), device=actions_BG4.device)[:, None].expand(
+            actions_BG4.shape[:2]
+        )
+        tier_BG, position_BG, top_k_BG, num_blocks_BG = actions_BG4.unbind(-1)
+        stage2 = self.controller.stage2_logits(
+            episodes.latency_token_MGD.flatten(0, 1), position_BG.flatten()
+        )
+        after_BGKN = behind_BAPKN[rows_BG, tier_BG, position_BG]
+        value_R = soft_value(*stage2, after_BGKN.flatten(0, 1), temperature)
+        loss = -temperature * (value_B.mean() + value_R.mean())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.controller.parameters(), grad_clip)
+        optimizer.step()
+        taken = behind_BAPKN[rows_BG, tier_BG, position_BG, top_k_BG, num_blocks_BG]
+        return -taken.mean().item()
