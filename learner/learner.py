@@ -261,9 +261,9 @@ class Learner:
             return None
         return self.replay.learn(
             pending.groups,
-            self.optimizer,
             pending.violation_cost,
             temperature=temperature,
+            lr_scale=self.config.lr_scale(self.version),
             grad_clip=self.config.grad_clip,
             seed=self.version,
         )

@@ -53,8 +53,8 @@ class OutcomeModelConfig:
         weight_decay: AdamW's.
     """
 
-    hidden_dim: int = 32
-    input_dropout: float = 0.3
+    hidden_dim: int = 16
+    input_dropout: float = 0.6
     dropout: float = 0.3
     learning_rate: float = 2e-3
     weight_decay: float = 0.1

@@ -38,19 +38,24 @@ class ReplayConfig:
         model_updates: updates of the outcome model per step.
         policy_updates: updates of both stages per step.
         batch_size: groups of one update, drawn with replacement.
+        learning_rate: Adam's for both stages; it falls as the learner's does. These updates have an
+            optimizer of their own, because their gradient has far less noise than that of a
+            measured batch.
         model: size and fit of the outcome model.
     """
 
     capacity: int = 4096
     warm_up: int = 64
-    model_updates: int = 20
+    model_updates: int = 8
     policy_updates: int = 10
     batch_size: int = 256
+    learning_rate: float = 2e-3
     model: OutcomeModelConfig = field(default_factory=OutcomeModelConfig)
 
     def __post_init__(self) -> None:
         names = ("capacity", "warm_up", "model_updates", "policy_updates", "batch_size")
         check_within(self, *names, low=1)
+        check_within(self, "learning_rate", low=0, above=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,19 +92,21 @@ class Replay:
             torch.manual_seed(0)
             self.model = OutcomeModel(*widths, config.model)
         self.model.to(next(controller.parameters()).device)
-        self.optimizer = torch.optim.AdamW(
+        self.model_optimizer = torch.optim.AdamW(
             self.model.parameters(),
             lr=config.model.learning_rate,
             weight_decay=config.model.weight_decay,
         )
+        self.stages = [*controller.stage1.parameters(), *controller.stage2.parameters()]
+        self.optimizer = torch.optim.Adam(self.stages, lr=config.learning_rate)
 
     def learn(
         self,
         groups: Sequence[GroupRollout],
-        optimizer: torch.optim.Optimizer,
         violation_cost: ViolationCost,
         *,
         temperature: float,
+        lr_scale: float,
         grad_clip: float,
         seed: int,
     ) -> ReplayRecord:
@@ -107,13 +114,14 @@ class Replay:
 
         Args:
             groups: of one size.
-            optimizer: of the policy.
             violation_cost: lambda at each budget.
             temperature: weight of the entropy relative to the reward.
+            lr_scale: factor on the policy's learning rate.
             grad_clip: maximum norm of the policy's gradient.
             seed: of the draws; the same seed, state and groups lead to the same weights.
         """
         rng = torch.Generator().manual_seed(seed)
+        self.optimizer.param_groups[0]["lr"] = lr_scale * self.config.learning_rate
         like = next(self.controller.parameters())
         self.model.observe(self.experience.add(groups).to(like))
         with torch.random.fork_rng(devices=[]):  # dropout draws from the global generator
@@ -127,7 +135,6 @@ class Replay:
             regrets = [
                 self._improve(
                     self.experience.draw(self.config.batch_size, rng).to(like),
-                    optimizer,
                     violation_cost,
                     temperature,
                     grad_clip,
@@ -146,6 +153,7 @@ class Replay:
         return {
             "experience": self.experience.state_dict(),
             "model": self.model.state_dict(),
+            "model_optimizer": self.model_optimizer.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
 
@@ -153,20 +161,20 @@ class Replay:
         """Takes over a saved state."""
         self.experience.load_state_dict(state["experience"])
         self.model.load_state_dict(state["model"])
+        self.model_optimizer.load_state_dict(state["model_optimizer"])
         self.optimizer.load_state_dict(state["optimizer"])
 
     def _fit(self, episodes: Episodes) -> float:
         self.model.train()
         loss = self.model.loss(episodes)
-        self.optimizer.zero_grad()
+        self.model_optimizer.zero_grad()
         loss.backward()
-        self.optimizer.step()
+        self.model_optimizer.step()
         return loss.item()
 
     def _improve(
         self,
         episodes: Episodes,
-        optimizer: torch.optim.Optimizer,
         violation_cost: ViolationCost,
         temperature: float,
         grad_clip: float,
@@ -192,9 +200,9 @@ class Replay:
         after_BGKN = behind_BAPKN[rows_BG, tier_BG, position_BG]
         value_R = soft_value(*stage2, after_BGKN.flatten(0, 1), temperature)
         loss = -temperature * (value_B.mean() + value_R.mean())
-        optimizer.zero_grad()
+        self.optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.controller.parameters(), grad_clip)
-        optimizer.step()
+        torch.nn.utils.clip_grad_norm_(self.stages, grad_clip)
+        self.optimizer.step()
         taken = behind_BAPKN[rows_BG, tier_BG, position_BG, top_k_BG, num_blocks_BG]
         return -taken.mean().item()

@@ -208,10 +208,30 @@ def embedded_scratch() -> JointGRPOConfig:
     """The small MolmoE and its tasks, on a laptop; the controller starts from scratch."""
     return JointGRPOConfig(
         recipe="embedded-scratch",
-        steps=400,
+        steps=200,
         groups_per_step=12,
         group_size=4,
         worker=WorkerConfig(device="cpu", dtype="float32"),
+        pid=PIDConfig(
+            kp=0.2,
+            ki=0.2,
+            smoothing=0.8,
+            initial=0.7,
+            minimum=0.7,
+            maximum=1.0,
+            bins=8,
+        ),
+        learner=_annealed(
+            200, learning_rate=1e-4, epochs=1, entropy=(0.05, 0.002), replay=ReplayConfig()
+        ),
+    )
+
+
+def embedded() -> JointGRPOConfig:
+    """The small MolmoE and its tasks; warm start from the shipped profile, then GRPO."""
+    return replace(
+        embedded_scratch(),
+        recipe="embedded",
         pid=PIDConfig(
             target=0.035,
             kp=0.2,
@@ -222,16 +242,6 @@ def embedded_scratch() -> JointGRPOConfig:
             maximum=4.0,
             bins=8,
         ),
-        learner=_annealed(400, learning_rate=1e-3, epochs=10, entropy=(0.05, 0.002)),
-    )
-
-
-def embedded() -> JointGRPOConfig:
-    """The small MolmoE and its tasks; warm start from the shipped profile, then GRPO."""
-    return replace(
-        embedded_scratch(),
-        recipe="embedded",
-        steps=200,
         warm_start_profile=SHIPPED_PROFILE,
         learner=replace(
             _annealed(200, learning_rate=3e-5, epochs=2, entropy=(0.005, 0.001)),

@@ -1,0 +1,128 @@
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from envs.reward import budget_reward
+from envs.spec import all_knobs
+from learner.experience import Episodes, Experience
+from learner.outcome_model import OutcomeModel, OutcomeModelConfig
+from learner.replay import Replay, ReplayConfig
+from tests.learner.synthetic import D_MODEL, FrozenBlocks, make_controller, run_groups
+
+BLOCKS = FrozenBlocks()
+SMALL = ReplayConfig(
+    warm_up=8, batch_size=64, model=OutcomeModelConfig(input_dropout=0, dropout=0, weight_decay=0)
+)
+TOP_K_COST_MS = 20.0
+
+
+def outcomes_of(actions_G4):
+    """The right answer needs the high tier, and each step of top_k costs 20 ms."""
+    scores = (actions_G4[:, 0] == 2).astype(np.float32)
+    return scores, 100.0 + TOP_K_COST_MS * actions_G4[:, 2]
+
+
+def make_groups(controller, seed=0, count=16, size=4):
+    rng = torch.Generator().manual_seed(seed)
+    language_ND = torch.randn(count, D_MODEL, generator=rng)
+    budgets_N = 130 + 60 * torch.rand(count, generator=rng)
+    groups = run_groups(controller, BLOCKS, language_ND, budgets_N, size, rng)
+    done = []
+    for group in groups:
+        scores, latencies = outcomes_of(group.actions)
+        done.append(replace(group, scores=scores, latencies_ms=latencies))
+    return done
+
+
+def cost(budgets_ms):
+    return np.full(np.shape(budgets_ms), 0.8)
+
+
+def learn(replay, groups, seed):
+    return replay.learn(groups, cost, temperature=0.02, lr_scale=1.0, grad_clip=1.0, seed=seed)
+
+
+def test_experience_keeps_the_latest_groups():
+    controller, experience = make_controller(), Experience(capacity=20)
+    batches = [make_groups(controller, seed) for seed in range(3)]
+    for batch in batches:
+        new = experience.add(batch)
+        assert len(new) == 16
+    assert len(experience) == 20
+    expected = [group.budget_ms for batch in batches for group in batch][-20:]
+    assert experience.episodes.budgets_ms_M.tolist() == expected
+    restored = Experience(capacity=20)
+    restored.load_state_dict(experience.state_dict())
+    for name, tensor in restored.episodes.tensors().items():
+        assert torch.equal(tensor, experience.episodes.tensors()[name]), name
+
+
+def test_the_policy_finds_the_best_configurations_and_keeps_the_budget_encoder():
+    controller = make_controller()
+    replay = Replay(controller, SMALL)
+    before = copy.deepcopy(controller.budget_encoder.state_dict())
+    first = learn(replay, make_groups(controller, seed=0), seed=0)
+    for seed in range(1, 60):
+        last = learn(replay, make_groups(controller, seed), seed)
+    assert last.num_groups == 60 * 16
+    assert last.latency_spread < 0.05 < first.latency_spread
+    groups = make_groups(controller, seed=1000, count=100)
+    actions = np.concatenate([group.actions for group in groups])
+    budgets = np.repeat([group.budget_ms for group in groups], 4)
+    _, latencies = outcomes_of(actions)
+    assert (actions[:, 0] == 2).mean() > 0.95
+    assert (latencies <= budgets).mean() > 0.95
+    for name, weight in controller.budget_encoder.state_dict().items():
+        assert torch.equal(weight, before[name]), name
+
+
+def test_a_restored_replay_continues_to_the_bit():
+    controllers = [make_controller() for _ in range(2)]
+    undisturbed, interrupted = (Replay(controller, SMALL) for controller in controllers)
+    batches = [make_groups(make_controller(), seed) for seed in range(4)]
+    for step, batch in enumerate(batches[:2]):
+        learn(undisturbed, batch, step)
+        learn(interrupted, batch, step)
+    controllers.append(make_controller(seed=5))
+    controllers[2].load_state_dict(controllers[1].state_dict())
+    resumed = Replay(controllers[2], SMALL)
+    resumed.load_state_dict(copy.deepcopy(interrupted.state_dict()))
+    torch.rand(7)  # the global generator plays no part
+    for step, batch in enumerate(batches[2:], start=2):
+        assert learn(undisturbed, batch, step) == learn(resumed, batch, step)
+    for name, weight in controllers[2].state_dict().items():
+        assert torch.equal(weight, controllers[0].state_dict()[name]), name
+
+
+@pytest.mark.parametrize("log_ms", [4.5, 5.0, 5.4])
+def test_gains_are_expected_rewards(log_ms):
+    """Against the reward of many draws, where the budget is feasible for certain."""
+    groups = make_groups(make_controller(), count=1)
+    episodes = Episodes.of(groups).to(torch.zeros(1))
+    budget_ms = float(episodes.budgets_ms_M[0])
+    model = OutcomeModel(D_MODEL, 0, OutcomeModelConfig())
+    model.observe(episodes)
+    model.mean_log_ms.fill_(log_ms)
+    model.spread.fill_(0.08)
+    for net in (model.score_net, model.latency_net):
+        net[-1].weight.data.zero_()
+    model.latency_net[-1].bias.data[1] = -9.0  # the low tier at the first position always fits
+    model.score_net[-1].bias.data[0] = 0.4
+    gains = model.gains(episodes, torch.tensor([0.8]))
+    draws = np.exp(log_ms + 0.08 * np.random.default_rng(0).normal(size=200_000))
+    score = 1 / (1 + np.exp(-0.4))
+    expected = budget_reward(score, draws, budget_ms, violation_cost=0.8).total.mean()
+    assert gains[0, 1, 2, 0, 4].item() == pytest.approx(expected, abs=0.02)
+    allowed = {knobs.indices() for knobs in all_knobs()}
+    finite = {tuple(place) for place in gains[0].isfinite().nonzero().tolist()}
+    assert finite == allowed
+
+
+def test_without_image_the_model_is_blind():
+    blind = OutcomeModel(D_MODEL, 0, OutcomeModelConfig())
+    assert blind.sums.shape == (2, D_MODEL)
+    seeing = OutcomeModel(D_MODEL, 5, OutcomeModelConfig())
+    assert seeing.sums.shape == (2, D_MODEL + 5)
