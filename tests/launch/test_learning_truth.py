@@ -160,16 +160,23 @@ def test_optima_by_hand():
     assert oracle_per_budget(made, budgets).in_budget_accuracy.tolist() == [0.5, 0.5]
 
 
-def test_warm_start_then_grpo_beats_scratch_at_equal_episodes(tmp_path):
+def test_replay_and_warm_start_beat_measured_updates_alone_at_equal_episodes(tmp_path):
     table = table_rig.synthetic_table(240)
     best = oracle_per_task(table, budgets_ms(table))
+    replay = embedded_scratch()
+    alone = replace(
+        replay,
+        recipe="measured alone",
+        learner=replace(replay.learner, learning_rate=1e-3, epochs=10, replay=None),
+    )
     shares = {
         base.recipe: show(
             base.recipe, learn(tmp_path, table_rig.fleet_of(table), 0, 2_000, base=base), best
         )
-        for base in (embedded_scratch(), embedded())
+        for base in (alone, replay, embedded())
     }
-    assert shares["embedded"] > shares["embedded-scratch"] + 0.05
+    assert shares["embedded-scratch"] > shares["measured alone"] + 0.05
+    assert shares["embedded"] > shares["measured alone"] + 0.05
 
 
 def test_a_few_episodes_help(tmp_path):
