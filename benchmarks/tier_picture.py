@@ -45,7 +45,7 @@ def chosen_tier(
         controller.budget_tokens(torch.tensor([budget_ms])),
         torch.from_numpy(features.image)[None] if sees_image else None,
     )
-    return str(TIERS[int(logits.tier_B3.argmax())])
+    return TIERS[int(logits.tier_B3.argmax())].name.lower()
 
 
 def main() -> None:
