@@ -1,0 +1,105 @@
+"""Scores the controllers of several runs on one test profile, in seconds instead of live turns.
+
+    python launch/profile_knobs.py T --split test --num-samples 300
+    python -m benchmarks.runs_on_a_profile T/table.npz RUN RUN ...
+
+Choices are made by the controllers from the real model's features and latency tokens; scores and
+latencies of the chosen configurations are the profile's, in each run's own milliseconds. The rivals
+are chosen on the shipped validation profile.
+
+Shapes: K budgets, D d_model, I length of the image feature.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from envs.spec import POSITIONS, TIERS, Sample
+from envs.tasks.registry import build_tasks
+from launch.analysis.baselines import Outcome, outcome, rivals
+from launch.run.recipes import SHIPPED_PROFILE
+from launch.run.resume import (
+    budgets_from_state,
+    calibration_from_state,
+    load_checkpoint,
+    worker_of,
+)
+from learner.checkpoint import Checkpoint
+from policy.controller import Controller
+from rollout.build import build_executor
+from rollout.executor import MolmoEExecutor
+from rollout.group_sharing import MolmoEGroupSession
+from rollout.profiling.conversion import calibrated, sample_place
+from rollout.profiling.profile_table import ProfileTable
+
+NUM_BUDGETS = 8
+RIVALS = ("lookup", "lookup by kind", "static")
+
+
+def greedy_choices(
+    executor: MolmoEExecutor, controller: Controller, sample: Sample, budgets_ms: np.ndarray
+) -> np.ndarray:
+    """The most likely choices at each budget, [K, 4]."""
+    sees_image = controller.config.sees_image
+    group = MolmoEGroupSession(executor, sample, 1e9, sees_image=sees_image)
+    features = group.features()
+    group.begin([(tier, max(POSITIONS)) for tier in TIERS], None)
+    token_KD = controller.budget_tokens(torch.from_numpy(budgets_ms))
+    count = len(budgets_ms)
+    stage1 = controller.stage1_logits(
+        torch.from_numpy(features.language).expand(count, -1),
+        token_KD,
+        torch.from_numpy(features.image).expand(count, -1) if sees_image else None,
+    )
+    tier_K, position_K = (logits.argmax(-1) for logits in stage1)
+    tokens = [executor.latency_tokens(group.prefixes[tier], token_KD.numpy()) for tier in TIERS]
+    chosen_KD = np.stack(tokens)[tier_K, np.arange(count), position_K]
+    stage2 = controller.stage2_logits(torch.from_numpy(chosen_KD), position_K)
+    executor.timeline.take()
+    return torch.stack([tier_K, position_K, *(logits.argmax(-1) for logits in stage2)], -1).numpy()
+
+
+@torch.no_grad()
+def scored(checkpoint: Checkpoint, test: ProfileTable) -> tuple[Outcome, dict[str, Outcome]]:
+    """The controller's outcome on a profile, and its rivals'."""
+    calibration = calibration_from_state(checkpoint.state)
+    budgets_ms = budgets_from_state(checkpoint.state).evenly(NUM_BUDGETS)
+    executor, tasks = build_executor(worker_of(checkpoint)), build_tasks()
+    table = calibrated(test, calibration)
+    column = {knobs.indices(): c for c, knobs in enumerate(table.configurations)}
+    samples = [tasks.sample(*sample_place(name)) for name in table.sample_ids]
+    choices_SK4 = [greedy_choices(executor, checkpoint.controller, s, budgets_ms) for s in samples]
+    columns_SK = np.array([[column[tuple(a)] for a in row.tolist()] for row in choices_SK4])
+    own = outcome(
+        np.take_along_axis(table.scores, columns_SK, 1),
+        np.take_along_axis(table.latencies_ms, columns_SK, 1),
+        budgets_ms,
+        table.feasible(budgets_ms),
+    )
+    validation = calibrated(ProfileTable.load(SHIPPED_PROFILE), calibration)
+    found = rivals(validation, budgets_ms)
+    return own, {name: found[name].outcome(table, budgets_ms) for name in RIVALS}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("table", type=Path)
+    parser.add_argument("runs", type=Path, nargs="+")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    test = ProfileTable.load(options.table)
+    for run in options.runs:
+        own, others = scored(load_checkpoint(run), test)
+        worst = np.nanmax(own.violation)
+        print(
+            f"{run}: in budget {own.accuracy:.3f}, violations {own.violation_rate:.1%}, at the "
+            f"worst budget {worst:.0%}"
+        )
+        for name, other in others.items():
+            print(f"  {name:<15}{other.accuracy:.3f}  lead {own.ahead_of(other)}")
+
+
+if __name__ == "__main__":
+    main()
