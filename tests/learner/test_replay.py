@@ -1,4 +1,5 @@
 import copy
+import io
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,9 @@ import torch
 
 from envs.reward import budget_reward
 from envs.spec import all_knobs
+from learner.config import LearnerConfig
 from learner.experience import Episodes, Experience
+from learner.learner import Learner
 from learner.outcome_model import OutcomeModel, OutcomeModelConfig
 from learner.replay import Replay, ReplayConfig
 from tests.learner.synthetic import D_MODEL, FrozenBlocks, make_controller, run_groups
@@ -126,3 +129,37 @@ def test_without_image_the_model_is_blind():
     assert blind.sums.shape == (2, D_MODEL)
     seeing = OutcomeModel(D_MODEL, 5, OutcomeModelConfig())
     assert seeing.sums.shape == (2, D_MODEL + 5)
+
+
+def test_a_learner_resumes_with_its_replay(tmp_path):
+    config = LearnerConfig(learning_rate=1e-3, replay=SMALL)
+    learners = [Learner(make_controller(), config, tmp_path) for _ in range(2)]
+
+    def update(learner, seed):
+        groups = make_groups(learner.controller, seed, count=8)
+        score = np.array([group.scores for group in groups], np.float64)
+        late = np.array([group.latencies_ms > group.budget_ms for group in groups])
+        pending = learner.prepare(groups, score, -0.8 * late, cost)
+        return learner.apply(pending, BLOCKS.vjp(learner.controller, pending))
+
+    for learner in learners:
+        for seed in range(2):
+            record = update(learner, seed)
+        assert record.replay is not None
+        assert record.replay.num_groups == 16
+    file = io.BytesIO()
+    torch.save(learners[1].state_dict(), file)
+    file.seek(0)
+    resumed = Learner(make_controller(seed=9), config, tmp_path)
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    for seed in range(2, 4):
+        assert update(learners[0], seed).replay == update(resumed, seed).replay
+    assert resumed.weights().sha256 == learners[0].weights().sha256
+
+
+def test_without_a_price_of_violations_nothing_is_replayed(tmp_path):
+    learner = Learner(make_controller(), LearnerConfig(replay=SMALL), tmp_path)
+    groups = make_groups(learner.controller)
+    score = np.array([group.scores for group in groups], np.float64)
+    pending = learner.prepare(groups, score, np.zeros_like(score))
+    assert learner.apply(pending, BLOCKS.vjp(learner.controller, pending)).replay is None
