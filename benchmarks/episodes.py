@@ -22,7 +22,8 @@ from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, Knobs, Sample, Tier, all_knobs
 from policy.config import ControllerConfig
 from policy.controller import Controller, choose
 from rollout.build import WorkerConfig, build_worker
-from rollout.executor import ExecutorConfig, MolmoEExecutor
+from rollout.executor import MolmoEExecutor
+from rollout.executor_config import ExecutorConfig
 from rollout.group_sharing import MolmoEGroupSession
 from rollout.molmoe import generate
 from rollout.worker import RolloutWorker

@@ -17,6 +17,10 @@ from envs.spec import Knobs
 Array = NDArray[np.float64]
 
 
+OVERSHOOT_COST = 0.5
+"""Price of taking twice the budget, or more, in the default reward."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reward:
     """A reward in two parts, whose advantages are computed separately.
@@ -78,7 +82,7 @@ def budget_reward(
     violation: Array = -np.asarray(violation_cost) * (
         is_violation(latency_ms, budget_ms) & feasible
     )
-    excess: Array = -0.5 * np.clip(overshoot, 0, 1)
+    excess: Array = -OVERSHOOT_COST * np.clip(overshoot, 0, 1)
     return Reward(
         score=score,
         constraint=violation + excess,

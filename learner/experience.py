@@ -17,7 +17,8 @@ from torch import Tensor
 from rollout.group_rollout import GroupRollout
 
 STORED_DTYPE = torch.float16
-"""Of features and tokens. Half precision keeps a checkpoint of all experience small."""
+"""Of features and tokens. Half precision keeps a checkpoint of all experience small; what is beyond
+its range is clipped to it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -49,11 +50,15 @@ class Episodes:
         def stacked(name: str, dtype: torch.dtype) -> Tensor:
             return torch.from_numpy(np.array([getattr(g, name) for g in groups])).to(dtype)
 
+        def small(name: str) -> Tensor:
+            limit = torch.finfo(STORED_DTYPE).max
+            return stacked(name, torch.float32).clamp(-limit, limit).to(STORED_DTYPE)
+
         return cls(
-            language_feature_MD=stacked("language_feature", STORED_DTYPE),
-            image_feature_MI=stacked("image_feature", STORED_DTYPE),
+            language_feature_MD=small("language_feature"),
+            image_feature_MI=small("image_feature"),
             budgets_ms_M=stacked("budget_ms", torch.float64),
-            latency_token_MGD=stacked("latency_tokens", STORED_DTYPE),
+            latency_token_MGD=small("latency_tokens"),
             actions_MG4=stacked("actions", torch.int64),
             scores_MG=stacked("scores", torch.float32),
             log_ms_MG=stacked("latencies_ms", torch.float64).log().float(),

@@ -1,8 +1,8 @@
 """The outcome model: score and latency of every configuration, from what stage 1 sees.
 
-It is fitted to all remembered episodes. The policy ascends its expected reward on many more
-(sample, budget) pairs than can be run, while the measured groups of each step keep it honest: the
-spread of its latencies is taken from groups before it learns from them.
+It is fitted to all remembered episodes, and tells the policy the expected reward of configurations
+that nobody ran on a sample. The spread of its latencies is measured on each step's groups before it
+learns from them, so that it does not take its memory for foresight.
 
 Shapes: B samples, G episodes of a sample, D d_model, I length of the image feature, A = 3 tiers,
 P = 5 positions, K = 5 top_ks, N = 5 num_blocks.
@@ -19,7 +19,8 @@ from torch.nn import functional
 
 from envs.action_masks import num_blocks_mask
 from envs.checks import check_within
-from envs.spec import POSITIONS
+from envs.reward import OVERSHOOT_COST
+from envs.spec import CHEAPEST_KNOBS, POSITIONS
 from learner.experience import Episodes
 from rollout.group_rollout import HEAD_SIZES
 
@@ -33,9 +34,6 @@ SPREAD_MEMORY = 0.95
 """Weight of the past in the running spread of latencies."""
 
 INITIAL_SPREAD = 0.15
-
-OVERSHOOT_COST = 0.5
-"""As in `envs.reward.budget_reward`."""
 
 MASKED_PN = torch.tensor([(~num_blocks_mask(position)).tolist() for position in POSITIONS])
 
@@ -137,13 +135,13 @@ class OutcomeModel(nn.Module):
         """Expected rewards [B, A, P, K, N] at the groups' budgets; -inf where masked.
 
         The reward is that of `envs.reward.budget_reward`, at the price of a violation of each
-        budget. A budget is feasible with the chance that the fastest configuration meets it.
+        budget. A budget is feasible with the chance that the cheapest configuration meets it.
         """
         self.eval()
         outcomes = self(episodes)
         behind = episodes.budgets_ms_M.log()[:, None, None, None, None] - outcomes.log_ms_BAPKN
         meets = torch.special.ndtr(behind / self.spread).to(outcomes.log_ms_BAPKN)
-        feasible = meets.amax((1, 2, 3, 4), keepdim=True)
+        feasible = meets[:, *CHEAPEST_KNOBS.indices()][:, None, None, None, None]
         overshoot = torch.expm1(-behind).clamp(0, 1).to(meets) * (1 - meets)
         price = violation_cost_B.to(meets)[:, None, None, None, None]
         reward = feasible * (outcomes.score_logit_BAPKN.sigmoid() - price * (1 - meets))

@@ -80,7 +80,8 @@ class Replay:
 
     Args:
         controller: the policy; both stages are improved. The budget encoder keeps its weights,
-            because remembered latency tokens depend on them.
+            because remembered latency tokens depend on them. They are those that the acting policy
+            saw, at its own budget, tier and position.
         config: see ReplayConfig.
     """
 
@@ -202,7 +203,8 @@ class Replay:
         loss = -temperature * (value_B.mean() + value_R.mean())
         self.optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.stages, grad_clip)
-        self.optimizer.step()
+        norm = torch.nn.utils.clip_grad_norm_(self.stages, grad_clip)
+        if torch.isfinite(norm):
+            self.optimizer.step()
         taken = behind_BAPKN[rows_BG, tier_BG, position_BG, top_k_BG, num_blocks_BG]
         return -taken.mean().item()

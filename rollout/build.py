@@ -17,7 +17,8 @@ from envs.tasks.registry import build_tasks
 from policy.config import ControllerConfig
 from policy.controller import Controller
 from rollout.block_skipping import BlockImportance
-from rollout.executor import ExecutorConfig, MolmoEExecutor, check_knobs_fit
+from rollout.executor import MolmoEExecutor
+from rollout.executor_config import ExecutorConfig, check_knobs_fit
 from rollout.group_sharing import GroupExecutor
 from rollout.latency.simulated import SimulatedLatency
 from rollout.molmoe import MolmoE, MolmoEConfig, Preprocessor

@@ -14,19 +14,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from envs.checks import check_within
-from envs.spec import FULL_TOP_K, NUM_BLOCKS_TOTAL, Execution, Knobs, Sample, Tier
+from envs.spec import Execution, Knobs, Sample, Tier
 from envs.tasks import DataError
 from rollout.block_skipping import BlockImportance
 from rollout.budget_token_vjp import budget_token_vjp, token_states
+from rollout.executor_config import ExecutorConfig, check_knobs_fit
 from rollout.image_feature import image_dim, pooled
-from rollout.latency.clock import ClockChoice, DeviceFacts, clock_for
+from rollout.latency.clock import DeviceFacts, clock_for
 from rollout.latency.hooks import (
     Elapsed,
     Stages,
@@ -36,54 +35,10 @@ from rollout.latency.hooks import (
     module_hooks,
 )
 from rollout.latency.simulated import SimulatedLatency
-from rollout.molmoe import ModelInputs, MolmoE, MolmoEConfig, Overview, Preprocessor
+from rollout.molmoe import ModelInputs, MolmoE, Overview, Preprocessor
 from rollout.molmoe.cache import KVCache
 from rollout.molmoe.generation import greedy_tokens
 from rollout.prefix import GlobalCrop, Prefix
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExecutorConfig:
-    """How episodes are executed.
-
-    Attributes:
-        max_new_tokens: maximum length of an answer, in tokens.
-        prefill_only: whether the budget covers the prefill alone, without decoding.
-        repeats: number of times, an odd one, that an episode is run from the insertion position on
-            if its latency is close to its budget; the run with the median latency counts.
-        repeat_band: relative distance from the budget that counts as close.
-        clock: `device` counts what the device took: CUDA events on a GPU, the CPU time of a worker
-            with one thread. `wall` counts the time that passed, other processes' included.
-    """
-
-    max_new_tokens: int = 64
-    prefill_only: bool = False
-    repeats: int = 1
-    repeat_band: float = 0.05
-    clock: ClockChoice = "device"
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {self.max_new_tokens}: give at least one")
-        if self.repeats < 1 or self.repeats % 2 == 0:
-            raise ValueError(
-                f"repeats is {self.repeats}: give an odd number, so that one is median"
-            )
-        check_within(self, "repeat_band", low=0)
-
-
-def check_knobs_fit(config: MolmoEConfig) -> None:
-    """Raises ValueError, naming the knob, for a model to which the knobs do not apply."""
-    if config.n_layers != NUM_BLOCKS_TOTAL:
-        raise ValueError(
-            f"the knob num_blocks is made for {NUM_BLOCKS_TOTAL} decoder blocks and this model has "
-            f"{config.n_layers}: give one of {NUM_BLOCKS_TOTAL}"
-        )
-    if config.top_k != FULL_TOP_K or config.num_experts < FULL_TOP_K:
-        raise ValueError(
-            f"the knob top_k is made for {FULL_TOP_K} experts a token and this model takes "
-            f"{config.top_k} of {config.num_experts}: give one that takes {FULL_TOP_K}"
-        )
 
 
 class MolmoEExecutor:

@@ -18,7 +18,7 @@ from learner.lambda_control import PIDConfig
 from learner.losses import EntropySchedule
 from learner.replay import ReplayConfig
 from rollout.build import EMBEDDED, WorkerConfig
-from rollout.executor import ExecutorConfig
+from rollout.executor_config import ExecutorConfig
 
 SHIPPED_PROFILE = EMBEDDED / "profile.npz"
 """Profile of all 225 configurations of the embedded model on 400 validation samples."""
@@ -229,19 +229,11 @@ def embedded_scratch() -> JointGRPOConfig:
 
 def embedded() -> JointGRPOConfig:
     """The small MolmoE and its tasks; warm start from the shipped profile, then GRPO."""
+    scratch = embedded_scratch()
     return replace(
-        embedded_scratch(),
+        scratch,
         recipe="embedded",
-        pid=PIDConfig(
-            target=0.035,
-            kp=0.2,
-            ki=0.2,
-            smoothing=0.8,
-            initial=1.0,
-            minimum=0.5,
-            maximum=4.0,
-            bins=8,
-        ),
+        pid=replace(scratch.pid, target=0.035, initial=1.0, minimum=0.5, maximum=4.0),
         warm_start_profile=SHIPPED_PROFILE,
         learner=replace(
             _annealed(200, learning_rate=3e-5, epochs=2, entropy=(0.005, 0.001)),

@@ -50,7 +50,7 @@ from learner.learner import Learner
 from policy.config import PolicySetup
 from rollout.block_skipping import BlockImportance
 from rollout.build import model_source
-from rollout.executor import check_knobs_fit
+from rollout.executor_config import check_knobs_fit
 from rollout.fingerprint import Fingerprint
 from rollout.image_feature import image_dim
 from rollout.latency.calibration import EndLatencies

@@ -124,6 +124,26 @@ def test_gains_are_expected_rewards(log_ms):
     assert finite == allowed
 
 
+def test_masked_configurations_make_no_budget_feasible():
+    episodes = Episodes.of(make_groups(make_controller(), count=1)).to(torch.zeros(1))
+    model = OutcomeModel(D_MODEL, 0, OutcomeModelConfig())
+    model.observe(episodes)
+    model.mean_log_ms.fill_(8.0)
+    model.spread.fill_(0.08)
+    effects = model.latency_net[-1].bias.data[1:].view(3, 3, 5)
+    effects[0, :, 4] = effects[2, :, 0] = -1.6  # only 12 blocks at the fifth position would fit
+    gains = model.gains(episodes, torch.tensor([0.8]))
+    assert gains.amax().item() == pytest.approx(-0.5, abs=1e-3)
+
+
+def test_features_beyond_half_precision_are_clipped():
+    (group,) = make_groups(make_controller(), count=1)
+    wide = replace(group, latency_tokens=np.full_like(group.latency_tokens, 1e6))
+    tokens = Episodes.of([wide]).latency_token_MGD
+    assert tokens.isfinite().all()
+    assert (tokens > 6e4).all()
+
+
 def test_without_image_the_model_is_blind():
     blind = OutcomeModel(D_MODEL, 0, OutcomeModelConfig())
     assert blind.sums.shape == (2, D_MODEL)

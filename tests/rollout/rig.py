@@ -14,7 +14,8 @@ from envs.spec import BudgetSampler, Sample
 from policy.config import ControllerConfig
 from policy.controller import Controller
 from rollout.block_skipping import BlockImportance
-from rollout.executor import ExecutorConfig, MolmoEExecutor
+from rollout.executor import MolmoEExecutor
+from rollout.executor_config import ExecutorConfig
 from rollout.group_runner import GroupRunner
 from rollout.image_feature import image_dim
 from rollout.molmoe import Preprocessor, save_model

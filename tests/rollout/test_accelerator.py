@@ -7,7 +7,8 @@ import torch
 from envs.spec import Tier, all_knobs
 from learner.imitation import WarmStartConfig, warm_start
 from rollout.build import make_env
-from rollout.executor import ExecutorConfig, MolmoEExecutor
+from rollout.executor import MolmoEExecutor
+from rollout.executor_config import ExecutorConfig
 from rollout.group_runner import GroupRunner
 from rollout.molmoe import load_model
 from rollout.molmoe.generation import generate

@@ -11,7 +11,7 @@ from PIL import Image
 
 from envs.spec import FULL_KNOBS, Sample
 from rollout.build import WorkerConfig, build_executor
-from rollout.executor import ExecutorConfig
+from rollout.executor_config import ExecutorConfig
 from rollout.group_sharing import MolmoEGroupSession
 from rollout.molmoe.config import resolve_config
 from tests.published_layout import NARROW, write_hub_cache, write_model

@@ -1,6 +1,7 @@
 """Invalid configurations are rejected at construction."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,7 @@ from learner.imitation import WarmStartConfig
 from learner.lambda_control import PIDConfig
 from learner.losses import EntropySchedule, LossConfig
 from rollout.build import WorkerConfig
-from rollout.executor import ExecutorConfig
+from rollout.executor_config import ExecutorConfig
 
 NAN, INF = math.nan, math.inf
 REFUSED = [
@@ -52,6 +53,11 @@ def test_senseless_values_are_refused_by_name(kind, name, value):
     names = {"clip_eps_low": "clip range", "clip_eps_high": "clip"}
     with pytest.raises(ValueError, match=rf"{names.get(name, name)}.*give"):
         kind(**given, **{name: value})
+
+
+def test_replay_is_refused_with_a_reward_that_it_does_not_predict():
+    with pytest.raises(ValueError, match="do without replay"):
+        replace(RECIPES["embedded-scratch"](), reward="reference")
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values())
