@@ -184,7 +184,7 @@ def test_a_few_episodes_help(tmp_path):
     fleet = table_rig.fleet_of(table)
     best = oracle_per_task(table, budgets_ms(table))
     untrained = show("64 episodes", learn(tmp_path, fleet, 0, 64), best)
-    trained = show("2,500 episodes", learn(tmp_path, fleet, 1, 2_500), best)
+    trained = show("1,500 episodes", learn(tmp_path, fleet, 1, 1_500), best)
     assert trained > max(untrained + 0.1, 0.6)
 
 
