@@ -21,6 +21,10 @@ OVERSHOOT_COST = 0.5
 """Price of taking twice the budget, or more, in the default reward."""
 
 
+FIXED_PRICE = 1.0
+"""Price of a violation in curves that must not move with lambda: that of one right answer."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reward:
     """A reward in two parts, whose advantages are computed separately.

@@ -15,9 +15,9 @@ tells what budgets are feasible for it; violations count feasible episodes only.
 import json
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import ray
@@ -27,7 +27,7 @@ from rich.table import Table
 
 from launch.analysis import baselines
 from launch.analysis.baselines import TARGET_VIOLATION, Outcome, Rival
-from launch.analysis.greedy_sweep import GreedySweep, or_none
+from launch.analysis.greedy_sweep import GreedySweep
 from launch.analysis.interleaved import Live, run_live, table_factor
 from launch.analysis.plots import choices_figure, latency_figure, sweep_figure
 from launch.cluster.config import ClusterConfig
@@ -125,20 +125,15 @@ def run(
     arrays = checkpoint.controller.to_numpy()
     weights = PublishedWeights(version=0, sha256=weights_sha256(arrays), refs=(ray.put(arrays),))
     budgets_ms = setup.budgets.evenly(config.num_budgets)
-    live = run_live(fleet, setup, weights, rivals, test, budgets_ms)
+    num_samples = len(test.sample_ids)
+    live = run_live(fleet, setup, weights, rivals, test.configurations, num_samples, budgets_ms)
     fleet.shutdown()
     return live
 
 
 def collect_outcomes(live: Live, test: ProfileTable) -> dict[str, Outcome]:
     """Outcomes of the controller and its rivals, which ran live, and of bounds from the table."""
-    result = live.result
-    feasible_SK, budgets_ms = result.feasible, result.budgets_ms
-    ours = (result.scores, result.latencies_ms)
-    found = {
-        name: baselines.outcome(scores, latencies, budgets_ms, feasible_SK)
-        for name, (scores, latencies) in {"controller": ours, **live.rivals}.items()
-    }
+    found, budgets_ms = live.outcomes(), live.result.budgets_ms
     found["random"] = baselines.random_policy(test, budgets_ms)
     found |= baselines.named_statics(test, budgets_ms)
     found[BY_BUDGET] = baselines.oracle_per_budget(test, budgets_ms)
@@ -238,10 +233,7 @@ def write(
 ) -> None:
     """Writes all results as JSON, and three plots."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = {
-        name: {key: _plain(value) for key, value in asdict(row).items()}
-        for name, row in found.items()
-    }
+    rows = {name: row.to_json() for name, row in found.items()}
     content = {
         "checkpoint": checkpoint.path.name,
         "budgets_ms": result.budgets_ms.tolist(),
@@ -256,13 +248,6 @@ def write(
     sweep_figure(result.budgets_ms.tolist(), shown).savefig(folder / "sweep.png", dpi=120)
     latency_figure(result.budgets_ms, result.latencies_ms).savefig(folder / "latency.png", dpi=120)
     choices_figure(result.budgets_ms, result.actions).savefig(folder / "choices.png", dpi=120)
-
-
-def _plain(value: Any) -> Any:
-    """Plain JSON values, which have no NaN."""
-    if isinstance(value, np.ndarray):
-        return or_none(value)
-    return list(value) if isinstance(value, tuple) else value
 
 
 if __name__ == "__main__":

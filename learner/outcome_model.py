@@ -25,7 +25,11 @@ from learner.experience import Episodes
 from rollout.group_rollout import HEAD_SIZES
 
 NUM_TIERS, NUM_CHOICES = HEAD_SIZES[0], HEAD_SIZES[1]
-NUM_OUTPUTS = 1 + 3 * NUM_TIERS * NUM_CHOICES
+NUM_TIER_STEPS = NUM_TIERS - 1
+NUM_OUTPUTS = 1 + NUM_TIER_STEPS + 3 * NUM_TIERS * (NUM_CHOICES - 1)
+
+INITIAL_STEP = -3.0
+"""Bias of every step before the softplus, which makes it 0.05."""
 
 LATENCY_WEIGHT = 5.0
 """Weight of a squared error of log latency relative to the cross-entropy of a score."""
@@ -54,7 +58,7 @@ class OutcomeModelConfig:
     hidden_dim: int = 16
     input_dropout: float = 0.6
     dropout: float = 0.3
-    learning_rate: float = 2e-3
+    learning_rate: float = 5e-3
     weight_decay: float = 0.1
 
     def __post_init__(self) -> None:
@@ -74,8 +78,10 @@ class Outcomes(NamedTuple):
 class OutcomeModel(nn.Module):
     """Two small networks on standardised features, one for scores and one for latencies.
 
-    The outputs are additive: each knob has an effect of its own at each tier, on top of one of the
-    sample. That is how the knobs act, and few episodes tell much about all configurations.
+    Each starts from the full configuration and takes off the steps from there to another one: those
+    of the tier, and those of each other knob at that tier. Their sizes depend on the sample, and
+    none is negative: at any tier a larger choice never costs accuracy and never saves time. That is
+    how the knobs act, so that few episodes tell much about all configurations.
 
     Args:
         d_model: D.
@@ -152,7 +158,10 @@ class OutcomeModel(nn.Module):
 def _network(width: int, config: OutcomeModelConfig) -> nn.Sequential:
     last = nn.Linear(config.hidden_dim, NUM_OUTPUTS)
     nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
+    nn.init.constant_(last.bias, INITIAL_STEP)
+    steps_to_the_middle = (NUM_TIER_STEPS + 3 * (NUM_CHOICES - 1)) / 2
+    with torch.no_grad():
+        last.bias[0] = steps_to_the_middle * functional.softplus(last.bias[1])
     return nn.Sequential(
         nn.Dropout(config.input_dropout),
         nn.Linear(width, config.hidden_dim),
@@ -163,16 +172,23 @@ def _network(width: int, config: OutcomeModelConfig) -> nn.Sequential:
 
 
 def _by_choice(outputs: Tensor) -> Tensor:
-    """The sums of the sample's effect and each knob's at its tier, [B, A, P, K, N]."""
-    sample = outputs[:, 0, None, None, None, None]
-    effects = outputs[:, 1:].unflatten(1, (3, NUM_TIERS, NUM_CHOICES))
-    position, top_k, num_blocks = effects.unbind(1)
+    """The full configuration's value less the steps down to each configuration, [B, A, P, K, N]."""
+    steps = functional.softplus(outputs[:, 1:])
+    tier = _below_the_top(steps[:, :NUM_TIER_STEPS])
+    others = _below_the_top(steps[:, NUM_TIER_STEPS:].unflatten(1, (3, NUM_TIERS, -1)))
+    position, top_k, num_blocks = others.unbind(1)
     return (
-        sample
-        + position[:, :, :, None, None]
-        + top_k[:, :, None, :, None]
-        + num_blocks[:, :, None, None, :]
+        outputs[:, 0, None, None, None, None]
+        - tier[:, :, None, None, None]
+        - position[:, :, :, None, None]
+        - top_k[:, :, None, :, None]
+        - num_blocks[:, :, None, None, :]
     )
+
+
+def _below_the_top(steps: Tensor) -> Tensor:
+    """Sums of the steps from the last choice down to each one: [..., n] to [..., n + 1]."""
+    return functional.pad(steps, (0, 1)).flip(-1).cumsum(-1).flip(-1)
 
 
 def _places(episodes: Episodes) -> tuple[Tensor, ...]:

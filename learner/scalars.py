@@ -11,6 +11,8 @@ from dataclasses import asdict
 import numpy as np
 
 from envs.reward import (
+    FIXED_PRICE,
+    BudgetReward,
     Reward,
     RewardFunction,
     is_violation,
@@ -60,16 +62,20 @@ def rollout_scalars(groups: Sequence[GroupRollout], budgets: BudgetSampler) -> d
     budgets_ms = np.array([g.budget_ms for g in groups])
     feasible_N = np.array([g.feasible for g in groups])
     over_NG = violations(groups)
+    at_fixed_price = rewards_of(groups, BudgetReward(violation_cost=FIXED_PRICE))
     scalars = {
+        "at_a_glance/accuracy_sampled": in_budget_accuracy(groups),
+        "at_a_glance/reward_sampled": float(at_fixed_price.total.mean()),
         "rollout/score": float(np.concatenate([g.scores for g in groups]).mean()),
-        "rollout/in_budget_accuracy": in_budget_accuracy(groups),
         "violation/all": float(over_NG.mean()),
         "infeasible/all": float(1 - feasible_N.mean()),
         "latency/slack_ms": float(np.mean([(g.budget_ms - g.latencies_ms).mean() for g in groups])),
         "rollout/empty_answers": float(np.mean([not a for g in groups for a in g.answers])),
     }
     if feasible_N.any():
-        scalars["violation/feasible"] = float(violation_rate(over_NG, feasible_N[:, None]))
+        scalars["at_a_glance/violation_sampled"] = float(
+            violation_rate(over_NG, feasible_N[:, None])
+        )
     wall = np.concatenate([g.wall_ms for g in groups])
     for quantile in (50, 95, 99):
         scalars[f"latency/p{quantile}_ms"] = float(np.percentile(latencies, quantile))
@@ -131,7 +137,7 @@ def update_scalars(update: UpdateRecord, reward: Reward) -> dict[str, float]:
         "learner/policy_version": update.version,
     }
     for head, value in zip(HEADS, loss.entropies, strict=True):
-        scalars[f"entropy/{head}"] = value
+        scalars[f"learner_entropy/{head}"] = value
     if update.replay is not None:
         scalars |= {f"replay/{name}": value for name, value in asdict(update.replay).items()}
     return scalars

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from scipy.special import ndtr
 
 from envs.reward import is_violation, score_within_budget, violation_rate
 from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, Knobs
-from launch.analysis.statistics import Interval, half_widths
+from launch.analysis.statistics import Interval, half_widths, or_none
 from rollout.profiling.profile_table import ProfileTable
 
 TARGET_VIOLATION = 0.05
@@ -62,6 +63,17 @@ class Outcome:
             by_sample=inside_SK.mean(1),
             names=tuple(names),
         )
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as plain JSON values, which have no NaN."""
+        return {
+            "in_budget_accuracy": self.in_budget_accuracy.tolist(),
+            "ci": or_none(self.ci),
+            "violation": or_none(self.violation),
+            "violation_rate": self.violation_rate,
+            "by_sample": self.by_sample.tolist(),
+            "names": list(self.names),
+        }
 
     @property
     def accuracy(self) -> float:

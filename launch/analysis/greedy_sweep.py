@@ -11,7 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from envs.reward import is_violation, score_within_budget, violation_rate
+from envs.reward import (
+    FIXED_PRICE,
+    budget_reward,
+    is_violation,
+    score_within_budget,
+    violation_rate,
+)
+from launch.analysis.statistics import or_none
 from policy.config import PolicySetup
 from rollout.fleet import Fleet
 from rollout.group_rollout import GroupRollout
@@ -76,13 +83,21 @@ class GreedySweep:
     def _inside_SK(self) -> np.ndarray:
         return score_within_budget(self.scores, self.latencies_ms, self.budgets_ms)
 
-    def scalars(self, prefix: str) -> dict[str, float]:
+    def scalars(self) -> dict[str, float]:
         """Overall scalars, and accuracy, violations and infeasible share at each budget."""
+        at_fixed_price = budget_reward(
+            self.scores,
+            self.latencies_ms,
+            self.budgets_ms,
+            violation_cost=FIXED_PRICE,
+            feasible=self.feasible,
+        )
         scalars = {
-            f"{prefix}/in_budget_accuracy": self.in_budget_accuracy,
-            f"{prefix}/score": float(self.scores.mean()),
-            f"{prefix}/violation": self.violation_rate,
-            f"{prefix}/infeasible": float(1 - self.feasible.mean()),
+            "at_a_glance/accuracy_held_out": self.in_budget_accuracy,
+            "at_a_glance/reward_held_out": float(at_fixed_price.total.mean()),
+            "at_a_glance/violation_held_out": self.violation_rate,
+            "evaluation/score": float(self.scores.mean()),
+            "evaluation/infeasible": float(1 - self.feasible.mean()),
         }
         by_budget = {
             "accuracy": self._inside_SK.mean(0),
@@ -91,7 +106,7 @@ class GreedySweep:
         }
         for name, values_K in by_budget.items():
             for budget_ms, value in zip(self.budgets_ms, values_K, strict=True):
-                scalars[f"{prefix}_{name}/budget_{budget_ms:.0f}_ms"] = float(value)
+                scalars[f"evaluation_{name}/budget_{budget_ms:.0f}_ms"] = float(value)
         return scalars
 
     @staticmethod
@@ -125,11 +140,6 @@ ARRAYS_BY_SAMPLE = (
     *("scores", "latencies_ms", "device_budgets_ms", "device_ms", "wall_ms", "cheapest_ms"),
     "actions",
 )
-
-
-def or_none(values: np.ndarray) -> list[float | None]:
-    """Plain JSON values, which have no NaN."""
-    return [None if np.isnan(value) else float(value) for value in values]
 
 
 def greedy_sweep(

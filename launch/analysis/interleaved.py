@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from envs.spec import Knobs
-from launch.analysis.baselines import Rival
+from launch.analysis.baselines import Outcome, Rival, outcome
 from launch.analysis.greedy_sweep import GreedySweep, greedy_sweep
 from launch.cluster.fleet import RayFleet
 from policy.config import PolicySetup
@@ -37,6 +37,14 @@ class Live:
     result: GreedySweep
     rivals: Mapping[str, Episodes]
 
+    def outcomes(self) -> dict[str, Outcome]:
+        """The outcome of the controller and of each rival, by name."""
+        ours = (self.result.scores, self.result.latencies_ms)
+        return {
+            name: outcome(scores, latencies, self.result.budgets_ms, self.result.feasible)
+            for name, (scores, latencies) in {"controller": ours, **self.rivals}.items()
+        }
+
     @staticmethod
     def joined(turns: Sequence[Live]) -> Live:
         """Concatenates turns."""
@@ -52,13 +60,14 @@ def run_live(
     setup: PolicySetup,
     weights: Any,
     rivals: Mapping[str, Rival],
-    test: ProfileTable,
+    configurations: Sequence[Knobs],
+    num_samples: int,
     budgets_ms: np.ndarray,
 ) -> Live:
-    """Runs all samples of a profile of the test split, whose first index is 0."""
+    """Runs the first samples of the test split; `configurations` are the rivals' columns."""
     turns = []
-    for first in range(0, len(test.sample_ids), SAMPLES_A_TURN):
-        indices = range(first, min(first + SAMPLES_A_TURN, len(test.sample_ids)))
+    for first in range(0, num_samples, SAMPLES_A_TURN):
+        indices = range(first, min(first + SAMPLES_A_TURN, num_samples))
         result = greedy_sweep(
             fleet,
             setup,
@@ -68,7 +77,9 @@ def run_live(
             budgets_ms=budgets_ms.tolist(),
             first_index=first,
         )
-        turns.append(Live(result=result, rivals=_run_rivals(fleet, setup, rivals, test, indices)))
+        tasks = dict(zip(indices, result.tasks, strict=True))
+        found = _run_rivals(fleet, setup, rivals, configurations, tasks)
+        turns.append(Live(result=result, rivals=found))
     return Live.joined(turns)
 
 
@@ -76,21 +87,24 @@ def _run_rivals(
     fleet: RayFleet,
     setup: PolicySetup,
     rivals: Mapping[str, Rival],
-    test: ProfileTable,
-    indices: range,
+    configurations: Sequence[Knobs],
+    tasks: Mapping[int, str],
 ) -> dict[str, Episodes]:
-    """Runs on each sample the configurations that any rival chose for its kind of question."""
+    """Runs on each sample the configurations that any rival chose for its kind of question.
+
+    `tasks` maps the samples' indices to their kinds of question.
+    """
     plan = []
-    for index in indices:
-        columns = {c for rival in rivals.values() for c in rival.columns_for(test.tasks[index])}
-        plan.append((index, tuple(test.configurations[c] for c in sorted(columns))))
+    for index, task in tasks.items():
+        columns = {c for rival in rivals.values() for c in rival.columns_for(task)}
+        plan.append((index, tuple(configurations[c] for c in sorted(columns))))
     found: dict[str, list[list[Any]]] = {name: [] for name in rivals}
     results = fleet.profile_each(plan, "test", "episodes of the rivals", setup.calibration)
     for (index, chosen), records in zip(plan, results, strict=True):
         by_knobs: dict[Knobs, Any] = dict(zip(chosen, records, strict=True))
         for name, rival in rivals.items():
-            columns_K = rival.columns_for(test.tasks[index])
-            found[name].append([by_knobs[test.configurations[c]] for c in columns_K])
+            columns_K = rival.columns_for(tasks[index])
+            found[name].append([by_knobs[configurations[c]] for c in columns_K])
     return {
         name: (
             np.array([[record.score for record in row] for row in rows]),

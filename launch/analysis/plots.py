@@ -70,23 +70,21 @@ def curves_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """The curves of a run, from its metrics.jsonl; training as a running mean over 20 steps."""
     figure = Figure(figsize=(13, 3.4), layout="constrained")
     panels = {
-        "reward": ("reward/mean", None),
-        "accuracy within budget": (
-            "rollout/in_budget_accuracy",
-            "evaluation/in_budget_accuracy",
-        ),
-        "violations of feasible budgets": ("violation/feasible", "evaluation/violation"),
+        "reward, a violation priced at 1": "reward",
+        "accuracy within budget": "accuracy",
+        "violations of feasible budgets": "violation",
     }
     *axes_of_panels, last = figure.subplots(1, 4)
-    for axes, (title, (training, held_out)) in zip(axes_of_panels, panels.items(), strict=True):
-        axes.plot(*_running_mean(rows, training), label="training, sampled")
-        if held_out:
-            pairs = [(row["step"] + 1, row[held_out]) for row in rows if held_out in row]
-            axes.plot(*zip(*pairs, strict=True), "o-", label="held out, greedy")
+    for axes, (title, name) in zip(axes_of_panels, panels.items(), strict=True):
+        axes.plot(*_running_mean(rows, f"at_a_glance/{name}_sampled"), label="training, sampled")
+        held_out = f"at_a_glance/{name}_held_out"
+        pairs = [(row["step"] + 1, row[held_out]) for row in rows if held_out in row]
+        axes.plot(*zip(*pairs, strict=True), "o-", label="held out, greedy")
         axes.set_title(title, fontsize=9)
         axes.legend(fontsize=7)
-    for name in sorted({name for row in rows for name in row if name.startswith("entropy/")}):
-        last.plot(*_running_mean(rows, name), label=name.removeprefix("entropy/"))
+    prefix = "learner_entropy/"
+    for name in sorted({name for row in rows for name in row if name.startswith(prefix)}):
+        last.plot(*_running_mean(rows, name), label=name.removeprefix(prefix))
     last.set_title("entropy (nats)", fontsize=9)
     last.legend(fontsize=7)
     for axes in (*axes_of_panels, last):

@@ -44,3 +44,8 @@ def half_widths(values_S: np.ndarray) -> np.ndarray:
     if len(values_S) < 2:
         return np.full(values_S.shape[1:], np.nan)
     return Z_95 * values_S.std(0, ddof=1) / len(values_S) ** 0.5
+
+
+def or_none(values: np.ndarray) -> list[float | None]:
+    """Plain JSON values, which have no NaN."""
+    return [None if np.isnan(value) else float(value) for value in values]

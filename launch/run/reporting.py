@@ -64,7 +64,7 @@ class Reporter:
         actions = np.concatenate([g.actions for g in groups])
         for head, column in zip(HEADS, actions.T, strict=True):
             values = np.array(CHOICES[head])[column]
-            self.writer.add_histogram(f"choices/{head}", values, step)
+            self.writer.add_histogram(f"rollout_choices/{head}", values, step)
 
     def distributions(self, step: int, name: str, values: np.ndarray) -> None:
         """Writes a histogram of an array."""
@@ -79,8 +79,8 @@ class Reporter:
         parts = [
             f"step {step + 1}/{self.num_steps}",
             f"reward {scalars['reward/mean']:+.3f}",
-            f"in budget {scalars['rollout/in_budget_accuracy']:.3f}",
-            f"violations {_percent(scalars.get('violation/feasible'))}",
+            f"in budget {scalars['at_a_glance/accuracy_sampled']:.3f}",
+            f"violations {_percent(scalars.get('at_a_glance/violation_sampled'))}",
             f"lambda {scalars['reward/lambda']:.2f}",
             f"p95 {scalars['latency/p95_ms']:.0f} ms",
             f"{scalars['time/step_s']:.1f} s",

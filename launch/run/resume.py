@@ -22,7 +22,14 @@ STATE_KEYS = (
 
 FREE_ON_RESUME = (
     *("run_dir", "steps", "checkpoint_every", "keep_last", "dry_run", "print_config"),
-    *("warm_start_profile", "simulated_latency", "evaluation", "cluster", "budget.num_samples"),
+    *(
+        "warm_start_profile",
+        "comparison_profile",
+        "simulated_latency",
+        "evaluation",
+        "cluster",
+        "budget.num_samples",
+    ),
     *("worker.model", "worker.device", "worker.dtype", "worker.importance"),
     *("worker.importance_by_task", "worker.kept_groups_mib"),
 )

@@ -22,8 +22,6 @@ from rich.console import Console
 from envs.calibration import Calibration
 from envs.spec import BudgetSampler
 from envs.tasks.registry import build_tasks
-from launch.analysis.greedy_sweep import greedy_sweep
-from launch.analysis.plots import curves_figure
 from launch.cluster.console import connect, nearest
 from launch.cluster.doctor import doctor
 from launch.cluster.fleet import RayFleet, open_fleet
@@ -40,6 +38,7 @@ from launch.run.resume import (
     check_resumable,
     fingerprint_from_state,
 )
+from launch.run.standing import best_table_accuracy, comparable, finish
 from launch.run.state import Run
 from launch.run.uploads import Uploader
 from launch.run.warm_start import warm_start_from_profile
@@ -111,6 +110,7 @@ class Session:
     """One invocation: a Ray connection, a fleet, and the loop until it is done."""
 
     calibration: Calibration
+    comparison: ProfileTable | None = None
 
     def __init__(self, config: JointGRPOConfig, train: Callable[[Run], None]) -> None:
         self.train = train
@@ -172,6 +172,8 @@ class Session:
         build_tasks(worker.tasks)
         if self.config.warm_start_profile is not None:
             self.profile = ProfileTable.load(self.config.warm_start_profile)
+        if self.config.comparison_profile is not None:
+            self.comparison = ProfileTable.load(self.config.comparison_profile)
         model = resolve_config(model_source(worker))
         check_knobs_fit(model)
         for path in filter(None, (worker.importance, *worker.importance_by_task.values())):
@@ -201,10 +203,12 @@ class Session:
         setup = PolicySetup.of(*self.widths, budgets, calibration)
         fingerprint = fleet.pool.first_facts().fingerprint
         self._check_fingerprint(fingerprint, checkpoint)
+        if self.comparison is not None:
+            self.comparison = comparable(self.comparison, fingerprint, calibration)
         run = self._assemble(fleet, store, setup, fingerprint, checkpoint)
         try:
             self._train_over_lost_learners(run, fleet)
-            self._finish(run)
+            finish(run, fleet, self.comparison, self.label)
         except Stopped:
             run.commit()
             run.reporter.say(
@@ -317,6 +321,9 @@ class Session:
             lambda_control=LambdaControl(config.pid, setup.budgets),
             calibration=self.calibration,
             fingerprint=fingerprint,
+            best_table_accuracy=best_table_accuracy(
+                self.comparison, setup.budgets.evenly(config.evaluation.num_budgets)
+            ),
             is_stopping=self.stop.is_set,
             on_saved=self.uploader.submit if self.uploader else lambda _path: None,
         )
@@ -351,28 +358,6 @@ class Session:
             record.regret_before,
         )
         return Learner(controller, config.learner, self.run_dir).state_dict()
-
-    def _finish(self, run: Run) -> None:
-        """Writes a greedy sweep over the test split, and the run's curves as a picture."""
-        settings = self.config.evaluation
-        result = greedy_sweep(
-            run.fleet,
-            run.setup,
-            run.learner.weights(),
-            split="test",
-            num_samples=settings.num_samples,
-            budgets_ms=run.setup.budgets.evenly(settings.num_budgets).tolist(),
-        )
-        path = self.run_dir / "evaluation.json"
-        source = {"latency_source": self.label or "measured", "clock": run.calibration.clock}
-        row = {**source, **result.to_json()}
-        path.write_text(json.dumps(row) + "\n")
-        curves_figure(run.reporter.rows()).savefig(self.run_dir / "curves.png", dpi=110)
-        run.reporter.say(
-            f"test split: in budget {result.in_budget_accuracy:.3f}, violations "
-            f"{result.violation_rate:.1%}  evaluation {path}  "
-            f"curves {self.run_dir / 'curves.png'}  checkpoint {run.store.root}"
-        )
 
 
 def _say(text: str) -> None:

@@ -123,6 +123,8 @@ class Run:
         lambda_control: lambda by range of budgets.
         calibration: speed of the devices when the run began, which its milliseconds refer to.
         fingerprint: fingerprint of the frozen model, its tasks and devices; None in some tests.
+        best_table_accuracy: accuracy within the evaluation's budgets of the best table by kind of
+            question and budget, in hindsight on the comparison profile; None without a profile.
         next_step: the first step that is not done yet.
         is_stopping: called between steps; the loop ends when it returns True.
         on_saved: called with the folder of every new checkpoint, for instance to copy it.
@@ -138,6 +140,7 @@ class Run:
     lambda_control: LambdaControl
     calibration: Calibration
     fingerprint: Fingerprint | None = None
+    best_table_accuracy: float | None = None
     next_step: int = 0
     is_stopping: Callable[[], bool] = lambda: False
     on_saved: Callable[[Path], object] = lambda _path: None
@@ -248,7 +251,10 @@ class Run:
             first_index=settings.first_index,
         )
         self.commit(metric=result.in_budget_accuracy)
-        scalars = {**result.scalars("evaluation"), "time/evaluate_s": time.perf_counter() - started}
+        scalars = {**result.scalars(), "time/evaluate_s": time.perf_counter() - started}
+        if self.best_table_accuracy is not None:
+            share = result.in_budget_accuracy / self.best_table_accuracy
+            scalars["at_a_glance/share_of_best_table"] = share
         self.reporter.scalars(step, scalars)
         self.reporter.figure(
             step, "evaluation/choices", choices_figure(result.budgets_ms, result.actions)
@@ -258,8 +264,8 @@ class Run:
         )
         self.reporter.say(
             f"evaluation after step {step + 1}: in budget "
-            f"{scalars['evaluation/in_budget_accuracy']:.3f}, violations "
-            f"{scalars['evaluation/violation']:.1%}"
+            f"{scalars['at_a_glance/accuracy_held_out']:.3f}, violations "
+            f"{scalars['at_a_glance/violation_held_out']:.1%}"
         )
 
     def commit_if_due(self) -> None:

@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
 
 def command(folder, run_dir, *extra, steps=8):
     return [
-        *(sys.executable, str(SCRIPT), "embedded-scratch", "--run-dir", str(run_dir)),
+        *(sys.executable, str(SCRIPT), "embedded", "--run-dir", str(run_dir)),
         *("--steps", str(steps), "--groups-per-step", "2", "--group-size", "3"),
         *("--checkpoint-every", "1", "--evaluation.num-samples", "1"),
         *("--evaluation.num-budgets", "2", "--worker.model", str(folder)),

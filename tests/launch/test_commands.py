@@ -199,7 +199,7 @@ def test_evaluation_takes_turns_and_writes_every_policy(folder, tmp_path):
     budgets += ("--budget.num-samples", 2)
     learned = run(
         "joint_grpo.py",
-        *("embedded-scratch", "--run-dir", tmp_path / "run", "--steps", 1, *small, *budgets),
+        *("embedded", "--run-dir", tmp_path / "run", "--steps", 1, *small, *budgets),
         *options,
     )
     assert learned.returncode == 0, learned.stdout + learned.stderr

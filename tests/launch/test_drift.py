@@ -5,7 +5,7 @@ import pytest
 
 from launch.analysis.greedy_sweep import GreedySweep, greedy_sweep
 from launch.joint_grpo import train
-from launch.run.recipes import embedded
+from launch.run.recipes import embedded_warm
 from launch.run.state import Run
 from launch.run.warm_start import warm_start_from_profile
 from rollout.latency.drift import FollowedTime
@@ -65,7 +65,7 @@ def learned(tmp_path, fleet: TableFleet, weights) -> GreedySweep:
 
 
 def table_run(tmp_path, fleet: TableFleet) -> Run:
-    settings = table_rig.settings(embedded(), seed=0, steps=STEPS)
+    settings = table_rig.settings(embedded_warm(), seed=0, steps=STEPS)
     return table_rig.table_run(tmp_path, settings, fleet)
 
 

@@ -23,7 +23,7 @@ from launch.analysis.baselines import (
 )
 from launch.analysis.greedy_sweep import GreedySweep, greedy_sweep
 from launch.joint_grpo import train
-from launch.run.recipes import JointGRPOConfig, embedded, embedded_scratch
+from launch.run.recipes import JointGRPOConfig, embedded, embedded_warm
 from launch.run.warm_start import warm_start_from_profile
 from rollout.profiling.profile_table import ProfileTable
 from rollout.requests import GroupRequest
@@ -85,7 +85,7 @@ def learn(
     base: JointGRPOConfig | None = None,
 ) -> GreedySweep:
     """Runs a recipe, from scratch by default, and evaluates it on every sample and budget."""
-    base = base or embedded_scratch()
+    base = base or embedded()
     steps = max(1, episodes // (base.groups_per_step * base.group_size))
     entropy = replace(base.learner.entropy, steps=steps)
     learner = replace(base.learner, entropy=entropy, lr_steps=steps)
@@ -163,7 +163,7 @@ def test_optima_by_hand():
 def test_replay_and_warm_start_beat_measured_updates_alone_at_equal_episodes(tmp_path):
     table = table_rig.synthetic_table(240)
     best = oracle_per_task(table, budgets_ms(table))
-    replay = embedded_scratch()
+    replay = embedded()
     alone = replace(
         replay,
         recipe="measured alone",
@@ -173,10 +173,10 @@ def test_replay_and_warm_start_beat_measured_updates_alone_at_equal_episodes(tmp
         base.recipe: show(
             base.recipe, learn(tmp_path, table_rig.fleet_of(table), 0, 2_000, base=base), best
         )
-        for base in (alone, replay, embedded())
+        for base in (alone, replay, embedded_warm())
     }
-    assert shares["embedded-scratch"] > shares["measured alone"] + 0.05
     assert shares["embedded"] > shares["measured alone"] + 0.05
+    assert shares["embedded-warm"] > shares["measured alone"] + 0.05
 
 
 def test_a_few_episodes_help(tmp_path):
@@ -212,7 +212,7 @@ def test_the_profile_alone_comes_close_to_the_optimum(tmp_path, seed):
     """The controller can represent the best policy; the single GRPO step hardly changes it."""
     table = whole_table()
     best = oracle_per_task(table, budgets_ms(table), max_violation=0.05)
-    result = learn(tmp_path, table_rig.fleet_of(table), seed, 1, base=embedded())
+    result = learn(tmp_path, table_rig.fleet_of(table), seed, 1, base=embedded_warm())
     assert show(f"profile alone, seed {seed}", result, best) >= 0.97
     assert violations(result).max() <= MAX_VIOLATION
 

@@ -110,10 +110,10 @@ def test_gains_are_expected_rewards(log_ms):
     model.observe(episodes)
     model.mean_log_ms.fill_(log_ms)
     model.spread.fill_(0.08)
-    for net in (model.score_net, model.latency_net):
-        net[-1].weight.data.zero_()
-    model.latency_net[-1].bias.data[1] = -9.0  # the low tier at the first position always fits
-    model.score_net[-1].bias.data[0] = 0.4
+    for net, full in ((model.score_net, 0.4), (model.latency_net, 0.0)):
+        net[-1].bias.data.fill_(-30.0)  # no step costs or saves anything
+        net[-1].bias.data[0] = full
+    model.latency_net[-1].bias.data[1] = 9.0  # the low tier always fits
     gains = model.gains(episodes, torch.tensor([0.8]))
     draws = np.exp(log_ms + 0.08 * np.random.default_rng(0).normal(size=200_000))
     score = 1 / (1 + np.exp(-0.4))
@@ -124,16 +124,19 @@ def test_gains_are_expected_rewards(log_ms):
     assert finite == allowed
 
 
-def test_masked_configurations_make_no_budget_feasible():
-    episodes = Episodes.of(make_groups(make_controller(), count=1)).to(torch.zeros(1))
-    model = OutcomeModel(D_MODEL, 0, OutcomeModelConfig())
+def test_a_larger_choice_never_costs_accuracy_or_saves_time():
+    torch.manual_seed(0)
+    model = OutcomeModel(D_MODEL, 0, OutcomeModelConfig()).eval()
+    episodes = Episodes.of(make_groups(make_controller())).to(torch.zeros(1))
     model.observe(episodes)
-    model.mean_log_ms.fill_(8.0)
-    model.spread.fill_(0.08)
-    effects = model.latency_net[-1].bias.data[1:].view(3, 3, 5)
-    effects[0, :, 4] = effects[2, :, 0] = -1.6  # only 12 blocks at the fifth position would fit
-    gains = model.gains(episodes, torch.tensor([0.8]))
-    assert gains.amax().item() == pytest.approx(-0.5, abs=1e-3)
+    for net in (model.score_net, model.latency_net):
+        torch.nn.init.normal_(net[-1].weight)
+        torch.nn.init.normal_(net[-1].bias)
+    for values in model(episodes):
+        for knob in range(2, 5):
+            assert (values.diff(dim=knob) >= 0).all()
+            assert values.diff(dim=knob).std() > 0.1
+        assert (values[:, :, -1, -1, -1].diff(dim=1) >= 0).all()
 
 
 def test_features_beyond_half_precision_are_clipped():

@@ -90,7 +90,7 @@ def clone(tmp_path):
     rig.write_model_folder(model)
     (model / "latency.json").write_text(json.dumps(dict(launch_rig.simulated().table_ms)))
     options = [
-        *("python", "launch/joint_grpo.py", "embedded-scratch"),
+        *("python", "launch/joint_grpo.py", "embedded"),
         *("--groups-per-step", "2", "--group-size", "2", "--worker.model", str(model)),
         *("--worker.executor.max-new-tokens", "3", "--cluster.num-actors", "1"),
         *("--simulated-latency", str(model / "latency.json"), "--evaluation.num-samples", "1"),

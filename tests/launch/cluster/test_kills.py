@@ -56,7 +56,7 @@ def undisturbed(folder, staleness, tmp_path_factory):
 
 def start(folder, run_dir, staleness):
     arguments = [
-        *(sys.executable, str(SCRIPT), "embedded-scratch", "--run-dir", str(run_dir)),
+        *(sys.executable, str(SCRIPT), "embedded", "--run-dir", str(run_dir)),
         *("--steps", str(STEPS), "--max-staleness", str(staleness)),
         *("--worker.model", str(folder), "--worker.executor.max-new-tokens", "3"),
         *("--simulated-latency", str(folder / "latency.json"), "--evaluation.num-samples", "2"),

@@ -57,7 +57,7 @@ def test_senseless_values_are_refused_by_name(kind, name, value):
 
 def test_replay_is_refused_with_a_reward_that_it_does_not_predict():
     with pytest.raises(ValueError, match="do without replay"):
-        replace(RECIPES["embedded-scratch"](), reward="reference")
+        replace(RECIPES["embedded"](), reward="reference")
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values())

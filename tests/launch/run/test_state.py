@@ -31,8 +31,10 @@ def test_every_trained_part_moves_and_everything_is_written(tmp_path):
     for part in ("budget_encoder.mlp.0", "stage1", "stage2"):
         assert any(name.startswith(part) for name in moved), part
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert {"reward/mean", "violation/all", "latency/p95_ms", "entropy/tier"} <= set(rows[0])
-    assert rows[-1]["evaluation/in_budget_accuracy"] >= 0
+    assert {"reward/mean", "violation/all", "latency/p95_ms", "learner_entropy/tier"} <= set(
+        rows[0]
+    )
+    assert rows[-1]["at_a_glance/accuracy_held_out"] >= 0
     assert list((tmp_path / "tensorboard").glob("events*"))
     assert run.store.steps() == [1, 2, 3]
 
@@ -97,8 +99,8 @@ def test_the_best_checkpoint_is_the_one_that_was_evaluated(tmp_path, monkeypatch
         def __init__(self):
             self.in_budget_accuracy = next(metrics)
 
-        def scalars(self, prefix):
-            return {f"{prefix}/in_budget_accuracy": 0.0, f"{prefix}/violation": 0.0}
+        def scalars(self):
+            return {"at_a_glance/accuracy_held_out": 0.0, "at_a_glance/violation_held_out": 0.0}
 
     monkeypatch.setattr("launch.run.state.greedy_sweep", lambda *_a, **_k: Result())
     settings = launch_rig.config(steps=6, keep_last=6)

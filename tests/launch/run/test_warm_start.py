@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from envs.spec import Tier
-from launch.run.recipes import embedded, embedded_scratch
+from launch.run.recipes import embedded, embedded_warm
 from launch.run.warm_start import by_choice, examples_from_profile, gains, warm_start_from_profile
 from learner.imitation import WarmStartConfig
 from rollout.build import WorkerConfig
@@ -50,13 +50,13 @@ def test_gains_are_arranged_by_choice(table):
 def test_the_shipped_profile_is_refused_for_another_model_or_other_tasks():
     for worker in (WorkerConfig(model="/other"), WorkerConfig(tasks=("digits",))):
         with pytest.raises(ValueError, match="shipped profile"):
-            replace(embedded(), worker=worker)
-        assert replace(embedded_scratch(), worker=worker).warm_start_profile is None
+            replace(embedded_warm(), worker=worker)
+        assert replace(embedded(), worker=worker).warm_start_profile is None
 
 
 def test_examples_hold_what_the_controller_would_see(table, tmp_path):
     fleet = table_rig.fleet_of(table)
-    run = table_rig.table_run(tmp_path, table_rig.settings(embedded_scratch()), fleet)
+    run = table_rig.table_run(tmp_path, table_rig.settings(embedded()), fleet)
     controller = run.learner.controller
     examples = examples_from_profile(controller, table, run.setup.budgets, fleet, num_budgets=3)
     assert len(examples.budgets_ms_B) == 180

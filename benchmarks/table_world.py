@@ -1,0 +1,206 @@
+"""Trains recipes on a table of real outcomes and scores them on samples that they never saw.
+
+    python -m benchmarks.outcomes O/train --num-samples 1152
+    python -m benchmarks.outcomes O/test --split test --num-samples 384
+    python -m benchmarks.table_world O --seeds 0 1 2
+    python -m benchmarks.table_world O --seeds 0 1 2 --no-image
+    python -m benchmarks.table_world O --recipe embedded-warm --steps 1
+
+A run takes one minute instead of ten. Scores are the model's own, as are both features. Each sample
+takes the latencies of a sample of the shipped profile, of the same kind and with as many tokens,
+from its first half in training and from its second half in the test; sample and measurement scatter
+on top. Latency tokens come from a fixed random network. The rivals are chosen on the whole profile.
+
+Shapes: S samples, C configurations, K budgets.
+"""
+
+import argparse
+import contextlib
+import io
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from envs.spec import Sample, all_knobs
+from envs.tasks import build_tasks
+from launch.analysis.baselines import Outcome, outcome, rivals
+from launch.analysis.greedy_sweep import greedy_sweep
+from launch.analysis.statistics import Interval
+from launch.joint_grpo import train
+from launch.pretraining.batches import Encoder
+from launch.run.recipes import RECIPES, SHIPPED_PROFILE, JointGRPOConfig
+from launch.run.warm_start import warm_start_from_profile
+from rollout.build import WorkerConfig, build_executor
+from rollout.group_sharing import MolmoEGroupSession
+from rollout.profiling.conversion import sample_place
+from rollout.profiling.profile_table import ProfileTable
+from tests import table_rig
+from tests.table_world import StandInBlocks, TableFleet, TableSamples
+
+NUM_BUDGETS = 8
+SAMPLE_SCATTER, SCATTER = 0.03, 0.045
+"""Standard deviations of log latency: between equal samples, and between repeats of one."""
+
+ANSWER_TOKEN_WEIGHT = 2
+"""Weight of an answer's token against a prompt's in the search for a sample of like latency."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What is known of samples without running a configuration: features and token counts."""
+
+    language_SD: np.ndarray
+    image_SI: np.ndarray
+    tokens_S2: np.ndarray
+
+    @classmethod
+    def of(cls, samples: list[Sample]) -> "Seen":
+        executor = build_executor(WorkerConfig(device="cpu", dtype="float32"))
+        encoder, language, image, tokens = Encoder(), [], [], []
+        for sample in samples:
+            features = MolmoEGroupSession(executor, sample, 1e9).features()
+            executor.timeline.take()
+            language.append(features.language)
+            image.append(features.image)
+            answer = encoder.answer_ids(sample.task, sample.answers[0])
+            tokens.append((len(encoder.tokenizer.encode(sample.prompt).ids), len(answer)))
+        return cls(
+            language_SD=np.array(language, np.float32),
+            image_SI=np.array(image, np.float32),
+            tokens_S2=np.array(tokens),
+        )
+
+    def samples(self, table: ProfileTable, *, image: bool) -> TableSamples:
+        image_SI = self.image_SI if image else self.image_SI[:, :0]
+        return TableSamples(
+            table=table, language_feature_SD=self.language_SD, image_feature_SI=image_SI
+        )
+
+
+def load_scores(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Indices [S] and scores [S, C] that `benchmarks.outcomes` wrote."""
+    files = [np.load(file) for file in sorted(folder.glob("*.npz"))]
+    if not files:
+        raise SystemExit(f"{folder} holds no outcomes: run benchmarks.outcomes first")
+    return np.concatenate([f["index"] for f in files]), np.concatenate([f["scores"] for f in files])
+
+
+def split_table(
+    folder: Path, profile: ProfileTable, profile_seen: Seen, rows: range
+) -> tuple[ProfileTable, Seen]:
+    """The samples of one split, with latencies like those of some rows of the profile."""
+    indices, scores = load_scores(folder)
+    tasks = build_tasks()
+    samples = [tasks.sample(folder.name, int(index)) for index in indices]
+    seen, rng = Seen.of(samples), np.random.default_rng(len(rows) + rows.start)
+    steady, kinds = profile.denoised(), np.array(profile.tasks)[rows]
+    weights = np.array([1, ANSWER_TOKEN_WEIGHT])
+    alike = []
+    for sample, tokens in zip(samples, seen.tokens_S2, strict=True):
+        distance = np.abs(profile_seen.tokens_S2[rows] - tokens) @ weights
+        distance = np.where(kinds == sample.task, distance, np.inf)
+        alike.append(rows.start + rng.choice(np.flatnonzero(distance == distance.min())))
+    columns = [profile.column(knobs) for knobs in all_knobs()]
+    own = SAMPLE_SCATTER * rng.normal(size=(len(samples), 1))
+    noise = own + SCATTER * rng.normal(size=scores.shape)
+    table = ProfileTable(
+        configurations=tuple(all_knobs()),
+        sample_ids=tuple(sample.id for sample in samples),
+        tasks=tuple(sample.task for sample in samples),
+        prompts=tuple(sample.prompt for sample in samples),
+        scores=scores.astype(np.float32),
+        latencies_ms=(steady.latencies_ms[alike][:, columns] * np.exp(noise)).astype(np.float32),
+        cheapest_ms=(profile.cheapest_ms[alike] * np.exp(own[:, 0])).astype(np.float32),
+    )
+    return table, seen
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """Training and test samples, and the shipped profile for rivals and warm starts."""
+
+    splits: dict[str, tuple[ProfileTable, Seen]]
+
+    @classmethod
+    def load(cls, folder: Path) -> "World":
+        profile, tasks = ProfileTable.load(SHIPPED_PROFILE), build_tasks()
+        seen = Seen.of([tasks.sample(*sample_place(name)) for name in profile.sample_ids])
+        half, end = len(profile.sample_ids) // 2, len(profile.sample_ids)
+        return cls(
+            splits={
+                "train": split_table(folder / "train", profile, seen, range(half)),
+                "test": split_table(folder / "test", profile, seen, range(half, end)),
+                "validation": (profile, seen),
+            }
+        )
+
+    def run(self, base: JointGRPOConfig, budgets_ms: np.ndarray, *, image: bool) -> Outcome:
+        """Trains one controller and scores it on the test samples."""
+        splits = {
+            name: seen.samples(table, image=image) for name, (table, seen) in self.splits.items()
+        }
+        fleet = TableFleet(splits, StandInBlocks(splits["test"].language_feature_SD.shape[1]))
+        validation = splits["validation"].table
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+            run = table_rig.table_run(Path(folder) / "run", table_rig.settings(base), fleet)
+            if base.warm_start_profile:
+                controller = run.learner.controller
+                warm_start_from_profile(controller, validation, run.setup.budgets, fleet)
+            train(run)
+            result = greedy_sweep(
+                fleet,
+                run.setup,
+                run.learner.weights(),
+                split="test",
+                num_samples=len(splits["test"].table.sample_ids),
+                budgets_ms=budgets_ms.tolist(),
+            )
+        return outcome(result.scores, result.latencies_ms, result.budgets_ms, result.feasible)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("outcomes", type=Path)
+    parser.add_argument("--recipe", default="embedded", choices=("embedded", "embedded-warm"))
+    parser.add_argument("--no-image", action="store_true")
+    parser.add_argument("--groups", type=int, nargs=2, metavar=("GROUPS", "MEMBERS"))
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    base = RECIPES[options.recipe]()
+    if options.groups:
+        groups, size = options.groups
+        base = replace(base, groups_per_step=groups, group_size=size)
+    if options.steps:
+        schedule = replace(base.learner.entropy, steps=options.steps)
+        learner = replace(base.learner, lr_steps=options.steps, entropy=schedule)
+        base = replace(base, steps=options.steps, learner=learner)
+    world = World.load(options.outcomes)
+    validation, test = world.splits["validation"][0], world.splits["test"][0]
+    budgets_ms = table_rig.budgets_of(validation).evenly(NUM_BUDGETS)
+    found = rivals(validation, budgets_ms)
+    others = {n: found[n].outcome(test, budgets_ms) for n in ("lookup", "lookup by kind", "static")}
+    for name, row in others.items():
+        print(f"{name}: {row.accuracy:.3f}, violations {row.violation_rate:.1%}")
+    runs = []
+    for seed in options.seeds:
+        row = world.run(replace(base, seed=seed), budgets_ms, image=not options.no_image)
+        runs.append(row)
+        worst = np.nanmax(row.violation)
+        print(
+            f"seed {seed}: {row.accuracy:.4f}, violations {row.violation_rate:.1%}, at the worst "
+            f"budget {worst:.0%}",
+            flush=True,
+        )
+    mean_S = np.mean([row.by_sample for row in runs], 0)
+    for name, row in others.items():
+        lead = Interval.of(mean_S - row.by_sample).signed()
+        print(f"mean of the seeds {mean_S.mean():.4f}, lead on {name} {lead}")
+
+
+if __name__ == "__main__":
+    main()

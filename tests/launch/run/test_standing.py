@@ -1,0 +1,82 @@
+"""The comparison at the end of a run."""
+
+import io
+import json
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from launch.analysis.baselines import outcome
+from launch.run.recipes import SHIPPED_PROFILE
+from launch.run.standing import RIVALS, best_table_accuracy, comparable, finish, standing_table
+from rollout.profiling.profile_table import ProfileTable
+from tests import launch_rig
+
+
+@pytest.fixture(scope="module")
+def profile():
+    return ProfileTable.load(SHIPPED_PROFILE)
+
+
+def test_a_profile_of_the_same_model_is_converted_to_the_runs_ms(profile):
+    assert profile.fingerprint is not None
+    assert profile.calibration is not None
+    slower = replace(
+        profile.calibration,
+        cheapest_ms=2 * profile.calibration.cheapest_ms,
+        full_ms=2 * profile.calibration.full_ms,
+    )
+    found = comparable(profile, profile.fingerprint, slower)
+    assert found is not None
+    assert found.latencies_ms == pytest.approx(2 * profile.latencies_ms, rel=1e-3)
+
+
+def test_a_profile_that_does_not_fit_is_left_out_with_its_reason(profile, caplog):
+    other = replace(profile.fingerprint, weights="0" * 64)
+    with caplog.at_level(logging.INFO):
+        assert comparable(profile, other, profile.calibration) is None
+        assert comparable(profile, profile.fingerprint, None) is None
+    assert "comparison profile" in caplog.text
+    assert "simulated" in caplog.text
+
+
+def test_the_best_table_is_between_its_budgets_worst_and_best(profile):
+    low, high = (best_table_accuracy(profile, np.array([ms])) for ms in (35.0, 120.0))
+    assert 0.4 < low < high < 1
+    both = best_table_accuracy(profile, np.array([35.0, 120.0]))
+    assert both == pytest.approx((low + high) / 2)
+    assert best_table_accuracy(None, np.array([35.0])) is None
+
+
+def test_the_table_tells_leads_with_their_intervals():
+    budgets, feasible = np.array([10.0, 20.0]), np.ones((40, 2), bool)
+    inside = np.full((40, 2), 5.0)
+    right, wrong = np.ones((40, 2)), np.zeros((40, 2))
+    half = np.repeat([[1.0], [0.0]], 20, axis=0) * right
+    found = {
+        "controller": outcome(right, inside, budgets, feasible),
+        "lookup by kind": outcome(right, inside, budgets, feasible),
+        "lookup": outcome(half, inside, budgets, feasible),
+        "static": outcome(wrong, np.full((40, 2), 15.0), budgets, feasible),
+    }
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(standing_table(found))
+    text = console.export_text()
+    assert [name for name in RIVALS.values() if name in text] == list(RIVALS.values())
+    for expected in ("+0.000 ± 0.000", "+0.500 ± 0.157", "+1.000 ± 0.000", "50.0%"):
+        assert expected in text
+
+
+def test_without_a_profile_the_run_ends_with_its_own_sweep(tmp_path, capsys):
+    run = launch_rig.local_run(tmp_path, launch_rig.config(steps=1))
+    run.evaluate(0)
+    finish(run, run.fleet, None, "SIMULATED LATENCY")
+    saved = json.loads((tmp_path / "evaluation.json").read_text())
+    assert saved["latency_source"] == "SIMULATED LATENCY"
+    assert saved["rivals"] == {}
+    assert np.shape(saved["scores"]) == (2, 2)
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+    assert "test split: in budget" in capsys.readouterr().out
