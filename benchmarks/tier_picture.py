@@ -3,7 +3,8 @@
     python -m benchmarks.tier_picture runs/RUN docs/tiers.png --budget-ms 60
 
 Of the first test images with handwritten digits, the three with the smallest and the three with the
-largest digits are shown. Nothing is chosen by its outcome.
+largest digits are shown, and the shares of the tiers are printed for all of them. Nothing is chosen
+by its outcome.
 """
 
 import argparse
@@ -23,13 +24,15 @@ from rollout.group_sharing import MolmoEGroupSession
 KIND = "digits"
 NUM_EACH = 3
 
+SMALL_PX = 13
+"""Size below which the low tier loses digits."""
 
-def smallest_and_largest(num_samples: int) -> list[Sample]:
+
+def by_size(num_samples: int) -> list[Sample]:
     """Test samples of the kind, from small to large objects."""
     tasks = build_tasks()
     samples = [tasks.sample("test", index) for index in range(num_samples)]
-    found = sorted((s for s in samples if s.task == KIND), key=lambda s: s.metadata["size_px"])
-    return [*found[:NUM_EACH], *found[-NUM_EACH:]]
+    return sorted((s for s in samples if s.task == KIND), key=lambda s: s.metadata["size_px"])
 
 
 @torch.no_grad()
@@ -59,10 +62,17 @@ def main() -> None:
     executor = build_executor(worker_of(checkpoint))
     figure = Figure(figsize=(11, 5.2), layout="constrained")
     figure.suptitle(f"image tier chosen for a budget of {options.budget_ms:g} ms")
-    samples = smallest_and_largest(options.num_samples)
-    for axes, sample in zip(figure.subplots(2, NUM_EACH).flat, samples, strict=True):
+    samples = by_size(options.num_samples)
+    tiers = [chosen_tier(executor, checkpoint.controller, s, options.budget_ms) for s in samples]
+    small = [s.metadata["size_px"] < SMALL_PX for s in samples]
+    for words, want in ((f"below {SMALL_PX} px", True), ("larger", False)):
+        chosen = [tier for tier, is_small in zip(tiers, small, strict=True) if is_small == want]
+        shares = ", ".join(f"{t} {chosen.count(t) / len(chosen):.0%}" for t in sorted(set(chosen)))
+        print(f"{len(chosen)} images with digits {words}: {shares}")
+    pairs = list(zip(samples, tiers, strict=True))
+    shown = [*pairs[:NUM_EACH], *pairs[-NUM_EACH:]]
+    for axes, (sample, tier) in zip(figure.subplots(2, NUM_EACH).flat, shown, strict=True):
         assert sample.image is not None
-        tier = chosen_tier(executor, checkpoint.controller, sample, options.budget_ms)
         axes.imshow(sample.image)
         axes.set_title(f"{tier} tier, digits of about {sample.metadata['size_px']} px", fontsize=11)
         axes.set_xlabel(sample.prompt.rpartition(":")[2].strip(), fontsize=9, wrap=True)

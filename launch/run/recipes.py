@@ -109,7 +109,8 @@ class JointGRPOConfig:
         warm_start_profile: profile table (.npz) from which both stages are trained before the
             first step; none starts from scratch.
         comparison_profile: profile table (.npz) of the validation split, whose best tables and
-            static configuration the run is compared with; none compares with nothing.
+            static configuration the run is compared with; by default the warm start's. Without
+            either the run is compared with nothing.
         simulated_latency: JSON file of latencies by configuration that REPLACES the clock; for
             tests and dry runs.
         dry_run: validates everything, runs one real step and stops.
@@ -214,7 +215,7 @@ def embedded() -> JointGRPOConfig:
     """
     return JointGRPOConfig(
         recipe="embedded",
-        steps=160,
+        steps=150,
         groups_per_step=24,
         group_size=2,
         comparison_profile=SHIPPED_PROFILE,
@@ -229,9 +230,9 @@ def embedded() -> JointGRPOConfig:
             bins=8,
         ),
         learner=_annealed(
-            160, learning_rate=1e-4, epochs=1, entropy=(0.05, 0.002), replay=ReplayConfig()
+            150, learning_rate=1e-4, epochs=1, entropy=(0.05, 0.002), replay=ReplayConfig()
         ),
-        evaluation=EvaluationConfig(num_samples=96),
+        evaluation=EvaluationConfig(num_samples=48),
     )
 
 

@@ -172,8 +172,9 @@ class Session:
         build_tasks(worker.tasks)
         if self.config.warm_start_profile is not None:
             self.profile = ProfileTable.load(self.config.warm_start_profile)
-        if self.config.comparison_profile is not None:
-            self.comparison = ProfileTable.load(self.config.comparison_profile)
+        comparison = self.config.comparison_profile or self.config.warm_start_profile
+        if comparison is not None:
+            self.comparison = ProfileTable.load(comparison)
         model = resolve_config(model_source(worker))
         check_knobs_fit(model)
         for path in filter(None, (worker.importance, *worker.importance_by_task.values())):

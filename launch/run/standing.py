@@ -17,7 +17,7 @@ from envs.calibration import Calibration
 from launch.analysis.baselines import TARGET_VIOLATION, Outcome, oracle_per_task, rivals
 from launch.analysis.greedy_sweep import greedy_sweep
 from launch.analysis.interleaved import Live, run_live
-from launch.analysis.plots import curves_figure
+from launch.analysis.plots import curves_figure, sweep_figure
 from launch.cluster.fleet import RayFleet
 from launch.run.state import Run
 from rollout.fingerprint import Fingerprint
@@ -53,7 +53,7 @@ def best_table_accuracy(profile: ProfileTable | None, budgets_ms: np.ndarray) ->
 
 
 def finish(run: Run, fleet: RayFleet, profile: ProfileTable | None, label: str) -> None:
-    """Evaluates on the test split, next to rivals if there is a profile, and draws the curves."""
+    """Evaluates on the test split, next to rivals if there is a profile, and draws both."""
     settings, folder = run.config.evaluation, run.store.root.parent
     budgets_ms = run.setup.budgets.evenly(settings.num_budgets)
     found: dict[str, Outcome] = {}
@@ -70,6 +70,8 @@ def finish(run: Run, fleet: RayFleet, profile: ProfileTable | None, label: str) 
         live = compare(run, fleet, profile, budgets_ms)
         result, found = live.result, live.outcomes()
         run.reporter.console.print(standing_table(found))
+        shown = {name: row.to_json() for name, row in found.items()}
+        sweep_figure(budgets_ms.tolist(), shown).savefig(folder / "sweep.png", dpi=110)
     row = {
         "latency_source": label or "measured",
         "clock": run.calibration.clock,
