@@ -104,15 +104,10 @@ def trained(tmp_path, monkeypatch, loop=train, **changes):
     return CheckpointStore(tmp_path / "run" / "checkpoints").load_latest()
 
 
-def test_training_has_one_actor_per_gpu_and_groups_follow(cluster, tmp_path, monkeypatch, watched):
+def test_every_program_has_one_actor_per_gpu(cluster, tmp_path, monkeypatch, watched):
     checkpoint = trained(tmp_path, monkeypatch)
     watched.check()
     assert checkpoint.state["configuration"]["groups_per_step"] == 16
-
-
-def test_profile_and_evaluate_have_one_actor_per_gpu(cluster, tmp_path, monkeypatch, watched):
-    trained(tmp_path, monkeypatch)
-    watched.check()
     monkeypatch.setattr("launch.profile_knobs.connect", lambda _address: None)
     monkeypatch.setattr("launch.evaluate.connect", lambda _address: None)
     monkeypatch.setattr("launch.profile_knobs.build_tasks", lambda _names: rig.NoiseTask())

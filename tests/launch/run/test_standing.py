@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from envs.spec import CHEAPEST_KNOBS, all_knobs
 from launch.analysis.baselines import outcome
 from launch.run.recipes import SHIPPED_PROFILE
 from launch.run.standing import RIVALS, best_table_accuracy, comparable, finish, standing_table
 from rollout.profiling.profile_table import ProfileTable
 from tests import launch_rig
+from tests.in_process import LocalFleet
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +70,42 @@ def test_the_table_tells_leads_with_their_intervals():
     assert [name for name in RIVALS.values() if name in text] == list(RIVALS.values())
     for expected in ("+0.000 ± 0.000", "+0.500 ± 0.157", "+1.000 ± 0.000", "50.0%"):
         assert expected in text
+
+
+class ProfilingFleet(LocalFleet):
+    """A local fleet that runs single configurations as well."""
+
+    def profile_each(self, plan, split, what, calibration=None):
+        assert what == "episodes of the rivals"
+        for index, configurations in plan:
+            yield self.worker.profile(configurations, split, index, calibration)
+
+
+def test_with_a_profile_the_run_ends_next_to_its_rivals(tmp_path, capsys):
+    fleet, places = ProfilingFleet(launch_rig.worker()), range(100, 104)
+    plan = [(index, tuple(all_knobs())) for index in places]
+    rows = []
+    for records in fleet.profile_each(plan, "validation", "episodes of the rivals"):
+        row = {"sample_id": records[0].sample_id, "task": "noise", "prompt": ""}
+        by_name = dict(zip(map(str, all_knobs()), records, strict=True))
+        row["scores"] = {name: record.score for name, record in by_name.items()}
+        row["latencies_ms"] = {name: record.calibrated_ms for name, record in by_name.items()}
+        row["cheapest_ms"] = row["latencies_ms"][str(CHEAPEST_KNOBS)]
+        rows.append(row)
+    profile = ProfileTable.from_rows(rows)
+    run = launch_rig.local_run(tmp_path, launch_rig.config(steps=1), fleet)
+    run.evaluate(0)
+    finish(run, fleet, profile, "")
+    saved = json.loads((tmp_path / "evaluation.json").read_text())
+    assert list(saved["rivals"]) == list(RIVALS)
+    assert np.shape(saved["scores"]) == (2, 2)
+    for row in saved["rivals"].values():
+        assert len(row["by_sample"]) == 2
+        assert 0 <= row["violation_rate"] <= 1
+    assert (tmp_path / "sweep.png").stat().st_size > 10_000
+    out = capsys.readouterr().out
+    assert "the controller's lead" in out
+    assert "test split: in budget" in out
 
 
 def test_without_a_profile_the_run_ends_with_its_own_sweep(tmp_path, capsys):
