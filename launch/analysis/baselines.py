@@ -70,7 +70,7 @@ class Outcome:
             "in_budget_accuracy": self.in_budget_accuracy.tolist(),
             "ci": or_none(self.ci),
             "violation": or_none(self.violation),
-            "violation_rate": self.violation_rate,
+            "violation_rate": or_none(np.array([self.violation_rate]))[0],
             "by_sample": self.by_sample.tolist(),
             "names": list(self.names),
         }

@@ -44,6 +44,8 @@ class GreedySweep:
         wall_ms: the same on the wall clock, [S, K].
         cheapest_ms: latencies of the cheapest configuration on each sample, [S, R], calibrated ms.
         actions: choice indices [S, K, 4].
+        indices: S places in the split: those that were asked for, but for unusable samples, which
+            were replaced.
         tasks: S task names.
         sample_ids: S ids.
     """
@@ -56,6 +58,7 @@ class GreedySweep:
     wall_ms: np.ndarray
     cheapest_ms: np.ndarray
     actions: np.ndarray
+    indices: tuple[int, ...]
     tasks: tuple[str, ...]
     sample_ids: tuple[str, ...]
 
@@ -119,6 +122,7 @@ class GreedySweep:
         return GreedySweep(
             budgets_ms=parts[0].budgets_ms,
             **arrays,
+            indices=tuple(index for part in parts for index in part.indices),
             tasks=tuple(task for part in parts for task in part.tasks),
             sample_ids=tuple(name for part in parts for name in part.sample_ids),
         )
@@ -193,6 +197,7 @@ def from_groups(
         wall_ms=arranged(g.wall_ms[0] for g in groups),
         cheapest_ms=cheapest_SR,
         actions=np.array([g.actions[0] for g in groups]).reshape(*shape, 4),
+        indices=tuple(g.index for g in groups[:: len(budgets_ms)]),
         tasks=tuple(g.task for g in groups[:: len(budgets_ms)]),
         sample_ids=tuple(g.sample_id for g in groups[:: len(budgets_ms)]),
     )

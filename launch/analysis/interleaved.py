@@ -67,18 +67,16 @@ def run_live(
     """Runs the first samples of the test split; `configurations` are the rivals' columns."""
     turns = []
     for first in range(0, num_samples, SAMPLES_A_TURN):
-        indices = range(first, min(first + SAMPLES_A_TURN, num_samples))
         result = greedy_sweep(
             fleet,
             setup,
             weights,
             split="test",
-            num_samples=len(indices),
+            num_samples=min(SAMPLES_A_TURN, num_samples - first),
             budgets_ms=budgets_ms.tolist(),
             first_index=first,
         )
-        tasks = dict(zip(indices, result.tasks, strict=True))
-        found = _run_rivals(fleet, setup, rivals, configurations, tasks)
+        found = _run_rivals(fleet, setup, rivals, configurations, result)
         turns.append(Live(result=result, rivals=found))
     return Live.joined(turns)
 
@@ -88,22 +86,22 @@ def _run_rivals(
     setup: PolicySetup,
     rivals: Mapping[str, Rival],
     configurations: Sequence[Knobs],
-    tasks: Mapping[int, str],
+    ours: GreedySweep,
 ) -> dict[str, Episodes]:
-    """Runs on each sample the configurations that any rival chose for its kind of question.
+    """Runs the configurations that any rival chose for its kind of question on each of our samples.
 
-    `tasks` maps the samples' indices to their kinds of question.
+    They are the samples that ran, not those that were asked for: unusable ones were replaced.
     """
     plan = []
-    for index, task in tasks.items():
+    for index, task in zip(ours.indices, ours.tasks, strict=True):
         columns = {c for rival in rivals.values() for c in rival.columns_for(task)}
         plan.append((index, tuple(configurations[c] for c in sorted(columns))))
     found: dict[str, list[list[Any]]] = {name: [] for name in rivals}
     results = fleet.profile_each(plan, "test", "episodes of the rivals", setup.calibration)
-    for (index, chosen), records in zip(plan, results, strict=True):
+    for (_, chosen), task, records in zip(plan, ours.tasks, results, strict=True):
         by_knobs: dict[Knobs, Any] = dict(zip(chosen, records, strict=True))
         for name, rival in rivals.items():
-            columns_K = rival.columns_for(tasks[index])
+            columns_K = rival.columns_for(task)
             found[name].append([by_knobs[configurations[c]] for c in columns_K])
     return {
         name: (

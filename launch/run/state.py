@@ -252,7 +252,7 @@ class Run:
         )
         self.commit(metric=result.in_budget_accuracy)
         scalars = {**result.scalars(), "time/evaluate_s": time.perf_counter() - started}
-        if self.best_table_accuracy is not None:
+        if self.best_table_accuracy:
             share = result.in_budget_accuracy / self.best_table_accuracy
             scalars["at_a_glance/share_of_best_table"] = share
         self.reporter.scalars(step, scalars)

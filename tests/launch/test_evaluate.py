@@ -41,6 +41,7 @@ def live(table, rivals, factor=1.25):
         wall_ms=np.full(shape, 33.0),
         cheapest_ms=np.repeat(table.cheapest_ms[:, None], 3, axis=1) * [0.9, 1.0, 1.1],
         actions=np.zeros((*shape, 4), int),
+        indices=tuple(range(len(table.tasks))),
         tasks=table.tasks,
         sample_ids=table.sample_ids,
     )

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from envs.spec import CHEAPEST_KNOBS, all_knobs
+from envs.spec import CHEAPEST_KNOBS, DataError, all_knobs
 from launch.analysis.baselines import outcome
 from launch.run.recipes import SHIPPED_PROFILE
 from launch.run.standing import RIVALS, best_table_accuracy, comparable, finish, standing_table
 from rollout.profiling.profile_table import ProfileTable
 from tests import launch_rig
 from tests.in_process import LocalFleet
+from tests.rollout import rig
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +82,22 @@ class ProfilingFleet(LocalFleet):
             yield self.worker.profile(configurations, split, index, calibration)
 
 
+BROKEN = 1
+
+
+class BrokenTest(rig.NoiseTask):
+    """A task one of whose test samples cannot be used."""
+
+    def sample(self, split, index):
+        if (split, index) == ("test", BROKEN):
+            raise DataError("this image is broken")
+        return super().sample(split, index)
+
+
 def test_with_a_profile_the_run_ends_next_to_its_rivals(tmp_path, capsys):
-    fleet, places = ProfilingFleet(launch_rig.worker()), range(100, 104)
+    worker = launch_rig.worker()
+    worker.tasks = BrokenTest()
+    fleet, places = ProfilingFleet(worker), range(100, 104)
     plan = [(index, tuple(all_knobs())) for index in places]
     rows = []
     for records in fleet.profile_each(plan, "validation", "episodes of the rivals"):
@@ -99,6 +114,7 @@ def test_with_a_profile_the_run_ends_next_to_its_rivals(tmp_path, capsys):
     saved = json.loads((tmp_path / "evaluation.json").read_text())
     assert list(saved["rivals"]) == list(RIVALS)
     assert np.shape(saved["scores"]) == (2, 2)
+    assert BROKEN not in {int(name.rpartition("-")[2]) for name in saved["sample_ids"]}
     for row in saved["rivals"].values():
         assert len(row["by_sample"]) == 2
         assert 0 <= row["violation_rate"] <= 1
