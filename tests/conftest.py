@@ -1,6 +1,7 @@
-"""Shared fixtures, and one thread per process, which is fastest for models this small."""
+"""Shared fixtures, one thread per process, and which tests may run side by side."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -12,6 +13,22 @@ torch.set_num_threads(1)
 from rollout.latency.clock import WallClock
 from tests.pretended_accelerator import PretendedAccelerator
 from tests.rollout import rig
+
+LAUNCH = Path(__file__).parent / "launch"
+RAY_FILES = {
+    *LAUNCH.glob("cluster/*.py"),
+    LAUNCH / "run" / "test_uploads.py",
+    LAUNCH / "run" / "test_object_store.py",
+    *(LAUNCH / f"test_{name}.py" for name in ("chain", "cli", "commands", "fit_latency_estimator")),
+}
+"""Files with tests that start Ray, which is done by one worker of pytest-xdist alone."""
+
+
+def pytest_collection_modifyitems(items):
+    """Keeps the tests of a file together, and those of all files that start Ray."""
+    for item in items:
+        group = "ray" if item.path in RAY_FILES else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from functools import cache
 
 import numpy as np
 import pytest
@@ -39,12 +40,26 @@ def test_every_trained_part_moves_and_everything_is_written(tmp_path):
     assert run.store.steps() == [1, 2, 3]
 
 
-@pytest.mark.parametrize("max_staleness", [0, 1, 2])
-@pytest.mark.parametrize("cut", [1, 2, 4])
-def test_a_cut_and_resumed_run_has_the_same_weights_to_the_bit(tmp_path, cut, max_staleness):
-    settings = launch_rig.config(steps=5, max_staleness=max_staleness)
-    whole = launch_rig.local_run(tmp_path / "whole", settings)
-    train(whole)
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """Undisturbed runs of five steps by their staleness, each run once."""
+
+    @cache
+    def run_with(max_staleness):
+        settings = launch_rig.config(steps=5, max_staleness=max_staleness)
+        run = launch_rig.local_run(tmp_path_factory.mktemp("whole"), settings)
+        train(run)
+        return run
+
+    return run_with
+
+
+@pytest.mark.parametrize(("cut", "max_staleness"), [(1, 0), (4, 0), (2, 1), (1, 2), (4, 2)])
+def test_a_cut_and_resumed_run_has_the_same_weights_to_the_bit(
+    tmp_path, whole_run, cut, max_staleness
+):
+    whole = whole_run(max_staleness)
+    settings = whole.config
     first = launch_rig.local_run(tmp_path / "cut", settings)
     finished_steps = iter(range(1, 6))
     first.is_stopping = lambda: next(finished_steps) >= cut
@@ -61,13 +76,12 @@ def test_a_cut_and_resumed_run_has_the_same_weights_to_the_bit(tmp_path, cut, ma
 
 
 @pytest.mark.parametrize("max_staleness", [0, 1])
-def test_a_run_killed_between_two_commits_does_one_step_again(tmp_path, max_staleness):
+def test_a_run_killed_between_two_commits_does_one_step_again(tmp_path, whole_run, max_staleness):
     class Killed(BaseException):
         """An error that no handler of the program catches."""
 
-    settings = launch_rig.config(steps=5, max_staleness=max_staleness)
-    whole = launch_rig.local_run(tmp_path / "whole", settings)
-    train(whole)
+    whole = whole_run(max_staleness)
+    settings = whole.config
     first = launch_rig.local_run(tmp_path / "cut", settings)
     collects = iter(range(5))
     original = first.fleet.collect
