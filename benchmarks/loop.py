@@ -108,13 +108,17 @@ class Pool:
             actor=name,
             incarnation=incarnation,
         )
-        return Timed(value=group, seconds=self.sleep_s, actor=name, incarnation=incarnation)
+        return Timed(
+            value=group, seconds=self.sleep_s, waited_s=0.0, actor=name, incarnation=incarnation
+        )
 
     async def budget_gradient(self, name, incarnation, request) -> Timed:
         seconds = GRADIENT_SHARE * self.sleep_s
         await self.work(name, seconds)
         value = request.gradients_GD.sum(0)
-        return Timed(value=value, seconds=seconds, actor=name, incarnation=incarnation)
+        return Timed(
+            value=value, seconds=seconds, waited_s=0.0, actor=name, incarnation=incarnation
+        )
 
 
 class SleepingActors:

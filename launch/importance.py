@@ -15,6 +15,7 @@ if __name__ == "__main__":
     stop_quietly()
 
 import json
+import logging
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -26,11 +27,11 @@ from rich.progress import track
 from rich.table import Table
 
 from envs.spec import Sample, Tier
-from envs.tasks.registry import build_tasks
 from launch.analysis.statistics import Interval
 from launch.cluster.console import one_clear_error
 from rollout.block_skipping import BlockImportance
 from rollout.build import WorkerConfig, load_frozen_model
+from rollout.fleet import MAX_REPLACEMENTS
 from rollout.molmoe import ModelInputs, generate
 
 
@@ -61,16 +62,24 @@ class Scorer:
 
     def __init__(self, config: ImportanceConfig) -> None:
         self.model, self.preprocessor = load_frozen_model(config.worker)
-        self.tasks = build_tasks(config.worker.tasks)
+        self.tasks = config.worker.build_tasks()
         self.config = config
 
     def samples(self, first_index: int) -> list[tuple[Sample, ModelInputs]]:
-        """Samples with their inputs."""
-        found = []
-        for index in range(first_index, first_index + self.config.num_samples):
-            sample = self.tasks.sample(self.config.split, index)
-            inputs = self.preprocessor(sample.image, sample.prompt, Tier.HIGH.max_crops)
-            found.append((sample, inputs.to(self.model.device)))
+        """Samples with their inputs; an unusable one is logged and another one taken."""
+        found, index, num_unusable = [], first_index, 0
+        while len(found) < self.config.num_samples:
+            try:
+                sample = self.tasks.sample(self.config.split, index)
+                inputs = self.preprocessor(sample.image, sample.prompt, Tier.HIGH.max_crops)
+            except ValueError as error:
+                num_unusable += 1
+                if num_unusable > MAX_REPLACEMENTS:
+                    raise
+                logging.warning("left out: %s", error)
+            else:
+                found.append((sample, inputs.to(self.model.device)))
+            index += 1
         return found
 
     def score(self, sample: Sample, inputs: ModelInputs, skipped: Collection[int]) -> float:

@@ -14,6 +14,7 @@ budget on the sample can be answered at all.
 """
 
 import json
+import logging
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -29,7 +30,6 @@ from rich.table import Table
 
 from envs.calibration import Calibration
 from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, POSITIONS, TIERS, Knobs, all_knobs
-from envs.tasks.registry import build_tasks
 from launch.analysis.answer_priors import answer_prior_scores
 from launch.analysis.greedy_sweep import CHEAPEST_REPEATS
 from launch.analysis.knob_effects import (
@@ -150,6 +150,9 @@ def measure(config: ProfileConfig, configurations: tuple[Knobs, ...], rows_path:
     results = _profiled(fleet, configurations, config.split, missing, calibration)
     with rows_path.open("a") as file:
         for index, (cheapest_ms, records) in zip(track(missing, "profiling"), results, strict=True):
+            if not records:
+                logging.warning("sample %d of %s is unusable: left out", index, config.split)
+                continue
             row = {"cheapest_ms": cheapest_ms, "records": [r.to_json() for r in records]}
             file.write(json.dumps({"index": index, **common, **row}) + "\n")
             file.flush()
@@ -194,7 +197,7 @@ def write_results(rows: Sequence[dict[str, Any]], folder: Path) -> None:
 
 def to_table(rows: Sequence[dict[str, Any]], split: str, config: WorkerConfig) -> ProfileTable:
     """The profile table of measured rows."""
-    tasks = build_tasks(config.tasks)
+    tasks = config.build_tasks()
     fingerprint = Fingerprint.from_json(rows[0]["fingerprint"])
     calibration = Calibration.from_json(rows[0]["calibration"])
     return ProfileTable.from_rows(
@@ -238,7 +241,7 @@ def summarise(table: ProfileTable) -> dict[str, Any]:
 
 def answer_priors(rows: Sequence[dict[str, Any]], split: str, config: WorkerConfig) -> Any:
     """Accuracy of guessing and of the majority answer, overall and by task."""
-    tasks = build_tasks(config.tasks)
+    tasks = config.build_tasks()
     samples = [tasks.sample(split, row["index"]) for row in rows]
     names = np.array([sample.task for sample in samples])
     return {

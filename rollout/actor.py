@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,14 +45,24 @@ class ActorFacts:
     facts: DeviceFacts
     fingerprint: Fingerprint
     reference_latency_ms: float
+    census: Mapping[str, Mapping[str, int]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timed:
-    """A result, the actor that made it, and how long that took."""
+    """A result, the actor that made it, and how long that took.
+
+    Attributes:
+        value: the result.
+        seconds: duration of the call.
+        waited_s: the part of it that the actor waited for its sample.
+        actor: name of the actor.
+        incarnation: number of earlier actors of this name.
+    """
 
     value: Any
     seconds: float
+    waited_s: float
     actor: str
     incarnation: int
 
@@ -80,6 +90,11 @@ class RolloutActor:
         self.worker.name, self.worker.incarnation = name, incarnation
         self._calls = 0
 
+    @ray.method(concurrency_group="loading")
+    def prepare(self, split: str, index: int) -> None:
+        """See `SampleLoader.prepare`; replies at once."""
+        self.worker.loader.prepare(split, index)
+
     @ray.method(concurrency_group="health")
     def status(self) -> dict[str, Any]:
         """Replies at once, even while a group runs."""
@@ -98,6 +113,7 @@ class RolloutActor:
             facts=self.worker.facts(),
             fingerprint=self.worker.fingerprint(),
             reference_latency_ms=self.worker.reference_latency_ms(),
+            census=self.worker.census(),
         )
 
     def end_latencies(self, split: str, index: int) -> Timed:
@@ -146,11 +162,12 @@ class RolloutActor:
 
     def _timed(self, work: Callable[[], Any]) -> Timed:
         self._calls += 1
-        started = time.perf_counter()
+        started, waited_s = time.perf_counter(), self.worker.loader.waited_s
         value = work()
         return Timed(
             value=value,
             seconds=time.perf_counter() - started,
+            waited_s=self.worker.loader.waited_s - waited_s,
             actor=self.worker.name,
             incarnation=self.worker.incarnation,
         )

@@ -12,8 +12,9 @@ from envs.checks import check_within
 from envs.latency_budget import LatencyBudgetEnv
 from envs.reward import BudgetReward
 from envs.spec import BudgetSampler
-from envs.tasks import WEIGHTS
+from envs.tasks import WEIGHTS, Mixture
 from envs.tasks.registry import build_tasks
+from envs.tasks.vqa.config import DataConfig
 from policy.config import ControllerConfig
 from policy.controller import Controller
 from rollout.block_skipping import BlockImportance
@@ -45,13 +46,17 @@ class WorkerConfig:
             float32 on the CPU).
         device: cpu, cuda, or auto (cuda if there is a GPU).
         num_threads: number of threads of a worker on the CPU.
-        tasks: names of the tasks in the mixture.
+        tasks: names of the tasks in the mixture: embedded ones, public data sets, or both.
+        weights: weights of tasks in the mixture that replace the default ones, by name.
+        data: where public data sets are, and how they are prompted and scored.
         importance: JSON file of block importance scores; by default importance_scores.json in the
             model's folder, or else the scores that ship for a published model.
         importance_by_task: JSON files of block importance scores for single tasks, by task name;
             `importance` is used for all others.
         kept_groups_mib: memory in MiB for the prefixes of groups that wait for their gradient; a
             group that does not fit is prefilled again.
+        loader_threads: number of threads of a worker that load, decode, cut and tokenise the next
+            samples while the device computes; 0 loads each sample when its group begins.
         executor: answer length, budget scope, repeated measurements.
     """
 
@@ -60,13 +65,21 @@ class WorkerConfig:
     device: str = "auto"
     num_threads: int = 1
     tasks: tuple[str, ...] = tuple(WEIGHTS)
+    weights: dict[str, float] = field(default_factory=dict)
+    data: DataConfig = field(default_factory=DataConfig)
     importance: Path | None = None
     importance_by_task: dict[str, Path] = field(default_factory=dict)
     kept_groups_mib: int = KEPT_GROUPS_MIB
+    loader_threads: int = 0
     executor: ExecutorConfig = field(default_factory=lambda: ExecutorConfig(max_new_tokens=16))
 
     def __post_init__(self) -> None:
         check_within(self, "num_threads", low=1, high=MAX_THREADS)
+        check_within(self, "loader_threads", low=0, high=MAX_THREADS)
+
+    def build_tasks(self) -> Mixture:
+        """The mixture of tasks; raises DataError for one that is unknown or cannot be opened."""
+        return build_tasks(self.tasks, self.weights, self.data)
 
 
 def torch_device(name: str) -> torch.device:
@@ -160,9 +173,9 @@ def build_worker(
 
     `simulated` replaces measured latencies by a table, for tests and dry runs only.
     """
-    tasks = build_tasks(config.tasks)
+    tasks = config.build_tasks()
     executor = build_executor(config, simulated)
-    return RolloutWorker(executor, tasks, name, config.kept_groups_mib)
+    return RolloutWorker(executor, tasks, name, config.kept_groups_mib, config.loader_threads)
 
 
 def measure_budgets(worker: RolloutWorker, num_samples: int = 24) -> BudgetSampler:

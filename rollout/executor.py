@@ -35,10 +35,11 @@ from rollout.latency.hooks import (
     module_hooks,
 )
 from rollout.latency.simulated import SimulatedLatency
-from rollout.molmoe import ModelInputs, MolmoE, Overview, Preprocessor
+from rollout.molmoe import ModelInputs, MolmoE, Preprocessor
 from rollout.molmoe.cache import KVCache
 from rollout.molmoe.generation import greedy_tokens
 from rollout.prefix import GlobalCrop, Prefix
+from rollout.sample_loader import PreparedSample
 
 
 class MolmoEExecutor:
@@ -79,6 +80,7 @@ class MolmoEExecutor:
         self.config = config or ExecutorConfig()
         self.simulated = simulated
         self.timeline = Timeline(clock_for(model.device, self.config.clock))
+        self._current: PreparedSample | None = None
 
     @property
     def d_model(self) -> int:
@@ -120,10 +122,7 @@ class MolmoEExecutor:
             DataError: the image is unusable; names the sample.
         """
         started = time.perf_counter()
-        try:
-            overview = self.preprocessor.overview(sample.image)
-        except ValueError as error:
-            raise DataError(f"sample {sample.id}: {error}") from None
+        overview = self._prepared(sample).overview()
         host_ms = (time.perf_counter() - started) * 1e3
         self.timeline.take()
         features_11PF = None
@@ -133,7 +132,6 @@ class MolmoEExecutor:
             with self.timeline.span("vision_global"):
                 features_11PF = self.model.vision.encoder.crop_features(crop_11PX)
         return GlobalCrop(
-            overview=overview,
             features_11PF=features_11PF,
             host_ms=host_ms,
             stages=self.timeline.take(),
@@ -171,7 +169,7 @@ class MolmoEExecutor:
         """
         seen = seen or self.look(sample)
         started = time.perf_counter()
-        inputs = self._preprocess(sample, seen.overview, tier)
+        inputs = self._inputs(sample, tier)
         host_ms = (time.perf_counter() - started) * 1e3
         self.timeline.take()
         token_11D = None
@@ -200,11 +198,17 @@ class MolmoEExecutor:
     def _new_cache(self, inputs: ModelInputs) -> KVCache:
         return self.model.new_cache(len(inputs.token_ids) + self.config.max_new_tokens)
 
-    def _preprocess(self, sample: Sample, overview: Overview | None, tier: Tier) -> ModelInputs:
-        try:
-            inputs = self.preprocessor.tiled(overview, sample.prompt, tier.max_crops)
-        except ValueError as error:
-            raise DataError(f"sample {sample.id}: {error}") from None
+    def expect(self, prepared: PreparedSample) -> None:
+        """Takes the inputs of a sample that was prepared in advance."""
+        self._current = prepared
+
+    def _prepared(self, sample: Sample) -> PreparedSample:
+        if self._current is None or self._current.sample is not sample:
+            self._current = PreparedSample(sample, self.preprocessor)
+        return self._current
+
+    def _inputs(self, sample: Sample, tier: Tier) -> ModelInputs:
+        inputs = self._prepared(sample).inputs(tier)
         limit = self.model.config.max_position_embeddings
         length = len(inputs.token_ids) + self.config.max_new_tokens
         if length > limit:

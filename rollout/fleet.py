@@ -13,6 +13,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from envs.calibration import Calibration
+from envs.tasks.order import PLACES
 from policy.config import PolicySetup
 from rollout.group_rollout import GroupRollout
 from rollout.requests import FailedGroup, GroupRequest
@@ -34,6 +35,7 @@ class FleetStats:
         rejected: number of results refused because they do not prove which weights, actor and
             incarnation made them.
         busy_share: share of the last collection during which each actor was busy.
+        waiting_share: share of it during which each actor waited for a sample to be loaded.
         slowest: name of the actor with the longest mean time per group in the last collection.
     """
 
@@ -42,6 +44,7 @@ class FleetStats:
     restarts: int = 0
     rejected: int = 0
     busy_share: dict[str, float] = field(default_factory=dict)
+    waiting_share: dict[str, float] = field(default_factory=dict)
     slowest: str = ""
 
 
@@ -83,7 +86,7 @@ class Fleet(Protocol[Weights]):
 
 
 def replacement(request: GroupRequest, failure: FailedGroup, attempts: int) -> GroupRequest:
-    """The request for the next sample in place of an unusable one, which is logged.
+    """The request for another sample in place of an unusable one, which is logged.
 
     Raises:
         ValueError: MAX_REPLACEMENTS samples in a row were unusable; names the last reason.
@@ -94,4 +97,9 @@ def replacement(request: GroupRequest, failure: FailedGroup, attempts: int) -> G
             "check the data set"
         )
     log.warning("group %d left its sample out: %s", request.group_id, failure.reason)
-    return replace(request, index=request.index + 1)
+    return replace(request, index=substitute(request.index, 1))
+
+
+def substitute(index: int, attempt: int) -> int:
+    """The index of a sample in place of an unusable one, far from those that a run comes to."""
+    return index + PLACES // 2 + attempt - 1

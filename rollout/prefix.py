@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rollout.block_skipping import BlockImportance
 from rollout.latency.hooks import Elapsed, Stages
-from rollout.molmoe import ModelInputs, Overview
+from rollout.molmoe import ModelInputs
 from rollout.molmoe.cache import KVCache
 
 
@@ -20,13 +20,11 @@ class GlobalCrop:
     """A sample's global crop, encoded; it is the same at every tier.
 
     Attributes:
-        overview: the decoded image; None for text alone.
         features_11PF: the crop as the vision encoder sees it; None for text alone.
         host_ms: time for decoding and resizing, ms.
         stages: measured time by stage.
     """
 
-    overview: Overview | None
     features_11PF: Tensor | None
     host_ms: float
     stages: Stages

@@ -5,6 +5,8 @@ Shapes: G members, D d_model.
 
 from __future__ import annotations
 
+import logging
+import math
 import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -15,13 +17,23 @@ import torch
 
 from envs.calibration import CALIBRATION_SPLIT, Calibration, SteadyTime
 from envs.reward import BudgetReward
-from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, POSITIONS, TIERS, Execution, Knobs, Task
-from envs.tasks import DataError
+from envs.spec import (
+    CHEAPEST_KNOBS,
+    FULL_KNOBS,
+    POSITIONS,
+    TIERS,
+    Execution,
+    Knobs,
+    Sample,
+    Task,
+)
+from envs.tasks import DataError, Mixture
 from policy.config import PolicySetup
 from policy.controller import Controller
 from policy.weights import PolicyWeights
 from rollout.executor import MolmoEExecutor
 from rollout.fingerprint import Fingerprint
+from rollout.fleet import MAX_REPLACEMENTS, substitute
 from rollout.group_rollout import GroupRollout
 from rollout.group_runner import GroupRunner
 from rollout.group_sharing import MolmoEGroupSession
@@ -29,6 +41,9 @@ from rollout.latency.clock import DeviceFacts
 from rollout.latency.drift import FollowedTime
 from rollout.profiling.records import ProfileRecord
 from rollout.requests import FailedGroup, GradientRequest, GroupRequest, Prefixes, PrefixRequest
+from rollout.sample_loader import SampleLoader
+
+log = logging.getLogger(__name__)
 
 KEPT_GROUPS_MIB = 2048
 """Memory for prefixes that are kept for the vector-Jacobian product. A group of the published model
@@ -54,6 +69,7 @@ class RolloutWorker:
         tasks: source of samples and scores.
         name: name of the worker in the run.
         kept_groups_mib: memory in MiB for groups that wait for their gradient.
+        loader_threads: number of threads that prepare the next samples.
     """
 
     def __init__(
@@ -62,9 +78,10 @@ class RolloutWorker:
         tasks: Task,
         name: str = "local",
         kept_groups_mib: int = KEPT_GROUPS_MIB,
+        loader_threads: int = 0,
     ) -> None:
         self.executor = executor
-        self.tasks = tasks
+        self.loader = SampleLoader(tasks, executor.preprocessor, loader_threads)
         self.name = name
         self.kept_bytes = kept_groups_mib * 2**20
         self.incarnation = 0
@@ -73,6 +90,17 @@ class RolloutWorker:
         self._weights = (-1, "")
         self._present: dict[Calibration, FollowedTime] = {}
         self._kept: OrderedDict[int, MolmoEGroupSession] = OrderedDict()
+
+    @property
+    def tasks(self) -> Task:
+        """Source of samples and scores."""
+        return self.loader.tasks
+
+    def _load(self, split: str, index: int) -> Sample:
+        """The sample of (split, index), its inputs prepared if that was asked for in time."""
+        prepared = self.loader.load(split, index)
+        self.executor.expect(prepared)
+        return prepared.sample
 
     def install(self, setup: PolicySetup, weights: PolicyWeights) -> None:
         """Builds the controller if the setup is new, and loads the weights if they are new.
@@ -122,7 +150,7 @@ class RolloutWorker:
         assert self._setup is not None
         self._follow(self._setup.calibration)
         try:
-            sample = self.tasks.sample(request.split, request.index)
+            sample = self._load(request.split, request.index)
             members: Sequence[torch.Generator | None] = member_generators(request, sample.id)
             result = self._runner.run(sample, request.budget_ms, members or (None,))
         except DataError as error:
@@ -168,7 +196,7 @@ class RolloutWorker:
         """
         group, token_D = self._kept.get(request.group_id), request.budget_token_D
         if group is None or group.budget_token_D is None or (group.budget_token_D != token_D).any():
-            sample = self.tasks.sample(request.split, request.index)
+            sample = self._load(request.split, request.index)
             group = MolmoEGroupSession(self.executor, sample, request.budget_ms)
             stage1 = [(TIERS[t], POSITIONS[p]) for t, p, *_ in request.actions_G4]
             group.begin(stage1, request.budget_token_D)
@@ -177,7 +205,7 @@ class RolloutWorker:
 
     def execute(self, knobs: Knobs, split: str, index: int) -> tuple[Execution, float]:
         """Runs one configuration on one sample, without a controller: execution and score."""
-        sample = self.tasks.sample(split, index)
+        sample = self._load(split, index)
         group = MolmoEGroupSession(self.executor, sample, budget_ms=1e9)
         group.begin([(knobs.tier, knobs.position)], None)
         (execution,) = group.finish([(knobs.top_k, knobs.num_blocks)])
@@ -186,17 +214,38 @@ class RolloutWorker:
 
     def end_latencies(self, split: str, index: int) -> list[float]:
         """Latencies in ms of the cheapest and the full configuration on one sample."""
-        return [
-            self.execute(knobs, split, index)[0].latency_ms
-            for knobs in (CHEAPEST_KNOBS, FULL_KNOBS)
-        ]
+        return self._latencies_ms((CHEAPEST_KNOBS, FULL_KNOBS), split, index)
+
+    def _latencies_ms(self, configurations: Sequence[Knobs], split: str, index: int) -> list[float]:
+        """Latencies of configurations, on another sample in place of an unusable one.
+
+        Raises:
+            DataError: MAX_REPLACEMENTS samples in a row are unusable.
+        """
+        place, attempts = index, 0
+        while True:
+            try:
+                return [self.execute(k, split, place)[0].latency_ms for k in configurations]
+            except DataError as error:
+                attempts += 1
+                if attempts > MAX_REPLACEMENTS:
+                    raise
+                log.warning("measured on another sample: %s", error)
+                place = substitute(index, attempts)
 
     def cheapest_ms(
         self, split: str, index: int, repeats: int, calibration: Calibration | None
     ) -> list[float]:
-        """Latencies of the cheapest configuration on one sample, in calibrated ms."""
+        """Latencies of the cheapest configuration on one sample, in calibrated ms.
+
+        They are not a number if the sample is unusable.
+        """
         present = self._follow(calibration)
-        runs = [self.execute(CHEAPEST_KNOBS, split, index)[0] for _ in range(repeats)]
+        try:
+            runs = [self.execute(CHEAPEST_KNOBS, split, index)[0] for _ in range(repeats)]
+        except DataError as error:
+            log.warning("left out: %s", error)
+            return [math.nan] * repeats
         return [present.to_calibrated(run.latency_ms) for run in runs]
 
     def profile(
@@ -206,11 +255,18 @@ class RolloutWorker:
         index: int,
         calibration: Calibration | None = None,
     ) -> list[ProfileRecord]:
-        """Runs many configurations on one sample; work that they share is done once."""
+        """Runs many configurations on one sample; work that they share is done once.
+
+        There are no records of a sample that is unusable.
+        """
         present = self._follow(calibration)
-        sample = self.tasks.sample(split, index)
-        group = MolmoEGroupSession(self.executor, sample, budget_ms=1e9)
-        group.begin([(k.tier, k.position) for k in configurations], None)
+        try:
+            sample = self._load(split, index)
+            group = MolmoEGroupSession(self.executor, sample, budget_ms=1e9)
+            group.begin([(k.tier, k.position) for k in configurations], None)
+        except DataError as error:
+            log.warning("left out: %s", error)
+            return []
         executions = group.finish([(k.top_k, k.num_blocks) for k in configurations])
         return [
             ProfileRecord.of(
@@ -226,7 +282,7 @@ class RolloutWorker:
 
     def prefixes(self, request: PrefixRequest) -> Prefixes:
         """The controller's inputs for one sample; no answer is decoded."""
-        sample = self.tasks.sample(request.split, request.index)
+        sample = self._load(request.split, request.index)
         group = MolmoEGroupSession(self.executor, sample, budget_ms=1e9)
         features = group.features()
         group.begin([(tier, max(POSITIONS)) for tier in TIERS], None)
@@ -247,12 +303,11 @@ class RolloutWorker:
                         top_k=knobs.top_k,
                         num_blocks=knobs.num_blocks,
                     )
-                    self.execute(chosen, "train", index)
+                    self._latencies_ms((chosen,), "train", index)
 
     def reference_latency_ms(self, repeats: int = 5) -> float:
         """Median latency of the full configuration on one fixed sample."""
-        runs = [self.execute(FULL_KNOBS, "train", 0)[0].latency_ms for _ in range(repeats)]
-        return float(np.median(runs))
+        return float(np.median(self._latencies_ms((FULL_KNOBS,) * repeats, "train", 0)))
 
     def facts(self) -> DeviceFacts:
         """Device, dtype, torch version and thread count of this worker."""
@@ -261,6 +316,10 @@ class RolloutWorker:
     def fingerprint(self) -> Fingerprint:
         """The fingerprint of model, tasks and device; slow, because it reads all weights."""
         return Fingerprint.of(self.executor, self.tasks)
+
+    def census(self) -> dict[str, dict[str, int]]:
+        """Samples of each data set by split, and those dropped because of a shared picture."""
+        return self.tasks.census() if isinstance(self.tasks, Mixture) else {}
 
     def status(self) -> dict[str, Any]:
         """The reply to a health check."""

@@ -40,6 +40,15 @@ class Mixture:
         name = str(rng.choice(list(self.shares), p=list(self.shares.values())))
         return self.tasks[name].sample(split, index)
 
+    def num_samples(self, split: str) -> int:
+        """Samples of an epoch; 0 because these tasks render theirs without end."""
+        del split
+        return 0
+
+    def census(self) -> dict[str, dict[str, int]]:
+        """Samples of each data set by split; empty without data sets."""
+        return {}
+
     def score(self, sample: Sample, answer: str) -> float:
         """Score by the sample's own task; raises DataError if the mixture does not hold it."""
         if sample.task not in self.tasks:

@@ -7,14 +7,39 @@ from collections.abc import Mapping, Sequence
 from envs.spec import DataError, Task
 from envs.tasks.chain import Chain
 from envs.tasks.counting import Counting
+from envs.tasks.data_mixture import DataMixture
 from envs.tasks.digits import Digits
 from envs.tasks.easy_vqa import EasyVqa
 from envs.tasks.mixture import Mixture
 from envs.tasks.reading import Reading
 from envs.tasks.recall import Recall
+from envs.tasks.vqa.coco_caption import CocoCaption
+from envs.tasks.vqa.config import DataConfig
+from envs.tasks.vqa.data_set import VqaTask
+from envs.tasks.vqa.doc_vqa import DocVqa
+from envs.tasks.vqa.mmmu import Mmmu
+from envs.tasks.vqa.ok_vqa import OkVqa
+from envs.tasks.vqa.science_qa import ScienceQa
+from envs.tasks.vqa.st_vqa import StVqa
+from envs.tasks.vqa.tally_qa import TallyQa
+from envs.tasks.vqa.text_vqa import TextVqa
+from envs.tasks.vqa.vqa_v2 import Coco2014Vqa
 
 TASKS = (EasyVqa, Digits, Reading, Counting, Recall, Chain)
-"""All tasks that have a name."""
+"""Tasks that have a name and nothing to configure."""
+
+DATA_SETS = (
+    Coco2014Vqa,
+    CocoCaption,
+    DocVqa,
+    Mmmu,
+    OkVqa,
+    ScienceQa,
+    StVqa,
+    TallyQa,
+    TextVqa,
+)
+"""Public data sets; `DataConfig` says where they are."""
 
 WEIGHTS: Mapping[str, float] = {
     "easy_vqa": 0.15,
@@ -27,17 +52,51 @@ WEIGHTS: Mapping[str, float] = {
 """Share of each task in the default mixture."""
 
 
-def load_tasks(names: Sequence[str] = tuple(WEIGHTS)) -> dict[str, Task]:
-    """The tasks of these names, in order; raises DataError for an unknown name or for none."""
-    known: dict[str, type] = {task.name: task for task in TASKS}
+def check_names(names: Sequence[str]) -> None:
+    """Raises DataError for an unknown name, a name given twice, or none at all."""
+    known = [task.name for task in (*TASKS, *DATA_SETS)]
     if not names:
         raise DataError(f"no task given: name some of {', '.join(known)}")
     for name in names:
         if name not in known:
             raise DataError(f"unknown task {name!r}: use some of {', '.join(known)}")
-    return {name: known[name]() for name in names}
+        if names.count(name) > 1:
+            raise DataError(f"task {name} is named twice: change its weight instead")
 
 
-def build_tasks(names: Sequence[str] = tuple(WEIGHTS)) -> Mixture:
-    """The mixture of these tasks; raises DataError for an unknown name or for none."""
-    return Mixture(load_tasks(names), WEIGHTS)
+def load_tasks(
+    names: Sequence[str] = tuple(WEIGHTS), config: DataConfig | None = None
+) -> dict[str, Task]:
+    """The tasks of these names, in order; raises DataError for an unknown name or for none."""
+    check_names(names)
+    rendered = {task.name: task for task in TASKS}
+    published = {task.name: task for task in DATA_SETS}
+    settings = config or DataConfig()
+    return {
+        name: rendered[name]() if name in rendered else VqaTask(published[name](settings), settings)
+        for name in names
+    }
+
+
+def build_tasks(
+    names: Sequence[str] = tuple(WEIGHTS),
+    weights: Mapping[str, float] | None = None,
+    config: DataConfig | None = None,
+) -> Mixture:
+    """The mixture of these tasks.
+
+    Args:
+        names: names of the tasks.
+        weights: weights that replace the default ones, which are WEIGHTS and 1 for data sets.
+        config: where data sets are; they are opened here.
+
+    Raises:
+        DataError: a name or a weight is unknown, or a data set cannot be opened.
+    """
+    tasks = load_tasks(names, config)
+    if unknown := sorted(set(weights or {}) - set(names)):
+        raise DataError(f"a weight for {', '.join(unknown)}, and the tasks are {', '.join(names)}")
+    settled = {name: (weights or {}).get(name, WEIGHTS.get(name, 1.0)) for name in names}
+    if any(isinstance(task, VqaTask) for task in tasks.values()):
+        return DataMixture(tasks, settled)
+    return Mixture(tasks, settled)

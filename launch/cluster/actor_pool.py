@@ -23,7 +23,7 @@ from rollout.worker import RolloutWorker
 log = logging.getLogger(__name__)
 
 IN_FLIGHT = 2
-"""Calls in flight per actor: one runs, one waits, so that no actor waits for the driver."""
+"""Least number of calls in flight per actor: one runs, one waits, so that no actor idles."""
 
 POLL_S = 0.5
 
@@ -36,6 +36,7 @@ class ActorPool:
         config: number of actors and time limits.
         num_threads: number of threads of an actor on the CPU.
         wants_gpu: whether each actor gets a whole GPU instead of a CPU core.
+        loader_threads: number of samples that an actor prepares at once; as many calls wait for it.
         is_stopping: called while waiting; Stopped is raised when it returns True.
         actor_options: Ray options that replace those derived from `wants_gpu`.
 
@@ -51,17 +52,20 @@ class ActorPool:
         *,
         num_threads: int = 1,
         wants_gpu: bool = False,
+        loader_threads: int = 0,
         is_stopping: Callable[[], bool] = lambda: False,
         actor_options: dict[str, Any] | None = None,
     ) -> None:
         self.build, self.config, self.num_threads = build, config, num_threads
+        self.prepares = loader_threads > 0
+        self.in_flight = max(IN_FLIGHT, 1 + loader_threads)
         self.is_stopping = is_stopping
         self.stats = FleetStats()
         # Only GPUs limit the actors of a node, however few cores it was started with.
         resources = {"num_gpus": 1, "num_cpus": 0} if wants_gpu else {"num_cpus": 1}
         self.options = {**resources, **(actor_options or {})}
         remote: Any = ray.remote
-        self.actor_class = remote(concurrency_groups={"health": 1})(RolloutActor)
+        self.actor_class = remote(concurrency_groups={"health": 1, "loading": 1})(RolloutActor)
         kind = "GPU" if wants_gpu else "CPU"
         count = config.num_actors or int(ray.cluster_resources().get(kind, 0))
         if max(count, 1) < config.min_actors:
@@ -99,7 +103,7 @@ class ActorPool:
         """Hands out as many queued jobs as there is room for."""
         ready = [slot for slot in self.slots if slot.state == "ready"]
         names = {slot.name for slot in ready}
-        for room in range(1, IN_FLIGHT + 1):
+        for room in range(1, self.in_flight + 1):
             for slot in ready:
                 if len(slot.jobs) >= room:
                     continue
@@ -108,6 +112,8 @@ class ActorPool:
                     continue
                 if not slot.jobs:
                     slot.deadline = time.monotonic() + self.config.group_timeout_s
+                if self.prepares and job.sample is not None:
+                    slot.handle.prepare.remote(*job.sample)
                 slot.jobs[job.call(slot.handle)] = job
 
     def first_facts(self) -> ActorFacts:
@@ -174,7 +180,8 @@ class ActorPool:
             self.queue.appendleft(job)
             return
         slot.failures = 0
-        slot.busy_s += timed.seconds
+        slot.busy_s += timed.seconds - timed.waited_s
+        slot.waited_s += timed.waited_s
         slot.num_done += 1
         job.result = timed
 

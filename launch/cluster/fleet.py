@@ -57,7 +57,7 @@ class RayFleet:
         self._jobs: dict[int, list[Job]] = {}
         self._next_ticket = 0
         self._measured_at = time.monotonic()
-        self._busy_then: dict[str, tuple[float, int]] = {}
+        self._counts_then: dict[str, np.ndarray] = {}
 
     @property
     def stats(self) -> FleetStats:
@@ -223,15 +223,16 @@ class RayFleet:
     def _measure(self) -> None:
         """Updates busy shares and the slowest actor since the last batch was collected."""
         now = time.monotonic()
-        elapsed_s, self._measured_at = now - self._measured_at, now
-        shares, means = {}, {}
+        elapsed_s, self._measured_at = max(now - self._measured_at, 1e-9), now
+        busy, waiting, means = {}, {}, {}
         for slot in self.pool.slots:
-            busy_then, num_then = self._busy_then.get(slot.name, (0.0, 0))
-            busy_s, num_done = slot.busy_s - busy_then, slot.num_done - num_then
-            self._busy_then[slot.name] = (slot.busy_s, slot.num_done)
-            shares[slot.name] = min(busy_s / max(elapsed_s, 1e-9), 1.0)
+            present = np.array([slot.busy_s, slot.waited_s, slot.num_done])
+            busy_s, waited_s, num_done = present - self._counts_then.get(slot.name, np.zeros(3))
+            self._counts_then[slot.name] = present
+            busy[slot.name] = float(min(busy_s / elapsed_s, 1.0))
+            waiting[slot.name] = float(min(waited_s / elapsed_s, 1.0))
             means[slot.name] = busy_s / num_done if num_done else 0.0
-        self.stats.busy_share = shares
+        self.stats.busy_share, self.stats.waiting_share = busy, waiting
         self.stats.slowest = max(means, key=lambda name: means[name])
 
 
@@ -248,6 +249,7 @@ def _rollout_job(request: GroupRequest, setup: PolicySetup, weights: PublishedWe
         what=f"group {request.group_id} ({request.split} sample {request.index})",
         call=lambda handle: handle.rollout.remote(request, setup, weights),
         check=check,
+        sample=(request.split, request.index),
     )
 
 
@@ -324,6 +326,7 @@ def open_fleet(
         functools.partial(build_worker, worker, simulated=simulated),
         cluster,
         num_threads=worker.num_threads,
+        loader_threads=worker.loader_threads,
         wants_gpu=worker.device == "cuda",
         is_stopping=is_stopping,
     )

@@ -40,6 +40,7 @@ class Job:
         what: description for error messages.
         call: starts the call on an actor's handle and returns the reference.
         check: returns what is wrong with a result, or an empty string.
+        sample: split and index of the sample that an actor can prepare meanwhile.
         prefer: name of the actor that should run it, if it is available.
         result: the result, once done.
         num_errors: number of times that the call raised or timed out.
@@ -49,6 +50,7 @@ class Job:
     what: str
     call: Callable[[Any], Any]
     check: Callable[[Timed], str] = lambda _timed: ""
+    sample: tuple[str, int] | None = None
     prefer: str = ""
     result: Timed | None = None
     num_errors: int = 0
@@ -83,6 +85,7 @@ class Slot:
     failures: int = 0
     facts: ActorFacts | None = None
     busy_s: float = 0.0
+    waited_s: float = 0.0
     num_done: int = 0
 
 

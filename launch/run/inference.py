@@ -15,7 +15,6 @@ from PIL import Image, UnidentifiedImageError
 from envs.calibration import PresentTime, SteadyTime
 from envs.reward import BudgetReward, is_violation
 from envs.spec import BudgetRange, BudgetSampler, Knobs, Sample, Tier, check_budget_ms
-from envs.tasks.registry import build_tasks
 from launch.run.resume import calibration_from_state, fingerprint_from_state, worker_of
 from learner.checkpoint import Checkpoint, CheckpointStore, find_controller
 from learner.manifest import STATE_NAME
@@ -162,7 +161,7 @@ def _present_time(
     calibration = calibration_from_state(checkpoint.state)
     if calibration.clock != executor.clock_name:
         return SteadyTime()
-    present = RolloutWorker(executor, build_tasks(config.tasks)).present_time(calibration)
+    present = RolloutWorker(executor, config.build_tasks()).present_time(calibration)
     if isinstance(present, FollowedTime):
         present.follow()
     return present

@@ -24,7 +24,7 @@ SHIPPED_PROFILE = EMBEDDED / "profile.npz"
 """Profile of all 225 configurations of the embedded model on 400 validation samples."""
 
 EPOCH_SAMPLES = 1000
-"""Samples that the recipe `earlier` counts as one epoch."""
+"""Samples that count as one epoch where tasks render theirs without end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +95,7 @@ class JointGRPOConfig:
             under runs/.
         seed: seed of all random number generators.
         steps: number of updates.
+        epochs: number of passes through the training samples, which sets `steps`; 0 leaves it.
         groups_per_step: number of groups in a batch, one sample each; 0 means two per rollout
             actor, but at least 8.
         group_size: number of episodes in a group.
@@ -127,6 +128,7 @@ class JointGRPOConfig:
     run_dir: str = ""
     seed: int = 42
     steps: int = 400
+    epochs: int = 0
     groups_per_step: int = 0
     group_size: int = 8
     max_staleness: int = 0
@@ -147,7 +149,13 @@ class JointGRPOConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
-        minimum = {"steps": 1, "groups_per_step": 0, "group_size": 2, "max_staleness": 0}
+        minimum = {
+            "steps": 1,
+            "epochs": 0,
+            "groups_per_step": 0,
+            "group_size": 2,
+            "max_staleness": 0,
+        }
         for name, least in {**minimum, "checkpoint_every": 1, "keep_last": 1}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}: give at least {least}")
@@ -168,11 +176,17 @@ class JointGRPOConfig:
                 "embedded, or another warm_start_profile"
             )
 
-    def sized_for(self, num_actors: int) -> JointGRPOConfig:
-        """The configuration with `groups_per_step` set for a fleet of this size."""
-        if self.groups_per_step:
-            return self
-        return replace(self, groups_per_step=max(8, 2 * num_actors))
+    def sized_for(self, num_actors: int, epoch_samples: int = 0) -> JointGRPOConfig:
+        """The configuration with `groups_per_step` and `steps` set.
+
+        Args:
+            num_actors: number of rollout actors.
+            epoch_samples: training samples of all data sets; 0 for tasks that render theirs.
+        """
+        groups = self.groups_per_step or max(8, 2 * num_actors)
+        samples = self.epochs * (epoch_samples or EPOCH_SAMPLES)
+        steps = -(-samples // groups) if self.epochs else self.steps
+        return replace(self, groups_per_step=groups, steps=steps)
 
     def reward_function(self) -> RewardFunction:
         """The reward that this run maximises."""
@@ -255,11 +269,11 @@ def embedded_warm() -> JointGRPOConfig:
 
 
 def molmoe_h100() -> JointGRPOConfig:
-    """MolmoE-1B-0924 in bfloat16, one rollout actor per GPU; needs --worker.tasks.
+    """MolmoE-1B-0924 in bfloat16 on three public data sets, one rollout actor per GPU.
 
-    Batches are collected one step ahead, and budgets are measured on the GPUs. There are no default
-    tasks: the images of the embedded ones are so small that all tiers of this model cut them into
-    the same crops, which leaves stage 1 nothing to decide.
+    Batches are collected one step ahead, budgets are measured on the GPUs, and each actor prepares
+    its next samples while its device computes. The embedded tasks are of no use here: their images
+    are so small that all tiers of this model cut them into the same crops.
     """
     return JointGRPOConfig(
         recipe="molmoe-h100",
@@ -269,7 +283,9 @@ def molmoe_h100() -> JointGRPOConfig:
             model="allenai/MolmoE-1B-0924",
             dtype="bfloat16",
             device="cuda",
-            tasks=(),
+            tasks=("text_vqa", "coco_2014_vqa", "okvqa"),
+            weights={"text_vqa": 0.4, "coco_2014_vqa": 0.4, "okvqa": 0.2},
+            loader_threads=4,
             executor=ExecutorConfig(max_new_tokens=64),
         ),
     )
@@ -278,17 +294,14 @@ def molmoe_h100() -> JointGRPOConfig:
 def earlier() -> JointGRPOConfig:
     """The first version of this project, for comparison: its reward and hyperparameters.
 
-    Groups of 5 with standardised advantages. Its 100 epochs have EPOCH_SAMPLES samples each,
-    because tasks that generate samples have no epoch of their own. Like molmoe-h100 it needs
-    --worker.tasks.
+    Groups of 5 with standardised advantages, and 100 epochs of the data sets of molmoe-h100.
     """
     base = molmoe_h100()
-    groups_per_step = 8
     return JointGRPOConfig(
         recipe="earlier",
         seed=42,
-        steps=100 * EPOCH_SAMPLES // groups_per_step,
-        groups_per_step=groups_per_step,
+        epochs=100,
+        groups_per_step=8,
         group_size=5,
         reward="reference",
         worker=base.worker,
@@ -298,12 +311,6 @@ def earlier() -> JointGRPOConfig:
         ),
     )
 
-
-NAMELESS_TASKS = (
-    "this recipe has no default tasks: give --worker.tasks, with images large enough for the tiers "
-    "to differ (the embedded tasks' images are so small that all tiers of MolmoE-1B-0924 cut them "
-    "into the same crops, and stage 1 would have nothing to decide)"
-)
 
 RECIPES = {
     "embedded": embedded,

@@ -31,7 +31,8 @@ FREE_ON_RESUME = (
         "budget.num_samples",
     ),
     *("worker.model", "worker.device", "worker.dtype", "worker.importance"),
-    *("worker.importance_by_task", "worker.kept_groups_mib"),
+    *("worker.importance_by_task", "worker.kept_groups_mib", "worker.loader_threads"),
+    *("worker.data.sources", "worker.data.images", "worker.data.cache"),
 )
 """Settings that may change when a run is resumed: they do not affect the weights, or the
 fingerprint covers them."""
@@ -110,7 +111,7 @@ def check_resumable(checkpoint: Checkpoint, config: JointGRPOConfig, label: str)
             f"{checkpoint.path} was made with {', '.join(differing)}: resume with the same "
             "settings, or give a new run-dir"
         )
-    if state["next_step"] > config.steps:
+    if state["next_step"] > config.steps and not config.epochs:
         raise ValueError(
             f"{checkpoint.path} has done {state['next_step']} steps and {config.steps} were asked "
             "for: give more steps, or a new run-dir"

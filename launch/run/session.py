@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from rich.console import Console
 
 from envs.calibration import Calibration
 from envs.spec import BudgetSampler
-from envs.tasks.registry import build_tasks
+from envs.tasks.registry import check_names
 from launch.cluster.console import connect, nearest
 from launch.cluster.doctor import doctor
 from launch.cluster.fleet import RayFleet, open_fleet
@@ -29,7 +29,7 @@ from launch.cluster.remote_learner import LearnerLostError, LearnerStateLostErro
 from launch.cluster.signals import Stopped, StopSignals
 from launch.run.lock import RunLock
 from launch.run.object_store import RunStore, is_uri, staging_folder
-from launch.run.recipes import NAMELESS_TASKS, RECIPES, JointGRPOConfig, to_json
+from launch.run.recipes import RECIPES, JointGRPOConfig, to_json
 from launch.run.reporting import Reporter
 from launch.run.resume import (
     STATE_KEYS,
@@ -167,9 +167,7 @@ class Session:
     def _check_before_ray(self) -> None:
         """Finds users' mistakes that can be found without a cluster."""
         worker = self.config.worker
-        if not worker.tasks:
-            raise ValueError(f"{self.config.recipe}: {NAMELESS_TASKS}")
-        build_tasks(worker.tasks)
+        check_names(worker.tasks)
         if self.config.warm_start_profile is not None:
             self.profile = ProfileTable.load(self.config.warm_start_profile)
         comparison = self.config.comparison_profile or self.config.warm_start_profile
@@ -198,11 +196,12 @@ class Session:
     def _train_until_done(
         self, fleet: RayFleet, store: CheckpointStore, checkpoint: Checkpoint | None
     ) -> int:
-        self.config = self.config.sized_for(fleet.num_actors)
+        facts = fleet.pool.first_facts()
+        self.config = self.config.sized_for(fleet.num_actors, self._epoch_samples(facts.census))
         budgets = self._budgets(fleet, checkpoint)
         calibration = None if self.simulated else self.calibration
         setup = PolicySetup.of(*self.widths, budgets, calibration)
-        fingerprint = fleet.pool.first_facts().fingerprint
+        fingerprint = facts.fingerprint
         self._check_fingerprint(fingerprint, checkpoint)
         if self.comparison is not None:
             self.comparison = comparable(self.comparison, fingerprint, calibration)
@@ -222,6 +221,15 @@ class Session:
         finally:
             run.reporter.close()
         return 0
+
+    def _epoch_samples(self, census: Mapping[str, Mapping[str, int]]) -> int:
+        """Training samples of all data sets, which are written down; 0 without data sets."""
+        if census:
+            path = self.run_dir / "data.json"
+            path.write_text(json.dumps(census, indent=1) + "\n")
+            for name, counts in census.items():
+                _say(f"{name}: " + ", ".join(f"{count:,} {key}" for key, count in counts.items()))
+        return sum(counts["train"] for counts in census.values())
 
     def _budgets(self, fleet: RayFleet, checkpoint: Checkpoint | None) -> BudgetSampler:
         """The run's budgets: saved ones, or measured ones, or given ones checked by measuring."""

@@ -15,6 +15,7 @@ import torch
 
 from envs.calibration import Calibration
 from envs.reward import BudgetReward, Reward, RewardFunction
+from envs.tasks.order import first_index
 from launch.analysis.greedy_sweep import greedy_sweep
 from launch.analysis.plots import choices_figure, latency_figure
 from launch.cluster.versions import git_revision, package_versions, python_version
@@ -150,15 +151,19 @@ class Run:
     _committed_step: int = -1
 
     def draw(self, step: int) -> list[GroupRequest]:
-        """The groups of a step, a function of (seed, step) alone, so that resuming is exact."""
+        """The groups of a step, a function of (seed, step) alone, so that resuming is exact.
+
+        Their samples follow one another in the order of the run's seed.
+        """
         rng = np.random.default_rng([self.config.seed, step])
+        first = first_index(self.config.seed) + step * self.config.groups_per_step
         return [
             GroupRequest(
                 group_id=step * self.config.groups_per_step + number,
                 run_seed=self.config.seed,
                 step=step,
                 split="train",
-                index=int(rng.integers(2**31)),
+                index=first + number,
                 budget_ms=self.setup.budgets.draw(rng),
                 group_size=self.config.group_size,
             )
@@ -225,6 +230,7 @@ class Run:
             "fleet/restarts": stats.restarts,
             "fleet/rejected": stats.rejected,
             **{f"fleet_busy/{name}": share for name, share in stats.busy_share.items()},
+            **{f"fleet_waiting/{name}": share for name, share in stats.waiting_share.items()},
         }
         self.reporter.scalars(step, scalars)
         self.reporter.progress(step, scalars, stats.slowest)

@@ -83,7 +83,7 @@ def test_groups_follow_the_actors_unless_they_are_stated():
     ("changes", "message"),
     [
         ({"warm_start_profile": Path("/nowhere.npz")}, "/nowhere.npz"),
-        ({"worker": WorkerConfig(tasks=())}, "has no default tasks"),
+        ({"worker": WorkerConfig(tasks=())}, "no task given"),
         ({"worker": WorkerConfig(tasks=("nosuch",))}, "unknown task 'nosuch'"),
         ({"worker": WorkerConfig(importance=Path("/nowhere.json"))}, "/nowhere.json is missing"),
         ({"worker": WorkerConfig(model="/nowhere")}, "/nowhere is not a folder"),

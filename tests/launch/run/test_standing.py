@@ -109,7 +109,7 @@ def random_profile() -> ProfileTable:
 
 def test_with_a_profile_the_run_ends_next_to_its_rivals(tmp_path, capsys):
     worker = launch_rig.worker()
-    worker.tasks = BrokenTest()
+    worker.loader.tasks = BrokenTest()
     fleet, profile = ProfilingFleet(worker), random_profile()
     run = launch_rig.local_run(tmp_path, launch_rig.config(steps=1), fleet)
     run.evaluate(0)

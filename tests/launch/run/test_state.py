@@ -224,16 +224,16 @@ def test_stale_episodes_are_weighted_by_how_likely_they_are_now(tmp_path):
 
     def watched(groups, *rewards):
         pending = original(groups, *rewards)
-        seen.append((groups, copy.deepcopy(run.learner.controller), pending.metrics))
+        seen.append((groups, rewards[:2], copy.deepcopy(run.learner.controller), pending.metrics))
         return pending
 
     run.learner.prepare = watched
     train(run)
-    assert seen[0][2].importance_mean == pytest.approx(1, abs=1e-5)
-    groups, controller, metrics = seen[2]
+    assert seen[0][-1].importance_mean == pytest.approx(1, abs=1e-5)
+    groups, (scores, constraints), controller, metrics = seen[2]
     assert {group.policy_version for group in groups} == {1}
     weights = []
-    for group in groups:
+    for group, score_G, constraint_G in zip(groups, scores, constraints, strict=True):
         size = group.group_size
         now = evaluate(
             controller,
@@ -244,7 +244,7 @@ def test_stale_episodes_are_weighted_by_how_likely_they_are_now(tmp_path):
             torch.from_numpy(group.image_feature).expand(size, -1),
         )
         ratios = now.log_probs_B4.sum(-1).detach().numpy() - group.log_probs.sum(-1)
-        if (group.scores != group.scores[0]).any() or (group.latencies_ms > group.budget_ms).any():
+        if np.ptp(score_G) or np.ptp(constraint_G):
             weights.append(np.exp(ratios).clip(max=settings.learner.loss.importance_cap))
     expected = np.mean(weights)
     assert abs(expected - 1) > 1e-3, "the policy has changed since these groups were collected"

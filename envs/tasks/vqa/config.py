@@ -1,0 +1,51 @@
+"""Where data sets are found, and how they are prompted and scored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from envs.checks import check_within
+
+CACHE = Path.home() / ".cache" / "latency-budget-grpo"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """Sources, splits, prompts and metrics of the data sets; the embedded tasks need none of it.
+
+    Attributes:
+        sources: where a data set is, by its name: a hub id, a folder of parquet files, or a folder
+            with the original distribution (JSON files and image folders). By default the hub.
+        configs: hub configuration (subset) of a data set, by its name.
+        splits: published split by DATA_SET/train, DATA_SET/validation or DATA_SET/test, where it
+            has another name than by default. An empty name means that there is none.
+        images: image folder of a data set's original distribution, by its name, if it does not lie
+            beside the JSON files.
+        cache: folder for what is derived from a data set once, such as hashes of its pictures.
+        vqa_score: `molmo` counts min(matches / 3, 1); `official` averages that over leaving each
+            reference out.
+        hint_as_published: repeats a ScienceQA hint in the place of the question, as the published
+            model was tuned and evaluated; by default the question follows its hint.
+        seven_options: cuts the options of a question after the seventh, as the published model's
+            code does; by default all have a letter.
+        validation_share: share of the training pictures that are kept for validation, where the
+            data set has no other split for it.
+        held_out_st_qa: number of ST-VQA questions that are kept for the test split.
+    """
+
+    sources: dict[str, str] = field(default_factory=dict)
+    configs: dict[str, str] = field(default_factory=dict)
+    splits: dict[str, str] = field(default_factory=dict)
+    images: dict[str, Path] = field(default_factory=dict)
+    cache: Path = CACHE
+    vqa_score: Literal["molmo", "official"] = "molmo"
+    hint_as_published: bool = False
+    seven_options: bool = False
+    validation_share: float = 0.05
+    held_out_st_qa: int = 1024
+
+    def __post_init__(self) -> None:
+        check_within(self, "validation_share", low=0, high=0.5)
+        check_within(self, "held_out_st_qa", low=1)

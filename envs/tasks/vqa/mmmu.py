@@ -1,0 +1,90 @@
+"""MMMU: college-level questions of 30 subjects, multiple choice or open, with up to seven pictures.
+
+Source: MMMU/MMMU on the hub. It is there for evaluation: it has no training split.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import string
+
+from envs.spec import Sample
+from envs.tasks.vqa.data_set import DataSet, Entry, Published
+from envs.tasks.vqa.mmmu_answers import mmmu_choice_score, mmmu_open_score
+from envs.tasks.vqa.picture import Picture
+from envs.tasks.vqa.prompts import PUBLISHED_LETTERS, styled, with_options
+from envs.tasks.vqa.rows import Row, Rows
+
+SUBJECTS = (
+    "Accounting Agriculture Architecture_and_Engineering Art Art_Theory Basic_Medical_Science "
+    "Biology Chemistry Clinical_Medicine Computer_Science Design "
+    "Diagnostics_and_Laboratory_Medicine Economics Electronics Energy_and_Power Finance Geography "
+    "History Literature Manage Marketing Materials Math Mechanical_Engineering Music Pharmacy "
+    "Physics Psychology Public_Health Sociology"
+).split()
+"""The hub's configurations, in the order in which the published code joins them."""
+
+_MARKER = re.compile(r"<image (\d)>")
+
+
+class Mmmu(DataSet):
+    """The model takes one picture: the first one that the question or its options mark.
+
+    Pictures that are not marked may belong to the explanation and are never shown. `num_images` in
+    the metadata counts the marked ones.
+    """
+
+    name = "mmmu"
+    hub_id = "MMMU/MMMU"
+    configs = tuple(SUBJECTS)
+    on_hub = Published(validation="dev", test="validation")
+    in_original = None
+    columns = (("id",), ("question",), ("options",), ("answer",), ("question_type",), ("image_1",))
+    key_columns = ("id",)
+
+    def picture_key(self, row: Row, rows: Rows, number: int) -> str:
+        """The question: its splits are not made of one another."""
+        return f"{self.name}:{row['id']}"
+
+    def entry(self, row: Row, rows: Rows, number: int) -> Entry:
+        """Style `a_okvqa_mc` for multiple choice and `vqa2` for open questions."""
+        options = listed(row["options"]) if row["options"] else ()
+        is_choice = row["question_type"] == "multiple-choice"
+        letters = PUBLISHED_LETTERS if self.config.seven_options else string.ascii_uppercase
+        if is_choice:
+            text = styled("a_okvqa_mc", with_options(row["question"], options, letters=letters))
+        else:
+            text = styled("vqa2", row["question"])
+        marked = list(dict.fromkeys(_MARKER.findall(" ".join((row["question"], *options)))))
+        shown = f"image_{marked[0] if marked else 1}"
+        return Entry(
+            question_id=str(row["id"]),
+            picture=Picture.of_cell(row.get(shown), rows.folder),
+            prompt=text,
+            answers=listed(row["answer"]),
+            metadata={
+                "kind": "multiple choice" if is_choice else "open",
+                "options": options if is_choice else (),
+                "num_images": len(marked),
+            },
+        )
+
+    def score(self, sample: Sample, answer: str) -> float:
+        """The parsers and the rules of the published evaluation."""
+        options = sample.metadata["options"]
+        if not options:
+            return mmmu_open_score(answer, sample.answers)
+        (correct,) = sample.answers
+        return mmmu_choice_score(answer, options, correct, sample.metadata["question_id"])
+
+
+def listed(text: str) -> tuple[str, ...]:
+    """A list that a column holds as the text of a Python list; another text is its one item."""
+    if not text.strip().startswith("["):
+        return (text,)
+    try:
+        found = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError):
+        return (text,)
+    return tuple(str(item) for item in found) if isinstance(found, list) else (text,)

@@ -1,0 +1,61 @@
+"""OK-VQA: questions about COCO pictures that need outside knowledge, with ten answers each.
+
+Source: okvqa.allenai.org; google-research/big_vision okvqa for the schema. The JSON files have the
+names of VQA v1, so they are told apart by `raw_answer`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from envs.spec import DataError, Sample
+from envs.tasks.vqa.data_set import DataSet, Entry, Published
+from envs.tasks.vqa.json_files import read_json
+from envs.tasks.vqa.picture import Picture
+from envs.tasks.vqa.prompts import styled
+from envs.tasks.vqa.rows import Records, Row, Rows
+from envs.tasks.vqa.vqa_v2 import SOFT_SCORES, joined, some
+
+
+class OkVqa(DataSet):
+    """Scored against `raw_answer` where there is one; `answer` is a reduced form."""
+
+    name = "okvqa"
+    hub_id = "lmms-lab-encoder/OK-VQA"
+    on_hub = Published(train="val2014", test="val2014")
+    in_original = Published(train="train", test="val")
+    columns = (("question",), ("answers_original", "answers"), ("image",), ("question_id",))
+    key_columns = ("image_id", "id_image", "question_id")
+
+    def original(self, folder: Path, images: Path, split: str) -> Records:
+        """Joins questions and annotations; raises DataError for the files of VQA v1."""
+        questions = read_json(folder, [f"OpenEnded_mscoco_{split}2014_questions.json"])
+        annotations = read_json(folder, [f"mscoco_{split}2014_annotations.json"])
+        rows = joined(questions, annotations, images, split)
+        if rows.records and "raw_answer" not in rows.records[0]["answers"][0]:
+            raise DataError(
+                f"the answers in {folder} have no raw_answer: these are the files of VQA v1, which "
+                "have the same names as those of OK-VQA"
+            )
+        return rows
+
+    def picture_key(self, row: Row, rows: Rows, number: int) -> str:
+        """The COCO picture; without an image id it is the question's id but for its last digit."""
+        image_id = row.get("image_id", row.get("id_image"))
+        return f"coco:{int(row['question_id']) // 10 if image_id is None else int(image_id)}"
+
+    def entry(self, row: Row, rows: Rows, number: int) -> Entry:
+        """Style `okvqa`."""
+        answers = row.get("answers_original") or row["answers"] or ()
+        texts = [a if isinstance(a, str) else a.get("raw_answer") or a["answer"] for a in answers]
+        return Entry(
+            question_id=str(row["question_id"]),
+            picture=Picture.of_cell(row["image"], rows.folder),
+            prompt=styled("okvqa", row["question"]),
+            answers=some(texts),
+            metadata={"kind": str(row.get("question_type", ""))},
+        )
+
+    def score(self, sample: Sample, answer: str) -> float:
+        """VQA soft accuracy."""
+        return SOFT_SCORES[self.config.vqa_score](answer, sample.answers)

@@ -1,0 +1,29 @@
+"""Prompts byte for byte as the published model was tuned; the role format is added later.
+
+Source: allenai/molmo, olmo/data/data_formatter.py, in the released configuration
+(`demo_or_style`: every style of these data sets stands in front of its question, always).
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+
+PUBLISHED_LETTERS = string.ascii_uppercase[:7]
+"""The letters that the published code knows; it cuts further options without a word."""
+
+
+def styled(style: str, text: str) -> str:
+    """A style and the user's text."""
+    return f"{style}: {text}"
+
+
+def with_options(question: str, options: Sequence[str], *, letters: str) -> str:
+    """A question and its options, a line each, with the newline after the last one.
+
+    Options without a letter are left out.
+    """
+    lines = "".join(
+        f"{letter}: {option}\n" for letter, option in zip(letters, options, strict=False)
+    )
+    return f"{question}\n{lines}"

@@ -1,0 +1,59 @@
+"""ScienceQA, the questions with a picture: multiple choice at school level.
+
+Source: scienceqa.github.io; derek-thomas/ScienceQA for the schema. `lecture` and `solution` hold
+the reasoning and never enter a prompt.
+"""
+
+from __future__ import annotations
+
+import string
+
+from envs.spec import DataError, Sample
+from envs.tasks.vqa.choice import molmo_choice_score
+from envs.tasks.vqa.data_set import DataSet, Entry, Published
+from envs.tasks.vqa.picture import Picture, pixel_key
+from envs.tasks.vqa.prompts import styled, with_options
+from envs.tasks.vqa.rows import Row, Rows
+
+
+class ScienceQa(DataSet):
+    """Evaluated on the validation split, as the published model was."""
+
+    name = "science_qa_img"
+    hub_id = "derek-thomas/ScienceQA"
+    on_hub = Published(train="train", test="validation")
+    in_original = None
+    columns = (("question",), ("choices",), ("answer",), ("image",), ("hint",))
+    key_columns = ("image",)
+
+    def is_usable(self, row: Row) -> bool:
+        """Rows with a picture."""
+        return Picture.of_cell(row["image"], None) is not None
+
+    def picture_key(self, row: Row, rows: Rows, number: int) -> str:
+        """A hash of the pixels: pictures have no names, and some recur."""
+        picture = Picture.of_cell(row["image"], rows.folder)
+        assert picture is not None
+        return pixel_key(picture, self.name, f"row {number}")
+
+    def entry(self, row: Row, rows: Rows, number: int) -> Entry:
+        """Style `science_qa`: the hint, if there is one, then the question and its options."""
+        hint, question = row["hint"] or "", row["question"]
+        if hint:
+            question = f"{hint}\n{hint if self.config.hint_as_published else question}"
+        choices, correct = row["choices"], int(row["answer"])
+        if not 0 <= correct < len(choices):
+            raise DataError(f"answer {correct} of {len(choices)} choices")
+        letters = string.ascii_uppercase
+        return Entry(
+            question_id=f"row {number}",
+            picture=Picture.of_cell(row["image"], rows.folder),
+            prompt=styled("science_qa", with_options(question, choices, letters=letters)),
+            answers=(letters[correct],),
+            metadata={"kind": str(row.get("subject", "")), "num_options": len(choices)},
+        )
+
+    def score(self, sample: Sample, answer: str) -> float:
+        """Multiple choice by letter."""
+        letters = string.ascii_uppercase[: sample.metadata["num_options"]]
+        return molmo_choice_score(answer, letters, letters.index(sample.answers[0]))

@@ -1,0 +1,55 @@
+"""TallyQA: counting questions about COCO and Visual Genome pictures.
+
+Source: manoja328/TallyQA, one zip with train.json and test.json. One sample per question: the
+published code of Molmo makes one per picture and cannot score it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from envs.spec import Sample
+from envs.tasks.vqa.data_set import DataSet, Entry, Published
+from envs.tasks.vqa.json_files import read_json, records
+from envs.tasks.vqa.picture import Picture, picture_key
+from envs.tasks.vqa.prompts import styled
+from envs.tasks.vqa.rows import Records, Row, Rows
+from envs.tasks.vqa.text_match import molmo_exact_match
+
+
+class TallyQa(DataSet):
+    """`metadata` tells simple from complex questions, where the data set does (test only)."""
+
+    name = "tally_qa"
+    hub_id = ""
+    on_hub = Published(train="train", test="test")
+    in_original = Published(train="train", test="test")
+    columns = (("question",), ("answer",), ("image",), ("question_id",))
+    key_columns = ("image_name",)
+
+    def original(self, folder: Path, images: Path, split: str) -> Records:
+        """SPLIT.json, a list; pictures lie in train2014, val2014, VG_100K and VG_100K_2."""
+        rows = [
+            {**row, "image_name": row["image"], "image": Picture(paths=(images / row["image"],))}
+            for row in records(read_json(folder, [f"{split}.json"]), "", f"{split}.json")
+        ]
+        return Records(records=rows)
+
+    def picture_key(self, row: Row, rows: Rows, number: int) -> str:
+        """The COCO or Visual Genome picture; overlap between the two is not known."""
+        return picture_key(str(row.get("image_name", number)), self.name)
+
+    def entry(self, row: Row, rows: Rows, number: int) -> Entry:
+        """Style `tally_qa`."""
+        kind = {True: "simple", False: "complex"}.get(row.get("issimple", -1), "")
+        return Entry(
+            question_id=str(row["question_id"]),
+            picture=Picture.of_cell(row["image"], rows.folder),
+            prompt=styled("tally_qa", row["question"]),
+            answers=(str(row["answer"]),),
+            metadata={"kind": kind},
+        )
+
+    def score(self, sample: Sample, answer: str) -> float:
+        """Exact match."""
+        return molmo_exact_match(answer, sample.answers)
