@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ray
-from rich.console import Console
+import tyro
+from rich.markup import escape
 from rich.table import Table
 
-from launch.cluster.console import connect
+from envs.tasks.registry import check_names
+from envs.tasks.vqa.config import DataConfig
+from launch.cluster.console import connect, wide_console
+from launch.cluster.data_check import check_data
+from launch.cluster.slots import last_line
 from launch.cluster.versions import PACKAGES, package_versions, python_version
 
 UPLOAD_LIMIT_MB = 100
 PROBE_TIMEOUT_S = 60.0
+
+DATA_TIMEOUT_S = 1800.0
+"""Time limit for opening data sets, which may be downloaded first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoctorConfig:
+    """What to check besides the cluster of RAY_ADDRESS, if set.
+
+    Attributes:
+        tasks: data sets that every node has to have.
+        data: where they are; the options of a run's --worker.data.
+    """
+
+    tasks: tuple[str, ...] = ()
+    data: DataConfig = field(default_factory=DataConfig)
 
 
 def facts_of_node() -> dict[str, Any]:
@@ -34,19 +59,21 @@ def working_folder_mb(folder: Path) -> float:
     total = 0
     for root, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if name not in skipped]
-        total += sum((Path(root) / name).lstat().st_size for name in files)
+        for name in files:
+            with contextlib.suppress(OSError):  # it may be gone by now
+                total += (Path(root) / name).lstat().st_size
     return total / 1e6
 
 
 def doctor(arguments: list[str]) -> int:
     """Prints its findings; returns 1 if one of them would stop a run."""
-    console = Console()
-    if arguments:
-        console.print("doctor takes no options; it joins the cluster of RAY_ADDRESS, if set")
-        return 2
+    console = wide_console()
+    config = tyro.cli(DoctorConfig, args=arguments, prog="joint_grpo.py doctor")
+    if config.tasks:
+        check_names(config.tasks)
     connect("")
     table, problems = Table("node", "python", *PACKAGES, "gpus"), []
-    rows = _probe_nodes(problems)
+    rows = [found for _, found in _on_every_node(facts_of_node, PROBE_TIMEOUT_S, problems)]
     for row in rows:
         table.add_row(row["host"], row["python"], *(row[name] for name in PACKAGES), row["gpus"])
     console.print(table)
@@ -66,16 +93,33 @@ def doctor(arguments: list[str]) -> int:
             f"{token} exists but RAY_AUTH_MODE is not `token`: if `ray job submit` fails with "
             "AuthenticationError, set it for the client too"
         )
+    if config.tasks:
+        console.print(_data_table(config, problems))
     for problem in problems:
         console.print(f"problem: {problem}", style="red", markup=False)
     console.print("no problem found" if not problems else f"{len(problems)} problems found")
     return 1 if problems else 0
 
 
-def _probe_nodes(problems: list[str]) -> list[dict[str, Any]]:
+def _data_table(config: DoctorConfig, problems: list[str]) -> Table:
+    """What each node found of the data sets; appends to the problems."""
+    table = Table("node", "data set", "samples", "one of them")
+    probe = functools.partial(check_data, config.tasks, config.data)
+    for address, findings in _on_every_node(probe, DATA_TIMEOUT_S, problems):
+        for found in findings:
+            table.add_row(address, found.name, found.sizes, escape(found.sample))
+            if found.problem:
+                problems.append(f"node {address}: {found.problem}")
+    return table
+
+
+def _on_every_node(
+    work: Callable[[], Any], limit_s: float, problems: list[str]
+) -> Iterator[tuple[str, Any]]:
+    """Runs a function on every node; yields addresses and results, appends to the problems."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    probe: Any = ray.remote(num_cpus=0)(facts_of_node)
+    probe: Any = ray.remote(num_cpus=0)(lambda: work())
     refs = {
         probe.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
@@ -83,10 +127,8 @@ def _probe_nodes(problems: list[str]) -> list[dict[str, Any]]:
         for node in ray.nodes()
         if node["Alive"]
     }
-    rows = []
     for ref, address in refs.items():
         try:
-            rows.append(ray.get(ref, timeout=PROBE_TIMEOUT_S))
+            yield address, ray.get(ref, timeout=limit_s)
         except Exception as error:  # any failure of a node is a finding
-            problems.append(f"node {address} did not answer: {type(error).__name__}")
-    return rows
+            problems.append(f"node {address} did not answer: {last_line(error)}")

@@ -1,10 +1,11 @@
 """The whole chain of commands on a model in the published layout, at reduced width.
 
-From a folder and from a hub cache: importance, profile, training with a kill and a resume,
-evaluation, one answer.
+From a folder with embedded tasks, and from a hub cache with all public data sets: doctor,
+importance, profile, latency estimator, training with a kill and a resume, evaluation, one answer.
 """
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -13,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from envs.tasks.registry import DATA_SETS
 from learner.checkpoint import CheckpointStore
+from tests.envs.vqa.fixtures import ORIGINAL, write_original, write_parquet
 from tests.published_layout import write_hub_cache, write_model
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
@@ -25,8 +28,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 class Chain:
     """Runs commands on one model in one environment."""
 
-    def __init__(self, model, environment, folder):
-        self.model, self.folder = str(model), folder
+    def __init__(self, model, environment, folder, tasks, data=()):
+        self.model, self.folder, self.tasks, self.data = str(model), folder, tasks, data
         self.environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
 
     def arguments(self, program, *arguments):
@@ -39,7 +42,7 @@ class Chain:
             text=True,
             timeout=600,
             check=False,
-            cwd="/",
+            cwd=self.folder,
             env=self.environment,
         )
         assert done.returncode == 0, done.stdout + done.stderr
@@ -49,7 +52,8 @@ class Chain:
         """Options for this recipe's model on a machine without a GPU."""
         return (
             *("--worker.model", self.model, "--worker.device", "cpu"),
-            *("--worker.dtype", "float32", "--worker.tasks", "digits", "easy_vqa"),
+            *("--worker.dtype", "float32", "--worker.tasks", *self.tasks),
+            *(str(text).replace("--data.", "--worker.data.") for text in self.data),
             *("--worker.importance", self.folder / "importance.json"),
             *("--worker.executor.max-new-tokens", "3", "--cluster.num-actors", "1"),
         )
@@ -58,21 +62,52 @@ class Chain:
 @pytest.fixture(params=["folder", "hub"])
 def chain(request, tmp_path):
     if request.param == "folder":
-        return Chain(write_model(tmp_path / "model"), {}, tmp_path)
-    return Chain(REPO, write_hub_cache(tmp_path / "cache", REPO), tmp_path)
+        return Chain(write_model(tmp_path / "model"), {}, tmp_path, ("digits", "easy_vqa"))
+    sources = data_sets(tmp_path / "data")
+    data = (
+        *("--data.sources", *(text for item in sources.items() for text in item)),
+        *("--data.held-out-st-qa", 4, "--data.validation-share", 0.3),
+    )
+    environment = write_hub_cache(tmp_path / "cache", REPO)
+    return Chain(REPO, environment, tmp_path, tuple(sources), data)
+
+
+def data_sets(folder):
+    """Small data sets in their published schemas: folders by name."""
+    sources = {}
+    for task in DATA_SETS:
+        write = write_original if task.name in ORIGINAL else write_parquet
+        (folder / task.name).mkdir(parents=True)
+        sources[task.name] = str(write(task.name, folder / task.name))
+    return sources
 
 
 def test_every_command_goes_through(chain, tmp_path):
     scores, run_dir = tmp_path / "importance.json", tmp_path / "run"
     without_scores = [a for a in chain.worker() if a not in ("--worker.importance", scores)]
     measured = without_scores[:-2]  # importance.py has no cluster options
+    if chain.data:
+        found = chain.run("joint_grpo.py", "doctor", "--tasks", *chain.tasks, *chain.data)
+        assert "no problem found" in found, found
+        assert all(name in found for name in chain.tasks)
     chain.run("importance.py", scores, "--num-samples", 2, *measured)
     assert len(json.loads(scores.read_text())) == 16
     for split in ("validation", "test"):
         size = ("--configurations", "corners", "--split", split, "--num-samples", 3)
         chain.run("profile_knobs.py", tmp_path / split, *size, *chain.worker())
+    if chain.data:
+        size = ("--configurations", "grid", "--split", "test", "--num-samples", 40)
+        chain.run("profile_knobs.py", tmp_path / "grid", *size, *chain.worker())
+        fitted = ("--results_dir", tmp_path / "grid/results", "--output_dir", tmp_path / "fit")
+        chain.run("fit_latency_estimator.py", *fitted, "--use_all_datasets", "--num_epochs", 3)
+        assert {path.name for path in (tmp_path / "grid/results").iterdir()} == set(chain.tasks)
+    amount = (
+        ("--epochs", 2, "--groups-per-step", 40)
+        if chain.data
+        else (*("--steps", 3, "--groups-per-step", 2),)
+    )
     train = (
-        *("molmoe-h100", "--run-dir", run_dir, "--steps", 3, "--groups-per-step", 2),
+        *("molmoe-h100", "--run-dir", run_dir, *amount),
         *("--group-size", 3, "--budget.num-samples", 3, "--evaluation.num-samples", 1),
         *("--evaluation.num-budgets", 2, *chain.worker()),
     )
@@ -87,7 +122,7 @@ def test_every_command_goes_through(chain, tmp_path):
     lines = []
     for line in process.stdout:
         lines.append(line)
-        if "step 2/3" in line:
+        if "step 2/" in line:
             break
     assert process.poll() is None, "".join(lines)
     process.send_signal(signal.SIGKILL)
@@ -95,7 +130,11 @@ def test_every_command_goes_through(chain, tmp_path):
     resumed = chain.run("joint_grpo.py", *train)
     assert "resumes at step" in resumed
     store = CheckpointStore(run_dir / "checkpoints")
-    assert store.load_latest().state["next_step"] == 3
+    steps = 3
+    if chain.data:
+        counts = json.loads((run_dir / "data.json").read_text())
+        steps = math.ceil(2 * sum(count["train"] for count in counts.values()) / 40)
+    assert store.load_latest().state["next_step"] == steps
 
     tables = ("--validation", tmp_path / "validation/table.npz", "--test")
     evaluated = chain.run(

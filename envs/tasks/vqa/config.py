@@ -8,8 +8,6 @@ from typing import Literal
 
 from envs.checks import check_within
 
-CACHE = Path.home() / ".cache" / "latency-budget-grpo"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
@@ -23,7 +21,6 @@ class DataConfig:
             has another name than by default. An empty name means that there is none.
         images: image folder of a data set's original distribution, by its name, if it does not lie
             beside the JSON files.
-        cache: folder for what is derived from a data set once, such as hashes of its pictures.
         vqa_score: `molmo` counts min(matches / 3, 1); `official` averages that over leaving each
             reference out.
         hint_as_published: repeats a ScienceQA hint in the place of the question, as the published
@@ -39,7 +36,6 @@ class DataConfig:
     configs: dict[str, str] = field(default_factory=dict)
     splits: dict[str, str] = field(default_factory=dict)
     images: dict[str, Path] = field(default_factory=dict)
-    cache: Path = CACHE
     vqa_score: Literal["molmo", "official"] = "molmo"
     hint_as_published: bool = False
     seven_options: bool = False
