@@ -66,7 +66,7 @@ def chain(request, tmp_path):
     sources = data_sets(tmp_path / "data")
     data = (
         *("--data.sources", *(text for item in sources.items() for text in item)),
-        *("--data.held-out-st-qa", 4, "--data.validation-share", 0.3),
+        *("--data.held-out-st-qa", 4, "--data.validation-share", 0.4),
     )
     environment = write_hub_cache(tmp_path / "cache", REPO)
     return Chain(REPO, environment, tmp_path, tuple(sources), data)

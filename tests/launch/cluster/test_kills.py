@@ -1,6 +1,6 @@
 """SIGKILL of the driver and of the learner at random moments, with a recipe's own settings.
 
-Only the model, the latency source and the number of steps are the test's: what is committed, and
+Only the model, the latency source and the amount of work are the test's: what is committed, and
 when, is what a user gets.
 """
 
@@ -24,8 +24,8 @@ from tests import launch_rig
 from tests.rollout import rig
 
 SCRIPT = Path(__file__).resolve().parents[3] / "launch" / "joint_grpo.py"
-STEPS = 24
-NUM_KILLS = 4
+STEPS = 12
+NUM_KILLS = 2
 STARTS = re.compile(r"(?:resumes at|starts with) step (\d+)")
 DONE = re.compile(r"step (\d+)/")
 
@@ -57,7 +57,7 @@ def undisturbed(folder, staleness, tmp_path_factory):
 def start(folder, run_dir, staleness):
     arguments = [
         *(sys.executable, str(SCRIPT), "embedded", "--run-dir", str(run_dir)),
-        *("--steps", str(STEPS), "--max-staleness", str(staleness)),
+        *("--steps", str(STEPS), "--groups-per-step", "6", "--max-staleness", str(staleness)),
         *("--worker.model", str(folder), "--worker.executor.max-new-tokens", "3"),
         *("--simulated-latency", str(folder / "latency.json"), "--evaluation.num-samples", "2"),
         *("--budget.num-samples", "4"),
