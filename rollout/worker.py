@@ -27,7 +27,7 @@ from envs.spec import (
     Sample,
     Task,
 )
-from envs.tasks import DataError, Mixture
+from envs.tasks import SPLITS, DataError, Mixture
 from policy.config import PolicySetup
 from policy.controller import Controller
 from policy.weights import PolicyWeights
@@ -303,11 +303,12 @@ class RolloutWorker:
                         top_k=knobs.top_k,
                         num_blocks=knobs.num_blocks,
                     )
-                    self._latencies_ms((chosen,), "train", index)
+                    self._latencies_ms((chosen,), self._warm_split, index)
 
     def reference_latency_ms(self, repeats: int = 5) -> float:
         """Median latency of the full configuration on one fixed sample."""
-        return float(np.median(self._latencies_ms((FULL_KNOBS,) * repeats, "train", 0)))
+        runs = self._latencies_ms((FULL_KNOBS,) * repeats, self._warm_split, 0)
+        return float(np.median(runs))
 
     def facts(self) -> DeviceFacts:
         """Device, dtype, torch version and thread count of this worker."""
@@ -320,6 +321,13 @@ class RolloutWorker:
     def census(self) -> dict[str, dict[str, int]]:
         """Samples of each data set by split, and those dropped because of a shared picture."""
         return self.tasks.census() if isinstance(self.tasks, Mixture) else {}
+
+    @property
+    def _warm_split(self) -> str:
+        """The split on which the worker warms up: the first one that has samples."""
+        if not isinstance(self.tasks, Mixture):
+            return SPLITS[0]
+        return next(filter(self.tasks.has_samples, SPLITS), SPLITS[0])
 
     def status(self) -> dict[str, Any]:
         """The reply to a health check."""

@@ -61,6 +61,10 @@ class DataMixture(Mixture):
         """Samples of all data sets in a split; 0 if all tasks render theirs."""
         return sum(task.num_samples(split) for task in self.data_sets.values())
 
+    def has_samples(self, split: str) -> bool:
+        """Whether a data set or a task that renders its samples has some of a split."""
+        return len(self.data_sets) < len(self.tasks) or self.num_samples(split) > 0
+
     def census(self) -> dict[str, dict[str, int]]:
         """Samples of each data set by split, and those dropped because of a shared picture."""
         return {

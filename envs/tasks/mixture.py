@@ -45,6 +45,11 @@ class Mixture:
         del split
         return 0
 
+    def has_samples(self, split: str) -> bool:
+        """Whether there are samples of a split."""
+        del split
+        return True
+
     def census(self) -> dict[str, dict[str, int]]:
         """Samples of each data set by split; empty without data sets."""
         return {}

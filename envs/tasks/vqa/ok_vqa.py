@@ -7,14 +7,15 @@ names of VQA v1, so they are told apart by `raw_answer`.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from envs.spec import DataError, Sample
 from envs.tasks.vqa.data_set import DataSet, Entry, Published
-from envs.tasks.vqa.json_files import read_json
+from envs.tasks.vqa.json_files import read_json, records
 from envs.tasks.vqa.picture import Picture
 from envs.tasks.vqa.prompts import styled
 from envs.tasks.vqa.rows import Records, Row, Rows
-from envs.tasks.vqa.vqa_v2 import SOFT_SCORES, joined, some
+from envs.tasks.vqa.vqa_v2 import SOFT_SCORES, joined, some, texts
 
 
 class OkVqa(DataSet):
@@ -31,13 +32,12 @@ class OkVqa(DataSet):
         """Joins questions and annotations; raises DataError for the files of VQA v1."""
         questions = read_json(folder, [f"OpenEnded_mscoco_{split}2014_questions.json"])
         annotations = read_json(folder, [f"mscoco_{split}2014_annotations.json"])
-        rows = joined(questions, annotations, images, split)
-        if rows.records and "raw_answer" not in rows.records[0]["answers"][0]:
+        if not all("raw_answer" in a for row in _first(annotations) for a in row["answers"]):
             raise DataError(
                 f"the answers in {folder} have no raw_answer: these are the files of VQA v1, which "
                 "have the same names as those of OK-VQA"
             )
-        return rows
+        return joined(questions, annotations, images, split)
 
     def picture_key(self, row: Row, rows: Rows, number: int) -> str:
         """The COCO picture; without an image id it is the question's id but for its last digit."""
@@ -47,15 +47,18 @@ class OkVqa(DataSet):
     def entry(self, row: Row, rows: Rows, number: int) -> Entry:
         """Style `okvqa`."""
         answers = row.get("answers_original") or row["answers"] or ()
-        texts = [a if isinstance(a, str) else a.get("raw_answer") or a["answer"] for a in answers]
         return Entry(
             question_id=str(row["question_id"]),
             picture=Picture.of_cell(row["image"], rows.folder),
             prompt=styled("okvqa", row["question"]),
-            answers=some(texts),
+            answers=some(texts(answers)),
             metadata={"kind": str(row.get("question_type", ""))},
         )
 
     def score(self, sample: Sample, answer: str) -> float:
         """VQA soft accuracy."""
         return SOFT_SCORES[self.config.vqa_score](answer, sample.answers)
+
+
+def _first(annotations: Any) -> list[dict[str, Any]]:
+    return records(annotations, "annotations", "annotations")[:1]
