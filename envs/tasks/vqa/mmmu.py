@@ -9,12 +9,13 @@ import ast
 import re
 import string
 
-from envs.spec import Sample
+from envs.spec import DataError, Sample
 from envs.tasks.vqa.data_set import DataSet, Entry, Published
 from envs.tasks.vqa.mmmu_answers import mmmu_choice_score, mmmu_open_score
 from envs.tasks.vqa.picture import Picture
 from envs.tasks.vqa.prompts import PUBLISHED_LETTERS, styled, with_options
 from envs.tasks.vqa.rows import Row, Rows
+from envs.tasks.vqa.vqa_v2 import some
 
 SUBJECTS = (
     "Accounting Agriculture Architecture_and_Engineering Art Art_Theory Basic_Medical_Science "
@@ -56,13 +57,17 @@ class Mmmu(DataSet):
             text = styled("a_okvqa_mc", with_options(row["question"], options, letters=letters))
         else:
             text = styled("vqa2", row["question"])
+        answers = some(listed(row["answer"]))
+        known = list(string.ascii_uppercase[: len(options)])
+        if is_choice and not (all(options) and answers[0] in known):
+            raise DataError(f"answer {answers[0]!r} is no letter of the options {list(options)}")
         marked = list(dict.fromkeys(_MARKER.findall(" ".join((row["question"], *options)))))
         shown = f"image_{marked[0] if marked else 1}"
         return Entry(
             question_id=str(row["id"]),
             picture=Picture.of_cell(row.get(shown), rows.folder),
             prompt=text,
-            answers=listed(row["answer"]),
+            answers=answers,
             metadata={
                 "kind": "multiple choice" if is_choice else "open",
                 "options": options if is_choice else (),
