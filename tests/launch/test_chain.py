@@ -21,6 +21,7 @@ from tests.published_layout import write_hub_cache, write_model
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 REPO = "someone/MolmoE-narrow"
+CALIBRATION = ("--calibration-samples", 4)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -94,10 +95,10 @@ def test_every_command_goes_through(chain, tmp_path):
     assert len(json.loads(scores.read_text())) == 16
     for split in ("validation", "test"):
         size = ("--configurations", "corners", "--split", split, "--num-samples", 3)
-        chain.run("profile_knobs.py", tmp_path / split, *size, *chain.worker())
+        chain.run("profile_knobs.py", tmp_path / split, *size, *CALIBRATION, *chain.worker())
     if chain.data:
         size = ("--configurations", "grid", "--split", "test", "--num-samples", 40)
-        chain.run("profile_knobs.py", tmp_path / "grid", *size, *chain.worker())
+        chain.run("profile_knobs.py", tmp_path / "grid", *size, *CALIBRATION, *chain.worker())
         fitted = ("--results_dir", tmp_path / "grid/results", "--output_dir", tmp_path / "fit")
         chain.run("fit_latency_estimator.py", *fitted, "--use_all_datasets", "--num_epochs", 3)
         assert {path.name for path in (tmp_path / "grid/results").iterdir()} == set(chain.tasks)

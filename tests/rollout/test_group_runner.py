@@ -26,7 +26,7 @@ def generators(seed, size):
 
 
 @pytest.mark.parametrize(
-    "seed", [*range(8), *(pytest.param(s, marks=pytest.mark.slow) for s in range(8, 200))]
+    "seed", [*range(8), *(pytest.param(s, marks=pytest.mark.slow) for s in range(8, 60))]
 )
 def test_group_equals_independent_runs(runner, seed):
     rng = np.random.default_rng(seed)

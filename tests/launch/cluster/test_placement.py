@@ -23,7 +23,7 @@ from tests import launch_rig
 from tests.rollout import rig
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-NODES, GPUS_OF_A_NODE = 4, 2
+NODES, GPUS_OF_A_NODE = 3, 2
 SETTINGS = ClusterConfig(start_timeout_s=400, group_timeout_s=120, step_timeout_s=400)
 
 
@@ -66,7 +66,7 @@ class Watched:
         monkeypatch.setattr(clusters.RayFleet, "shutdown", shutdown)
 
     def check(self):
-        """Checks for one fleet of eight actors, two per node, each with its own GPU."""
+        """Checks for one fleet with two actors per node, each with its own GPU."""
         (count, nodes, fleet) = self.places.pop()
         assert not self.places
         assert count == NODES * GPUS_OF_A_NODE
@@ -107,10 +107,10 @@ def trained(tmp_path, monkeypatch, loop=train, **changes):
 def test_every_program_has_one_actor_per_gpu(cluster, tmp_path, monkeypatch, watched):
     checkpoint = trained(tmp_path, monkeypatch)
     watched.check()
-    assert checkpoint.state["configuration"]["groups_per_step"] == 16
+    assert checkpoint.state["configuration"]["groups_per_step"] == 2 * NODES * GPUS_OF_A_NODE
     monkeypatch.setattr("launch.profile_knobs.connect", lambda _address: None)
     monkeypatch.setattr("launch.evaluate.connect", lambda _address: None)
-    monkeypatch.setattr("launch.profile_knobs.build_tasks", lambda _names: rig.NoiseTask())
+    monkeypatch.setattr(WorkerConfig, "build_tasks", lambda _self: rig.NoiseTask())
     for split in ("validation", "test"):
         config = profile.ProfileConfig(
             output_dir=tmp_path / split, split=split, num_samples=2, cluster=SETTINGS
