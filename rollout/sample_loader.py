@@ -84,7 +84,7 @@ class SampleLoader:
             return
         self._pending[place] = self._pool.submit(self._prepared, split, index)
         while len(self._pending) > 2 * self.num_threads:
-            self._pending.popitem(last=False)
+            self._pending.popitem(last=False)[1].cancel()
 
     def load(self, split: str, index: int) -> PreparedSample:
         """The sample of (split, index), prepared or not.

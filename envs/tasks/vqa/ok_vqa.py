@@ -7,14 +7,16 @@ names of VQA v1, so they are told apart by `raw_answer`.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from envs.spec import DataError, Sample
+from envs.tasks.vqa.cells import question_text, reference_answers
 from envs.tasks.vqa.data_set import DataSet, Entry, Published
 from envs.tasks.vqa.json_files import read_json
 from envs.tasks.vqa.picture import Picture
 from envs.tasks.vqa.prompts import styled
 from envs.tasks.vqa.rows import Records, Row, Rows
-from envs.tasks.vqa.vqa_v2 import SOFT_SCORES, joined, some
+from envs.tasks.vqa.vqa_v2 import SOFT_SCORES, joined
 
 
 class OkVqa(DataSet):
@@ -46,16 +48,21 @@ class OkVqa(DataSet):
 
     def entry(self, row: Row, rows: Rows, number: int) -> Entry:
         """Style `okvqa`."""
-        answers = row.get("answers_original") or row["answers"] or ()
-        texts = [a if isinstance(a, str) else a.get("raw_answer") or a["answer"] for a in answers]
+        answers = row.get("answers_original") or row["answers"]
+        if isinstance(answers, list):
+            answers = [_raw(answer) for answer in answers]
         return Entry(
             question_id=str(row["question_id"]),
             picture=Picture.of_cell(row["image"], rows.folder),
-            prompt=styled("okvqa", row["question"]),
-            answers=some(texts),
-            metadata={"kind": str(row.get("question_type", ""))},
+            prompt=styled("okvqa", question_text(row["question"])),
+            answers=reference_answers(answers),
+            metadata={"kind": str(row.get("question_type") or "")},
         )
 
     def score(self, sample: Sample, answer: str) -> float:
         """VQA soft accuracy."""
         return SOFT_SCORES[self.config.vqa_score](answer, sample.answers)
+
+
+def _raw(answer: Any) -> Any:
+    return answer.get("raw_answer") or answer["answer"] if isinstance(answer, dict) else answer
