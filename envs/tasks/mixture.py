@@ -30,8 +30,8 @@ class Mixture:
         if missing or not self.tasks:
             raise DataError(f"the mixture has no weight for {', '.join(missing) or 'any task'}")
         values = np.array([weights[name] for name in self.tasks], dtype=float)
-        if not np.all(values > 0):
-            raise DataError(f"mixture weights must be positive: {dict(weights)}")
+        if not np.all((values > 0) & np.isfinite(values)):
+            raise DataError(f"mixture weights must be positive and finite: {dict(weights)}")
         self.shares = dict(zip(self.tasks, values / values.sum(), strict=True))
 
     def sample(self, split: str, index: int) -> Sample:

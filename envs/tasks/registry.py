@@ -13,6 +13,7 @@ from envs.tasks.easy_vqa import EasyVqa
 from envs.tasks.mixture import Mixture
 from envs.tasks.reading import Reading
 from envs.tasks.recall import Recall
+from envs.tasks.scene import SPLITS
 from envs.tasks.vqa.coco_caption import CocoCaption
 from envs.tasks.vqa.config import DataConfig
 from envs.tasks.vqa.data_set import VqaTask
@@ -64,14 +65,32 @@ def check_names(names: Sequence[str]) -> None:
             raise DataError(f"task {name} is named twice: change its weight instead")
 
 
+def check_config(config: DataConfig) -> None:
+    """Raises DataError for a setting of a data set or a split that is unknown."""
+    known = [data_set.name for data_set in DATA_SETS]
+    splits = [f"{name}/{split}" for name in known for split in SPLITS]
+    for field, names in (
+        ("sources", config.sources),
+        ("configs", config.configs),
+        ("images", config.images),
+        ("splits", config.splits),
+    ):
+        allowed = splits if field == "splits" else known
+        if unknown := sorted(set(names) - set(allowed)):
+            raise DataError(
+                f"worker.data.{field} names {', '.join(unknown)}: use some of {', '.join(allowed)}"
+            )
+
+
 def load_tasks(
     names: Sequence[str] = tuple(WEIGHTS), config: DataConfig | None = None
 ) -> dict[str, Task]:
-    """The tasks of these names, in order; raises DataError for an unknown name or for none."""
+    """The tasks of these names, in order; raises DataError for an unknown name or setting."""
     check_names(names)
     rendered = {task.name: task for task in TASKS}
     published = {task.name: task for task in DATA_SETS}
     settings = config or DataConfig()
+    check_config(settings)
     return {
         name: rendered[name]() if name in rendered else VqaTask(published[name](settings), settings)
         for name in names

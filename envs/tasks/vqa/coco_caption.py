@@ -10,6 +10,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from envs.spec import Sample
+from envs.tasks.vqa.cells import reference_answers, texts
 from envs.tasks.vqa.cider import DocumentFrequencies, cider_d_reward
 from envs.tasks.vqa.config import DataConfig
 from envs.tasks.vqa.data_set import DataSet, Entry, Published
@@ -17,7 +18,6 @@ from envs.tasks.vqa.json_files import read_json, records
 from envs.tasks.vqa.picture import Picture, coco_paths
 from envs.tasks.vqa.prompts import styled
 from envs.tasks.vqa.rows import Records, Row, Rows
-from envs.tasks.vqa.vqa_v2 import some
 
 TEMPLATE = "Caption the image with 1 or two sentences"
 
@@ -38,7 +38,8 @@ class CocoCaption(DataSet):
 
     def opened(self, rows: Rows) -> None:
         """Freezes the document frequencies of the captions that training draws from."""
-        captions = ([*row["answer"]] for row in rows.values(("answer",)) if row["answer"])
+        cells = (row["answer"] for row in rows.values(("answer",)))
+        captions = (texts(cell, "captions") for cell in cells if cell)
         self._frequencies = DocumentFrequencies.from_references(captions)
 
     def original(self, folder: Path, images: Path, split: str) -> Records:
@@ -68,7 +69,7 @@ class CocoCaption(DataSet):
             question_id=str(row["question_id"]),
             picture=Picture.of_cell(row["image"], rows.folder),
             prompt=styled("coco_captioning", TEMPLATE),
-            answers=some([caption.strip() for caption in row["answer"] or ()]),
+            answers=tuple(caption.strip() for caption in reference_answers(row["answer"])),
         )
 
     def score(self, sample: Sample, answer: str) -> float:

@@ -19,6 +19,7 @@ import numpy as np
 from envs.spec import DataError, Sample
 from envs.tasks.order import row_at
 from envs.tasks.scene import SPLITS, check_split, split_of
+from envs.tasks.vqa.cells import reading
 from envs.tasks.vqa.config import DataConfig
 from envs.tasks.vqa.output import scored_text
 from envs.tasks.vqa.picture import Picture
@@ -34,7 +35,7 @@ class Entry:
 
     Attributes:
         question_id: its published id.
-        picture: its picture, still encoded; None for a question without one.
+        picture: its picture, still encoded; None if the row has none.
         prompt: the user's text with its style.
         answers: reference answers.
         metadata: what is reported apart.
@@ -89,7 +90,7 @@ class DataSet(ABC):
         Raises:
             DataError: a file is missing or not as published.
         """
-        raise DataError(f"{self.name} is read from parquet files: name a folder with some")
+        raise DataError("there are no parquet files, and the original distribution is not read")
 
     def is_usable(self, row: Row) -> bool:
         """Whether the row belongs to the data set at all."""
@@ -160,12 +161,12 @@ class VqaTask:
 
     def keys(self, split: str) -> frozenset[str]:
         """The pictures of a split."""
-        return frozenset(self.splits[split].keys)
+        return frozenset(self.splits[check_split(split)].keys)
 
     def drop_pictures(self, split: str, keys: Iterable[str]) -> None:
         """Takes the samples with these pictures out of a split, and counts them in `dropped`."""
         gone = frozenset(keys)
-        before = self.splits[split]
+        before = self.splits[check_split(split)]
         after = before.where([key not in gone for key in before.keys])
         self.dropped[split] += len(before.numbers) - len(after.numbers)
         self.splits[split] = after
@@ -174,33 +175,28 @@ class VqaTask:
         """The question at an index, in the order of `envs.tasks.order`.
 
         Raises:
-            DataError: the split is unknown or empty, or the row is unusable.
+            DataError: the split is unknown or empty, the index negative, or the row unusable.
         """
+        if index < 0:
+            raise DataError(f"sample {self.name}/{split}/{index}: the index must not be negative")
         part = self.splits[check_split(split)]
         if not len(part.numbers):
             raise DataError(f"{self.name} has no {split} split with answers: use another data set")
         number = int(part.numbers[row_at(self.name, split, index, len(part.numbers))])
-        try:
+        with reading(f"sample {self.name}/{split}/{index} (row {number})"):
             return self.data_set.entry(part.rows.row(number), part.rows, number)
-        except DataError as error:
-            raise DataError(f"sample {self.name}/{split}/{index}: {error}") from None
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise DataError(
-                f"sample {self.name}/{split}/{index}: row {number} is not as published "
-                f"({type(error).__name__}: {error})"
-            ) from None
 
     def sample(self, split: str, index: int) -> Sample:
         """See `envs.spec.Task`; the picture is decoded."""
         entry = self.entry(split, index)
         sample_id = f"{self.name}/{split}/{index}"
-        image = None
-        if entry.picture is not None:
-            image = entry.picture.open(f"{sample_id} (question {entry.question_id})")
+        name = f"{sample_id} (question {entry.question_id})"
+        if entry.picture is None:
+            raise DataError(f"sample {name}: its image is missing (an empty cell): take it out")
         return Sample(
             id=sample_id,
             task=self.name,
-            image=image,
+            image=entry.picture.open(name),
             prompt=entry.prompt,
             answers=entry.answers,
             metadata={"question_id": entry.question_id, **entry.metadata},
@@ -221,7 +217,8 @@ def open_splits(data_set: DataSet, config: DataConfig) -> dict[str, Split]:
     names = dict.fromkeys((published.train, published.validation, published.test))
     parts = {name: _open(data_set, config, name) for name in names if name}
     train, test = parts.get(published.train, EMPTY), parts.get(published.test, EMPTY)
-    data_set.opened((train if published.train else test).rows)
+    with reading(f"{data_set.name}: the split that training draws from"):
+        data_set.opened((train if published.train else test).rows)
     if published.validation:
         return {"train": train, "validation": parts[published.validation], "test": test}
     if published.train in ("", published.test):
@@ -272,29 +269,35 @@ def _open(data_set: DataSet, config: DataConfig, split: str) -> Split:
     own = config.configs.get(data_set.name)
     configs = data_set.configs if own is None else (own or None,)
     folder = Path(source).expanduser()
-    if kind == "hub":
-        rows: Rows = hub_rows(source, configs, split)
-    elif kind == "parquet":
-        rows = parquet_rows(folder, configs, split)
-    else:
-        rows = data_set.original(folder, config.images.get(data_set.name, folder), split)
-    if not len(rows):
-        raise DataError(f"{data_set.name}: split {split!r} of {source} is empty")
-    _check_columns(data_set, rows, source)
+    with reading(f"{data_set.name}: split {split!r} of {source}"):
+        if kind == "hub":
+            rows: Rows = hub_rows(source, configs, split)
+        elif kind == "parquet":
+            rows = parquet_rows(folder, configs, split, is_strict=bool(own))
+        else:
+            rows = data_set.original(folder, config.images.get(data_set.name, folder), split)
+        if not len(rows):
+            raise DataError("it is empty: download it again, or name another split")
+        _check_columns(data_set, rows)
+        return _with_keys(data_set, rows)
+
+
+def _with_keys(data_set: DataSet, rows: Rows) -> Split:
     present = [name for name in data_set.key_columns if name in rows.columns]
     numbers, keys = [], []
     for number, row in enumerate(rows.values(present)):
-        if data_set.is_usable(row):
-            numbers.append(number)
-            keys.append(data_set.picture_key(row, rows, number))
+        with reading(f"row {number}"):
+            if data_set.is_usable(row):
+                numbers.append(number)
+                keys.append(data_set.picture_key(row, rows, number))
     return Split(rows=rows, numbers=np.array(numbers, dtype=np.int64), keys=tuple(keys))
 
 
-def _check_columns(data_set: DataSet, rows: Rows, source: str) -> None:
+def _check_columns(data_set: DataSet, rows: Rows) -> None:
     missing = [names for names in data_set.columns if not set(names) & set(rows.columns)]
     if missing:
         expected = ", ".join(" or ".join(names) for names in missing)
         raise DataError(
-            f"{data_set.name}: {source} has no column {expected} (found "
-            f"{', '.join(rows.columns)}): is it this data set?"
+            f"no column {expected} (found {', '.join(rows.columns)}): is it this data set, and a "
+            "split with answers?"
         )

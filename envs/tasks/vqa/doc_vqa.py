@@ -8,13 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from envs.spec import Sample
+from envs.tasks.vqa.cells import picture_id, question_text, reference_answers
 from envs.tasks.vqa.data_set import DataSet, Entry, Published
 from envs.tasks.vqa.json_files import read_json, records
 from envs.tasks.vqa.picture import Picture
 from envs.tasks.vqa.prompts import styled
 from envs.tasks.vqa.rows import Records, Row, Rows
 from envs.tasks.vqa.text_match import molmo_anls
-from envs.tasks.vqa.vqa_v2 import some
 
 
 class DocVqa(DataSet):
@@ -42,7 +42,7 @@ class DocVqa(DataSet):
 
     def picture_key(self, row: Row, rows: Rows, number: int) -> str:
         """The document, because its pages look alike."""
-        return f"{self.name}:{row.get('ucsf_document_id') or row['docId']}"
+        return f"{self.name}:{picture_id(row.get('ucsf_document_id') or row['docId'])}"
 
     def entry(self, row: Row, rows: Rows, number: int) -> Entry:
         """Style `doc_qa`."""
@@ -50,8 +50,8 @@ class DocVqa(DataSet):
         return Entry(
             question_id=str(row["questionId"]),
             picture=Picture.of_cell(row["image"], rows.folder),
-            prompt=styled("doc_qa", row["question"]),
-            answers=some(row.get("answers") or ()),
+            prompt=styled("doc_qa", question_text(row["question"])),
+            answers=reference_answers(row.get("answers")),
             metadata={"kind": ", ".join(kinds)},
         )
 

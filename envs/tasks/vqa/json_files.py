@@ -28,7 +28,9 @@ def read_json(folder: Path, names: Sequence[str]) -> Any:
 
 def records(content: Any, key: str, path: Path | str) -> list[dict[str, Any]]:
     """The list under a key, or the list itself where `key` is empty; raises DataError otherwise."""
-    found = content.get(key) if key and isinstance(content, dict) else content
+    found = content if not key else content.get(key) if isinstance(content, dict) else None
     if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
-        raise DataError(f"{path} has no list of records{f' {key!r}' if key else ''}")
+        raise DataError(
+            f"{path} has no list of records{f' {key!r}' if key else ''}: is it the published file?"
+        )
     return found

@@ -8,14 +8,15 @@ from __future__ import annotations
 import ast
 import re
 import string
+from typing import Any
 
 from envs.spec import DataError, Sample
+from envs.tasks.vqa.cells import picture_id, question_text, reference_answers
 from envs.tasks.vqa.data_set import DataSet, Entry, Published
 from envs.tasks.vqa.mmmu_answers import mmmu_choice_score, mmmu_open_score
 from envs.tasks.vqa.picture import Picture
 from envs.tasks.vqa.prompts import PUBLISHED_LETTERS, styled, with_options
 from envs.tasks.vqa.rows import Row, Rows
-from envs.tasks.vqa.vqa_v2 import some
 
 SUBJECTS = (
     "Accounting Agriculture Architecture_and_Engineering Art Art_Theory Basic_Medical_Science "
@@ -46,28 +47,26 @@ class Mmmu(DataSet):
 
     def picture_key(self, row: Row, rows: Rows, number: int) -> str:
         """The question: its splits are not made of one another."""
-        return f"{self.name}:{row['id']}"
+        return f"{self.name}:{picture_id(row['id'])}"
 
     def entry(self, row: Row, rows: Rows, number: int) -> Entry:
         """Style `a_okvqa_mc` for multiple choice and `vqa2` for open questions."""
-        options = listed(row["options"]) if row["options"] else ()
+        question, options = question_text(row["question"]), listed_options(row["options"])
         is_choice = row["question_type"] == "multiple-choice"
+        if is_choice and not (options and all(options)):
+            raise DataError(f"it is multiple choice with options {options}: correct the row")
         letters = PUBLISHED_LETTERS if self.config.seven_options else string.ascii_uppercase
         if is_choice:
-            text = styled("a_okvqa_mc", with_options(row["question"], options, letters=letters))
+            text = styled("a_okvqa_mc", with_options(question, options, letters=letters))
         else:
-            text = styled("vqa2", row["question"])
-        answers = some(listed(row["answer"]))
-        known = list(string.ascii_uppercase[: len(options)])
-        if is_choice and not (all(options) and answers[0] in known):
-            raise DataError(f"answer {answers[0]!r} is no letter of the options {list(options)}")
-        marked = list(dict.fromkeys(_MARKER.findall(" ".join((row["question"], *options)))))
+            text = styled("vqa2", question)
+        marked = list(dict.fromkeys(_MARKER.findall(" ".join((question, *options)))))
         shown = f"image_{marked[0] if marked else 1}"
         return Entry(
             question_id=str(row["id"]),
             picture=Picture.of_cell(row.get(shown), rows.folder),
             prompt=text,
-            answers=answers,
+            answers=_references(row["answer"], len(options) if is_choice else 0),
             metadata={
                 "kind": "multiple choice" if is_choice else "open",
                 "options": options if is_choice else (),
@@ -84,12 +83,38 @@ class Mmmu(DataSet):
         return mmmu_choice_score(answer, options, correct, sample.metadata["question_id"])
 
 
+def listed_options(cell: str | None) -> tuple[str, ...]:
+    """The options, none for an open question; raises DataError if the cell is no list's text."""
+    if not cell:
+        return ()
+    if not cell.strip().startswith("[") or not isinstance(_literal(cell), list):
+        raise DataError(f"its options {cell!r} are not the text of a list: correct the row")
+    return listed(cell)
+
+
+def _references(cell: str, num_options: int) -> tuple[str, ...]:
+    """The right letter of that many options, or the references of an open question."""
+    answers = reference_answers(listed(cell))
+    letters = string.ascii_uppercase[:num_options]
+    if letters and answers not in [(letter,) for letter in letters]:
+        raise DataError(
+            f"its answer {cell!r} is no letter of its {num_options} options: is this a test split "
+            "without answers?"
+        )
+    if not all(answer.strip(" ?") for answer in answers):
+        raise DataError(f"its answer is {cell!r}: is this a test split without answers?")
+    return answers
+
+
 def listed(text: str) -> tuple[str, ...]:
     """A list that a column holds as the text of a Python list; another text is its one item."""
-    if not text.strip().startswith("["):
-        return (text,)
-    try:
-        found = ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError):
-        return (text,)
+    found = _literal(text) if text.strip().startswith("[") else None
     return tuple(str(item) for item in found) if isinstance(found, list) else (text,)
+
+
+def _literal(text: str) -> Any:
+    """The Python value that a text stands for; None if it stands for none."""
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError):
+        return None

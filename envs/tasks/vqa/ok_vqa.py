@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from envs.spec import DataError, Sample
+from envs.tasks.vqa.cells import question_text, reference_answers
 from envs.tasks.vqa.data_set import DataSet, Entry, Published
-from envs.tasks.vqa.json_files import read_json, records
+from envs.tasks.vqa.json_files import read_json
 from envs.tasks.vqa.picture import Picture
 from envs.tasks.vqa.prompts import styled
 from envs.tasks.vqa.rows import Records, Row, Rows
-from envs.tasks.vqa.vqa_v2 import SOFT_SCORES, joined, some, texts
+from envs.tasks.vqa.vqa_v2 import SOFT_SCORES, joined
 
 
 class OkVqa(DataSet):
@@ -32,12 +33,13 @@ class OkVqa(DataSet):
         """Joins questions and annotations; raises DataError for the files of VQA v1."""
         questions = read_json(folder, [f"OpenEnded_mscoco_{split}2014_questions.json"])
         annotations = read_json(folder, [f"mscoco_{split}2014_annotations.json"])
-        if not all("raw_answer" in a for row in _first(annotations) for a in row["answers"]):
+        rows = joined(questions, annotations, images, split)
+        if rows.records and "raw_answer" not in rows.records[0]["answers"][0]:
             raise DataError(
                 f"the answers in {folder} have no raw_answer: these are the files of VQA v1, which "
                 "have the same names as those of OK-VQA"
             )
-        return joined(questions, annotations, images, split)
+        return rows
 
     def picture_key(self, row: Row, rows: Rows, number: int) -> str:
         """The COCO picture; without an image id it is the question's id but for its last digit."""
@@ -46,13 +48,15 @@ class OkVqa(DataSet):
 
     def entry(self, row: Row, rows: Rows, number: int) -> Entry:
         """Style `okvqa`."""
-        answers = row.get("answers_original") or row["answers"] or ()
+        answers = row.get("answers_original") or row["answers"]
+        if isinstance(answers, list):
+            answers = [_raw(answer) for answer in answers]
         return Entry(
             question_id=str(row["question_id"]),
             picture=Picture.of_cell(row["image"], rows.folder),
-            prompt=styled("okvqa", row["question"]),
-            answers=some(texts(answers)),
-            metadata={"kind": str(row.get("question_type", ""))},
+            prompt=styled("okvqa", question_text(row["question"])),
+            answers=reference_answers(answers),
+            metadata={"kind": str(row.get("question_type") or "")},
         )
 
     def score(self, sample: Sample, answer: str) -> float:
@@ -60,5 +64,5 @@ class OkVqa(DataSet):
         return SOFT_SCORES[self.config.vqa_score](answer, sample.answers)
 
 
-def _first(annotations: Any) -> list[dict[str, Any]]:
-    return records(annotations, "annotations", "annotations")[:1]
+def _raw(answer: Any) -> Any:
+    return answer.get("raw_answer") or answer["answer"] if isinstance(answer, dict) else answer

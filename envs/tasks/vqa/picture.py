@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
 import warnings
 from collections.abc import Mapping
@@ -11,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from envs.spec import DataError
 
 _COCO = re.compile(r"COCO_\w+?_0*(\d+)")
-_VISUAL_GENOME = re.compile(r"VG_100K(?:_2)?/(\d+)")
+_VISUAL_GENOME = re.compile(r"(?:VG_100K(?:_2)?|visual_genome)/(\d+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +44,8 @@ class Picture:
             return cell
         if not isinstance(cell, Mapping):
             raise DataError(f"an image column of {type(cell).__name__}: give bytes and path")
-        if cell.get("bytes"):
-            return cls(content=cell["bytes"])
+        if content := cell.get("bytes"):
+            return cls(content=memoryview(content).tobytes())
         if not cell.get("path"):
             return None
         return cls(paths=((folder or Path()) / cell["path"],))
@@ -63,10 +64,12 @@ class Picture:
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
                 image = Image.open(source)
                 image.load()
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-            raise DataError(f"sample {sample_id}: {name} is broken ({error})") from None
         except Image.DecompressionBombError as error:
             raise DataError(f"sample {sample_id}: {name} is too large ({error})") from None
+        except Exception as error:  # Pillow's decoders raise many kinds
+            raise DataError(
+                f"sample {sample_id}: {name} is broken ({error}): download it again"
+            ) from None
         if min(image.size) < 2:
             width, height = image.size
             raise DataError(f"sample {sample_id}: {name} is only {width} x {height} pixels large")
@@ -76,7 +79,7 @@ class Picture:
         if self.content is not None:
             return io.BytesIO(self.content)
         for path in self.paths:
-            if path.is_file():
+            if os.path.isfile(path):  # unlike Path.is_file, also for a name that is too long
                 return path
         tried = " and ".join(map(str, self.paths[:2]))
         raise DataError(f"sample {sample_id}: its image is missing (looked for {tried})")
@@ -102,7 +105,7 @@ def pixel_key(picture: Picture, data_set: str, sample_id: str) -> str:
     """
     try:
         image = picture.open(sample_id).convert("RGB")
-    except DataError:
+    except (OSError, ValueError):
         return f"{data_set}:{sample_id}"
     digest = hashlib.sha256(repr(image.size).encode() + image.tobytes())
     return f"{data_set}:{digest.hexdigest()[:16]}"

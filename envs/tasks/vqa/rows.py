@@ -117,22 +117,37 @@ def hub_rows(hub_id: str, configs: Sequence[str | None], split: str) -> Table:
     return Table(table=_encoded(datasets.concatenate_datasets(parts)))
 
 
-def parquet_rows(folder: Path, configs: Sequence[str | None], split: str) -> Table:
+def parquet_rows(
+    folder: Path, configs: Sequence[str | None], split: str, *, is_strict: bool = False
+) -> Table:
     """A split from the parquet files of a folder, named as on the hub.
 
     A file belongs to the split if its name is that of the split, alone or followed by `-`, or if
     its folder's is. Of several configurations, each is a folder; without such folders all files of
-    the split are taken.
+    the split are taken, which must lie in one.
+
+    Args:
+        folder: root of the files.
+        configs: configurations, whose rows are joined in this order.
+        split: published name of the split.
+        is_strict: every configuration must be there.
 
     Raises:
         DataError: there is no such file, or it cannot be read.
     """
     datasets = _library()
-    files: list[Path] = []
-    for config in configs:
-        inside = folder / config if config else folder
-        files += split_files(inside if inside.is_dir() else folder, split)
-    files = list(dict.fromkeys(files))
+    folders = [folder / config for config in configs if config and (folder / config).is_dir()]
+    if is_strict and len(folders) < len(configs):
+        raise DataError(
+            f"{folder} lacks a configuration of {', '.join(map(str, configs))} (found "
+            f"{_names(folder)}): name others in worker.data.configs"
+        )
+    files = [path for inside in folders or [folder] for path in split_files(inside, split)]
+    if not folders and len({path.parent for path in files}) > 1:
+        raise DataError(
+            f"{folder} has split {split!r} in several configurations (found {_names(folder)}): "
+            "name one in worker.data.configs"
+        )
     if not files:
         found = sorted({_split_name(path) for path in folder.rglob("*.parquet")})
         raise DataError(
@@ -142,13 +157,21 @@ def parquet_rows(folder: Path, configs: Sequence[str | None], split: str) -> Tab
     try:
         table = datasets.Dataset.from_parquet([str(path) for path in files])
     except Exception as error:  # the library raises many kinds
-        raise DataError(f"{files[0]} cannot be read ({_first_line(error)})") from None
+        names = ", ".join(path.name for path in files)
+        raise DataError(
+            f"{names} cannot be read together ({_first_line(error)}): download them again"
+        ) from None
     return Table(table=_encoded(table), folder=folder)
 
 
 def split_files(folder: Path, split: str) -> list[Path]:
     """The parquet files of a split below a folder, in order."""
     return [p for p in sorted(folder.rglob("*.parquet")) if _split_name(p) == split]
+
+
+def _names(folder: Path) -> str:
+    """The folders below a folder."""
+    return ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir())) or "none"
 
 
 def _split_name(path: Path) -> str:

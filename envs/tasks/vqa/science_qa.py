@@ -9,6 +9,7 @@ from __future__ import annotations
 import string
 
 from envs.spec import DataError, Sample
+from envs.tasks.vqa.cells import question_text, texts
 from envs.tasks.vqa.choice import molmo_choice_score
 from envs.tasks.vqa.data_set import DataSet, Entry, Published
 from envs.tasks.vqa.picture import Picture, pixel_key
@@ -38,19 +39,22 @@ class ScienceQa(DataSet):
 
     def entry(self, row: Row, rows: Rows, number: int) -> Entry:
         """Style `science_qa`: the hint, if there is one, then the question and its options."""
-        hint, question = row["hint"] or "", row["question"]
+        hint, question = row["hint"] or "", question_text(row["question"])
         if hint:
             question = f"{hint}\n{hint if self.config.hint_as_published else question}"
-        choices, correct = row["choices"], int(row["answer"])
-        if not 0 <= correct < len(choices):
-            raise DataError(f"answer {correct} of {len(choices)} choices")
+        choices, correct = texts(row["choices"], "choices"), row["answer"]
+        if not isinstance(correct, int) or not 0 <= correct < len(choices):
+            raise DataError(
+                f"its answer {correct!r} is not the index of one of its {len(choices)} choices: "
+                "correct the row or take it out"
+            )
         letters = string.ascii_uppercase
         return Entry(
             question_id=f"row {number}",
             picture=Picture.of_cell(row["image"], rows.folder),
             prompt=styled("science_qa", with_options(question, choices, letters=letters)),
             answers=(letters[correct],),
-            metadata={"kind": str(row.get("subject", "")), "num_options": len(choices)},
+            metadata={"kind": str(row.get("subject") or ""), "num_options": len(choices)},
         )
 
     def score(self, sample: Sample, answer: str) -> float:

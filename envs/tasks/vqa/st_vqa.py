@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from envs.spec import DataError, Sample
+from envs.tasks.vqa.cells import question_text, reference_answers
 from envs.tasks.vqa.data_set import DataSet, Entry, Published
 from envs.tasks.vqa.json_files import read_json, records
 from envs.tasks.vqa.picture import Picture, picture_key, pixel_key
 from envs.tasks.vqa.prompts import styled
 from envs.tasks.vqa.rows import Records, Row, Rows
 from envs.tasks.vqa.text_match import molmo_anls
-from envs.tasks.vqa.vqa_v2 import some
 
 SHUFFLE_SEED = 63069
 """Seed of the published split (allenai/molmo, olmo/data/academic_datasets.py)."""
@@ -38,6 +38,8 @@ class StVqa(DataSet):
 
     def original(self, folder: Path, images: Path, split: str) -> Records:
         """The `train` or the `held out` part of train_task_3.json."""
+        if split not in ("train", "held out"):
+            raise DataError("use 'train' or 'held out', the two parts of train_task_3.json")
         rows = records(read_json(folder, ["train_task_3.json"]), "data", "train_task_3.json")
         rows = sorted(rows, key=lambda row: int(row["question_id"]))
         count = self.config.held_out_st_qa
@@ -64,9 +66,9 @@ class StVqa(DataSet):
         return Entry(
             question_id=str(row["question_id"]),
             picture=Picture.of_cell(row["image"], rows.folder),
-            prompt=styled("st_qa", row["question"]),
-            answers=some(row.get("answers") or ()),
-            metadata={"kind": str(row.get("dataset", ""))},
+            prompt=styled("st_qa", question_text(row["question"])),
+            answers=reference_answers(row.get("answers")),
+            metadata={"kind": str(row.get("dataset") or "")},
         )
 
     def score(self, sample: Sample, answer: str) -> float:

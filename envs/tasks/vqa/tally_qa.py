@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from envs.spec import Sample
+from envs.spec import DataError, Sample
+from envs.tasks.vqa.cells import question_text
 from envs.tasks.vqa.data_set import DataSet, Entry, Published
 from envs.tasks.vqa.json_files import read_json, records
 from envs.tasks.vqa.picture import Picture, picture_key
@@ -24,7 +25,7 @@ class TallyQa(DataSet):
     hub_id = ""
     on_hub = Published(train="train", test="test")
     in_original = Published(train="train", test="test")
-    columns = (("question",), ("answer",), ("image",), ("question_id",))
+    columns = (("question",), ("answer",), ("image",), ("image_name",), ("question_id",))
     key_columns = ("image_name",)
 
     def original(self, folder: Path, images: Path, split: str) -> Records:
@@ -37,16 +38,19 @@ class TallyQa(DataSet):
 
     def picture_key(self, row: Row, rows: Rows, number: int) -> str:
         """The COCO or Visual Genome picture; overlap between the two is not known."""
-        return picture_key(str(row.get("image_name", number)), self.name)
+        return picture_key(row["image_name"], self.name)
 
     def entry(self, row: Row, rows: Rows, number: int) -> Entry:
         """Style `tally_qa`."""
+        answer = row["answer"]
+        if isinstance(answer, bool) or not str(answer).isdecimal():
+            raise DataError(f"its answer {answer!r} is not a count: correct the row or take it out")
         kind = {True: "simple", False: "complex"}.get(row.get("issimple", -1), "")
         return Entry(
             question_id=str(row["question_id"]),
             picture=Picture.of_cell(row["image"], rows.folder),
-            prompt=styled("tally_qa", row["question"]),
-            answers=(str(row["answer"]),),
+            prompt=styled("tally_qa", question_text(row["question"])),
+            answers=(str(answer),),
             metadata={"kind": kind},
         )
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from envs.spec import Sample
+from envs.tasks.vqa.cells import picture_id, question_text, reference_answers
 from envs.tasks.vqa.data_set import DataSet, Entry, Published
 from envs.tasks.vqa.json_files import read_json, records
 from envs.tasks.vqa.picture import Picture
 from envs.tasks.vqa.prompts import styled
 from envs.tasks.vqa.rows import Records, Row, Rows
-from envs.tasks.vqa.vqa_v2 import SOFT_SCORES, some
+from envs.tasks.vqa.vqa_v2 import SOFT_SCORES
 
 
 class TextVqa(DataSet):
@@ -38,15 +39,15 @@ class TextVqa(DataSet):
 
     def picture_key(self, row: Row, rows: Rows, number: int) -> str:
         """The OpenImages picture."""
-        return f"{self.name}:{row['image_id']}"
+        return f"{self.name}:{picture_id(row['image_id'])}"
 
     def entry(self, row: Row, rows: Rows, number: int) -> Entry:
         """Style `text_vqa`."""
         return Entry(
             question_id=str(row["question_id"]),
             picture=Picture.of_cell(row["image"], rows.folder),
-            prompt=styled("text_vqa", row["question"]),
-            answers=some(row.get("answers") or ()),
+            prompt=styled("text_vqa", question_text(row["question"])),
+            answers=reference_answers(row.get("answers")),
         )
 
     def score(self, sample: Sample, answer: str) -> float:

@@ -5,12 +5,11 @@ Source: visualqa.org (JSON and COCO images); GT-Vision-Lab/VQA README.md for the
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from envs.spec import DataError, Sample
+from envs.tasks.vqa.cells import question_text, reference_answers
 from envs.tasks.vqa.data_set import DataSet, Entry, Published
 from envs.tasks.vqa.json_files import read_json, records
 from envs.tasks.vqa.picture import Picture, coco_paths
@@ -44,13 +43,13 @@ class Coco2014Vqa(DataSet):
 
     def entry(self, row: Row, rows: Rows, number: int) -> Entry:
         """Style `vqa2`; `answer_confidence` is ignored, as by the published code."""
-        answers = texts(row["answers"] or ())
+        answers = [answer["answer"] for answer in row["answers"] or ()]
         return Entry(
             question_id=str(row["question_id"]),
             picture=Picture.of_cell(row["image"], rows.folder),
-            prompt=styled("vqa2", row["question"]),
-            answers=some(answers),
-            metadata={"kind": str(row.get("answer_type", ""))},
+            prompt=styled("vqa2", question_text(row["question"])),
+            answers=reference_answers(answers),
+            metadata={"kind": str(row.get("answer_type") or "")},
         )
 
     def score(self, sample: Sample, answer: str) -> float:
@@ -74,25 +73,6 @@ def joined(questions: Any, annotations: Any, images: Path, split: str) -> Record
                 f"the {split} split?"
             )
         paths = coco_paths(images, int(question["image_id"]), (f"{split}2014",))
-        rows.append(
-            {
-                **found,
-                "question": question["question"],
-                "answers": texts(found["answers"]),
-                "image": Picture(paths=paths),
-            }
-        )
+        image = Picture(paths=paths)
+        rows.append({**found, "question": question["question"], "image": image})
     return Records(records=rows)
-
-
-def texts(answers: Sequence[str | Mapping[str, Any]]) -> list[str]:
-    """Answers as strings, which take a tenth of the memory; `raw_answer` where there is one."""
-    found = (a if isinstance(a, str) else a.get("raw_answer") or a["answer"] for a in answers)
-    return [sys.intern(str(text)) for text in found]
-
-
-def some(answers: Sequence[str]) -> tuple[str, ...]:
-    """The reference answers; raises DataError if all are empty or there are none."""
-    if not any(answer.strip() for answer in answers):
-        raise DataError("it has no reference answers: is this a test split without answers?")
-    return tuple(answers)
