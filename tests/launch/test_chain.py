@@ -97,13 +97,13 @@ def test_every_command_goes_through(chain, tmp_path):
         size = ("--configurations", "corners", "--split", split, "--num-samples", 3)
         chain.run("profile_knobs.py", tmp_path / split, *size, *CALIBRATION, *chain.worker())
     if chain.data:
-        size = ("--configurations", "grid", "--split", "test", "--num-samples", 40)
+        size = ("--configurations", "grid", "--split", "test", "--num-samples", 33)
         chain.run("profile_knobs.py", tmp_path / "grid", *size, *CALIBRATION, *chain.worker())
         fitted = ("--results_dir", tmp_path / "grid/results", "--output_dir", tmp_path / "fit")
         chain.run("fit_latency_estimator.py", *fitted, "--use_all_datasets", "--num_epochs", 3)
         assert {path.name for path in (tmp_path / "grid/results").iterdir()} == set(chain.tasks)
     amount = (
-        ("--epochs", 2, "--groups-per-step", 40)
+        ("--epochs", 2, "--groups-per-step", 20)
         if chain.data
         else (*("--steps", 3, "--groups-per-step", 2),)
     )
@@ -134,7 +134,7 @@ def test_every_command_goes_through(chain, tmp_path):
     steps = 3
     if chain.data:
         counts = json.loads((run_dir / "data.json").read_text())
-        steps = math.ceil(2 * sum(count["train"] for count in counts.values()) / 40)
+        steps = math.ceil(2 * sum(count["train"] for count in counts.values()) / 20)
     assert store.load_latest().state["next_step"] == steps
 
     tables = ("--validation", tmp_path / "validation/table.npz", "--test")
