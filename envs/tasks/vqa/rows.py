@@ -155,11 +155,13 @@ def parquet_rows(
             "the split in worker.data.splits"
         )
     try:
-        table = datasets.Dataset.from_parquet([str(path) for path in files])
+        table = datasets.Dataset.from_parquet([str(path) for path in _with_rows(files)])
+    except DataError:
+        raise
     except Exception as error:  # the library raises many kinds
-        names = ", ".join(path.name for path in files)
         raise DataError(
-            f"{names} cannot be read together ({_first_line(error)}): download them again"
+            f"{files[0].name} and the files beside it cannot be read together "
+            f"({_first_line(error)}): download them again"
         ) from None
     return Table(table=_encoded(table), folder=folder)
 
@@ -199,6 +201,26 @@ def _library() -> Any:
     return datasets
 
 
-def _first_line(error: Exception) -> str:
+def _with_rows(files: Sequence[Path]) -> list[Path]:
+    """The files that have rows, which the library needs; raises DataError for a broken one."""
+    from pyarrow import parquet
+
+    counts = {}
+    for path in files:
+        try:
+            counts[path] = parquet.read_metadata(path).num_rows
+        except Exception as error:  # the library raises many kinds
+            raise DataError(
+                f"{path.name} cannot be read ({_first_line(error)}): download it again"
+            ) from None
+    if not any(counts.values()):
+        raise DataError(f"{files[0].name} is empty: download it again, or name another split")
+    return [path for path, num_rows in counts.items() if num_rows]
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line of an error's message, or of the error that was its cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
