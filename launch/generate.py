@@ -92,19 +92,21 @@ def answered(config: GenerateConfig) -> dict[str, Any]:
     """Loads model and controller, and answers."""
     progress = Console(stderr=True, soft_wrap=True, highlight=False)
     progress.print("loading PyTorch and the model ...")
-    from launch.run.inference import answer
+    from envs.spec import check_budget_ms
+    from launch.run.inference import Answerer, as_sample
 
+    # Before the model is loaded, which takes long: the mistakes that are found without it.
+    budget_ms = check_budget_ms(config.budget_ms)
+    as_sample(config.prompt, config.image)
     stated = {name: value for name, value in asdict(config.worker).items() if value is not None}
     stated_executor = {k: v for k, v in stated.pop("executor").items() if v is not None}
-    return answer(
-        config.prompt,
-        config.budget_ms,
-        image=config.image,
-        controller=config.controller,
+    answerer = Answerer.load(
+        config.controller,
         worker_settings=stated,
         executor_settings=stated_executor,
         say=progress.print,
     )
+    return answerer.answer(config.prompt, budget_ms=budget_ms, image=config.image).to_json()
 
 
 def show(result: dict[str, Any]) -> None:

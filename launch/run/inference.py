@@ -1,52 +1,185 @@
-"""Answers one question within a budget, with a trained controller or a fixed configuration."""
+"""Answers questions within a budget, with a trained controller or a fixed configuration.
+
+    answerer = Answerer.load("runs/one")
+    answer = answerer.answer("chain: 3 plus 4", budget_ms=60)
+    print(answer.text, answer.knobs, answer.latency_ms, answer.within_budget)
+
+Without "runs/one", the folder of a training run, one fixed configuration answers.
+"""
 
 from __future__ import annotations
 
-import functools
+import logging
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image, UnidentifiedImageError
 
-from envs.calibration import PresentTime, SteadyTime
-from envs.reward import BudgetReward, is_violation
-from envs.spec import BudgetRange, BudgetSampler, Knobs, Sample, Tier, check_budget_ms
-from launch.run.resume import calibration_from_state, fingerprint_from_state, worker_of
-from learner.checkpoint import Checkpoint, CheckpointStore, find_controller
-from learner.manifest import STATE_NAME
-from policy.controller import Controller
-from rollout.build import WorkerConfig, build_executor
-from rollout.executor import MolmoEExecutor
-from rollout.fingerprint import Fingerprint
-from rollout.group_runner import GroupRunner
-from rollout.group_sharing import MolmoEGroupSession
-from rollout.latency.drift import FollowedTime
-from rollout.worker import RolloutWorker
+from envs.reward import is_violation
+from envs.spec import Knobs, Sample, check_budget_ms
+from launch.run.deciders import Decider, Say, Settings, load_controller, load_default
 
-DEFAULT_KNOBS = Knobs(tier=Tier.MEDIUM, position=1, top_k=6, num_blocks=14)
-"""The configuration that runs, at any budget, without a trained controller."""
+logger = logging.getLogger(__name__)
+
+WARM_UP_IMAGE_SIZE = (1344, 1008)
+"""Width and height in pixels of an image that the high tier cuts into all of its crops."""
 
 
-class AnyAnswer:
-    """The task of a question without a reference answer: every answer scores 0."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """An answer, what was chosen for it, and what it took.
 
-    def sample(self, split: str, index: int) -> Sample:
-        """Never called: there is no data set."""
-        raise ValueError("a single question has no data set")
+    Attributes:
+        text: the answer, without special tokens.
+        knobs: the configuration that ran.
+        stages_ms: time of each stage on the device clock, in the order in which they run; blocks
+            and decode steps are added up.
+        latency_ms: the latency that the budget is for, on the device clock.
+        wall_ms: the same on the wall clock.
+        host_ms: tokenising and image resizing, which is not part of the latency.
+        budget_ms: the budget that was asked for.
+        finished: whether the model ended the answer itself, within the token limit.
+        num_output_tokens: number of decoded tokens, including the end-of-sequence token.
+        clock: the device clock.
+        decided_by: what chose the configuration, in words.
+    """
 
-    def score(self, sample: Sample, answer: str) -> float:
-        """Always 0."""
-        return 0.0
+    text: str
+    knobs: Knobs
+    stages_ms: Mapping[str, float]
+    latency_ms: float
+    wall_ms: float
+    host_ms: float
+    budget_ms: float
+    finished: bool
+    num_output_tokens: int
+    clock: str
+    decided_by: str
+
+    @property
+    def within_budget(self) -> bool:
+        """Whether the latency is at most the budget."""
+        return not is_violation(self.latency_ms, self.budget_ms).item()
+
+    def to_json(self) -> dict[str, Any]:
+        """The answer as plain values, times rounded to microseconds: `generate.py --json`."""
+        return {
+            "answer": self.text,
+            "choices": {
+                "tier": self.knobs.tier.name.lower(),
+                "position": self.knobs.position,
+                "top_k": self.knobs.top_k,
+                "num_blocks": self.knobs.num_blocks,
+            },
+            "decided_by": self.decided_by,
+            "stages_ms": {name: round(ms, 3) for name, ms in self.stages_ms.items()},
+            "host_ms": round(self.host_ms, 3),
+            "latency_ms": round(self.latency_ms, 3),
+            "wall_ms": round(self.wall_ms, 3),
+            "clock": self.clock,
+            "budget_ms": self.budget_ms,
+            "within_budget": self.within_budget,
+            "finished": self.finished,
+        }
 
 
-def open_image(path: Path | None) -> Image.Image | None:
+class Answerer:
+    """A frozen model that is loaded once and answers many questions, one at a time.
+
+    Latencies are those of a device that runs nothing else: do not answer in several threads.
+    """
+
+    def __init__(self, decider: Decider) -> None:
+        self._decider = decider
+
+    @classmethod
+    def load(
+        cls,
+        run: Path | str | None = None,
+        *,
+        worker_settings: Settings = None,
+        executor_settings: Settings = None,
+        say: Say = logger.info,
+    ) -> Answerer:
+        """Loads model and controller, and warms them up.
+
+        The device of a controller that was trained on measured latencies is probed, here and from
+        time to time between questions: its budgets are put on the device's present clock.
+
+        Args:
+            run: a run folder or the folder of a checkpoint; None runs a fixed configuration.
+            worker_settings: fields of `WorkerConfig` that replace those of the controller's run,
+                or the defaults.
+            executor_settings: fields of its `ExecutorConfig`, in the same way.
+            say: called with progress messages, here and while answering.
+
+        Raises:
+            ValueError: no controller is found, a setting is unusable, or the controller was
+                trained on another model.
+        """
+        settings = (worker_settings, executor_settings)
+        decider: Decider
+        if run is None:
+            decider = load_default(*settings)
+        else:
+            decider = load_controller(Path(run), *settings, say)
+        say("warming up ...")
+        image = Image.new("RGB", WARM_UP_IMAGE_SIZE, "grey")
+        decider.warm_up(as_sample("what is it", image), as_sample("what is it", None))
+        return cls(decider)
+
+    def answer(
+        self, question: str, *, budget_ms: float, image: Image.Image | Path | str | None = None
+    ) -> Answer:
+        """Answers one question.
+
+        Args:
+            question: the question, in the style of its task.
+            budget_ms: latency budget in ms of this device as it is now. A controller chooses as if
+                budgets outside the range of its training were the nearest ones within.
+            image: image or image file, None for a question without an image.
+
+        Raises:
+            ValueError: an unusable budget, question or image.
+        """
+        budget_ms = check_budget_ms(budget_ms)
+        outcome = self._decider.run(as_sample(question, image), budget_ms)
+        return Answer(
+            text=outcome["answer"],
+            knobs=outcome["knobs"],
+            stages_ms=grouped(outcome["stages_ms"]),
+            latency_ms=outcome["device_ms"],
+            wall_ms=outcome["wall_ms"],
+            host_ms=outcome["host_ms"],
+            budget_ms=budget_ms,
+            finished=outcome["finished"],
+            num_output_tokens=outcome["num_output_tokens"],
+            clock=self._decider.executor.clock_name,
+            decided_by=self._decider.source,
+        )
+
+
+def as_sample(question: str, image: Image.Image | Path | str | None) -> Sample:
+    """The question as a sample; raises ValueError for an unusable prompt or image."""
+    try:
+        question.encode()
+    except UnicodeEncodeError:
+        raise ValueError("the prompt is not valid UTF-8: check the terminal's encoding") from None
+    is_file = isinstance(image, Path | str)
+    return Sample(
+        id=str(image) if is_file else "question",
+        task="question",
+        image=open_image(Path(image)) if is_file else image,
+        prompt=question,
+        answers=(),
+    )
+
+
+def open_image(path: Path) -> Image.Image:
     """Opens an image file; raises ValueError naming it if that fails."""
-    if path is None:
-        return None
     try:
         with warnings.catch_warnings():
             # Large images are scaled down later; only those beyond Pillow's limit are refused.
@@ -65,197 +198,7 @@ def open_image(path: Path | None) -> Image.Image | None:
         ) from None
 
 
-def answer(
-    prompt: str,
-    budget_ms: float,
-    *,
-    image: Path | None = None,
-    controller: Path | None = None,
-    worker_settings: Mapping[str, Any] | None = None,
-    executor_settings: Mapping[str, Any] | None = None,
-    say: Callable[[str], object] = print,
-) -> dict[str, Any]:
-    """Answers a question and reports choices and latencies; runs it twice, once to warm up.
-
-    Args:
-        prompt: the question, in the style of its task.
-        budget_ms: latency budget in ms of this device. A controller sees it in the milliseconds of
-            its run, whose calibration samples are run first, to see how fast the device is now.
-        image: image file, None for a question without an image.
-        controller: a run folder or the folder of a checkpoint; None runs a fixed configuration.
-        worker_settings: fields of `WorkerConfig` that replace those of the controller's run, or
-            the defaults.
-        executor_settings: fields of its `ExecutorConfig`, in the same way.
-        say: called with progress messages.
-
-    Returns:
-        `answer`, `choices`, `stages_ms`, `latency_ms`, `within_budget` and more, as plain values.
-
-    Raises:
-        ValueError: an unusable budget, prompt, image or controller, or a controller trained on
-            another model.
-    """
-    budget_ms = check_budget_ms(budget_ms)
-    sample = _question(prompt, image)
-    settings = (worker_settings, executor_settings)
-    if controller is None:
-        executor = build_executor(_settled(WorkerConfig(), *settings))
-        run = functools.partial(_default_configuration, executor, sample, budget_ms)
-        source = f"default configuration {DEFAULT_KNOBS} (no controller given)"
-    else:
-        folder = find_controller(controller)
-        policy = Controller.load(folder).requires_grad_(False)
-        executor, present = _device_of_run(folder, *settings)
-        known_ms = _known(budget_ms, policy.config.budget_range, present, say)
-        policy.to(executor.model.device)
-        run = functools.partial(_with_controller, executor, policy, sample, known_ms, present)
-        source = f"controller {folder}"
-    say("answering twice, the first time to warm up ...")
-    run()
-    return _described(run(), source, budget_ms, executor.clock_name)
-
-
-def _settled(
-    base: WorkerConfig, worker: Mapping[str, Any] | None, executor: Mapping[str, Any] | None
-) -> WorkerConfig:
-    return replace(base, **(worker or {}), executor=replace(base.executor, **(executor or {})))
-
-
-def _device_of_run(
-    folder: Path, worker: Mapping[str, Any] | None, executor: Mapping[str, Any] | None
-) -> tuple[MolmoEExecutor, PresentTime]:
-    """The frozen model that a controller was trained on, and how fast the device runs it now.
-
-    A controller that was saved outside a run does not tell its model, so any model is accepted, at
-    any speed.
-
-    Raises:
-        ValueError: it is another model.
-    """
-    if not (folder / STATE_NAME).is_file():
-        return build_executor(_settled(WorkerConfig(), worker, executor)), SteadyTime()
-    checkpoint = CheckpointStore(folder.parent).load(folder)
-    config = _settled(worker_of(checkpoint), worker, executor)
-    found = build_executor(config)
-    trained_on = fingerprint_from_state(checkpoint.state)
-    if trained_on is not None:
-        ours = replace(
-            Fingerprint.of(found, AnyAnswer()),
-            tasks=trained_on.tasks,
-            max_new_tokens=trained_on.max_new_tokens,
-            budget_scope=trained_on.budget_scope,
-        )
-        trained_on.check_same(
-            ours,
-            f"the controller in {folder}",
-            "this model",
-            "leave --worker options out to run what it was trained on",
-        )
-    return found, _present_time(checkpoint, found, config)
-
-
-def _present_time(
-    checkpoint: Checkpoint, executor: MolmoEExecutor, config: WorkerConfig
-) -> PresentTime:
-    """The speed of this device by a run's calibration; nothing drifts if the run was simulated."""
-    calibration = calibration_from_state(checkpoint.state)
-    if calibration.clock != executor.clock_name:
-        return SteadyTime()
-    present = RolloutWorker(executor, config.build_tasks()).present_time(calibration)
-    if isinstance(present, FollowedTime):
-        present.follow()
-    return present
-
-
-def _question(prompt: str, image: Path | None) -> Sample:
-    """The question as a sample; raises ValueError for an unusable prompt or image."""
-    try:
-        prompt.encode()
-    except UnicodeEncodeError:
-        raise ValueError("the prompt is not valid UTF-8: check the terminal's encoding") from None
-    return Sample(
-        id=str(image or "question"),
-        task="question",
-        image=open_image(image),
-        prompt=prompt,
-        answers=(),
-    )
-
-
-def _known(
-    budget_ms: float, own: BudgetRange, present: PresentTime, say: Callable[[str], object]
-) -> float:
-    """The budget in the controller's milliseconds, clipped to its range; says what that changes."""
-    device_ms, budget_ms = budget_ms, present.to_calibrated(budget_ms)
-    if abs(device_ms / budget_ms - 1) > WORTH_SAYING:
-        say(f"{device_ms:g} ms of this device now are {budget_ms:.1f} ms of the run's calibration")
-    known_ms = min(max(budget_ms, own.low_ms), own.high_ms)
-    if known_ms != budget_ms:
-        say(
-            f"the controller was trained for budgets of {own.low_ms:g} to {own.high_ms:g} ms: it "
-            f"chooses as if the budget were {known_ms:g} ms"
-        )
-    return known_ms
-
-
-WORTH_SAYING = 0.02
-"""Relative difference between the milliseconds of a device and of a run that is told."""
-
-
-def _described(
-    outcome: dict[str, Any], source: str, budget_ms: float, clock: str
-) -> dict[str, Any]:
-    knobs = outcome["knobs"]
-    latency_ms = outcome.get("device_ms", outcome["latency_ms"])
-    return {
-        "answer": outcome["answer"],
-        "choices": {
-            "tier": knobs.tier.name.lower(),
-            "position": knobs.position,
-            "top_k": knobs.top_k,
-            "num_blocks": knobs.num_blocks,
-        },
-        "decided_by": source,
-        "stages_ms": {name: round(ms, 3) for name, ms in grouped(outcome["stages_ms"]).items()},
-        "host_ms": round(outcome["host_ms"], 3),
-        "latency_ms": round(latency_ms, 3),
-        "wall_ms": round(outcome["wall_ms"], 3),
-        "clock": clock,
-        "budget_ms": budget_ms,
-        "within_budget": not is_violation(latency_ms, budget_ms).item(),
-        "finished": outcome["finished"],
-    }
-
-
-def _default_configuration(
-    executor: MolmoEExecutor, sample: Sample, budget_ms: float
-) -> dict[str, Any]:
-    group = MolmoEGroupSession(executor, sample, budget_ms)
-    group.begin([(DEFAULT_KNOBS.tier, DEFAULT_KNOBS.position)], None)
-    (execution,) = group.finish([(DEFAULT_KNOBS.top_k, DEFAULT_KNOBS.num_blocks)])
-    assert execution is not None
-    return {name: getattr(execution, name) for name in execution.__slots__}
-
-
-def _with_controller(
-    executor: MolmoEExecutor,
-    controller: Controller,
-    sample: Sample,
-    budget_ms: float,
-    present: PresentTime,
-) -> dict[str, Any]:
-    own: BudgetRange = controller.config.budget_range
-    arguments = {
-        "tasks": AnyAnswer(),
-        "budgets": BudgetSampler(range=own, uniform_from_ms=own.low_ms),
-        "reward": BudgetReward(),
-        "present": present,
-    }
-    with torch.no_grad():
-        return GroupRunner(executor, controller, arguments).run(sample, budget_ms).outcomes[0]
-
-
-def grouped(stages_ms: dict[str, float]) -> dict[str, float]:
+def grouped(stages_ms: Mapping[str, float]) -> dict[str, float]:
     """Stages in the order in which they run, with blocks and decode steps added up."""
     before_text = ("vision_global", "image_feature", "language_feature", "stage1", "vision_crops")
     order = ("copy", *before_text, "projector", "embed", "budget_token", "stage2")

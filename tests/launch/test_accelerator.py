@@ -1,12 +1,10 @@
 """Evaluation and generation on a pretended accelerator give the results of the CPU."""
 
-import functools
-
 import pytest
 from PIL import Image
 
 from launch.analysis.greedy_sweep import greedy_sweep
-from launch.run.inference import answer
+from launch.run.inference import Answerer
 from policy.weights import PolicyWeights, weights_sha256
 from rollout.executor import MolmoEExecutor
 from rollout.molmoe import load_model
@@ -45,7 +43,7 @@ def test_greedy_evaluation_is_that_of_the_cpu(accelerator, model_folder):
 
 
 @pytest.mark.parametrize("has_controller", [False, True])
-def test_generate_answers_as_on_the_cpu(
+def test_questions_are_answered_as_on_the_cpu(
     accelerator, model_folder, tmp_path, monkeypatch, has_controller
 ):
     rig.controller().save(tmp_path)
@@ -53,19 +51,19 @@ def test_generate_answers_as_on_the_cpu(
     image = rig.NoiseTask().sample("train", 3).image
     assert isinstance(image, Image.Image)
     image.save(picture)
-    question = functools.partial(
-        answer,
-        "what is it",
-        50.0,
-        image=picture,
-        controller=tmp_path if has_controller else None,
-        worker_settings={"model": str(model_folder)},
-        executor_settings={"max_new_tokens": 3},
-    )
-    expected = question()
+
+    def asked():
+        answerer = Answerer.load(
+            tmp_path if has_controller else None,
+            worker_settings={"model": str(model_folder)},
+            executor_settings={"max_new_tokens": 3},
+        )
+        return answerer.answer("what is it", image=picture, budget_ms=50.0)
+
+    expected = asked()
     monkeypatch.setattr("rollout.build.torch_device", lambda name: DEVICE)
-    found = question()
+    found = asked()
     assert accelerator.reads, "it ran on the accelerator"
-    for name in ("answer", "choices", "decided_by", "finished"):
-        assert found[name] == expected[name], name
-    assert set(found["stages_ms"]) == set(expected["stages_ms"])
+    for name in ("text", "knobs", "decided_by", "finished"):
+        assert getattr(found, name) == getattr(expected, name), name
+    assert set(found.stages_ms) == set(expected.stages_ms)

@@ -8,10 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from launch.cluster.console import nearest
-from launch.run.inference import answer
+from launch.run.inference import Answerer
 from tests.rollout import rig
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
@@ -58,12 +57,6 @@ def test_generate_answers_with_choices_and_measured_stages(folder, tmp_path):
     assert result["stages_ms"]["stage1"] > 0
 
 
-def picture(path, size, mode="1"):
-    """A blank PNG; a large one is small as a file."""
-    Image.new(mode, (size, size)).save(path)
-    return path
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -86,41 +79,14 @@ def test_mistakes_are_one_clear_line(folder, arguments, message):
     assert "Traceback" not in done.stderr
 
 
-def answered(folder, budget_ms, *, image=None, controller=None, say=print):
-    settings = {
-        "worker_settings": {"model": str(folder)},
-        "executor_settings": {"max_new_tokens": 2},
-    }
-    return answer("what", budget_ms, image=image, controller=controller, say=say, **settings)
-
-
-def test_large_pictures_are_reduced_or_refused(folder, tmp_path):
-    assert "answer" in answered(folder, 50.0, image=picture(tmp_path / "large.png", 12_000))
-    with pytest.raises(ValueError, match="is too large: give an image of at most"):
-        answered(folder, 50.0, image=picture(tmp_path / "huge.png", 20_000))
-
-
-@pytest.mark.parametrize("budget_ms", [1e-9, 1e308])
-def test_a_budget_outside_the_controllers_range_is_said(folder, tmp_path, budget_ms):
-    rig.controller().save(tmp_path)
-    own = rig.controller().config.budget_range
-    as_for = f"{own.low_ms if budget_ms < 1 else own.high_ms:g} ms"
-    lines = []
-    result = answered(folder, budget_ms, controller=tmp_path, say=lines.append)
-    assert any(line.endswith(f"it chooses as if the budget were {as_for}") for line in lines)
-    assert result["within_budget"] == (budget_ms > 1)
-    lines.clear()
-    answered(folder, own.high_ms, controller=tmp_path, say=lines.append)
-    assert not any("chooses as if" in line for line in lines)
-
-
 def test_help_needs_no_model_and_its_prompts_work():
     code = "import sys, launch.generate; sys.exit(bool({'torch', 'ray'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=LAUNCH.parent).returncode == 0
     text = run("generate.py", "--help").stdout
+    answerer = Answerer.load()
     for prompt, expected in (("chain: 3 plus 4", "7"), ("recall: what metal of c4", "lead")):
         assert f"--prompt '{prompt}' --budget-ms 60" in text
-        assert answer(prompt, 60.0)["answer"] == expected
+        assert answerer.answer(prompt, budget_ms=60).text == expected
 
 
 def test_ctrl_c_while_loading_is_one_line(folder):
