@@ -25,7 +25,12 @@ from typing import Any, Literal
 import tyro
 from rich.console import Console
 
-from launch.cluster.console import one_clear_error, printable, refuse_unknown_options
+from launch.cluster.console import (
+    logs_to_stderr,
+    one_clear_error,
+    printable,
+    refuse_unknown_options,
+)
 
 # The model, and PyTorch with it, is imported only once the command line has been checked: the
 # import takes seconds, and --help does not need it.
@@ -130,6 +135,7 @@ def show(result: dict[str, Any]) -> None:
 
 def main() -> int:
     """Reads the command line and answers."""
+    logs_to_stderr()
     refuse_unknown_options(sys.argv[1:], GenerateConfig)
     config = tyro.cli(GenerateConfig, prog="generate.py", description=__doc__)
     result = answered(config)

@@ -49,6 +49,13 @@ def one_clear_error(command: Callable[[], int]) -> int:
         return 1
 
 
+def logs_to_stderr() -> None:
+    """Keeps log messages out of the standard output of a program whose results are read there."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, RichHandler):
+            handler.console = Console(stderr=True)
+
+
 def printable(text: str) -> str:
     """Escapes what no terminal can show, such as stray bytes of a file name."""
     return text.encode(errors="backslashreplace").decode()
