@@ -54,7 +54,7 @@ class Mmmu(DataSet):
         question, options = question_text(row["question"]), listed_options(row["options"])
         is_choice = row["question_type"] == "multiple-choice"
         if is_choice and not (options and all(options)):
-            raise DataError(f"it is multiple choice with options {options}: correct the row")
+            raise DataError("it is multiple choice and has no options, or empty ones: correct it")
         letters = PUBLISHED_LETTERS if self.config.seven_options else string.ascii_uppercase
         if is_choice:
             text = styled("a_okvqa_mc", with_options(question, options, letters=letters))
