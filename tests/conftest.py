@@ -24,6 +24,7 @@ RAY_FILES = {
 """Files with tests that start Ray, which is done by one worker of pytest-xdist alone."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items):
     """Keeps the tests of a file together, and those of all files that start Ray."""
     for item in items:
