@@ -21,7 +21,8 @@ RAY_FILES = {
     *LAUNCH.glob("cluster/*.py"),
     LAUNCH / "run" / "test_uploads.py",
     LAUNCH / "run" / "test_object_store.py",
-    *(LAUNCH / f"test_{name}.py" for name in ("chain", "cli", "commands", "fit_latency_estimator")),
+    *(LAUNCH / f"test_{name}.py" for name in ("chain", "cli", "commands")),
+    *(LAUNCH / f"test_{name}.py" for name in ("fit_latency_estimator", "pretrain_tiny")),
 }
 """Files with tests that start Ray, which is done by one worker of pytest-xdist alone."""
 
