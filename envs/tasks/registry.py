@@ -52,6 +52,9 @@ WEIGHTS: Mapping[str, float] = {
 }
 """Share of each task in the default mixture."""
 
+DATA_WEIGHTS: Mapping[str, float] = {"text_vqa": 2.0, "coco_2014_vqa": 2.0}
+"""Weights of data sets in a mixture; that of the others is 1."""
+
 
 def check_names(names: Sequence[str]) -> None:
     """Raises DataError for an unknown name, a name given twice, or none at all."""
@@ -106,7 +109,7 @@ def build_tasks(
 
     Args:
         names: names of the tasks.
-        weights: weights that replace the default ones, which are WEIGHTS and 1 for data sets.
+        weights: weights that replace those of WEIGHTS and DATA_WEIGHTS.
         config: where data sets are; they are opened here.
 
     Raises:
@@ -115,7 +118,10 @@ def build_tasks(
     tasks = load_tasks(names, config)
     if unknown := sorted(set(weights or {}) - set(names)):
         raise DataError(f"a weight for {', '.join(unknown)}, and the tasks are {', '.join(names)}")
-    settled = {name: (weights or {}).get(name, WEIGHTS.get(name, 1.0)) for name in names}
+    settled = {
+        name: (weights or {}).get(name, {**DATA_WEIGHTS, **WEIGHTS}.get(name, 1.0))
+        for name in names
+    }
     if any(isinstance(task, VqaTask) for task in tasks.values()):
         return DataMixture(tasks, settled)
     return Mixture(tasks, settled)

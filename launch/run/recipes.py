@@ -284,7 +284,6 @@ def molmoe_h100() -> JointGRPOConfig:
             dtype="bfloat16",
             device="cuda",
             tasks=("text_vqa", "coco_2014_vqa", "okvqa"),
-            weights={"text_vqa": 0.4, "coco_2014_vqa": 0.4, "okvqa": 0.2},
             loader_threads=4,
             executor=ExecutorConfig(max_new_tokens=64),
         ),
