@@ -118,10 +118,8 @@ def build_tasks(
     tasks = load_tasks(names, config)
     if unknown := sorted(set(weights or {}) - set(names)):
         raise DataError(f"a weight for {', '.join(unknown)}, and the tasks are {', '.join(names)}")
-    settled = {
-        name: (weights or {}).get(name, {**DATA_WEIGHTS, **WEIGHTS}.get(name, 1.0))
-        for name in names
-    }
+    known = {**DATA_WEIGHTS, **WEIGHTS, **(weights or {})}
+    settled = {name: known.get(name, 1.0) for name in names}
     if any(isinstance(task, VqaTask) for task in tasks.values()):
         return DataMixture(tasks, settled)
     return Mixture(tasks, settled)
