@@ -23,7 +23,7 @@ from tests import launch_rig
 from tests.rollout import rig
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-NODES, GPUS_OF_A_NODE = 3, 2
+NODES, GPUS_OF_A_NODE = 2, 2
 SETTINGS = ClusterConfig(start_timeout_s=400, group_timeout_s=120, step_timeout_s=400)
 
 
