@@ -40,11 +40,6 @@ class Mixture:
         name = str(rng.choice(list(self.shares), p=list(self.shares.values())))
         return self.tasks[name].sample(split, index)
 
-    def num_samples(self, split: str) -> int:
-        """Samples of an epoch; 0 because these tasks render theirs without end."""
-        del split
-        return 0
-
     def has_samples(self, split: str) -> bool:
         """Whether there are samples of a split."""
         del split

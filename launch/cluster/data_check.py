@@ -9,9 +9,7 @@ from envs.tasks.registry import load_tasks
 from envs.tasks.scene import SPLITS
 from envs.tasks.vqa.config import DataConfig
 from envs.tasks.vqa.data_set import VqaTask
-
-TRIES = 5
-"""Samples of a split that are tried before it counts as unusable."""
+from rollout.fleet import MAX_REPLACEMENTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,14 +49,15 @@ def _check(name: str, config: DataConfig) -> DataFinding:
 
 
 def _decoded(task: VqaTask, split: str) -> str:
-    """A sample of a split in words; raises DataError if none of the first ones is usable."""
-    for index in range(TRIES):
+    """A sample of a split in words; raises DataError for as many unusable ones as end a run."""
+    problem = ""
+    for index in range(MAX_REPLACEMENTS):
         try:
             sample = task.sample(split, index)
-        except DataError:
-            if index == TRIES - 1:
-                raise
+        except DataError as error:
+            problem = str(error)
             continue
-        size = f"{sample.image.size[0]} x {sample.image.size[1]}" if sample.image else "no image"
-        return f"{size}, {sample.prompt.strip().splitlines()[0]!r}"
-    raise AssertionError
+        assert sample.image is not None, "every data set has pictures"
+        width, height = sample.image.size
+        return f"{width} x {height}, {sample.prompt.strip().splitlines()[0]!r}"
+    raise DataError(f"{MAX_REPLACEMENTS} samples in a row are unusable, the last one: {problem}")

@@ -16,7 +16,7 @@ from envs.tasks.vqa.choice import molmo_choice
 from envs.tasks.vqa.coco_caption import TEMPLATE
 from envs.tasks.vqa.mmmu import listed
 from envs.tasks.vqa.output import scored_text
-from envs.tasks.vqa.prompts import styled, with_options
+from envs.tasks.vqa.prompts import after_hint, styled, with_options
 
 Doc = Mapping[str, Any]
 """One row of a task's data set."""
@@ -47,7 +47,7 @@ def caption(doc: Doc) -> Prompt:
 
 def science_qa(doc: Doc) -> Prompt:
     """The hint, if there is one, the question and its options; read as a letter."""
-    asked = f"{doc['hint']}\n{doc['question']}" if doc["hint"] else doc["question"]
+    asked = after_hint(doc["hint"], doc["question"])
     letters = string.ascii_uppercase[: len(doc["choices"])]
     text = with_options(asked, doc["choices"], letters=letters)
     return Prompt(text=styled("science_qa", text), read=partial(_letter, letters=letters))

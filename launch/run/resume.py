@@ -21,7 +21,7 @@ STATE_KEYS = (
 """Keys of the run's state in every checkpoint."""
 
 FREE_ON_RESUME = (
-    *("run_dir", "steps", "checkpoint_every", "keep_last", "dry_run", "print_config"),
+    *("run_dir", "steps", "epochs", "checkpoint_every", "keep_last", "dry_run", "print_config"),
     *(
         "warm_start_profile",
         "comparison_profile",

@@ -18,6 +18,11 @@ def styled(style: str, text: str) -> str:
     return f"{style}: {text}"
 
 
+def after_hint(hint: str, question: str) -> str:
+    """The hint, if there is one, and the question on the next line."""
+    return f"{hint}\n{question}" if hint else question
+
+
 def with_options(question: str, options: Sequence[str], *, letters: str) -> str:
     """A question and its options, a line each, with the newline after the last one.
 

@@ -13,7 +13,7 @@ from envs.tasks.vqa.cells import question_text, texts
 from envs.tasks.vqa.choice import molmo_choice_score
 from envs.tasks.vqa.data_set import DataSet, Entry, Published
 from envs.tasks.vqa.picture import Picture, pixel_key
-from envs.tasks.vqa.prompts import styled, with_options
+from envs.tasks.vqa.prompts import after_hint, styled, with_options
 from envs.tasks.vqa.rows import Row, Rows
 
 
@@ -40,8 +40,7 @@ class ScienceQa(DataSet):
     def entry(self, row: Row, rows: Rows, number: int) -> Entry:
         """Style `science_qa`: the hint, if there is one, then the question and its options."""
         hint, question = row["hint"] or "", question_text(row["question"])
-        if hint:
-            question = f"{hint}\n{hint if self.config.hint_as_published else question}"
+        question = after_hint(hint, hint if hint and self.config.hint_as_published else question)
         choices, correct = texts(row["choices"], "choices"), row["answer"]
         if not isinstance(correct, int) or not 0 <= correct < len(choices):
             raise DataError(
