@@ -5,9 +5,8 @@ Example: python -m benchmarks.episodes --model embedded --samples 12 --groups 60
 Sections: sum of the stages against the wall clock; overhead of the hooks; repeatability of three
 fixed configurations; composed latencies of a shared group against unshared runs; speed of a shared
 group of 8 against the two-pass flow of this training's first version, which shares nothing; the
-vision encoder in two passes against one batch; cost of the vector-Jacobian product; cost of the
-controller. All comparisons are interleaved, on one
-thread.
+vision encoder in two passes against one batch, of the published size too; cost of the
+vector-Jacobian product; cost of the controller. All comparisons are interleaved, on one thread.
 """
 
 import argparse
@@ -25,7 +24,8 @@ from rollout.build import WorkerConfig, build_worker
 from rollout.executor import MolmoEExecutor
 from rollout.executor_config import ExecutorConfig
 from rollout.group_sharing import MolmoEGroupSession
-from rollout.molmoe import generate
+from rollout.molmoe import MolmoEConfig, generate
+from rollout.molmoe.vision import ImageEncoder
 from rollout.worker import RolloutWorker
 
 MIDDLE = Knobs(tier=Tier.MEDIUM, position=2, top_k=6, num_blocks=14)
@@ -238,6 +238,32 @@ def section_vision(worker: RolloutWorker, samples: list[Sample]) -> None:
         print(f"vision encoder, {name}: two passes over one batch {spread(found, '')}")
 
 
+def section_published_vision(rounds: int) -> None:
+    """The same for four crops and an encoder of the published size, with random weights."""
+    torch.manual_seed(0)
+    config = MolmoEConfig()
+    encoder = ImageEncoder(config).eval()
+    images = torch.randn(1, 4, config.vision.grid**2, config.vision.patch_dim)
+    masks = torch.ones(images.shape[:3])
+
+    def split() -> None:
+        crops = [encoder.crop_features(images[:, part]) for part in (slice(1), slice(1, None))]
+        encoder.pool(torch.cat(crops, dim=1), masks)
+
+    def whole() -> None:
+        encoder(images, masks)
+
+    ratios = []
+    for turn in range(rounds):
+        took: dict[Callable[[], None], float] = {}
+        for call in (split, whole) if turn % 2 else (whole, split):
+            started = time.thread_time()
+            call()
+            took[call] = time.thread_time() - started
+        ratios.append(took[split] / took[whole])
+    print(f"vision encoder of the published size, low tier: {spread(ratios, '')}")
+
+
 def section_gradient(worker: RolloutWorker, samples: list[Sample]) -> None:
     rng, every, shares = np.random.default_rng(2), list(all_knobs()), []
     for sample in samples:
@@ -287,6 +313,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=12)
     parser.add_argument("--groups", type=int, default=60, help="groups for composed latencies")
     parser.add_argument("--max-new-tokens", type=int, default=16)
+    parser.add_argument("--published-rounds", type=int, default=5, help="20 s each, 2 at least")
     options = parser.parse_args()
     executor = ExecutorConfig(max_new_tokens=options.max_new_tokens)
     worker = build_worker(WorkerConfig(model=options.model, executor=executor))
@@ -302,6 +329,7 @@ def main() -> None:
     section_further_sharing(worker)
     with torch.no_grad():
         section_vision(worker, samples)
+        section_published_vision(options.published_rounds)
     section_gradient(worker, samples)
     section_controller(worker, samples)
 

@@ -18,6 +18,7 @@ import argparse
 import contextlib
 import io
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -161,6 +162,14 @@ class World:
         return outcome(result.scores, result.latencies_ms, result.budgets_ms, result.feasible)
 
 
+def by_budget(name: str, rows: Sequence[Outcome]) -> str:
+    """Accuracy within budget and violations at each budget, means of several outcomes."""
+    accuracy_K = np.mean([row.in_budget_accuracy for row in rows], 0)
+    violation_K = np.mean([row.violation for row in rows], 0)
+    cells = [f"{a:.3f} {v:4.1%}" for a, v in zip(accuracy_K, violation_K, strict=True)]
+    return f"{name:>16}: {'  '.join(cells)}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("outcomes", type=Path)
@@ -196,6 +205,9 @@ def main() -> None:
             f"budget {worst:.0%}",
             flush=True,
         )
+    print("by budget:", "  ".join(f"{budget_ms:.0f} ms" for budget_ms in budgets_ms))
+    for name, rows in {"controller": runs, **{n: [row] for n, row in others.items()}}.items():
+        print(by_budget(name, rows))
     mean_S = np.mean([row.by_sample for row in runs], 0)
     for name, row in others.items():
         lead = Interval.of(mean_S - row.by_sample).signed()
