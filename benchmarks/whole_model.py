@@ -2,8 +2,7 @@
 
 Example: python -m benchmarks.whole_model --layers 2
 
-The published flow concatenates both embedding tables in every forward pass, loops over all
-experts, concatenates keys and values into a new cache, and applies the head to every position.
+The published flow is that of `benchmarks.published_flow`.
 """
 
 import argparse
@@ -12,44 +11,10 @@ import time
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 
-from benchmarks.moe import PlainLoop
+from benchmarks.published_flow import PublishedFlow
 from rollout.molmoe import MolmoE, MolmoEConfig
 from rollout.molmoe.generation import decode_step
-
-
-class PublishedFlow:
-    """Decode steps as in the published code, on the same weights."""
-
-    def __init__(self, model: MolmoE, past: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        self.model, self.past = model, past
-        self.loops = [PlainLoop(block.mlp) for block in model.blocks]
-
-    def step(self, token: torch.Tensor) -> torch.Tensor:
-        model, config = self.model, self.model.config
-        tables = torch.cat([model.wte.embedding, model.wte.new_embedding])
-        x = F.embedding(token, tables)
-        length = self.past[0][0].shape[2]
-        cos, sin = model._rotary.table(length + 1, model.device)
-        cos, sin = cos[length], sin[length]
-        for block, loop, (keys, values) in zip(model.blocks, self.loops, self.past, strict=True):
-            attention = block.attn
-            q, k, v = attention.att_proj(attention.attn_norm(x)).chunk(3, -1)
-            q, k = attention.q_norm(q), attention.k_norm(k)
-            q, k, v = (t.unflatten(-1, (config.n_heads, -1)).transpose(1, 2) for t in (q, k, v))
-            q, k = (_turn(t.float(), cos, sin).to(x.dtype) for t in (q, k))
-            keys, values = torch.cat([keys, k], 2), torch.cat([values, v], 2)
-            out = F.scaled_dot_product_attention(q, keys, values)
-            x = x + attention.attn_out(out.transpose(1, 2).flatten(2))
-            normed = block.mlp.ff_norm(x)
-            x = x + loop(normed[0], config.top_k)[None]
-        return model.logits(x).argmax(-1)
-
-
-def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    first, second = x.chunk(2, -1)
-    return x * cos + torch.cat([-second, first], -1) * sin
 
 
 @torch.no_grad()
@@ -71,10 +36,11 @@ def main() -> None:
         prompt = torch.randint(0, 50000, (1, options.past))
         model.run_blocks(model.embed(prompt), 0, config.n_layers, cache=cache)
         past = [tuple(t.clone() for t in cache.block(i).valid()) for i in range(config.n_layers)]
-        published = PublishedFlow(model, past)
+        published = PublishedFlow(model)
         token = torch.tensor([7])
         ours, theirs = [], []
         for step in range(options.steps + 2):
+            published.past = past
             started = time.perf_counter()
             decode_step(model, token, cache)
             middle = time.perf_counter()

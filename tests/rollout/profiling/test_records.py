@@ -163,7 +163,7 @@ def test_an_empty_or_absent_folder_is_an_error(tmp_path):
 
 
 SAMPLE = Sample(id="s1", task="shapes", image=None, prompt="?", answers=("yes",))
-FACTS = DeviceFacts.of(torch.device("cpu"), torch.float32, "wall")
+FACTS = DeviceFacts.of(torch.device("cpu"), torch.float32, "wall", "eager")
 EXECUTION = Execution(
     knobs=Knobs(tier=Tier.MEDIUM, position=2, top_k=5, num_blocks=14),
     answer="yes",
