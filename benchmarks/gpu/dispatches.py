@@ -2,8 +2,8 @@
 
 Example: python -m benchmarks.gpu.dispatches
 
-The published geometry on the meta device, which dispatches what a GPU would. Views launch nothing,
-so they are counted apart. A graph counts as one launch.
+The published geometry on the meta device. Norms and attention count as one operation each, as on
+CUDA. Views launch nothing, so they are counted apart. A graph counts as one launch.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.gpu.plan import Plan
@@ -51,6 +53,15 @@ class CountDispatches(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class FusedOnCuda(TorchFunctionMode):
+    """Replaces what CUDA does in one operation by another single one with the same shape."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (F.rms_norm, F.scaled_dot_product_attention):
+            return args[0].abs()
+        return func(*args, **(kwargs or {}))
+
+
 class CountLaunches(PlainCalls):
     """Counts the parts that run, which are graphs on a GPU."""
 
@@ -70,12 +81,12 @@ def decode_counts(model: MolmoE, capacity: int) -> dict[str, tuple[Counts, int]]
     cache = model.new_cache(capacity)
     prompt = torch.zeros(1, capacity - 8, config.d_model, dtype=model.dtype, device=device)
     model.run_blocks(prompt, 0, config.n_layers, cache=cache)
-    with CountDispatches() as eager:
+    with FusedOnCuda(), CountDispatches() as eager:
         decode_step(model, token_1, cache)
     launcher = CountLaunches()
     decoder = FixedShapeDecoder(model, (config.top_k,), capacity, launcher)
     launcher.launches = 0
-    with CountDispatches() as fixed:
+    with FusedOnCuda(), CountDispatches() as fixed:
         decoder.step([(block, config.top_k) for block in range(config.n_layers)])
     launches = launcher.launches
     return {
@@ -92,11 +103,11 @@ def prefill_counts(model: MolmoE, num_tokens: int, num_crops: int) -> dict[str, 
     vision, counts = config.vision, {}
     images = torch.zeros(1, num_crops, vision.grid**2, vision.patch_dim, device=device)
     masks = torch.zeros(1, num_crops, vision.grid**2, device=device)
-    with CountDispatches() as counting:
+    with FusedOnCuda(), CountDispatches() as counting:
         model.encode_image(images, masks)
     counts["vision and projector"] = counting.counts
     ids = torch.zeros(1, num_tokens, dtype=torch.int64, device=device)
-    with CountDispatches() as counting:
+    with FusedOnCuda(), CountDispatches() as counting:
         cache = model.new_cache(num_tokens)
         x_1TD = model.run_blocks(model.embed(ids), 0, config.n_layers, cache=cache)
         model.logits(x_1TD[:, -1]).argmax(-1)

@@ -94,7 +94,7 @@ def _outcomes(decoder: FixedShapeDecoder) -> Iterator[tuple[Part, list[torch.Ten
     model, generator = decoder.model, torch.Generator().manual_seed(0)
     parts = decoder.parts(TOP_KS)
     for number, part in enumerate(parts):
-        token_1 = torch.tensor([3 + number], device=model.device)
+        token_1 = torch.tensor([number % model.config.embedding_size], device=model.device)
         decoder.start(token_1, number % 32)
         decoder.launcher.run(EMBED)
         if part != EMBED:
