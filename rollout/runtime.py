@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Protocol
 
 from torch import Tensor
 
 from envs.spec import TOP_KS
+from rollout.latency.clock import Mark
 from rollout.latency.hooks import Timeline
 from rollout.molmoe import MolmoE
 from rollout.molmoe.cache import KVCache
@@ -178,24 +179,28 @@ class FixedShapeRuntime:
         timeline: Timeline,
     ) -> list[int]:
         """See `Runtime.decode`."""
-        decoder, send = self.decoder, self.launcher.send
         running = [(block, top_k[block]) for block in range(len(top_k)) if block not in skipped]
-        decoder.start(first_id_1, cache.length(running[0][0]))
+        self.decoder.start(first_id_1, cache.length(running[0][0]))
         token_ids: list[int] = []
-        start, arriving = timeline.mark(), send(first_id_1)
-        end = timeline.mark()
+        start = timeline.mark()
+        arriving, end = self.launcher.send(first_id_1), timeline.mark()
         while True:
             is_last = len(token_ids) + 1 == self.max_new_tokens
-            if not is_last:
-                decoder.step(running)
-                following, next_end = send(decoder.token_1), timeline.mark()
+            following = None if is_last else self._launch(running, timeline)
             token_id = arriving()
             end = timeline.seen(end)
             timeline.add(_stage(token_ids), start, end)
             token_ids.append(token_id)
-            if is_last or token_id == self.model.config.eos_token_id:
+            if following is None or token_id == self.model.config.eos_token_id:
                 return token_ids
-            start, end, arriving = end, next_end, following
+            start, (arriving, end) = end, following
+
+    def _launch(
+        self, running: Sequence[tuple[int, int]], timeline: Timeline
+    ) -> tuple[Callable[[], int], Mark]:
+        """Launches a step: what waits for its token, and the mark of its end."""
+        self.decoder.step(running)
+        return self.launcher.send(self.decoder.token_1), timeline.mark()
 
 
 def _stage(earlier_ids: Sequence[int]) -> str:

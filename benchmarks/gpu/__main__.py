@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from benchmarks.gpu import groups, others, parity, speed
+from benchmarks.gpu import experts, groups, others, parity, speed
 from benchmarks.gpu.plan import Plan
 from benchmarks.gpu.report import Figure, Report
 from benchmarks.gpu.subject import Subject
@@ -42,8 +42,9 @@ SECTIONS: dict[str, Section] = {
     "memory": groups.memory,
     "decode without graphs": speed.decode_without_graphs,
     "others": others.others,
+    "experts": experts.experts,
 }
-"""In this order, so that what matters most is measured before time runs out."""
+"""In this order: what matters most comes before time runs out, what may break the device last."""
 
 
 def acceptance(plan: Plan, out: Path) -> Report:

@@ -42,7 +42,7 @@ def olmoe(ours: MolmoE, experts: str) -> OlmoeForCausalLM:
         tie_word_embeddings=False,
         pad_token_id=1,
         bos_token_id=None,
-        eos_token_id=config.eos_token_id,
+        eos_token_id=None,
         attn_implementation="sdpa",
         experts_implementation=experts,
     )

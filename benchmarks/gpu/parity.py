@@ -33,7 +33,7 @@ def gpu_tests(subject: Subject) -> list[Figure]:
     if subject.plan.device.type != "cuda":
         return []
     command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "--rootdir", str(ROOT)]
-    command += ["--noconftest", "-p", "no:cacheprovider", str(ROOT / GPU_TESTS)]
+    command += ["--noconftest", "-p", "no:cacheprovider", "-W", "ignore", str(ROOT / GPU_TESTS)]
     run = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=TEST_LIMIT_S, check=False
     )

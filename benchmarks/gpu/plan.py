@@ -71,7 +71,15 @@ class Plan:
         config = MolmoEConfig()
         return cls(
             config=config,
-            small=replace(config, embedding_size=4096, d_model=512, n_heads=8, expert_hidden=256),
+            small=replace(
+                config,
+                embedding_size=4096,
+                d_model=512,
+                n_heads=8,
+                expert_hidden=256,
+                eos_token_id=4000,
+                vision=VisionConfig(num_layers=10),
+            ),
             dtype=torch.bfloat16,
             device=device,
             image_size=(700, 940),
@@ -108,7 +116,7 @@ class Plan:
         return cls(
             config=config,
             small=config,
-            dtype=torch.float32,
+            dtype=torch.bfloat16,
             device=device,
             image_size=(90, 120),
             max_new_tokens=6,

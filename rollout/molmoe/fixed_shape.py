@@ -107,7 +107,7 @@ class FixedShapeDecoder:
     """
 
     def __init__(
-        self, model: MolmoE, top_ks: Iterable[int], max_tokens: int, launcher: Launcher
+        self, model: MolmoE, top_ks: Sequence[int], max_tokens: int, launcher: Launcher
     ) -> None:
         config, device, dtype = model.config, model.device, model.dtype
         self.model, self.launcher, self.max_tokens = model, launcher, max_tokens
@@ -164,7 +164,7 @@ class FixedShapeDecoder:
         """Memory of the buffers, without what the launcher takes."""
         return sum(buffer.nbytes for buffer in self.buffers())
 
-    def parts(self, top_ks: Iterable[int]) -> dict[Part, Callable[[], None]]:
+    def parts(self, top_ks: Sequence[int]) -> dict[Part, Callable[[], None]]:
         """The work of every part, by its name."""
         blocks = {
             (index, top_k): self._block_part(index, top_k)

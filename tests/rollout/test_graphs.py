@@ -138,7 +138,13 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is n
 
 @pytest.fixture(scope="module")
 def models():
-    config = MolmoEConfig(n_layers=4, embedding_size=512, additional_vocab_size=8)
+    config = MolmoEConfig(
+        n_layers=4,
+        embedding_size=512,
+        num_experts=16,
+        vit_layers=TINY.vit_layers,
+        vision=TINY.vision,
+    )
     model = random_model(config).to("cuda", torch.bfloat16)
     graphs = CudaGraphs(model.device)
     replayed = FixedShapeDecoder(model, TOP_KS, 100, graphs)
