@@ -69,7 +69,9 @@ class Checkout:
 
 def compare(here: Path, there: Path, pair: int) -> tuple[float, int]:
     """Mean logarithm of the ratio of latencies in a new pair of processes; differing answers."""
-    ours, theirs = Checkout(here), Checkout(there)
+    folders = (here, there) if pair // STRIDE % 2 else (there, here)
+    started = [Checkout(folder) for folder in folders]  # which one comes first may matter
+    ours, theirs = started if folders[0] is here else reversed(started)
     logs, differing = [], 0
     for number in range(pair % STRIDE, NUM_CONFIGURATIONS, STRIDE):
         order = (ours, theirs) if number % 2 else (theirs, ours)

@@ -201,12 +201,12 @@ def test_the_runtime_follows_from_the_device(monkeypatch):
     executor = rig.executor()
     assert executor.runtime.name == executor.device_facts().runtime == "eager"
     assert isinstance(runtime_for(executor.model, 4), EagerRuntime)
-    monkeypatch.setattr("rollout.runtime.CudaGraphs", lambda device: PlainCalls())
+    made = []
+    monkeypatch.setattr("rollout.runtime.CudaGraphs", lambda device: f"graphs on {device}")
+    monkeypatch.setattr("rollout.runtime.FixedShapeRuntime", lambda *given: made.append(given))
     monkeypatch.setattr(type(executor.model), "device", torch.device("cuda", 0))
-    monkeypatch.setattr("rollout.runtime.FixedShapeDecoder", lambda *arguments: None)
-    monkeypatch.setattr("rollout.runtime.log.info", lambda *arguments: None)
-    monkeypatch.setattr(FixedShapeRuntime, "__init__", lambda self, *arguments: None)
-    assert isinstance(runtime_for(executor.model, 4), FixedShapeRuntime)
+    runtime_for(executor.model, 4)
+    assert made == [(executor.model, 4, "graphs on cuda:0")]
 
 
 def test_runtimes_do_not_mix():
