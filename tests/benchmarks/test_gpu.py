@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +21,8 @@ from tests.rollout import rig
 from tests.rollout.molmoe.tiny import random_model
 from tests.rollout.recorder import Recorder
 
+ROOT = Path(__file__).parents[2]
+
 ABSENT = "ray gymnasium tyro rich tensorboard sklearn scipy rapidfuzz easy_vqa pydantic datasets"
 """Our dependencies that a machine with one GPU may lack."""
 
@@ -33,7 +36,8 @@ runpy.run_module("benchmarks.gpu", run_name="__main__")
 
 def test_the_command_runs_without_what_a_gpu_machine_may_lack(tmp_path):
     code = RUN.format(absent=ABSENT, out=str(tmp_path))
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr[-2000:]
     content = json.loads((tmp_path / "gpu.json").read_text())
     assert content["errors"] == {}
