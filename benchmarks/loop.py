@@ -47,6 +47,7 @@ FINGERPRINT = Fingerprint(
     dtype="bfloat16",
     device="asleep",
     runtime="none",
+    clock="asleep",
     tasks=("sleep",),
     importance="none",
     max_new_tokens=64,

@@ -22,6 +22,7 @@ from rich.table import Table
 from transformers import OlmoeConfig
 from transformers.models.olmoe.modeling_olmoe import OlmoeSparseMoeBlock
 
+from benchmarks.published_flow import PlainLoop
 from rollout.molmoe import MolmoEConfig
 from rollout.molmoe.moe import SparseMoE, grouped_experts, looped_experts
 
@@ -35,32 +36,6 @@ OURS = ("looped", "grouped")
 OTHERS = ("plain loop", "eager", "batched_mm", "grouped_mm")
 LARGE_BYTES = 2**30
 """If batched_mm gathers more than this, it is timed only once, after all others."""
-
-
-class PlainLoop(torch.nn.Module):
-    """The published implementation: a loop over all experts with masks and separate weights."""
-
-    def __init__(self, ours: SparseMoE) -> None:
-        super().__init__()
-        half = ours.gate_up.shape[1] // 2
-        self.gate = ours.gate
-        self.experts = [
-            (fused[:half].contiguous(), fused[half:].contiguous(), down.contiguous())
-            for fused, down in zip(ours.gate_up, ours.down, strict=True)
-        ]
-
-    def forward(self, x_TD: torch.Tensor, top_k: int) -> torch.Tensor:
-        probs = F.softmax(self.gate(x_TD), dim=1, dtype=torch.float)
-        weights, selected = torch.topk(probs, top_k, dim=-1)
-        weights = weights.to(x_TD.dtype)
-        mask = F.one_hot(selected, num_classes=len(self.experts)).permute(2, 1, 0)
-        out = torch.zeros_like(x_TD)
-        for index, (gate, up, down) in enumerate(self.experts):
-            slot, token = torch.where(mask[index])
-            rows = x_TD[token]
-            hidden = F.silu(F.linear(rows, gate)) * F.linear(rows, up)
-            out.index_add_(0, token, F.linear(hidden, down) * weights[token, slot, None])
-        return out
 
 
 def olmoe(ours: SparseMoE, config: MolmoEConfig, top_k: int, implementation: str):

@@ -36,7 +36,19 @@ class PublishedWeights:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActorFacts:
-    """An actor's report when it is warm."""
+    """An actor's report when it is warm.
+
+    Attributes:
+        name: name of the actor in the run.
+        incarnation: number of earlier actors of this name.
+        node: id of its node.
+        pid: id of its process.
+        facts: circumstances of its latencies.
+        fingerprint: its model, tasks and device.
+        reference_latency_ms: latency of the full configuration on one fixed sample.
+        census: samples of each data set by split.
+        runtime_bytes: memory on the device for buffers and graphs that decoding takes once.
+    """
 
     name: str
     incarnation: int
@@ -46,6 +58,7 @@ class ActorFacts:
     fingerprint: Fingerprint
     reference_latency_ms: float
     census: Mapping[str, Mapping[str, int]]
+    runtime_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +127,7 @@ class RolloutActor:
             fingerprint=self.worker.fingerprint(),
             reference_latency_ms=self.worker.reference_latency_ms(),
             census=self.worker.census(),
+            runtime_bytes=self.worker.executor.runtime.num_bytes,
         )
 
     def end_latencies(self, split: str, index: int) -> Timed:

@@ -19,8 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs.spec import Execution, Knobs, Sample, Tier
-from envs.tasks import DataError
+from envs.spec import DataError, Execution, Knobs, Sample, Tier
 from rollout.block_skipping import BlockImportance
 from rollout.budget_token_vjp import budget_token_vjp, token_states
 from rollout.executor_config import ExecutorConfig, check_knobs_fit
@@ -37,8 +36,9 @@ from rollout.latency.hooks import (
 from rollout.latency.simulated import SimulatedLatency
 from rollout.molmoe import ModelInputs, MolmoE, Preprocessor
 from rollout.molmoe.cache import KVCache
-from rollout.molmoe.generation import greedy_tokens
+from rollout.molmoe.preprocess import staged_for
 from rollout.prefix import GlobalCrop, Prefix
+from rollout.runtime import Runtime, runtime_for
 from rollout.sample_loader import PreparedSample
 
 
@@ -52,6 +52,7 @@ class MolmoEExecutor:
         config: answer length, budget scope, repeated measurements.
         simulated: table that replaces the measured latencies; the model runs all the same.
         importance_by_task: scores for samples of single tasks, by task name.
+        runtime: how it decodes; by default the one for the model's device.
 
     Raises:
         ValueError: the knobs or the scores do not fit the model.
@@ -65,6 +66,7 @@ class MolmoEExecutor:
         config: ExecutorConfig | None = None,
         simulated: SimulatedLatency | None = None,
         importance_by_task: Mapping[str, BlockImportance] | None = None,
+        runtime: Runtime | None = None,
     ) -> None:
         check_knobs_fit(model.config)
         self.importance_by_task = dict(importance_by_task or {})
@@ -79,6 +81,7 @@ class MolmoEExecutor:
         self.importance = importance
         self.config = config or ExecutorConfig()
         self.simulated = simulated
+        self.runtime = runtime or runtime_for(model, self.config.max_new_tokens)
         self.timeline = Timeline(clock_for(model.device, self.config.clock))
         self._current: PreparedSample | None = None
 
@@ -93,8 +96,10 @@ class MolmoEExecutor:
         return image_dim(self.model.config)
 
     def device_facts(self) -> DeviceFacts:
-        """Device, dtype, torch version, thread count and clock of this executor."""
-        return DeviceFacts.of(self.model.device, self.model.dtype, self.clock_name)
+        """Device, dtype, torch version, thread count, clock and runtime of this executor."""
+        return DeviceFacts.of(
+            self.model.device, self.model.dtype, self.clock_name, self.runtime.name
+        )
 
     @property
     def clock_name(self) -> str:
@@ -122,13 +127,14 @@ class MolmoEExecutor:
             DataError: the image is unusable; names the sample.
         """
         started = time.perf_counter()
-        overview = self._prepared(sample).overview()
+        overview, device = self._prepared(sample).overview(), self.model.device
+        staged_11PX = None if overview is None else staged_for(device, overview.crop[None])
         host_ms = (time.perf_counter() - started) * 1e3
         self.timeline.take()
         features_11PF = None
-        if overview is not None:
+        if staged_11PX is not None:
             with self.timeline.span("copy"):
-                crop_11PX = overview.crop[None].to(self.model.device)
+                crop_11PX = staged_11PX.to(device, non_blocking=True)
             with self.timeline.span("vision_global"):
                 features_11PF = self.model.vision.encoder.crop_features(crop_11PX)
         return GlobalCrop(
@@ -169,14 +175,16 @@ class MolmoEExecutor:
         """
         seen = seen or self.look(sample)
         started = time.perf_counter()
-        inputs = self._inputs(sample, tier)
+        device, token_11D = self.model.device, None
+        inputs = self._inputs(sample, tier).without_global_crop().staged_for(device)
+        if budget_token_D is not None:
+            token_11D = self._staged(budget_token_D)[None, None]
         host_ms = (time.perf_counter() - started) * 1e3
         self.timeline.take()
-        token_11D = None
         with self.timeline.span("copy"):
-            inputs = inputs.without_global_crop().to(self.model.device)
-            if budget_token_D is not None:
-                token_11D = self._on_device(budget_token_D)[None, None]
+            inputs = inputs.to(device)
+            if token_11D is not None:
+                token_11D = token_11D.to(device, non_blocking=True)
         x_1TD = self._embed(inputs, seen)
         stages = self.timeline.take()
         for name, elapsed in seen.stages.items():
@@ -209,18 +217,23 @@ class MolmoEExecutor:
 
     def _inputs(self, sample: Sample, tier: Tier) -> ModelInputs:
         inputs = self._prepared(sample).inputs(tier)
-        limit = self.model.config.max_position_embeddings
+        limit = self.runtime.max_tokens
         length = len(inputs.token_ids) + self.config.max_new_tokens
         if length > limit:
             raise DataError(
-                f"sample {sample.id}: prompt and answer may take {length} tokens and the model has "
-                f"{limit} positions; shorten the prompt or lower max_new_tokens"
+                f"sample {sample.id}: prompt and answer may take {length} tokens and there is room "
+                f"for {limit}; shorten the prompt or lower max_new_tokens"
             )
         return inputs
 
+    def _staged(self, values: np.ndarray) -> Tensor:
+        """An array in the model's dtype, where the device can copy it from."""
+        values_host = torch.from_numpy(np.array(values)).to(self.model.dtype)
+        return staged_for(self.model.device, values_host)
+
     def _on_device(self, values: np.ndarray) -> Tensor:
         """A copy of an array in the model's dtype."""
-        return torch.from_numpy(np.array(values)).to(self.model.device, self.model.dtype)
+        return self._staged(values).to(self.model.device, non_blocking=True)
 
     def _embed(self, inputs: ModelInputs, seen: GlobalCrop) -> Tensor:
         """Embeds the prompt; of the image, all crops but the one that was seen are encoded here."""
@@ -303,7 +316,8 @@ class MolmoEExecutor:
         num_layers = model.config.n_layers
         skipped = prefix.importance.skipped(position, knobs.num_blocks)
         top_k = [model.config.top_k] * position + [knobs.top_k] * (num_layers - position)
-        cache = prefix.cache.fork(len(prefix.inputs.token_ids), blocks=range(position))
+        num_tokens = len(prefix.inputs.token_ids)
+        cache = self.runtime.fork(prefix.cache, num_tokens, range(position))
         timeline.take()
         with module_hooks(timeline, block_modules(model)):
             x_1TD = model.run_blocks(
@@ -316,7 +330,9 @@ class MolmoEExecutor:
             )
         with timeline.span("head"):
             first_id = model.logits(x_1TD[:, -1]).argmax(-1)
-        token_ids = self._decode(first_id, cache, top_k, skipped)
+        token_ids = self.runtime.decode(
+            first_id, cache, top_k=top_k, skipped=skipped, timeline=timeline
+        )
         stages = {**prefix.stages_until(position), **timeline.take()}
         if self.simulated is not None:
             table_ms = self.simulated.latency_ms(knobs)
@@ -335,28 +351,6 @@ class MolmoEExecutor:
             num_vision_tokens=prefix.inputs.num_vision_tokens,
             num_text_tokens=prefix.inputs.num_text_tokens,
         )
-
-    def _decode(
-        self, first_id: Tensor, cache: KVCache, top_k: list[int], skipped: frozenset[int]
-    ) -> list[int]:
-        steps = greedy_tokens(
-            self.model,
-            first_id,
-            cache,
-            max_new_tokens=self.config.max_new_tokens,
-            top_k=top_k,
-            skipped=skipped,
-        )
-        token_ids: list[int] = []
-        start = self.timeline.mark()
-        for token_id in steps:
-            end = self.timeline.mark()
-            # The first token is part of the prefill; here it only costs the read.
-            name = f"decode_{len(token_ids):02}" if token_ids else "head"
-            self.timeline.add(name, start, end)
-            token_ids.append(token_id)
-            start = end
-        return token_ids
 
     def total(self, stages: Stages) -> Elapsed:
         """The sum of all stages that count toward the budget."""

@@ -19,9 +19,6 @@ from envs.spec import Task
 from envs.tasks import Mixture
 from rollout.executor import MolmoEExecutor
 
-RUNTIME = "eager"
-"""How the frozen model's kernels are launched; latencies of two runtimes are not comparable."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fingerprint:
@@ -32,7 +29,7 @@ class Fingerprint:
         weights: hash of the model's weights, in the dtype in which they run.
         dtype: dtype of the model.
         device: kind of device, such as cpu or cuda.
-        runtime: how kernels are launched.
+        runtime: how the model decodes: `eager`, or `graphs` on CUDA.
         clock: the clock that latencies are from.
         tasks: names of the tasks in the mixture, in order.
         importance: hash of the block importance scores.
@@ -60,7 +57,7 @@ class Fingerprint:
             weights=weights_fingerprint(model),
             dtype=str(model.dtype).removeprefix("torch."),
             device=model.device.type,
-            runtime=RUNTIME,
+            runtime=executor.runtime.name,
             clock=executor.clock_name,
             tasks=tuple(tasks.tasks) if isinstance(tasks, Mixture) else (type(tasks).__name__,),
             importance=importance_fingerprint(executor),

@@ -217,12 +217,15 @@ class ActorPool:
             return
         slot.state, slot.facts = "ready", facts
         log.info(
-            "%s is warm on %s: %s, %d threads, clock %s, the full configuration takes %.1f ms%s",
+            "%s is warm on %s: %s, %d threads, clock %s, runtime %s with %.0f MiB of buffers and "
+            "graphs, the full configuration takes %.1f ms%s",
             slot.name,
             facts.facts.device,
             facts.facts.dtype,
             facts.facts.num_threads,
             facts.facts.clock,
+            facts.facts.runtime,
+            facts.runtime_bytes / 2**20,
             facts.reference_latency_ms,
             f" (restarted {facts.incarnation} times)" if facts.incarnation else "",
         )

@@ -17,7 +17,8 @@ class ClusterConfig:
         num_actors: number of rollout actors; 0 means one per GPU, or one per CPU core if there is
             no GPU.
         min_actors: the run ends with an error if fewer actors are left.
-        start_timeout_s: time limit for an actor to load the model and warm up.
+        start_timeout_s: time limit for an actor to load the model, capture its CUDA graphs and warm
+            up.
         group_timeout_s: time limit for one group; an actor that takes longer is replaced.
         step_timeout_s: time limit for a whole batch.
         learner_timeout_s: time limit for one call to the learner.

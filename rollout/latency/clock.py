@@ -96,16 +96,26 @@ def clock_for(device: torch.device, choice: ClockChoice = "device") -> Clock:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceFacts:
-    """The circumstances of a latency measurement; kept with every profile."""
+    """The circumstances of a latency measurement; kept with every profile.
+
+    Attributes:
+        device: name of the GPU or the CPU.
+        dtype: dtype of the model.
+        torch_version: version of torch.
+        num_threads: number of threads of the process.
+        clock: the clock that measured.
+        runtime: how the model decodes (see `rollout.runtime`); profiles that do not say are eager.
+    """
 
     device: str
     dtype: str
     torch_version: str
     num_threads: int
     clock: str
+    runtime: str = "eager"
 
     @classmethod
-    def of(cls, device: torch.device, dtype: torch.dtype, clock: str) -> DeviceFacts:
+    def of(cls, device: torch.device, dtype: torch.dtype, clock: str, runtime: str) -> DeviceFacts:
         """The facts of this process."""
         is_cuda = device.type == "cuda"
         return cls(
@@ -114,6 +124,7 @@ class DeviceFacts:
             torch_version=torch.__version__,
             num_threads=torch.get_num_threads(),
             clock=clock,
+            runtime=runtime,
         )
 
 

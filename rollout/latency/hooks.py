@@ -48,6 +48,10 @@ class Timeline:
         """The present time, for `add`."""
         return self.clock.mark(), time.perf_counter_ns()
 
+    def seen(self, mark: Mark) -> Mark:
+        """A mark that the device has passed by now, with the present time as the host's."""
+        return mark[0], time.perf_counter_ns()
+
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
         """Times the `with` block; a block that raises leaves no span."""

@@ -5,7 +5,7 @@ Shapes: B batch, H heads, T tokens, L capacity, K head width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -40,21 +40,37 @@ class BlockCache:
 
 
 class KVCache:
-    """One BlockCache per block that runs; a skipped block never gets one."""
+    """One BlockCache per block that runs; a skipped block never gets one.
+
+    Args:
+        shape_BHLK: of the keys of a block.
+        dtype: dtype of keys and values.
+        device: device of keys and values.
+        memory: keys and values by block, [B, H, L, K] each, to be filled from the first token on;
+            by default each block gets memory of its own.
+    """
 
     def __init__(
-        self, shape_BHLK: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
+        self,
+        shape_BHLK: tuple[int, int, int, int],
+        dtype: torch.dtype,
+        device: torch.device,
+        memory: Mapping[int, tuple[Tensor, Tensor]] | None = None,
     ) -> None:
         self.shape = shape_BHLK
         self.dtype = dtype
         self.device = device
+        self._memory = memory
         self._blocks: dict[int, BlockCache] = {}
 
     def block(self, index: int) -> BlockCache:
         """The cache of a block, allocated on first use."""
         if index not in self._blocks:
-            keys = torch.empty(self.shape, dtype=self.dtype, device=self.device)
-            self._blocks[index] = BlockCache(keys, torch.empty_like(keys))
+            if self._memory is None:
+                keys = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+                self._blocks[index] = BlockCache(keys, torch.empty_like(keys))
+            else:
+                self._blocks[index] = BlockCache(*self._memory[index])
         return self._blocks[index]
 
     @property
@@ -89,13 +105,17 @@ class KVCache:
             ValueError: a block holds fewer tokens than `length`.
         """
         child = KVCache(self.shape, self.dtype, self.device)
-        for index in self.blocks if blocks is None else blocks:
+        self.copy_to(child, length, self.blocks if blocks is None else blocks)
+        return child
+
+    def copy_to(self, target: KVCache, length: int, blocks: Iterable[int]) -> None:
+        """Copies the first `length` tokens of some blocks; `fork` says what is refused."""
+        for index in blocks:
             source = self._blocks.get(index)
             if source is None or source.length < length:
                 held = 0 if source is None else source.length
                 raise ValueError(f"cannot fork block {index} at {length}: it holds {held} tokens")
-            target = child.block(index)
-            target.keys[:, :, :length] = source.keys[:, :, :length]
-            target.values[:, :, :length] = source.values[:, :, :length]
-            target.length = length
-        return child
+            copy = target.block(index)
+            copy.keys[:, :, :length] = source.keys[:, :, :length]
+            copy.values[:, :, :length] = source.values[:, :, :length]
+            copy.length = length

@@ -6,6 +6,7 @@ V vision tokens of a crop.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -33,6 +34,14 @@ MAX_PIXELS = 2**25
 """Larger images are first reduced by a whole factor, so that memory stays bounded."""
 
 FillName = Literal["low", "medium", "high"]
+
+
+def staged_for(device: torch.device, tensor: Tensor) -> Tensor:
+    """A tensor of the CPU, in page-locked memory if the device is a GPU.
+
+    A copy from there needs no help of the host, so that its time is the device's own.
+    """
+    return tensor.pin_memory() if device.type == "cuda" else tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,14 +87,21 @@ class ModelInputs:
 
     def to(self, device: torch.device | str) -> ModelInputs:
         """The same record with its tensors on another device."""
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def staged_for(self, device: torch.device) -> ModelInputs:
+        """The same record with its tensors where `device` can copy them from; see `staged_for`."""
+        return self._mapped(lambda tensor: staged_for(device, tensor))
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> ModelInputs:
         if self.images is None or self.image_masks is None or self.image_input_idx is None:
-            return replace(self, token_ids=self.token_ids.to(device))
+            return replace(self, token_ids=change(self.token_ids))
         return replace(
             self,
-            token_ids=self.token_ids.to(device),
-            images=self.images.to(device),
-            image_masks=self.image_masks.to(device),
-            image_input_idx=self.image_input_idx.to(device),
+            token_ids=change(self.token_ids),
+            images=change(self.images),
+            image_masks=change(self.image_masks),
+            image_input_idx=change(self.image_input_idx),
         )
 
 

@@ -26,6 +26,7 @@ from typing import Any
 
 from envs.spec import Execution, Sample, Tier
 from rollout.latency.clock import DeviceFacts
+from rollout.profiling.one_runtime import OneRuntime
 
 RECORDS_KEY = "per_sample_results"
 VISION_STAGES = ("copy", "vision_global", "vision_crops", "projector")
@@ -178,7 +179,7 @@ class ProfileReader:
             what = f"no {', '.join(absent)}" if absent else "no <dataset>/*.json"
             raise ValueError(f"{results_dir} holds {what}; data sets there: {found or 'none'}")
         self.dataset_names = names
-        self.report = ReadReport()
+        self.report, self._one_runtime = ReadReport(), OneRuntime()
         self._files = {name: files[name] for name in names}
 
     def __iter__(self) -> Iterator[LatencyRecord]:
@@ -190,12 +191,13 @@ class ProfileReader:
 
     def _read(self, dataset: str, path: Path) -> Iterator[LatencyRecord]:
         try:
-            items = _load_items(path)
+            content = _load(path)
         except ValueError as error:
             self.report.omitted_files[f"{dataset}/{path.name}"] = str(error)
             return
+        self._one_runtime.check(content, f"{dataset}/{path.name}")
         self.report.num_files += 1
-        for index, item in enumerate(items):
+        for index, item in enumerate(content[RECORDS_KEY]):
             try:
                 record = parse_record(item, dataset, index)
             except ValueError as error:
@@ -232,15 +234,14 @@ def parse_record(item: Any, dataset: str, index: int) -> LatencyRecord:
     )
 
 
-def _load_items(path: Path) -> list[Any]:
+def _load(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"not whole JSON ({error})") from None
-    items = content.get(RECORDS_KEY) if isinstance(content, dict) else None
-    if not isinstance(items, list):
+    if not isinstance(content, dict) or not isinstance(content.get(RECORDS_KEY), list):
         raise ValueError(f"no list {RECORDS_KEY}")
-    return items
+    return content
 
 
 def _sample_key(item: Mapping[str, Any], dataset: str, index: int) -> str:

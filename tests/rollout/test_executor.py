@@ -151,6 +151,20 @@ def test_a_group_encodes_the_global_crop_once_and_each_tiers_others_once(
     assert [len(x_BPX) for x_BPX in encoded] == [1, *(count - 1 for count in crops)]
 
 
+def test_images_are_page_locked_before_the_clock_starts(monkeypatch):
+    locked = []
+    monkeypatch.setattr(
+        torch.Tensor, "pin_memory", lambda x: locked.append(tuple(x.shape)) or x.clone()
+    )
+    inputs = rig.executor().preprocessor(BIG.image, BIG.prompt, 3)
+    assert inputs.staged_for(torch.device("cpu")).images is inputs.images
+    assert not locked
+    staged = inputs.staged_for(torch.device("cuda", 0))
+    tensors = (inputs.token_ids, inputs.images, inputs.image_masks, inputs.image_input_idx)
+    assert locked == [tuple(x.shape) for x in tensors]
+    assert torch.equal(staged.images, inputs.images)
+
+
 def test_the_image_feature_is_the_mean_patch_of_the_first_selected_layer(executor):
     seen = executor.look(BIG)
     crop = executor.preprocessor(BIG.image, BIG.prompt, 1).images[:1]

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from rollout.molmoe import load_model
+from rollout.molmoe.fixed_shape import FixedShapeDecoder, PlainCalls
 from rollout.molmoe.generation import greedy_tokens
 from tests.reference import FOLDER, needs_reference
 
@@ -83,6 +84,30 @@ def test_hidden_states_logits_cache_and_answer(model, golden, case, prompt, top_
         answer = greedy_tokens(model, first, cache, max_new_tokens=12, top_k=top_k, skipped=skipped)
         expected = golden[f"{case}.generated_ids"][0].tolist()
         assert list(answer) == expected[: expected.index(374) + 1 if 374 in expected else 12]
+
+
+@pytest.fixture(scope="module")
+def fixed_shape(model):
+    return FixedShapeDecoder(model, (1, 4, 8), 256, PlainCalls())
+
+
+@pytest.mark.parametrize(
+    ("case", "prompt", "top_k", "skipped"), [case for case in CASES if case[1] != "padded"]
+)
+def test_answers_of_decoding_with_a_fixed_shape(
+    model, golden, fixed_shape, case, prompt, top_k, skipped
+):
+    x = embed(model, golden, prompt)
+    cache = fixed_shape.fork(model.new_cache(x.shape[1]), 0, ())
+    x = model.run_blocks(x, 0, 4, cache=cache, top_k=top_k, skipped=skipped)
+    fixed_shape.start(model.logits(x[:, -1]).argmax(-1), x.shape[1])
+    answer = [int(fixed_shape.token_1)]
+    for _ in range(11):
+        fixed_shape.step([(b, top_k[b] if top_k else 8) for b in range(4) if b not in skipped])
+        answer.append(int(fixed_shape.token_1))
+    expected = golden[f"{case}.generated_ids"][0].tolist()
+    length = expected.index(374) + 1 if 374 in expected else 12
+    assert answer[:length] == expected[:length]
 
 
 @pytest.mark.parametrize("case", ["text", "image", "image_k4", "image_k4_skip2", "padded"])

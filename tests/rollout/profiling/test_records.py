@@ -163,7 +163,7 @@ def test_an_empty_or_absent_folder_is_an_error(tmp_path):
 
 
 SAMPLE = Sample(id="s1", task="shapes", image=None, prompt="?", answers=("yes",))
-FACTS = DeviceFacts.of(torch.device("cpu"), torch.float32, "wall")
+FACTS = DeviceFacts.of(torch.device("cpu"), torch.float32, "wall", "eager")
 EXECUTION = Execution(
     knobs=Knobs(tier=Tier.MEDIUM, position=2, top_k=5, num_blocks=14),
     answer="yes",
@@ -246,3 +246,15 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         write_profile(path, [], FACTS)
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_profiles_of_two_runtimes_are_refused_and_older_files_are_eager(tmp_path):
+    folder = tmp_path / "t"
+    write_profile(folder / "a.json", [record_of(EXECUTION)], FACTS)
+    older = json.loads((folder / "a.json").read_text())
+    del older["device"]["runtime"]
+    (folder / "b.json").write_text(json.dumps(older))
+    assert len(list(ProfileReader(tmp_path))) == 2
+    write_profile(folder / "c.json", [record_of(EXECUTION)], replace(FACTS, runtime="graphs"))
+    with pytest.raises(ValueError, match=r"t/a.json .* eager and t/c.json with graphs"):
+        list(ProfileReader(tmp_path))

@@ -1,0 +1,1 @@
+"""The acceptance run on a GPU: see `python -m benchmarks.gpu --help`."""

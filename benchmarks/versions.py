@@ -1,0 +1,104 @@
+"""Times whole episodes of this checkout and of another one, in turns, to show what a change costs.
+
+Example: python -m benchmarks.versions ../other --pairs 9
+
+Each checkout runs in a process of its own with one thread. Both run the same configurations on the
+same sample of the embedded model, one after the other in alternating order; latencies are CPU time.
+Two processes with the same code differ by up to 2 %, so several pairs of them are compared, each on
+a third of the configurations and on a sample of its own.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+SERVE = """
+import json, sys
+from envs.spec import all_knobs
+from rollout.build import WorkerConfig, build_worker
+worker, every = build_worker(WorkerConfig()), list(all_knobs())
+worker.warm_up()
+print("ready", flush=True)
+for line in sys.stdin:
+    number, index = json.loads(line)
+    execution, _ = worker.execute(every[number], "test", index)
+    print(json.dumps([execution.latency_ms, execution.answer]), flush=True)
+"""
+NUM_CONFIGURATIONS = 225
+STRIDE = 3
+
+
+class Checkout:
+    """A process that runs episodes with the code of one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SERVE],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._read()
+
+    def _read(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline()
+
+    def run(self, number: int, index: int) -> tuple[float, str]:
+        """Latency in ms and answer of a configuration on a sample."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps([number, index]) + "\n")
+        self.process.stdin.flush()
+        latency_ms, answer = json.loads(self._read())
+        return latency_ms, answer
+
+    def close(self) -> None:
+        """Ends the process."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def compare(here: Path, there: Path, pair: int) -> tuple[float, int]:
+    """Mean logarithm of the ratio of latencies in a new pair of processes; differing answers."""
+    folders = (here, there) if pair // STRIDE % 2 else (there, here)
+    started = [Checkout(folder) for folder in folders]  # which one comes first may matter
+    ours, theirs = started if folders[0] is here else reversed(started)
+    logs, differing = [], 0
+    for number in range(pair % STRIDE, NUM_CONFIGURATIONS, STRIDE):
+        order = (ours, theirs) if number % 2 else (theirs, ours)
+        runs = {checkout: checkout.run(number, pair) for checkout in order}
+        logs.append(np.log(runs[ours][0] / runs[theirs][0]))
+        differing += runs[ours][1] != runs[theirs][1]
+    ours.close()
+    theirs.close()
+    return float(np.mean(logs)), differing
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("other", type=Path, help="another checkout of this project")
+    parser.add_argument("--pairs", type=int, default=9)
+    options = parser.parse_args()
+    here, there = Path(__file__).parents[1], options.other.resolve()
+    results = [compare(here, there, pair) for pair in range(options.pairs)]
+    logs, rng = np.array([log for log, _ in results]), np.random.default_rng(0)
+    means = [rng.choice(logs, len(logs)).mean() for _ in range(2000)]
+    low, high = np.exp(np.quantile(means, (0.025, 0.975)))
+    print(
+        f"latency here over there, {len(logs)} pairs of processes: mean {np.exp(logs.mean()):.4f}, "
+        f"95 % interval {low:.4f} to {high:.4f}; each: {np.exp(logs).round(3).tolist()}; "
+        f"{sum(number for _, number in results)} answers differ"
+    )
+
+
+if __name__ == "__main__":
+    main()
