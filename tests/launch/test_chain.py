@@ -1,7 +1,7 @@
 """The whole chain of commands on a model in the published layout, at reduced width.
 
-From a folder with embedded tasks, and from a hub cache with all public data sets: doctor,
-importance, profile, latency estimator, training with a kill and a resume, evaluation, one answer.
+From a hub cache, with all public data sets: doctor, importance, profile, latency estimator,
+training with a kill and a resume, evaluation, one answer.
 """
 
 import json
@@ -17,7 +17,7 @@ import pytest
 from envs.tasks.registry import DATA_SETS
 from learner.checkpoint import CheckpointStore
 from tests.envs.vqa.fixtures import ORIGINAL, write_original, write_parquet
-from tests.published_layout import write_hub_cache, write_model
+from tests.published_layout import write_hub_cache
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 REPO = "someone/MolmoE-narrow"
@@ -29,8 +29,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 class Chain:
     """Runs commands on one model in one environment."""
 
-    def __init__(self, model, environment, folder, tasks, data=()):
-        self.model, self.folder, self.tasks, self.data = str(model), folder, tasks, data
+    def __init__(self, model, environment, folder, tasks, data):
+        self.model, self.folder, self.tasks, self.data = model, folder, tasks, data
         self.environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
 
     def arguments(self, program, *arguments):
@@ -60,10 +60,8 @@ class Chain:
         )
 
 
-@pytest.fixture(params=["folder", "hub"])
-def chain(request, tmp_path):
-    if request.param == "folder":
-        return Chain(write_model(tmp_path / "model"), {}, tmp_path, ("digits", "easy_vqa"))
+@pytest.fixture
+def chain(tmp_path):
     sources = data_sets(tmp_path / "data")
     data = (
         *("--data.sources", *(text for item in sources.items() for text in item)),
@@ -87,30 +85,23 @@ def test_every_command_goes_through(chain, tmp_path):
     scores, run_dir = tmp_path / "importance.json", tmp_path / "run"
     without_scores = [a for a in chain.worker() if a not in ("--worker.importance", scores)]
     measured = without_scores[:-2]  # importance.py has no cluster options
-    if chain.data:
-        found = chain.run("joint_grpo.py", "doctor", "--tasks", *chain.tasks, *chain.data)
-        assert "no problem found" in found, found
-        assert all(name in found for name in chain.tasks)
+    found = chain.run("joint_grpo.py", "doctor", "--tasks", *chain.tasks, *chain.data)
+    assert "no problem found" in found, found
+    assert all(name in found for name in chain.tasks)
     chain.run("importance.py", scores, "--num-samples", 2, *measured)
     assert len(json.loads(scores.read_text())) == 16
     for split in ("validation", "test"):
         size = ("--configurations", "corners", "--split", split, "--num-samples", 3)
         chain.run("profile_knobs.py", tmp_path / split, *size, *CALIBRATION, *chain.worker())
-    if chain.data:
-        # These eleven samples are of all nine data sets.
-        size = ("--configurations", "grid", "--split", "test", "--num-samples", 11)
-        size = (*size, "--first-index", 190)
-        chain.run("profile_knobs.py", tmp_path / "grid", *size, *CALIBRATION, *chain.worker())
-        fitted = ("--results_dir", tmp_path / "grid/results", "--output_dir", tmp_path / "fit")
-        chain.run("fit_latency_estimator.py", *fitted, "--use_all_datasets", "--num_epochs", 3)
-        assert {path.name for path in (tmp_path / "grid/results").iterdir()} == set(chain.tasks)
-    amount = (
-        ("--epochs", 2, "--groups-per-step", 20)
-        if chain.data
-        else (*("--steps", 3, "--groups-per-step", 2),)
-    )
+    # These eleven samples are of all nine data sets.
+    size = ("--configurations", "grid", "--split", "test", "--num-samples", 11)
+    size = (*size, "--first-index", 190)
+    chain.run("profile_knobs.py", tmp_path / "grid", *size, *CALIBRATION, *chain.worker())
+    fitted = ("--results_dir", tmp_path / "grid/results", "--output_dir", tmp_path / "fit")
+    chain.run("fit_latency_estimator.py", *fitted, "--use_all_datasets", "--num_epochs", 3)
+    assert {path.name for path in (tmp_path / "grid/results").iterdir()} == set(chain.tasks)
     train = (
-        *("molmoe-h100", "--run-dir", run_dir, *amount),
+        *("molmoe-h100", "--run-dir", run_dir, "--epochs", 2, "--groups-per-step", 20),
         *("--group-size", 3, "--budget.num-samples", 3, "--evaluation.num-samples", 1),
         *("--evaluation.num-budgets", 2, *chain.worker()),
     )
@@ -133,10 +124,8 @@ def test_every_command_goes_through(chain, tmp_path):
     resumed = chain.run("joint_grpo.py", *train)
     assert "resumes at step" in resumed
     store = CheckpointStore(run_dir / "checkpoints")
-    steps = 3
-    if chain.data:
-        counts = json.loads((run_dir / "data.json").read_text())
-        steps = math.ceil(2 * sum(count["train"] for count in counts.values()) / 20)
+    counts = json.loads((run_dir / "data.json").read_text())
+    steps = math.ceil(2 * sum(count["train"] for count in counts.values()) / 20)
     assert store.load_latest().state["next_step"] == steps
 
     tables = ("--validation", tmp_path / "validation/table.npz", "--test")
