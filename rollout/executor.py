@@ -13,7 +13,7 @@ a patch, V vision tokens of a crop, I length of the image feature.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -81,6 +81,8 @@ class MolmoEExecutor:
         self.simulated = simulated
         self.timeline = Timeline(clock_for(model.device, self.config.clock))
         self._current: PreparedSample | None = None
+        self.on_token: Callable[[int], object] = lambda _token_id: None
+        """Told each token of an answer as soon as it is read; its time counts as decoding."""
 
     @property
     def d_model(self) -> int:
@@ -355,6 +357,7 @@ class MolmoEExecutor:
             name = f"decode_{len(token_ids):02}" if token_ids else "head"
             self.timeline.add(name, start, end)
             token_ids.append(token_id)
+            self.on_token(token_id)
             start = end
         return token_ids
 
