@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import (
     HTMLResponse,
@@ -28,6 +27,7 @@ from starlette.routing import Route
 from launch.serving.body import BoundedBodies
 from launch.serving.errors import ApiError
 from launch.serving.gateway import Gateway
+from launch.serving.local_names import LocalNamesOnly
 from launch.serving.requests import Question, parse_question
 from launch.serving.responses import DONE, ResponseHead, Served, event
 
@@ -35,9 +35,6 @@ log = logging.getLogger(__name__)
 
 REFRESH_S = 0.25
 """Interval at which the gateway asks how many replicas there are."""
-
-LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
-"""Names by which a browser may call a server without a token; others are those of other sites."""
 
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
@@ -73,7 +70,7 @@ def build_app(gateway: Gateway, config: AppConfig) -> Starlette:
     interface = Interface(gateway, config)
     middleware = [Middleware(BoundedBodies, limits=gateway.limits)]
     if not config.token:
-        middleware.insert(0, Middleware(TrustedHostMiddleware, allowed_hosts=[*LOCAL_NAMES]))
+        middleware.insert(0, Middleware(LocalNamesOnly))
     return Starlette(
         routes=[
             Route("/", interface.page),

@@ -73,7 +73,7 @@ class ChatRequest(Strict):
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     latency_budget_ms: float | None = None
-    n: Literal[1] | None = None
+    n: int | None = Field(None, ge=1, le=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
