@@ -45,6 +45,7 @@ def serve(config: ServeConfig, console: Console) -> int:
 
     console.print("starting Ray Serve, loading the model ...")
     os.environ.setdefault("RAY_metrics_report_interval_ms", str(REPORT_INTERVAL_MS))
+    os.environ.setdefault("RAY_worker_niceness", "0")  # by default a background job's, 15
     deployment.set_proxy_limits(config.limits)
     connect(config.address)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)

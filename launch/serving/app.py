@@ -33,7 +33,7 @@ from launch.serving.responses import DONE, ResponseHead, Served, event
 
 log = logging.getLogger(__name__)
 
-REFRESH_S = 0.25
+REFRESH_S = 1.0
 """Interval at which the gateway asks how many replicas there are."""
 
 SECURITY_HEADERS = {

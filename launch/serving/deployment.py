@@ -230,9 +230,11 @@ def application(config: ServeConfig, page: str) -> serve.Application:
 
 
 def stop() -> None:
-    """Ends the server after the requests that are running."""
+    """Ends the server after the requests that are running.
+
+    Serve itself stays, for other applications of the cluster; with a local one it ends as well.
+    """
     serve.delete(APPLICATION)
-    serve.shutdown()
 
 
 def replica_options(config: ServeConfig) -> dict[str, Any]:

@@ -39,10 +39,10 @@ class Example:
 
 
 def shipped_examples() -> list[Example]:
-    """One question of each task that ships with the project."""
+    """One question of each task that ships with the project, and one without an image."""
     tasks = load_tasks(tuple(EXAMPLES))
     samples = [tasks[name].sample("test", index) for name, index in EXAMPLES.items()]
-    return [
+    about_images = [
         Example(
             title=sample.task.replace("_", " "),
             prompt=sample.prompt,
@@ -50,6 +50,7 @@ def shipped_examples() -> list[Example]:
         )
         for sample in samples
     ]
+    return [*about_images, Example(title="without an image", prompt="chain: 3 plus 4", image=None)]
 
 
 def data_url(image: Image.Image) -> str:

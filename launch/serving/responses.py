@@ -116,7 +116,7 @@ def in_words(result: EpisodeResult, is_late: bool) -> str:
         f"{crops}{knobs.top_k} of 8 experts from block {knobs.position + 1} on, "
         f"{knobs.num_blocks} of 16 blocks"
     )
-    late = " (cheapest, because the wait had used the budget up)" if is_late else ""
+    late = " (the cheapest configuration: no other could still meet the budget)" if is_late else ""
     return sentence[0].upper() + sentence[1:] + late
 
 

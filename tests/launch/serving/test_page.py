@@ -17,7 +17,8 @@ def settings_of(page):
 
 def test_there_is_an_example_of_each_task():
     examples = shipped_examples()
-    assert [example.title.replace(" ", "_") for example in examples] == list(WEIGHTS)
+    assert [example.title.replace(" ", "_") for example in examples[:-1]] == list(WEIGHTS)
+    assert examples[-1].image is None
     for example in examples:
         assert ":" in example.prompt, "the model tells its tasks apart by the first word"
         assert example.image is None or example.image.startswith("data:image/png;base64,")
