@@ -1,14 +1,16 @@
 """Which requests wait, for how long, and with how much of their budget they begin.
 
-Time in the queue counts: a request begins with what is left of its budget. Requests are served in
-the order of their arrival, as many at a time as there are replicas.
+Time in the queue counts: a request begins with what is left of its budget. If others wait, the time
+until each one's deadline is shared by all who come before it, so that an early request does not use
+up the time of a later one. Requests are served in the order of their arrival, as many at a time as
+there are replicas.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -131,8 +133,26 @@ class Admission:
         ticket.is_late = self._is_late(ticket, waited_ms)
         if ticket.is_late and self.config.late == "refuse":
             raise self._too_late(ticket, self.expected_wait_ms())
-        left_ms = ticket.budget_ms - waited_ms - self.estimates.overhead_ms(ticket.has_image)
-        return max(left_ms, LEAST_MS)
+        left_ms = self._left_ms(ticket)
+        return max(min([left_ms, *self._shares_ms(ticket.has_image)]), LEAST_MS)
+
+    def _shares_ms(self, has_image: bool) -> Iterator[float]:
+        """Equal shares of the time until the deadlines of those who wait.
+
+        Deadlines that not even the cheapest configuration could help to meet are left out.
+        """
+        for number, waiting in enumerate(self._waiting, start=1):
+            num_turns = number / max(1, self.num_replicas) + 1
+            # Every turn has its overhead; the last one's is taken off already.
+            spent_ms = (num_turns - 1) * self.estimates.overhead_ms(has_image)
+            share_ms = (self._left_ms(waiting) - spent_ms) / num_turns
+            if share_ms >= self.estimates.cheapest_ms(has_image):
+                yield share_ms
+
+    def _left_ms(self, ticket: Ticket) -> float:
+        """What is left of a budget for the episode."""
+        overhead_ms = self.estimates.overhead_ms(ticket.has_image)
+        return ticket.budget_ms - self.waited_ms(ticket) - overhead_ms
 
     def waited_ms(self, ticket: Ticket) -> float:
         """How long a request has waited for its turn."""

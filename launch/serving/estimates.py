@@ -48,6 +48,7 @@ class Estimates:
     def __init__(self, cheapest: CheapestTimes | None = None) -> None:
         self._cheapest_ms = {True: 0.0, False: 0.0}
         self._overhead_ms = {True: 0.0, False: 0.0}
+        self._deviation_ms = {True: 0.0, False: 0.0}
         self._replica_ms = 0.0
         if cheapest is not None:
             self.start(cheapest)
@@ -66,12 +67,18 @@ class Estimates:
         return self._cheapest_ms[has_image]
 
     def overhead_ms(self, has_image: bool) -> float:
-        """Time of an answer that is not part of its latency: decoding the image, messages."""
-        return self._overhead_ms[has_image]
+        """Time of an answer that is not part of its latency: decoding the image, messages.
+
+        The mean, and the mean deviation from it as a margin.
+        """
+        return self._overhead_ms[has_image] + self._deviation_ms[has_image]
 
     def observe(self, seen: Observation) -> None:
         """Learns from an answer."""
         key, overhead_ms = seen.has_image, max(0.0, seen.replica_ms - seen.latency_ms)
+        if self._overhead_ms[key]:
+            off_ms = abs(overhead_ms - self._overhead_ms[key])
+            self._deviation_ms[key] += WEIGHT * (off_ms - self._deviation_ms[key])
         self._overhead_ms[key] = _moved(self._overhead_ms[key], overhead_ms)
         self._replica_ms = _moved(self._replica_ms, seen.replica_ms)
         if seen.is_cheapest:

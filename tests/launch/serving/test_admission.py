@@ -74,6 +74,25 @@ def test_what_an_answer_needs_beyond_its_latency_is_kept_off_the_budget():
     assert desk.queue.begin(picture) == pytest.approx(100)
 
 
+def test_the_time_until_a_deadline_is_shared_by_all_who_come_before_it():
+    desk = Desk()
+    first = desk.arrive("a", 400.0)
+    desk.arrive("b", 120.0)
+    assert desk.queue.begin(first) == pytest.approx(60)
+    desk.arrive("c", 90.0)
+    assert desk.queue.begin(first) == pytest.approx(30)
+    desk.arrive("d", 30.0)  # four turns, and less than the cheapest configuration takes
+    assert desk.queue.begin(first) == pytest.approx(30)
+
+
+def test_with_two_replicas_half_as_many_come_before():
+    desk = Desk(num_replicas=2)
+    first = desk.arrive("a", 400.0)
+    for name in "bc":
+        desk.arrive(name, 150.0)
+    assert desk.queue.begin(first) == pytest.approx(100)
+
+
 def test_late_requests_are_answered_by_the_cheapest_configuration():
     desk = Desk(late="cheapest")
     first, second = desk.arrive("a"), desk.arrive("b", 50.0)
@@ -151,7 +170,7 @@ def test_a_request_that_lost_its_replica_is_the_next_one():
     desk.clock.pass_ms(60)
     desk.queue.resize(1)
     assert desk.turns == ["a", "a"]
-    assert desk.queue.begin(first) == pytest.approx(40)
+    assert desk.queue.begin(first) == pytest.approx(20), "shared with the other one"
     desk.queue.leave(second)
     assert desk.queue.num_waiting == 0
 
