@@ -33,7 +33,7 @@ RUN pip install --no-deps -c constraints.txt . \
     && mkdir -p /shared \
     && chown ray:ray /shared
 
-USER ray
+USER 1000
 WORKDIR /home/ray
 
 # Without a run folder the server has no controller and offers fixed configurations.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
+import pydantic
 import tyro
 
 from envs.checks import check_within
@@ -137,6 +140,25 @@ class ServeConfig:
                 f"{TOKEN_VARIABLE}"
             )
         return token
+
+
+def config_from(arguments: Mapping[str, Any]) -> ServeConfig:
+    """The configuration from plain values by name of the field, nested ones included.
+
+    Raises:
+        ValueError: an unknown field, or an unusable value.
+    """
+    _check_fields(ServeConfig, arguments)
+    return pydantic.TypeAdapter(ServeConfig).validate_python(arguments)
+
+
+def _check_fields(kind: type, arguments: Mapping[str, Any]) -> None:
+    fields = get_type_hints(kind)
+    for name, value in arguments.items():
+        if name not in fields:
+            raise ValueError(f"there is no field {name}: use one of {', '.join(fields)}")
+        if dataclasses.is_dataclass(fields[name]) and isinstance(value, Mapping):
+            _check_fields(fields[name], value)
 
 
 def is_loopback(host: str) -> bool:

@@ -11,19 +11,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pydantic
 import ray
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.handle import DeploymentHandle
-from ray.serve.schema import ReplicaState
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
 from launch.serving.admission import Admission
 from launch.serving.app import AppConfig, build_app
 from launch.serving.body import BoundedBodies
-from launch.serving.config import ServeConfig
+from launch.serving.config import ServeConfig, config_from
 from launch.serving.episodes import EpisodeRequest, EpisodeResult, ReplicaFacts, ReplicaLostError
 from launch.serving.errors import ApiError
 from launch.serving.exposition import cluster_metrics
@@ -62,7 +60,6 @@ class ReplicaSettings:
     episode_timeout_s: float
 
 
-@serve.deployment
 class ReplicaDeployment:
     """A `Replica` in a process of its own."""
 
@@ -116,7 +113,8 @@ class RayReplicas:
     async def stream(self, request: EpisodeRequest) -> AsyncIterator[str | EpisodeResult]:
         """See `Replicas.stream`."""
         try:
-            async for report in self._handle.options(stream=True).episode.remote(request):
+            reports: Any = self._handle.options(stream=True).episode.remote(request)
+            async for report in reports:
                 if isinstance(report, ApiError):
                     raise report
                 yield report
@@ -129,7 +127,8 @@ class RayReplicas:
 def _count_running() -> int:
     application = serve.status().applications.get(APPLICATION)
     deployment = application and application.deployments.get(REPLICAS)
-    return deployment.replica_states.get(ReplicaState.RUNNING, 0) if deployment else 0
+    states = deployment.replica_states.items() if deployment else ()
+    return sum(number for state, number in states if state == "RUNNING")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +140,6 @@ class GatewaySettings:
     page: str
 
 
-@serve.deployment
 @serve.ingress()
 class GatewayDeployment:
     """The `Gateway` and its HTTP interface in a process of their own."""
@@ -204,14 +202,14 @@ def from_arguments(arguments: dict[str, Any]) -> serve.Application:
     Raises:
         ValueError: an argument is unusable.
     """
-    config = pydantic.TypeAdapter(ServeConfig).validate_python(arguments)
+    config = config_from(arguments)
     examples = shipped_examples() if config.model.is_embedded else []
     return application(config, render(examples, config.budget_ms))
 
 
 def application(config: ServeConfig, page: str) -> serve.Application:
     """Gateway and replicas, as Serve runs them."""
-    replicas = ReplicaDeployment.options(**replica_options(config)).bind(
+    replicas = serve.deployment(**replica_options(config))(ReplicaDeployment).bind(
         ReplicaSettings(
             run=config.run and config.run.absolute(),
             worker=config.model.worker_settings(),
@@ -220,13 +218,13 @@ def application(config: ServeConfig, page: str) -> serve.Application:
         )
     )
     settings = GatewaySettings(config=config, token=config.token(), page=page)
-    return GatewayDeployment.options(
+    return serve.deployment(
         name="gateway",
         max_ongoing_requests=GATEWAY_REQUESTS,
         ray_actor_options={"num_cpus": 0},
         graceful_shutdown_timeout_s=config.scaling.drain_s,
         graceful_shutdown_wait_loop_s=0.1,
-    ).bind(replicas, settings)
+    )(GatewayDeployment).bind(replicas, settings)
 
 
 def stop() -> None:
