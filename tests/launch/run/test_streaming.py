@@ -72,6 +72,26 @@ def test_a_stream_is_the_answer_in_pieces(answerer):
     assert answer.latency_ms == pytest.approx(sum(answer.stages_ms.values()))
 
 
+def test_a_piece_is_yielded_before_the_next_token_is_decoded(answerer, monkeypatch):
+    received, waits = threading.Semaphore(0), []
+    original = Answerer.run
+
+    def patient(self, *arguments, on_token):
+        def tell(token_id):
+            on_token(token_id)
+            waits.append(received.acquire(timeout=5))
+
+        return original(self, *arguments, on_token=tell)
+
+    monkeypatch.setattr(Answerer, "run", patient)
+    monkeypatch.setattr(TextPieces, "add", lambda _self, token_id: f"{token_id} ")
+    for piece in answerer.stream("what is it", budget_ms=1e6):
+        if isinstance(piece, str):
+            received.release()
+    assert len(waits) > 1
+    assert all(waits)
+
+
 def test_tokens_are_told_as_they_come_and_an_answer_may_be_shorter(answerer):
     from launch.run.inference import as_sample
 

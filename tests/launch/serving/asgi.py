@@ -151,6 +151,7 @@ class Server:
             "client": ("127.0.0.1", 1),
         }
         pending, sent = list(messages), []
+        self.sent = sent
 
         async def next_message():
             if pending:

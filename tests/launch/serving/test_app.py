@@ -72,6 +72,21 @@ def test_a_stream_sends_each_piece_as_it_comes():
     run(check)
 
 
+def test_a_piece_is_sent_before_the_next_one_is_there():
+    async def check(server):
+        async def slow(_request):
+            yield "sev"
+            while not any(b"sev" in message.get("body", b"") for message in server.sent):
+                await asyncio.sleep(0.01)
+            yield result()
+
+        server.replicas.script = slow
+        reply = await server.chat(model="full", messages=question(), stream=True)
+        assert reply.events()[-1] == "[DONE]"
+
+    run(check)
+
+
 def test_what_is_not_stated_has_defaults():
     async def check(server):
         reply = await server.chat(
