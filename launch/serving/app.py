@@ -8,7 +8,7 @@ import hmac
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
 from starlette.applications import Starlette
@@ -167,32 +167,34 @@ class Interface:
             )
             self.gateway.facts().check_known(question.model)
             model = question.model
-            reports = self.gateway.ask(question, arrived_s)
+            asked = self.gateway.ask(question, arrived_s)
             head = ResponseHead(
                 id=f"chatcmpl-{uuid.uuid4().hex}", created_s=int(time.time()), model=model
             )
             if question.is_streamed:
-                return await self._streamed(question, head, reports)
-            async for report in reports:
-                if isinstance(report, Served):
-                    return JSONResponse(head.completion(report))
+                return await self._streamed(question, head, asked)
+            async with contextlib.aclosing(asked) as reports:
+                async for report in reports:
+                    if isinstance(report, Served):
+                        return JSONResponse(head.completion(report))
             raise AssertionError("an answer ends with what was served, or an error")
         except ApiError as error:
             self.gateway.watcher.refused(model, error.code)
             raise
 
     async def _streamed(
-        self, question: Question, head: ResponseHead, reports: AsyncIterator[str | Served]
+        self, question: Question, head: ResponseHead, asked: AsyncGenerator[str | Served, None]
     ) -> Response:
         """Waits for the first piece, so that a refusal has its status."""
-        first = await anext(reports)
+        first = await anext(asked)
 
         async def events() -> AsyncIterator[str]:
             yield head.first_event()
             yield _event_of(head, first)
             try:
-                async for report in reports:
-                    yield _event_of(head, report)
+                async with contextlib.aclosing(asked) as reports:
+                    async for report in reports:
+                        yield _event_of(head, report)
             except ApiError as error:
                 self.gateway.watcher.refused(question.model, error.code)
                 yield event(error.to_json())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from launch.serving.admission import Admission, Ticket
 from launch.serving.episodes import (
@@ -30,7 +30,20 @@ DECODERS = 2
 MAX_LOSSES = 2
 """Number of replicas that a request may lose before it fails."""
 
-Reports = asyncio.Queue[str | Served | ApiError]
+
+class Reports(asyncio.Queue[str | Served | ApiError]):
+    """What is told to the client: pieces of text, and an end.
+
+    Attributes:
+        has_text: whether there was a piece of text.
+    """
+
+    has_text = False
+
+    def put_text(self, piece: str) -> None:
+        """Adds a piece of text."""
+        self.has_text = True
+        self.put_nowait(piece)
 
 
 class Gateway:
@@ -79,7 +92,7 @@ class Gateway:
             raise ApiError(503, message, code="starting", retry_after_s=5)
         return self.known
 
-    async def ask(self, question: Question, arrived_s: float) -> AsyncIterator[str | Served]:
+    async def ask(self, question: Question, arrived_s: float) -> AsyncGenerator[str | Served, None]:
         """Yields the answer's text piece by piece, then all about it.
 
         A client that leaves gives its place in the queue up. An episode that has begun ends by
@@ -133,14 +146,14 @@ class Gateway:
     async def _outlive_replicas(
         self, question: Question, ticket: Ticket, turn: asyncio.Event, reports: Reports
     ) -> Served:
-        """The answer, from another replica if one is lost before the first piece of text."""
+        """The answer, from another replica if one is lost and no text has been sent yet."""
         for _ in range(MAX_LOSSES):
             await self._wait(turn)
             try:
                 return await self._episode(question, ticket, reports)
             except ReplicaLostError:
                 self.admission.resize(max(0, self.admission.num_replicas - 1))
-                if not reports.empty() or question.is_streamed:
+                if question.is_streamed and reports.has_text:
                     break
                 turn.clear()
                 self.admission.wait_again(ticket)
@@ -185,5 +198,5 @@ class Gateway:
         async for report in self.replicas.stream(request):
             if isinstance(report, EpisodeResult):
                 return report
-            reports.put_nowait(report)
+            reports.put_text(report)
         raise ReplicaLostError

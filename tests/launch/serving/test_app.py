@@ -316,6 +316,25 @@ def test_a_lost_replica_costs_a_second_try():
     run(check)
 
 
+def test_a_stream_without_text_yet_gets_a_second_try_too():
+    async def check(server):
+        server.replicas.script = losing(1)
+        reply = await server.chat(model="full", messages=question(), stream=True)
+        assert reply.events()[-1] == "[DONE]"
+        assert len(server.watcher.served) == 1
+
+    run(check, replicas=FakeReplicas(number=5))
+
+
+def test_a_lost_replica_after_some_text_is_no_matter_without_a_stream():
+    async def check(server):
+        server.replicas.script = losing(1, before=["sev"])
+        reply = await server.chat(model="full", messages=question())
+        assert reply.json()["choices"][0]["message"]["content"] == "seven"
+
+    run(check, replicas=FakeReplicas(number=5))
+
+
 def test_a_request_that_keeps_losing_replicas_is_given_up():
     async def check(server):
         server.replicas.script = losing(9)
