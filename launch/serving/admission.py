@@ -121,7 +121,7 @@ class Admission:
         return ticket
 
     def begin(self, ticket: Ticket) -> float:
-        """Begins a request whose turn has come; returns the budget for its episode in ms.
+        """Begins a request whose turn has come; returns its episode's budget on the device's clock.
 
         Sets `Ticket.is_late`.
 
@@ -133,8 +133,8 @@ class Admission:
         ticket.is_late = self._is_late(ticket, waited_ms)
         if ticket.is_late and self.config.late == "refuse":
             raise self._too_late(ticket, self.expected_wait_ms())
-        left_ms = self._left_ms(ticket)
-        return max(min([left_ms, *self._shares_ms(ticket.has_image)]), LEAST_MS)
+        left_ms = min([self._left_ms(ticket), *self._shares_ms(ticket.has_image)])
+        return max(left_ms / self.estimates.slowdown, LEAST_MS)
 
     def _shares_ms(self, has_image: bool) -> Iterator[float]:
         """Equal shares of the time until the deadlines of those who wait.
@@ -146,11 +146,11 @@ class Admission:
             # Every turn has its overhead; the last one's is taken off already.
             spent_ms = (num_turns - 1) * self.estimates.overhead_ms(has_image)
             share_ms = (self._left_ms(waiting) - spent_ms) / num_turns
-            if share_ms >= self.estimates.cheapest_ms(has_image):
+            if share_ms >= self._cheapest_ms(has_image):
                 yield share_ms
 
     def _left_ms(self, ticket: Ticket) -> float:
-        """What is left of a budget for the episode."""
+        """What is left of a budget for the episode, on the wall clock."""
         overhead_ms = self.estimates.overhead_ms(ticket.has_image)
         return ticket.budget_ms - self.waited_ms(ticket) - overhead_ms
 
@@ -174,14 +174,17 @@ class Admission:
             self._waiting.remove(ticket)
         self._advance()
 
-    def observe(self, ticket: Ticket, *, latency_ms: float, is_cheapest: bool) -> None:
-        """Learns from a request whose answer has just ended."""
+    def observe(
+        self, ticket: Ticket, *, latency_ms: float, wall_ms: float, is_cheapest: bool
+    ) -> None:
+        """Learns from a request whose answer has just ended; see `Observation`."""
         assert ticket.begun_s is not None
         self.estimates.observe(
             Observation(
                 has_image=ticket.has_image,
                 is_cheapest=is_cheapest,
                 latency_ms=latency_ms,
+                wall_ms=wall_ms,
                 replica_ms=1e3 * (self.now() - ticket.begun_s),
             )
         )
@@ -199,12 +202,16 @@ class Admission:
             ticket.on_turn()
 
     def _is_late(self, ticket: Ticket, wait_ms: float) -> bool:
-        needed_ms = self.estimates.cheapest_ms(ticket.has_image)
+        needed_ms = self._cheapest_ms(ticket.has_image)
         needed_ms += self.estimates.overhead_ms(ticket.has_image)
         return wait_ms + needed_ms > ticket.budget_ms
 
+    def _cheapest_ms(self, has_image: bool) -> float:
+        """How long the cheapest configuration takes, other processes' time included."""
+        return self.estimates.slowdown * self.estimates.cheapest_ms(has_image)
+
     def _too_late(self, ticket: Ticket, wait_ms: float) -> ApiError:
-        needed_ms = self.estimates.cheapest_ms(ticket.has_image)
+        needed_ms = self._cheapest_ms(ticket.has_image)
         self.estimates.doubt(ticket.has_image)
         reason = (
             f"no configuration answers this within {ticket.budget_ms:g} ms now: the cheapest takes "

@@ -46,6 +46,7 @@ class EpisodeResult:
         decided_by: what chose it, in words.
         stages_ms: time of each stage, in the order in which they run.
         latency_ms: sum of the stages, on the device's clock.
+        wall_ms: the same on the wall clock.
         host_ms: decoding, tokenising and resizing, which is not part of the latency.
         clock: the device's clock.
         finished: whether the model ended the answer itself.
@@ -58,6 +59,7 @@ class EpisodeResult:
     decided_by: str
     stages_ms: Mapping[str, float]
     latency_ms: float
+    wall_ms: float
     host_ms: float
     clock: str
     finished: bool

@@ -28,13 +28,15 @@ class Observation:
     Attributes:
         has_image: whether the question was about an image.
         is_cheapest: whether the cheapest configuration ran.
-        latency_ms: latency of the episode, which the controller answers for.
+        latency_ms: latency of the episode on the device's clock, which the controller answers for.
+        wall_ms: the same on the wall clock.
         replica_ms: time from the request's turn to the end of its answer.
     """
 
     has_image: bool
     is_cheapest: bool
     latency_ms: float
+    wall_ms: float
     replica_ms: float
 
 
@@ -49,6 +51,7 @@ class Estimates:
         self._cheapest_ms = {True: 0.0, False: 0.0}
         self._overhead_ms = {True: 0.0, False: 0.0}
         self._deviation_ms = {True: 0.0, False: 0.0}
+        self._slowdown = 1.0
         self._replica_ms = 0.0
         if cheapest is not None:
             self.start(cheapest)
@@ -63,8 +66,16 @@ class Estimates:
         return self._replica_ms or max(self._cheapest_ms.values())
 
     def cheapest_ms(self, has_image: bool) -> float:
-        """Latency of the cheapest configuration."""
+        """Latency of the cheapest configuration on the device's clock."""
         return self._cheapest_ms[has_image]
+
+    @property
+    def slowdown(self) -> float:
+        """Milliseconds that pass for each one of the device's clock.
+
+        More than 1 where other processes take the device's time, which its clock leaves out.
+        """
+        return self._slowdown
 
     def overhead_ms(self, has_image: bool) -> float:
         """Time of an answer that is not part of its latency: decoding the image, messages.
@@ -75,7 +86,8 @@ class Estimates:
 
     def observe(self, seen: Observation) -> None:
         """Learns from an answer."""
-        key, overhead_ms = seen.has_image, max(0.0, seen.replica_ms - seen.latency_ms)
+        key, overhead_ms = seen.has_image, max(0.0, seen.replica_ms - seen.wall_ms)
+        self._slowdown += WEIGHT * (max(1.0, seen.wall_ms / seen.latency_ms) - self._slowdown)
         if self._overhead_ms[key]:
             off_ms = abs(overhead_ms - self._overhead_ms[key])
             self._deviation_ms[key] += WEIGHT * (off_ms - self._deviation_ms[key])

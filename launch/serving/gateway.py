@@ -184,7 +184,12 @@ class Gateway:
         except TimeoutError:
             message = f"the answer was not complete after {seconds:g} s"
             raise ApiError(504, message, code="episode_timeout") from None
-        self.admission.observe(ticket, latency_ms=result.latency_ms, is_cheapest=result.is_cheapest)
+        self.admission.observe(
+            ticket,
+            latency_ms=result.latency_ms,
+            wall_ms=result.wall_ms,
+            is_cheapest=result.is_cheapest,
+        )
         return Served(
             result=result,
             budget_ms=question.budget_ms,

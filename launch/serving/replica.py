@@ -125,6 +125,7 @@ def as_result(answer: Answer) -> EpisodeResult:
         decided_by=answer.decided_by,
         stages_ms=dict(answer.stages_ms),
         latency_ms=answer.latency_ms,
+        wall_ms=answer.wall_ms,
         host_ms=answer.host_ms,
         clock=answer.clock,
         finished=answer.finished,

@@ -46,6 +46,7 @@ class Served:
             "total_ms": round(self.total_ms, 3),
             "waited_ms": round(self.waited_ms, 3),
             "latency_ms": round(result.latency_ms, 3),
+            "wall_ms": round(result.wall_ms, 3),
             "stages_ms": {name: round(ms, 3) for name, ms in result.stages_ms.items()},
             "host_ms": round(result.host_ms, 3),
             "clock": result.clock,

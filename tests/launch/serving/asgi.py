@@ -27,6 +27,7 @@ def result(text="seven", **changes):
         "decided_by": "a test",
         "stages_ms": {"vision_global": 1.0, "blocks": 4.0, "decode": 2.0},
         "latency_ms": 7.0,
+        "wall_ms": 7.0,
         "host_ms": 1.0,
         "clock": "test",
         "finished": True,

@@ -65,7 +65,7 @@ def test_what_an_answer_needs_beyond_its_latency_is_kept_off_the_budget():
     first = desk.arrive("a")
     desk.queue.begin(first)
     desk.clock.pass_ms(42)
-    desk.queue.observe(first, latency_ms=30.0, is_cheapest=False)
+    desk.queue.observe(first, latency_ms=30.0, wall_ms=30.0, is_cheapest=False)
     desk.queue.leave(first)
     second = desk.arrive("b", 100.0)
     assert desk.queue.begin(second) == pytest.approx(88)
@@ -91,6 +91,22 @@ def test_with_two_replicas_half_as_many_come_before():
     for name in "bc":
         desk.arrive(name, 150.0)
     assert desk.queue.begin(first) == pytest.approx(100)
+
+
+def test_budgets_are_put_on_the_clock_of_a_device_that_others_slow_down():
+    desk = Desk(late="refuse")
+    for _ in range(200):
+        ticket = desk.arrive("a", 1000.0)
+        desk.queue.begin(ticket)
+        desk.clock.pass_ms(50)
+        desk.queue.observe(ticket, latency_ms=20.0, wall_ms=40.0, is_cheapest=False)
+        desk.queue.leave(ticket)
+    assert desk.queue.estimates.slowdown == pytest.approx(2)
+    ticket = desk.arrive("b", 110.0)
+    assert desk.queue.begin(ticket) == pytest.approx(50)  # 10 ms are overhead
+    desk.queue.leave(ticket)
+    with pytest.raises(ApiError, match="the cheapest takes about 20 ms"):
+        desk.arrive("c", 29.0)
 
 
 def test_late_requests_are_answered_by_the_cheapest_configuration():
@@ -123,7 +139,7 @@ def test_requests_that_would_be_late_are_refused_at_once():
     running = desk.arrive("a", 400.0)
     desk.queue.begin(running)
     desk.clock.pass_ms(80)
-    desk.queue.observe(running, latency_ms=80.0, is_cheapest=False)
+    desk.queue.observe(running, latency_ms=80.0, wall_ms=80.0, is_cheapest=False)
     desk.arrive("b", 400.0)  # waits half of 80 ms, on average
     with pytest.raises(ApiError, match="1 requests wait, about 120 ms"):
         desk.arrive("c", 125.0)
@@ -145,7 +161,7 @@ def test_retry_after_is_the_time_that_the_queue_needs():
     desk = Desk(max_waiting=9)
     first = desk.arrive("a")
     desk.clock.pass_ms(1000)
-    desk.queue.observe(first, latency_ms=900.0, is_cheapest=False)
+    desk.queue.observe(first, latency_ms=900.0, wall_ms=900.0, is_cheapest=False)
     for name in "bcdefghij":
         desk.arrive(name)
     with pytest.raises(ApiError) as refusal:
@@ -198,13 +214,15 @@ def test_an_estimate_that_refuses_everything_is_doubted():
 
 def test_the_cheapest_configurations_latency_follows_its_answers():
     estimates = Estimates(CheapestTimes(image_ms=20.0, text_ms=10.0))
-    slow = Observation(has_image=True, is_cheapest=True, latency_ms=30.0, replica_ms=33.0)
+    slow = Observation(
+        has_image=True, is_cheapest=True, latency_ms=30.0, wall_ms=30.0, replica_ms=33.0
+    )
     estimates.observe(slow)
     assert estimates.cheapest_ms(True) == pytest.approx(21)
     assert estimates.cheapest_ms(False) == 10
     assert estimates.overhead_ms(True) == pytest.approx(3)
     assert estimates.replica_ms == pytest.approx(33)
     estimates.observe(
-        Observation(has_image=False, is_cheapest=False, latency_ms=8.0, replica_ms=8.0)
+        Observation(has_image=False, is_cheapest=False, latency_ms=8.0, wall_ms=8.0, replica_ms=8.0)
     )
     assert estimates.cheapest_ms(False) == 8, "nothing is faster than the cheapest"
