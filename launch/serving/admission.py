@@ -129,8 +129,7 @@ class Admission:
             ApiError: 429, because it has become late and late ones are refused.
         """
         assert ticket.begun_s is not None, "its turn has not come"
-        waited_ms = self.waited_ms(ticket)
-        ticket.is_late = self._is_late(ticket, waited_ms)
+        ticket.is_late = self._is_late(ticket, self._passed_ms(ticket))
         if ticket.is_late and self.config.late == "refuse":
             raise self._too_late(ticket, self.expected_wait_ms())
         left_ms = min([self._left_ms(ticket), *self._shares_ms(ticket.has_image)])
@@ -152,7 +151,10 @@ class Admission:
     def _left_ms(self, ticket: Ticket) -> float:
         """What is left of a budget for the episode, on the wall clock."""
         overhead_ms = self.estimates.overhead_ms(ticket.has_image)
-        return ticket.budget_ms - self.waited_ms(ticket) - overhead_ms
+        return ticket.budget_ms - self._passed_ms(ticket) - overhead_ms
+
+    def _passed_ms(self, ticket: Ticket) -> float:
+        return 1e3 * (self.now() - ticket.arrived_s)
 
     def waited_ms(self, ticket: Ticket) -> float:
         """How long a request has waited for its turn."""

@@ -101,9 +101,6 @@ class Gateway:
         Raises:
             ApiError: the request is refused, or failed.
         """
-        if question.image is not None:
-            async with self._decoders:
-                await asyncio.to_thread(open_within, question.image, self.limits.megapixels)
         turn, reports = asyncio.Event(), Reports()
         ticket = self.admission.arrive(
             budget_ms=question.budget_ms,
@@ -131,6 +128,8 @@ class Gateway:
     ) -> None:
         """Brings one request to its end, and always reports one."""
         try:
+            # Only now, so that a request that is refused costs little.
+            await self._check_image(question)
             served = await self._outlive_replicas(question, ticket, turn, reports)
             self.watcher.answered(question.model, served)
             reports.put_nowait(served)
@@ -142,6 +141,12 @@ class Gateway:
             reports.put_nowait(ApiError(500, message, code="internal_error"))
         finally:
             self.admission.leave(ticket)
+
+    async def _check_image(self, question: Question) -> None:
+        """Raises ApiError unless the image is a sound one within limits."""
+        if question.image is not None:
+            async with self._decoders:
+                await asyncio.to_thread(open_within, question.image, self.limits.megapixels)
 
     async def _outlive_replicas(
         self, question: Question, ticket: Ticket, turn: asyncio.Event, reports: Reports
