@@ -57,6 +57,8 @@ class LatencyBudgetVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.nda
             environment are calibrated milliseconds; on a device that does not drift, its own.
         invalid_penalty: reward of an episode that ends with an invalid choice, for which the model
             does not run.
+        cheapest_ms: latency of the cheapest configuration on a group's sample, in ms of the device,
+            which tells whether a budget was feasible if no member met it. By default it runs.
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.DISABLED}  # noqa: RUF012
@@ -73,12 +75,16 @@ class LatencyBudgetVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.nda
         split: str = "train",
         present: PresentTime | None = None,
         invalid_penalty: float = -1.0,
+        cheapest_ms: Callable[[GroupSession], float] = lambda session: (
+            session.cheapest_latency_ms()
+        ),
     ) -> None:
         if group_size < 1:
             raise ValueError(f"group_size is {group_size}: a group has at least one episode")
         self.executor, self.tasks, self.budgets = executor, tasks, budgets
         self.reward, self.encode_budget = reward, encode_budget
         self.split, self.invalid_penalty = split, invalid_penalty
+        self.cheapest_ms = cheapest_ms
         self.present = present or SteadyTime()
         self.num_envs = group_size
         self.single_action_space = spaces.MultiDiscrete([MAX_CHOICES, MAX_CHOICES])
@@ -228,6 +234,7 @@ class LatencyBudgetVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.nda
             "answer": execution.answer,
             "finished": execution.finished,
             "num_output_tokens": execution.num_output_tokens,
+            "num_prompt_tokens": execution.num_vision_tokens + execution.num_text_tokens,
             "score": self.tasks.score(self.sample, execution.answer),
         }
 
@@ -239,7 +246,7 @@ class LatencyBudgetVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.nda
         latencies_ms = [outcome["latency_ms"] for outcome in outcomes if outcome]
         if not latencies_ms or not is_violation(latencies_ms, self.budget_ms).all():
             return True
-        return not is_violation(session.cheapest_latency_ms(), self.device_budget_ms)
+        return not is_violation(self.cheapest_ms(session), self.device_budget_ms)
 
     def _rewarded(self, outcome: Mapping[str, Any], feasible: bool) -> dict[str, Any]:
         reward = self.reward(

@@ -103,6 +103,15 @@ class Knobs:
             NUM_BLOCKS.index(self.num_blocks),
         )
 
+    def to_json(self) -> dict[str, Any]:
+        """The choices as plain values."""
+        return {
+            "tier": self.tier.name.lower(),
+            "position": self.position,
+            "top_k": self.top_k,
+            "num_blocks": self.num_blocks,
+        }
+
     def __str__(self) -> str:
         tier = self.tier.name.lower()
         return f"{tier}-p{self.position}-k{self.top_k}-b{self.num_blocks}"
@@ -119,6 +128,11 @@ def all_knobs() -> Iterator[Knobs]:
             for top_k in TOP_KS:
                 for num_blocks in allowed_num_blocks(position):
                     yield Knobs(tier=tier, position=position, top_k=top_k, num_blocks=num_blocks)
+
+
+def knobs_by_name() -> dict[str, Knobs]:
+    """The 225 valid configurations by name, such as low-p1-k4-b12."""
+    return {str(knobs): knobs for knobs in all_knobs()}
 
 
 class DataError(ValueError):

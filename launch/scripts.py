@@ -27,6 +27,11 @@ def generate() -> int:
     return _run("generate")
 
 
+def serve() -> int:
+    """The server: launch/serve.py."""
+    return _run("serve")
+
+
 def profile_knobs() -> int:
     """Measurements of all configurations: launch/profile_knobs.py."""
     return _run("profile_knobs")

@@ -13,7 +13,7 @@ a patch, V vision tokens of a crop, I length of the image feature.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -84,6 +84,8 @@ class MolmoEExecutor:
         self.runtime = runtime or runtime_for(model, self.config.max_new_tokens)
         self.timeline = Timeline(clock_for(model.device, self.config.clock))
         self._current: PreparedSample | None = None
+        self.on_token: Callable[[int], object] = lambda _token_id: None
+        """Told each token of an answer as soon as it is read; its time counts as decoding."""
 
     @property
     def d_model(self) -> int:
@@ -330,9 +332,17 @@ class MolmoEExecutor:
             )
         with timeline.span("head"):
             first_id = model.logits(x_1TD[:, -1]).argmax(-1)
-        token_ids = self.runtime.decode(
-            first_id, cache, top_k=top_k, skipped=skipped, timeline=timeline
-        )
+        token_ids: list[int] = []
+        for token_id in self.runtime.decode(
+            first_id,
+            cache,
+            top_k=top_k,
+            skipped=skipped,
+            max_new_tokens=self.config.max_new_tokens,
+            timeline=timeline,
+        ):
+            token_ids.append(token_id)
+            self.on_token(token_id)
         stages = {**prefix.stages_until(position), **timeline.take()}
         if self.simulated is not None:
             table_ms = self.simulated.latency_ms(knobs)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -57,15 +57,17 @@ class Runtime(Protocol):
         *,
         top_k: Sequence[int],
         skipped: Collection[int],
+        max_new_tokens: int,
         timeline: Timeline,
-    ) -> list[int]:
-        """The answer's token ids, the end-of-sequence token included if it was reached.
+    ) -> Iterator[int]:
+        """Yields the answer's token ids, the end-of-sequence token included if it was reached.
 
         Args:
             first_id_1: the first token, from the prefill.
             cache: what `fork` returned, after the whole prompt has passed all blocks that run.
             top_k: experts per token of every block of the model.
             skipped: blocks that do not run.
+            max_new_tokens: maximum length of the answer, in tokens.
             timeline: receives one span `decode_NN` for each token after the first.
         """
         ...
@@ -79,7 +81,7 @@ def runtime_for(model: MolmoE, max_new_tokens: int) -> Runtime:
     """
     if model.device.type == "cuda":
         return FixedShapeRuntime(model, max_new_tokens, CudaGraphs(model.device))
-    return EagerRuntime(model, max_new_tokens)
+    return EagerRuntime(model)
 
 
 class EagerRuntime:
@@ -87,15 +89,13 @@ class EagerRuntime:
 
     Args:
         model: the frozen model.
-        max_new_tokens: maximum length of an answer, in tokens.
     """
 
     name = "eager"
     num_bytes = 0
 
-    def __init__(self, model: MolmoE, max_new_tokens: int) -> None:
+    def __init__(self, model: MolmoE) -> None:
         self.model = model
-        self.max_new_tokens = max_new_tokens
         self.max_tokens = model.config.max_position_embeddings
 
     def fork(self, cache: KVCache, num_tokens: int, blocks: Iterable[int]) -> KVCache:
@@ -109,25 +109,24 @@ class EagerRuntime:
         *,
         top_k: Sequence[int],
         skipped: Collection[int],
+        max_new_tokens: int,
         timeline: Timeline,
-    ) -> list[int]:
+    ) -> Iterator[int]:
         """See `Runtime.decode`."""
         steps = greedy_tokens(
             self.model,
             first_id_1,
             cache,
-            max_new_tokens=self.max_new_tokens,
+            max_new_tokens=max_new_tokens,
             top_k=top_k,
             skipped=skipped,
         )
-        token_ids: list[int] = []
         start = timeline.mark()
-        for token_id in steps:
+        for number, token_id in enumerate(steps):
             end = timeline.mark()
-            timeline.add(_stage(token_ids), start, end)
-            token_ids.append(token_id)
+            timeline.add(_stage(number), start, end)
+            yield token_id
             start = end
-        return token_ids
 
 
 class FixedShapeRuntime:
@@ -137,12 +136,12 @@ class FixedShapeRuntime:
 
     Args:
         model: the frozen model.
-        max_new_tokens: maximum length of an answer, in tokens.
+        max_new_tokens: length of an answer for which there is room after any prompt, in tokens.
         launcher: prepares and runs the parts of a step.
     """
 
     def __init__(self, model: MolmoE, max_new_tokens: int, launcher: Launcher) -> None:
-        self.model, self.max_new_tokens, self.launcher = model, max_new_tokens, launcher
+        self.model, self.launcher = model, launcher
         self.max_tokens = capacity_for(model.config, max_new_tokens)
         started = time.perf_counter()
         self.decoder = FixedShapeDecoder(model, TOP_KS, self.max_tokens, launcher)
@@ -176,23 +175,23 @@ class FixedShapeRuntime:
         *,
         top_k: Sequence[int],
         skipped: Collection[int],
+        max_new_tokens: int,
         timeline: Timeline,
-    ) -> list[int]:
+    ) -> Iterator[int]:
         """See `Runtime.decode`."""
         running = [(block, top_k[block]) for block in range(len(top_k)) if block not in skipped]
         self.decoder.start(first_id_1, cache.length(running[0][0]))
-        token_ids: list[int] = []
         start = timeline.mark()
         arriving, end = self.launcher.send(first_id_1), timeline.mark()
-        while True:
-            is_last = len(token_ids) + 1 == self.max_new_tokens
+        for number in range(max_new_tokens):
+            is_last = number + 1 == max_new_tokens
             following = None if is_last else self._launch(running, timeline)
             token_id = arriving()
             end = timeline.seen(end)
-            timeline.add(_stage(token_ids), start, end)
-            token_ids.append(token_id)
+            timeline.add(_stage(number), start, end)
+            yield token_id
             if following is None or token_id == self.model.config.eos_token_id:
-                return token_ids
+                return
             start, (arriving, end) = end, following
 
     def _launch(
@@ -203,6 +202,6 @@ class FixedShapeRuntime:
         return self.launcher.send(self.decoder.token_1), timeline.mark()
 
 
-def _stage(earlier_ids: Sequence[int]) -> str:
-    """The stage of the token after these; the first is part of the prefill and costs its read."""
-    return f"decode_{len(earlier_ids):02}" if earlier_ids else "head"
+def _stage(number: int) -> str:
+    """The stage of a token; the first is part of the prefill and costs its read."""
+    return f"decode_{number:02}" if number else "head"

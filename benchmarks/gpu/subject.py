@@ -50,7 +50,7 @@ class Subject:
         limit = plan.max_new_tokens
         self.fast = self.executor(FixedShapeRuntime(self.model, limit, self.launcher))
         self.uncaptured = self.executor(FixedShapeRuntime(self.model, limit, PlainCalls()))
-        self.eager = self.executor(EagerRuntime(self.model, limit))
+        self.eager = self.executor(EagerRuntime(self.model))
 
     def executor(self, runtime: Runtime) -> MolmoEExecutor:
         """An executor of this model that decodes in a given way."""

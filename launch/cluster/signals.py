@@ -17,10 +17,15 @@ class Stopped(Exception):
 
 
 class StopSignals:
-    """Remembers SIGTERM and Ctrl-C, so that a run can stop between two steps."""
+    """Remembers SIGTERM and Ctrl-C, so that a run can stop between two steps.
 
-    def __init__(self) -> None:
+    Args:
+        consequence: what follows from them, for the log.
+    """
+
+    def __init__(self, consequence: str = "stopping with a checkpoint") -> None:
         self._is_set = False
+        self._consequence = consequence
 
     def listen(self) -> None:
         """Takes both signals from now on."""
@@ -32,7 +37,7 @@ class StopSignals:
         return self._is_set
 
     def _take(self, number: int, _frame: FrameType | None) -> None:
-        logging.warning("%s: stopping with a checkpoint", signal.Signals(number).name)
+        logging.warning("%s: %s", signal.Signals(number).name, self._consequence)
         self._is_set = True
 
 

@@ -5,6 +5,7 @@ Both load the frozen model that they run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -67,22 +68,34 @@ class Decider(Protocol):
         """Runs a question on a large image and one without, so that no later one runs cold."""
         ...
 
+    def follow(self) -> None:
+        """Probes how fast the device is now, if that is due and of use."""
+        ...
+
 
 class FixedKnobs:
-    """Decides on the same configuration for every question and budget."""
+    """Decides on the same configuration for every question and budget.
 
-    def __init__(self, executor: MolmoEExecutor, knobs: Knobs) -> None:
-        self.executor, self.knobs = executor, knobs
-        self.source = f"default configuration {knobs} (no controller given)"
+    Args:
+        executor: the frozen model.
+        knobs: the configuration.
+        source: why this one, in words.
+    """
+
+    def __init__(self, executor: MolmoEExecutor, knobs: Knobs, source: str) -> None:
+        self.executor, self.knobs, self.source = executor, knobs, source
 
     def run(self, sample: Sample, budget_ms: float) -> Mapping[str, Any]:
         """See `Decider.run`."""
-        return _run_knobs(self.executor, sample, self.knobs, budget_ms)
+        return run_knobs(self.executor, sample, self.knobs, budget_ms)
 
     def warm_up(self, picture: Sample, text: Sample) -> None:
         """See `Decider.warm_up`."""
         for sample in (picture, text):
-            _run_knobs(self.executor, sample, self.knobs)
+            run_knobs(self.executor, sample, self.knobs)
+
+    def follow(self) -> None:
+        """Does nothing: the configuration is the same at any speed."""
 
 
 class TrainedController:
@@ -110,15 +123,16 @@ class TrainedController:
             "budgets": BudgetSampler(range=own, uniform_from_ms=own.low_ms),
             "reward": BudgetReward(),
             "present": present,
+            # Whether a missed budget was feasible is of no use here, and would cost another run.
+            "cheapest_ms": lambda _session: math.inf,
         }
         self.executor, self.source = executor, source
         self._runner = GroupRunner(executor, controller, arguments)
-        self._range, self._present, self._say = own, present, say
+        self.range, self.present, self._say = own, present, say
 
     def run(self, sample: Sample, budget_ms: float) -> Mapping[str, Any]:
-        """See `Decider.run`; probes the device first if that is due."""
-        self._follow()
-        known_ms = _known_budget_ms(budget_ms, self._range, self._present, self._say)
+        """See `Decider.run`."""
+        known_ms = known_budget_ms(budget_ms, self.range, self.present, self._say)
         return self._runner.run(sample, known_ms).outcomes[0]
 
     def warm_up(self, picture: Sample, text: Sample) -> None:
@@ -127,14 +141,15 @@ class TrainedController:
         The device is probed after that, when it is warm.
         """
         for tier in TIERS:
-            _run_knobs(self.executor, picture, replace(FULL_KNOBS, tier=tier))
+            run_knobs(self.executor, picture, replace(FULL_KNOBS, tier=tier))
         for sample in (picture, text):
-            self._runner.run(sample, self._range.high_ms)
-        self._follow()
+            self._runner.run(sample, self.range.high_ms)
+        self.follow()
 
-    def _follow(self) -> None:
-        if isinstance(self._present, FollowedTime):
-            self._present.follow()
+    def follow(self) -> None:
+        """See `Decider.follow`."""
+        if isinstance(self.present, FollowedTime):
+            self.present.follow()
 
 
 class AnyAnswer:
@@ -151,7 +166,9 @@ class AnyAnswer:
 
 def load_default(worker: Settings, executor: Settings) -> FixedKnobs:
     """Loads the frozen model and decides on `DEFAULT_KNOBS`; raises ValueError if it cannot."""
-    return FixedKnobs(build_executor(_settled(WorkerConfig(), worker, executor)), DEFAULT_KNOBS)
+    found = build_executor(_settled(WorkerConfig(), worker, executor))
+    source = f"default configuration {DEFAULT_KNOBS} (no controller given)"
+    return FixedKnobs(found, DEFAULT_KNOBS, source)
 
 
 def load_controller(run: Path, worker: Settings, executor: Settings, say: Say) -> TrainedController:
@@ -173,7 +190,7 @@ def load_controller(run: Path, worker: Settings, executor: Settings, say: Say) -
     return TrainedController(found, controller, present, f"controller {folder}", say)
 
 
-def _known_budget_ms(budget_ms: float, own: BudgetRange, present: PresentTime, say: Say) -> float:
+def known_budget_ms(budget_ms: float, own: BudgetRange, present: PresentTime, say: Say) -> float:
     """The budget in the controller's milliseconds, clipped to its range; says what that changes."""
     device_ms, budget_ms = budget_ms, present.to_calibrated(budget_ms)
     if abs(device_ms / budget_ms - 1) > WORTH_SAYING:
@@ -187,7 +204,7 @@ def _known_budget_ms(budget_ms: float, own: BudgetRange, present: PresentTime, s
     return known_ms
 
 
-def _run_knobs(
+def run_knobs(
     executor: MolmoEExecutor, sample: Sample, knobs: Knobs, budget_ms: float = 1e9
 ) -> Mapping[str, Any]:
     """Runs one configuration without a controller; the outcome as the environment reports it."""
@@ -196,7 +213,11 @@ def _run_knobs(
     (execution,) = group.finish([(knobs.top_k, knobs.num_blocks)])
     assert execution is not None
     outcome = {name: getattr(execution, name) for name in execution.__slots__}
-    return {**outcome, "device_ms": execution.latency_ms}
+    return {
+        **outcome,
+        "device_ms": execution.latency_ms,
+        "num_prompt_tokens": execution.num_vision_tokens + execution.num_text_tokens,
+    }
 
 
 def _settled(base: WorkerConfig, worker: Settings, executor: Settings) -> WorkerConfig:

@@ -4,15 +4,16 @@
     answer = answerer.answer("chain: 3 plus 4", budget_ms=60)
     print(answer.text, answer.knobs, answer.latency_ms, answer.within_budget)
 
-Without "runs/one", the folder of a training run, one fixed configuration answers.
+`answerer.stream` yields the text piece by piece while it is decoded, and then the answer. Without
+"runs/one", the folder of a training run, one fixed configuration answers.
 """
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from envs.reward import is_violation
 from envs.spec import Knobs, Sample, check_budget_ms
 from launch.run.deciders import Decider, Say, Settings, load_controller, load_default
+from launch.run.streaming import OnToken, TextPieces, in_thread
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +45,7 @@ class Answer:
         budget_ms: the budget that was asked for.
         finished: whether the model ended the answer itself, within the token limit.
         num_output_tokens: number of decoded tokens, including the end-of-sequence token.
+        num_prompt_tokens: number of vision and text tokens of the prompt.
         clock: the device clock.
         decided_by: what chose the configuration, in words.
     """
@@ -56,6 +59,7 @@ class Answer:
     budget_ms: float
     finished: bool
     num_output_tokens: int
+    num_prompt_tokens: int
     clock: str
     decided_by: str
 
@@ -68,12 +72,7 @@ class Answer:
         """The answer as plain values, times rounded to microseconds: `generate.py --json`."""
         return {
             "answer": self.text,
-            "choices": {
-                "tier": self.knobs.tier.name.lower(),
-                "position": self.knobs.position,
-                "top_k": self.knobs.top_k,
-                "num_blocks": self.knobs.num_blocks,
-            },
+            "choices": self.knobs.to_json(),
             "decided_by": self.decided_by,
             "stages_ms": {name: round(ms, 3) for name, ms in self.stages_ms.items()},
             "host_ms": round(self.host_ms, 3),
@@ -127,14 +126,13 @@ class Answerer:
         else:
             decider = load_controller(Path(run), *settings, say)
         say("warming up ...")
-        image = Image.new("RGB", WARM_UP_IMAGE_SIZE, "grey")
-        decider.warm_up(as_sample("what is it", image), as_sample("what is it", None))
+        warm_up(decider)
         return cls(decider)
 
     def answer(
         self, question: str, *, budget_ms: float, image: Image.Image | Path | str | None = None
     ) -> Answer:
-        """Answers one question.
+        """Answers one question, after a probe of the device if one is due.
 
         Args:
             question: the question, in the style of its task.
@@ -145,8 +143,77 @@ class Answerer:
         Raises:
             ValueError: an unusable budget, question or image.
         """
-        budget_ms = check_budget_ms(budget_ms)
-        outcome = self._decider.run(as_sample(question, image), budget_ms)
+        budget_ms, sample = check_budget_ms(budget_ms), as_sample(question, image)
+        self._decider.follow()
+        return self.run(sample, budget_ms)
+
+    def stream(
+        self, question: str, *, budget_ms: float, image: Image.Image | Path | str | None = None
+    ) -> Iterator[str | Answer]:
+        """Answers one question like `answer`: yields pieces of its text, then the answer.
+
+        The question runs in a thread of its own. Its end is waited for even if the iterator is
+        closed early.
+
+        Raises:
+            ValueError: an unusable budget, question or image.
+        """
+        budget_ms, sample = check_budget_ms(budget_ms), as_sample(question, image)
+        self._decider.follow()
+        pieces = self.pieces()
+        for report in in_thread(lambda tell: self.run(sample, budget_ms, on_token=tell)):
+            if isinstance(report, Answer):
+                if rest := pieces.rest(report.text):
+                    yield rest
+                yield report
+            elif piece := pieces.add(report):
+                yield piece
+
+    def pieces(self) -> TextPieces:
+        """Turns the tokens of one answer into text."""
+        executor = self._decider.executor
+        return TextPieces(executor.preprocessor.decode, executor.model.config.eos_token_id)
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Maximum length of an answer, in tokens."""
+        return self._decider.executor.config.max_new_tokens
+
+    def run(
+        self,
+        sample: Sample,
+        budget_ms: float,
+        *,
+        max_new_tokens: int | None = None,
+        on_token: OnToken | None = None,
+    ) -> Answer:
+        """Answers at once, without a probe: for whoever calls `follow` between the questions.
+
+        Args:
+            sample: see `as_sample`.
+            budget_ms: see `answer`.
+            max_new_tokens: maximum length of this answer, if it is to be shorter than others.
+            on_token: called with each token as soon as it is decoded.
+
+        Raises:
+            ValueError: an unusable budget, question or image.
+        """
+        executor = self._decider.executor
+        config, unheard = executor.config, executor.on_token
+        if max_new_tokens is not None:
+            limit = min(max_new_tokens, config.max_new_tokens)
+            executor.config = replace(config, max_new_tokens=limit)
+        executor.on_token = on_token or unheard
+        try:
+            return self._as_answer(self._decider.run(sample, budget_ms), budget_ms)
+        finally:
+            executor.on_token, executor.config = unheard, config
+
+    def follow(self) -> None:
+        """Probes how fast the device is now, if that is due and the decider wants to know."""
+        self._decider.follow()
+
+    def _as_answer(self, outcome: Mapping[str, Any], budget_ms: float) -> Answer:
         return Answer(
             text=outcome["answer"],
             knobs=outcome["knobs"],
@@ -157,9 +224,16 @@ class Answerer:
             budget_ms=budget_ms,
             finished=outcome["finished"],
             num_output_tokens=outcome["num_output_tokens"],
+            num_prompt_tokens=outcome["num_prompt_tokens"],
             clock=self._decider.executor.clock_name,
             decided_by=self._decider.source,
         )
+
+
+def warm_up(decider: Decider) -> None:
+    """Runs questions on a large image and without one, so that no later question runs cold."""
+    image = Image.new("RGB", WARM_UP_IMAGE_SIZE, "grey")
+    decider.warm_up(as_sample("what is it", image), as_sample("what is it", None))
 
 
 def as_sample(question: str, image: Image.Image | Path | str | None) -> Sample:

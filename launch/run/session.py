@@ -38,8 +38,9 @@ from launch.run.resume import (
     check_resumable,
     fingerprint_from_state,
 )
+from launch.run.run_metrics import RunMetrics
 from launch.run.standing import best_table_accuracy, comparable, finish
-from launch.run.state import Run
+from launch.run.state import Run, Stopwatch
 from launch.run.uploads import Uploader
 from launch.run.warm_start import warm_start_from_profile
 from learner.actor import initial_controller
@@ -308,7 +309,7 @@ class Session:
         fingerprint: Fingerprint | None,
         checkpoint: Checkpoint | None,
     ) -> Run:
-        config, next_step = self.config, 0
+        config, next_step, metrics = self.config, 0, RunMetrics()
         if checkpoint is not None:
             next_step = int(checkpoint.state["next_step"])
             state: dict[str, Any] | None = checkpoint.learner_state
@@ -335,6 +336,8 @@ class Session:
             ),
             is_stopping=self.stop.is_set,
             on_saved=self.uploader.submit if self.uploader else lambda _path: None,
+            on_step=metrics.step,
+            watch=Stopwatch(on_part=metrics.enter),
         )
         budgets = setup.budgets
         run.reporter.say(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -78,17 +78,25 @@ class LearnerLike(Protocol):
 
 @dataclass(slots=True, kw_only=True)
 class Stopwatch:
-    """Seconds spent in each part of a step."""
+    """Seconds spent in each part of a step.
+
+    Attributes:
+        seconds: by name of the part.
+        on_part: told the name of a part that begins, and an empty one when it ends.
+    """
 
     seconds: dict[str, float] = field(default_factory=dict)
+    on_part: Callable[[str], object] = lambda _name: None
 
     @contextmanager
     def part(self, name: str):
         """Adds the time of the `with` block to a part."""
         started = time.perf_counter()
+        self.on_part(name)
         try:
             yield
         finally:
+            self.on_part("")
             elapsed = time.perf_counter() - started
             self.seconds[name] = self.seconds.get(name, 0.0) + elapsed
 
@@ -129,6 +137,7 @@ class Run:
         next_step: the first step that is not done yet.
         is_stopping: called between steps; the loop ends when it returns True.
         on_saved: called with the folder of every new checkpoint, for instance to copy it.
+        on_step: called with the number, the groups and the scalars of every step that is done.
         in_flight: batches that are submitted but not yet learned from.
     """
 
@@ -145,6 +154,9 @@ class Run:
     next_step: int = 0
     is_stopping: Callable[[], bool] = lambda: False
     on_saved: Callable[[Path], object] = lambda _path: None
+    on_step: Callable[[int, Sequence[GroupRollout], Mapping[str, float]], object] = (
+        lambda _step, _groups, _scalars: None
+    )
     watch: Stopwatch = field(default_factory=Stopwatch)
     in_flight: deque[Submitted] = field(default_factory=deque)
     _collected: list[GroupRollout] | None = None
@@ -233,6 +245,7 @@ class Run:
             **{f"fleet_waiting/{name}": share for name, share in stats.waiting_share.items()},
         }
         self.reporter.scalars(step, scalars)
+        self.on_step(step, groups, scalars)
         self.reporter.progress(step, scalars, stats.slowest)
         if step % 10 == 0:
             self.reporter.choices(step, groups)

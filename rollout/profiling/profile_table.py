@@ -15,7 +15,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from envs.calibration import Calibration
-from envs.spec import Knobs, all_knobs
+from envs.spec import Knobs, knobs_by_name
 from rollout.fingerprint import Fingerprint
 
 
@@ -75,7 +75,7 @@ class ProfileTable:
         """
         if not rows:
             raise ValueError("the profile holds no sample: measure at least one")
-        known = {str(knobs): knobs for knobs in all_knobs()}
+        known = knobs_by_name()
         names = list(rows[0]["scores"])
         for row in rows:
             if list(row["scores"]) != names:

@@ -33,8 +33,10 @@ class Kept:
         return getattr(self.runtime, name)
 
     def decode(self, *arguments, **options):
-        self.answers.append(self.runtime.decode(*arguments, **options))
-        return self.answers[-1]
+        self.answers.append([])
+        for token_id in self.runtime.decode(*arguments, **options):
+            self.answers[-1].append(token_id)
+            yield token_id
 
 
 def with_runtime(executor, runtime):
@@ -56,7 +58,7 @@ def fixed_shape(executor, launcher=None):
 
 
 def growing(executor):
-    return with_runtime(executor, EagerRuntime(executor.model, executor.config.max_new_tokens))
+    return with_runtime(executor, EagerRuntime(executor.model))
 
 
 def run(executor, sample, knobs):

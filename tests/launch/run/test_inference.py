@@ -1,6 +1,7 @@
 """A model that is loaded once and answers many questions; on the random model."""
 
 import json
+import re
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
@@ -11,10 +12,16 @@ from launch.joint_grpo import train
 from launch.run import deciders
 from launch.run.deciders import DEFAULT_KNOBS, TrainedController
 from launch.run.inference import Answerer, grouped
+from policy.config import ControllerConfig
+from policy.controller import Controller
+from rollout.build import EMBEDDED
 from rollout.fingerprint import Fingerprint
 from rollout.group_sharing import MolmoEGroupSession
+from rollout.image_feature import image_dim
 from rollout.latency.drift import PROBES_KEPT, FollowedTime
+from rollout.molmoe.config import resolve_config
 from tests import launch_rig
+from tests.conftest import ROOT
 from tests.rollout import rig
 
 IMAGE = rig.NoiseTask().sample("train", 3).image
@@ -65,6 +72,20 @@ def test_a_controller_answers_one_question_after_the_other(trained, controller_f
     assert about_image.stages_ms["vision_global"] > 0
     assert about_nothing.stages_ms["vision_global"] == 0
     assert about_image.decided_by == f"controller {controller_folder}"
+
+
+@pytest.mark.slow
+def test_the_readmes_lines(tmp_path, capsys):
+    """On the model that ships, with a controller that has learned nothing."""
+    config = resolve_config(EMBEDDED)
+    widths = config.d_model, image_dim(config)
+    Controller(ControllerConfig.for_budgets(*widths, rig.BUDGETS)).save(tmp_path)
+    readme = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    (lines,) = [block for block in blocks if "Answerer.load" in block]
+    exec(lines.replace("runs/one", str(tmp_path)), {})
+    printed = capsys.readouterr().out
+    assert re.search(r"\w-p[1-5]-k[4-8]-b1[2-6] [\d.]+ (True|False)", printed), printed
 
 
 def test_an_image_may_be_a_file(trained, tmp_path):

@@ -27,6 +27,7 @@ def an_answer(latency_ms=10.0, budget_ms=20.0, text="Löwe"):
         budget_ms=budget_ms,
         finished=True,
         num_output_tokens=2,
+        num_prompt_tokens=9,
         clock="cpu",
         decided_by="a test",
     )

@@ -1,0 +1,83 @@
+"""Serves a trained controller over HTTP: OpenAI's chat completions, and a page to try it.
+
+    python launch/serve.py RUN [--option value ...]
+
+Needs the extra `serve`: pip install -c constraints.txt -e '.[serve]'. The models that it offers
+are policies: the controller, its rivals, and any configuration by name, such as low-p1-k4-b12.
+"""
+
+import sys
+
+from launch.cluster.signals import stop_quietly
+
+if __name__ == "__main__":
+    stop_quietly()
+
+import logging
+import os
+import threading
+
+import tyro
+from rich.console import Console
+
+from launch.cluster.console import connect, one_clear_error, refuse_unknown_options
+from launch.cluster.signals import StopSignals
+from launch.serving.config import ServeConfig
+
+REPORT_INTERVAL_MS = 2000
+"""How often the processes of a local cluster report their metrics to the node's agent."""
+
+CHECK_S = 0.2
+"""How often the program looks whether it was asked to stop."""
+
+
+def serve(config: ServeConfig, console: Console) -> int:
+    """Serves until SIGTERM or Ctrl-C, then finishes what is running."""
+    config.token()  # refuses an open address before anything slow
+    _check_run(config)
+    try:
+        from launch.serving import deployment
+    except ImportError as error:
+        raise RuntimeError(
+            f"{error}: install the extra, pip install -c constraints.txt -e '.[serve]'"
+        ) from None
+    from launch.serving.page import render, shipped_examples
+
+    console.print("starting Ray Serve, loading the model ...")
+    os.environ.setdefault("RAY_metrics_report_interval_ms", str(REPORT_INTERVAL_MS))
+    os.environ.setdefault("RAY_worker_niceness", "0")  # by default a background job's, 15
+    deployment.set_proxy_limits(config.limits)
+    connect(config.address)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    stop, stopped = StopSignals("stopping after the requests that are running"), threading.Event()
+    stop.listen()
+    examples = shipped_examples() if config.model.is_embedded else []
+    deployment.start(config, render(examples, config.budget_ms))
+    console.print(f"ready: http://{_shown(config.host)}:{config.port}  (Ctrl-C stops)")
+    while not stop.is_set():
+        stopped.wait(CHECK_S)
+    deployment.stop()
+    return 0
+
+
+def _check_run(config: ServeConfig) -> None:
+    """Refuses a folder without a controller before Ray is started."""
+    if config.run is not None:
+        from learner.checkpoint import find_controller
+
+        find_controller(config.run)
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def main() -> int:
+    """Reads the command line and serves."""
+    refuse_unknown_options(sys.argv[1:], ServeConfig)
+    config = tyro.cli(ServeConfig, prog="serve.py", description=__doc__)
+    return serve(config, Console(soft_wrap=True, highlight=False))
+
+
+if __name__ == "__main__":
+    sys.exit(one_clear_error(main))

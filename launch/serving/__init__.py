@@ -1,0 +1,1 @@
+"""Serves a trained controller over HTTP, on Ray Serve."""

@@ -1,0 +1,212 @@
+"""Requests on their way through the queue to a replica and back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+
+from launch.serving.admission import Admission, Ticket
+from launch.serving.episodes import (
+    CHEAPEST,
+    EpisodeRequest,
+    EpisodeResult,
+    ReplicaFacts,
+    ReplicaLostError,
+    Replicas,
+)
+from launch.serving.errors import ApiError
+from launch.serving.images import open_within
+from launch.serving.limits import Limits
+from launch.serving.requests import Question
+from launch.serving.responses import Served
+from launch.serving.watching import Watcher
+
+log = logging.getLogger(__name__)
+
+DECODERS = 2
+"""Number of images that are decoded at a time, each of up to `Limits.megapixels`."""
+
+MAX_LOSSES = 2
+"""Number of replicas that a request may lose before it fails."""
+
+
+class Reports(asyncio.Queue[str | Served | ApiError]):
+    """What is told to the client: pieces of text, and an end.
+
+    Attributes:
+        has_text: whether there was a piece of text.
+    """
+
+    has_text = False
+
+    def put_text(self, piece: str) -> None:
+        """Adds a piece of text."""
+        self.has_text = True
+        self.put_nowait(piece)
+
+
+class Gateway:
+    """Takes questions, lets them wait for a free replica, and passes their answers on.
+
+    Args:
+        replicas: the replicas.
+        admission: the queue.
+        limits: limits of one request.
+        watcher: told of every request.
+    """
+
+    def __init__(
+        self, replicas: Replicas, admission: Admission, limits: Limits, watcher: Watcher
+    ) -> None:
+        self.replicas, self.admission = replicas, admission
+        self.limits, self.watcher = limits, watcher
+        self.known: ReplicaFacts | None = None
+        self._decoders = asyncio.Semaphore(DECODERS)
+        self._episodes: set[asyncio.Task[None]] = set()
+
+    async def refresh(self) -> None:
+        """Asks how many replicas there are, and the first one about itself."""
+        if self.known is None:
+            self.known = await self.replicas.facts()
+            self.admission.estimates.start(self.known.cheapest)
+        self.admission.resize(await self.replicas.count())
+        self.watch()
+
+    def watch(self) -> None:
+        """Tells the watcher the state of the queue."""
+        self.watcher.queue(
+            num_waiting=self.admission.num_waiting,
+            num_running=self.admission.num_running,
+            num_replicas=self.admission.num_replicas,
+        )
+
+    def facts(self) -> ReplicaFacts:
+        """What the replicas offer.
+
+        Raises:
+            ApiError: 503, because none has started yet.
+        """
+        if self.known is None:
+            message = "the model is being loaded: try again"
+            raise ApiError(503, message, code="starting", retry_after_s=5)
+        return self.known
+
+    async def ask(self, question: Question, arrived_s: float) -> AsyncGenerator[str | Served, None]:
+        """Yields the answer's text piece by piece, then all about it.
+
+        A client that leaves gives its place in the queue up. An episode that has begun ends by
+        itself, and occupies its replica until then.
+
+        Raises:
+            ApiError: the request is refused, or failed.
+        """
+        turn, reports = asyncio.Event(), Reports()
+        ticket = self.admission.arrive(
+            budget_ms=question.budget_ms,
+            has_image=question.image is not None,
+            arrived_s=arrived_s,
+            on_turn=turn.set,
+        )
+        episode = asyncio.create_task(self._serve(question, ticket, turn, reports))
+        self._episodes.add(episode)
+        episode.add_done_callback(self._episodes.discard)
+        try:
+            while True:
+                report = await reports.get()
+                if isinstance(report, ApiError):
+                    raise report
+                yield report
+                if isinstance(report, Served):
+                    return
+        finally:
+            if ticket.begun_s is None:
+                episode.cancel()
+
+    async def _serve(
+        self, question: Question, ticket: Ticket, turn: asyncio.Event, reports: Reports
+    ) -> None:
+        """Brings one request to its end, and always reports one."""
+        try:
+            # Only now, so that a request that is refused costs little.
+            await self._check_image(question)
+            served = await self._outlive_replicas(question, ticket, turn, reports)
+            self.watcher.answered(question.model, served)
+            reports.put_nowait(served)
+        except ApiError as error:
+            reports.put_nowait(error)
+        except Exception:
+            log.exception("a request failed")
+            message = "the server failed to answer: try again"
+            reports.put_nowait(ApiError(500, message, code="internal_error"))
+        finally:
+            self.admission.leave(ticket)
+
+    async def _check_image(self, question: Question) -> None:
+        """Raises ApiError unless the image is a sound one within limits."""
+        if question.image is not None:
+            async with self._decoders:
+                await asyncio.to_thread(open_within, question.image, self.limits.megapixels)
+
+    async def _outlive_replicas(
+        self, question: Question, ticket: Ticket, turn: asyncio.Event, reports: Reports
+    ) -> Served:
+        """The answer, from another replica if one is lost and no text has been sent yet."""
+        for _ in range(MAX_LOSSES):
+            await self._wait(turn)
+            try:
+                return await self._episode(question, ticket, reports)
+            except ReplicaLostError:
+                self.admission.resize(max(0, self.admission.num_replicas - 1))
+                if question.is_streamed and reports.has_text:
+                    break
+                turn.clear()
+                self.admission.wait_again(ticket)
+        message = "the replica that was answering died: try again"
+        raise ApiError(503, message, code="replica_lost", retry_after_s=1)
+
+    async def _wait(self, turn: asyncio.Event) -> None:
+        seconds = self.limits.wait_timeout_s
+        try:
+            await asyncio.wait_for(turn.wait(), seconds)
+        except TimeoutError:
+            message = f"no replica was free for {seconds:g} s: try again later"
+            raise ApiError(503, message, code="wait_timeout", retry_after_s=seconds) from None
+
+    async def _episode(self, question: Question, ticket: Ticket, reports: Reports) -> Served:
+        budget_ms = self.admission.begin(ticket)
+        request = EpisodeRequest(
+            policy=CHEAPEST if ticket.is_late else question.model,
+            text=question.text,
+            image=question.image,
+            budget_ms=budget_ms,
+            max_new_tokens=question.max_new_tokens,
+        )
+        seconds = self.limits.episode_timeout_s
+        try:
+            async with asyncio.timeout(seconds):
+                result = await self._pass_on(request, reports)
+        except TimeoutError:
+            message = f"the answer was not complete after {seconds:g} s"
+            raise ApiError(504, message, code="episode_timeout") from None
+        self.admission.observe(
+            ticket,
+            latency_ms=result.latency_ms,
+            wall_ms=result.wall_ms,
+            is_cheapest=result.is_cheapest,
+        )
+        return Served(
+            result=result,
+            budget_ms=question.budget_ms,
+            waited_ms=self.admission.waited_ms(ticket),
+            total_ms=1e3 * (self.admission.now() - ticket.arrived_s),
+            is_late=ticket.is_late,
+        )
+
+    async def _pass_on(self, request: EpisodeRequest, reports: Reports) -> EpisodeResult:
+        """Reports the pieces of text as they come; returns the result."""
+        async for report in self.replicas.stream(request):
+            if isinstance(report, EpisodeResult):
+                return report
+            reports.put_text(report)
+        raise ReplicaLostError

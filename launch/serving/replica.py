@@ -1,0 +1,134 @@
+"""One replica: a model on a device, with one episode in flight."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+from PIL import Image
+
+from launch.run.inference import WARM_UP_IMAGE_SIZE, Answer, Answerer, as_sample
+from launch.run.policies import Policies
+from launch.serving.episodes import CHEAPEST, EpisodeRequest, EpisodeResult, ReplicaFacts
+from launch.serving.errors import invalid
+from launch.serving.estimates import CheapestTimes
+
+IDLE_S = 0.5
+"""A device is probed only when nobody has asked for so long."""
+
+UNLIMITED_MS = 1e6
+"""A budget that everything meets."""
+
+
+class Replica:
+    """Answers one question at a time, in one thread, which the device's clock needs.
+
+    Args:
+        load: loads the policies, in that thread.
+        episode_timeout_s: time after which an episode counts as stuck.
+    """
+
+    def __init__(self, load: Callable[[], Policies], episode_timeout_s: float) -> None:
+        self._thread = ThreadPoolExecutor(1, "episodes")
+        self._episode_timeout_s = episode_timeout_s
+        self._started_s: float | None = None
+        self._asked_s = time.monotonic()
+        self.policies = self._thread.submit(load).result()
+        self.facts = self._thread.submit(self._measure).result()
+
+    def check_alive(self) -> None:
+        """Raises RuntimeError if an episode is stuck."""
+        started_s = self._started_s
+        if started_s is not None and time.monotonic() - started_s > self._episode_timeout_s:
+            raise RuntimeError(f"an episode takes longer than {self._episode_timeout_s:g} s")
+
+    async def stream(self, request: EpisodeRequest) -> AsyncIterator[str | EpisodeResult]:
+        """Yields the text piece by piece as it is decoded, then the result.
+
+        Raises:
+            ApiError: the question cannot be answered.
+        """
+        loop, reports = asyncio.get_running_loop(), asyncio.Queue[int | None]()
+        self._asked_s = asked_s = time.monotonic()
+        self.facts.check_known(request.policy)
+        answerer = self.policies.answerer(request.policy)
+
+        def episode() -> Answer:
+            # A probe may have been in the way.
+            late_ms = 1e3 * (time.monotonic() - asked_s)
+            left_ms = max(request.budget_ms - late_ms, 1.0)
+            return self._run(answerer, replace(request, budget_ms=left_ms), tell)
+
+        def tell(token_id: int | None) -> None:
+            loop.call_soon_threadsafe(reports.put_nowait, token_id)
+
+        ended = loop.run_in_executor(self._thread, episode)
+        ended.add_done_callback(lambda _: reports.put_nowait(None))
+        pieces = answerer.pieces()
+        while (token_id := await reports.get()) is not None:
+            if piece := pieces.add(token_id):
+                yield piece
+        answer = await ended
+        if rest := pieces.rest(answer.text):
+            yield rest
+        yield as_result(answer)
+        loop.call_later(IDLE_S, self._follow_if_idle)
+
+    def _run(
+        self, answerer: Answerer, request: EpisodeRequest, tell: Callable[[int], object]
+    ) -> Answer:
+        self._started_s = time.monotonic()
+        try:
+            image = None if request.image is None else Image.open(io.BytesIO(request.image))
+            return answerer.run(
+                as_sample(request.text, image),
+                request.budget_ms,
+                max_new_tokens=request.max_new_tokens,
+                on_token=tell,
+            )
+        except ValueError as error:
+            raise invalid(str(error), "messages") from None
+        finally:
+            self._started_s = None
+
+    def _follow_if_idle(self) -> None:
+        if time.monotonic() - self._asked_s >= IDLE_S and self._started_s is None:
+            self._thread.submit(self.policies.answerer(self.policies.default).follow)
+
+    def _measure(self) -> ReplicaFacts:
+        """Measures the cheapest configuration, on a large image and without one."""
+        cheapest = self.policies.answerer(CHEAPEST)
+        picture = Image.new("RGB", WARM_UP_IMAGE_SIZE, "grey")
+        times_ms = []
+        for image in (picture, None):
+            sample = as_sample("what is it", image)
+            runs = [cheapest.run(sample, UNLIMITED_MS).latency_ms for _ in range(3)]
+            times_ms.append(sorted(runs)[1])
+        image_ms, text_ms = times_ms
+        times = CheapestTimes(image_ms=image_ms, text_ms=text_ms)
+        return ReplicaFacts(
+            policies=self.policies.names,
+            cheapest=times,
+            budget_range_ms=self.policies.budget_range_ms(),
+        )
+
+
+def as_result(answer: Answer) -> EpisodeResult:
+    """The answer without what only a model's process can read."""
+    return EpisodeResult(
+        text=answer.text,
+        knobs=answer.knobs,
+        decided_by=answer.decided_by,
+        stages_ms=dict(answer.stages_ms),
+        latency_ms=answer.latency_ms,
+        wall_ms=answer.wall_ms,
+        host_ms=answer.host_ms,
+        clock=answer.clock,
+        finished=answer.finished,
+        num_output_tokens=answer.num_output_tokens,
+        num_prompt_tokens=answer.num_prompt_tokens,
+    )

@@ -1,0 +1,23 @@
+"""What the gateway tells whoever watches it: the metrics, or a test."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from launch.serving.responses import Served
+
+
+class Watcher(Protocol):
+    """Told of every request and of the queue."""
+
+    def answered(self, model: str, served: Served) -> None:
+        """A request was answered."""
+        ...
+
+    def refused(self, model: str, code: str) -> None:
+        """A request was refused or failed, with the code of its error."""
+        ...
+
+    def queue(self, *, num_waiting: int, num_running: int, num_replicas: int) -> None:
+        """The present state of the queue."""
+        ...

@@ -1,0 +1,87 @@
+"""Policies by name, and the tables that a run's budgets give."""
+
+from dataclasses import asdict, replace
+
+import pytest
+
+from envs.calibration import SteadyTime
+from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS
+from launch.run import policies
+from launch.run.deciders import DEFAULT_KNOBS
+from launch.run.inference import as_sample
+from launch.run.policies import LookupTable, Policies, tables
+from launch.run.recipes import SHIPPED_PROFILE
+from rollout.profiling.profile_table import ProfileTable
+from tests.rollout import rig
+
+
+def test_without_a_run_there_are_fixed_configurations(model_folder):
+    settings = {"model": str(model_folder), "device": "cpu"}
+    found = Policies.load(worker_settings=settings, executor_settings={"max_new_tokens": 2})
+    assert found.names == ("default", "full", "cheapest")
+    assert found.default == "default"
+    assert found.budget_range_ms() is None
+    for name, knobs in (
+        *(("default", DEFAULT_KNOBS), ("full", FULL_KNOBS), ("cheapest", CHEAPEST_KNOBS)),
+        (str(FULL_KNOBS), FULL_KNOBS),
+    ):
+        assert found.answerer(name).answer("what", budget_ms=50).knobs == knobs
+    with pytest.raises(KeyError):
+        found.answerer("other")
+
+
+def test_a_lookup_table_takes_the_largest_budget_that_is_not_above():
+    entries = {20.0: CHEAPEST_KNOBS, 40.0: DEFAULT_KNOBS, 60.0: FULL_KNOBS}
+    table = LookupTable(rig.executor(), entries, SteadyTime(), "a test")
+    sample = as_sample("what is it", None)
+    chosen = [table.run(sample, ms)["knobs"] for ms in (1, 20, 39.9, 40, 59, 60, 1e6)]
+    assert chosen == [
+        *(CHEAPEST_KNOBS, CHEAPEST_KNOBS, CHEAPEST_KNOBS),
+        *(DEFAULT_KNOBS, DEFAULT_KNOBS, FULL_KNOBS, FULL_KNOBS),
+    ]
+
+
+class FakeController:
+    """As much of a trained controller as the tables need."""
+
+    range, present, executor = rig.BUDGETS.range, SteadyTime(), None
+
+
+def state_of_a_run(profile):
+    calibration = replace(profile.calibration, clock="thread_cpu_time")
+    return {"calibration": asdict(calibration), "fingerprint": profile.fingerprint.to_json()}
+
+
+class FakeStore:
+    def __init__(self, state):
+        self.state = state
+
+    def __call__(self, _folder):
+        return self
+
+    def load(self, _folder):
+        return self
+
+
+def test_tables_are_chosen_on_the_shipped_profile(tmp_path, monkeypatch):
+    (tmp_path / policies.STATE_NAME).write_text("{}")
+    state = state_of_a_run(ProfileTable.load(SHIPPED_PROFILE))
+    monkeypatch.setattr(policies, "CheckpointStore", FakeStore(state))
+    found = tables(tmp_path, FakeController(), pytest.fail)
+    assert list(found) == ["lookup", "static"]
+    assert "best static configuration" in found["static"].source
+
+
+def test_there_are_no_tables_for_another_model_or_simulated_latencies(tmp_path, monkeypatch):
+    said = []
+    assert tables(tmp_path, FakeController(), said.append) == {}
+    (tmp_path / policies.STATE_NAME).write_text("{}")
+    profile = ProfileTable.load(SHIPPED_PROFILE)
+    state = state_of_a_run(profile)
+    other = replace(profile.fingerprint, weights="0" * 64).to_json()
+    simulated = {**state["calibration"], "clock": "simulated"}
+    for changed in ({"fingerprint": other}, {"calibration": simulated}, {"fingerprint": None}):
+        monkeypatch.setattr(policies, "CheckpointStore", FakeStore({**state, **changed}))
+        assert tables(tmp_path, FakeController(), said.append) == {}
+    reasons = ("saved outside a run", "weights: ", "were simulated", "were simulated")
+    assert all(reason in line for reason, line in zip(reasons, said, strict=True))
