@@ -13,6 +13,7 @@ import statistics
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import openai
 import pytest
@@ -71,6 +72,15 @@ def test_the_official_client_asks_about_text_and_images(client):
     fixed = client.chat.completions.create(model="low-p1-k4-b12", messages=question())
     assert fixed.latency_budget["choices"]["tier"] == "low"
     assert fixed.latency_budget["budget_ms"] == 5000
+
+
+def test_the_readmes_lines(server, capsys):
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    (lines,) = [block for block in blocks if "OpenAI(" in block]
+    assert "http://127.0.0.1:8000/v1" in lines
+    exec(lines.replace("http://127.0.0.1:8000", server.url), {})
+    assert re.search(r"(True|False)$", capsys.readouterr().out.strip())
 
 
 def test_the_official_client_streams(client):
