@@ -74,5 +74,5 @@ def test_loading_overlaps_with_the_device():
     finally:
         ray.shutdown()
     print(f"waiting {alone_s:.1f} and {ahead_s:.1f} s, busy {busy_alone:.0%}, {busy_ahead:.0%}")
-    assert ahead_s < alone_s / 2
+    assert ahead_s < alone_s / 3
     assert busy_ahead > busy_alone

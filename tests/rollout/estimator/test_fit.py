@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from rollout.estimator.fit import EstimatorFit, FitConfig
+from rollout.estimator.fit import EstimatorFit, FitConfig, subnormals_as_zero
 from rollout.estimator.latency_table import LatencyTable, split_by_sample
 from rollout.profiling.records import DecodeReading, ProfileReader
 from tests.rollout.estimator.synthetic import write_profiles
@@ -59,3 +59,15 @@ def test_senseless_options_are_refused(tables):
             FitConfig(**options)
     with pytest.raises(ValueError, match="no multiple of 3 workers"):
         EstimatorFit(*tables, CONFIG, world_size=3)
+
+
+def test_subnormal_numbers_are_zero_inside_only():
+    if not torch.set_flush_denormal(False):
+        pytest.skip("this CPU has no such mode")
+    tiny = torch.full((64,), 1e-38)
+    with subnormals_as_zero():
+        assert (tiny * 0.01 == 0).all()
+    assert (tiny * 0.01 > 0).all()
+    with pytest.raises(ZeroDivisionError), subnormals_as_zero():
+        _ = 1 / 0
+    assert (tiny * 0.01 > 0).all()
