@@ -29,6 +29,7 @@ class ScalingConfig:
         replicas: number of replicas; 0 means one per GPU, or one per CPU core if there is no GPU.
         max_replicas: with a number, replicas are added and removed between `replicas`, at least 1,
             and this one.
+        start_timeout_s: time limit for all replicas to load the model and be ready, in seconds.
         target_busy_share: share of their time that replicas are to be busy when they are scaled.
         upscale_delay_s: how long they must be busier before one is added, in seconds.
         downscale_delay_s: how long they must be less busy before one is removed, in seconds.
@@ -39,6 +40,7 @@ class ScalingConfig:
 
     replicas: int = 0
     max_replicas: int | None = None
+    start_timeout_s: float = 600.0
     target_busy_share: float = 0.7
     upscale_delay_s: float = 10.0
     downscale_delay_s: float = 300.0
@@ -50,7 +52,7 @@ class ScalingConfig:
         check_within(self, "max_replicas", low=max(1, self.replicas))
         check_within(self, "target_busy_share", low=0, above=True, high=1)
         check_within(self, "upscale_delay_s", "downscale_delay_s", low=0)
-        check_within(self, "drain_s", "health_check_s", low=0, above=True)
+        check_within(self, "start_timeout_s", "drain_s", "health_check_s", low=0, above=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import time
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -38,6 +39,9 @@ LIMITS_VARIABLE = "LATENCY_BUDGET_LIMITS"
 
 PROXY_CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 """Environment variable that names a function with further middleware of Serve's proxies."""
+
+START_CHECK_S = 0.2
+"""How often a starting server is asked whether it is ready."""
 
 GATEWAY_REQUESTS = 1000
 """Number of requests in the gateway at a time, those included that are about to be refused."""
@@ -183,7 +187,8 @@ def start(config: ServeConfig, page: str) -> None:
     """Starts the server on the connected cluster and waits until it answers.
 
     Raises:
-        RuntimeError: it does not start, for instance because the model cannot be loaded.
+        RuntimeError: it does not start, for instance because the model cannot be loaded, or the
+            cluster has no room for the replicas.
     """
     serve.start(
         proxy_location="HeadOnly",
@@ -193,7 +198,26 @@ def start(config: ServeConfig, page: str) -> None:
             "request_timeout_s": config.limits.request_timeout_s,
         },
     )
-    serve.run(application(config, page), name=APPLICATION, route_prefix="/")
+    target = serve.RunTarget(application(config, page), name=APPLICATION, route_prefix="/")
+    serve.run_many([target], wait_for_applications_running=False)
+    _wait_until_running(config.scaling.start_timeout_s)
+
+
+def _wait_until_running(limit_s: float) -> None:
+    deadline_s = time.monotonic() + limit_s
+    while True:
+        found = serve.status().applications.get(APPLICATION)
+        if found and found.status == "RUNNING":
+            return
+        if found and found.status == "DEPLOY_FAILED":
+            raise RuntimeError(f"the server does not start: {found.message}")
+        if time.monotonic() > deadline_s:
+            reasons = [d.message for d in found.deployments.values()] if found else []
+            raise RuntimeError(
+                f"the replicas are not ready after {limit_s:g} s: lower scaling.replicas, or raise "
+                f"scaling.start-timeout-s. {' '.join(filter(None, reasons))}".strip()
+            )
+        time.sleep(START_CHECK_S)
 
 
 def from_arguments(arguments: dict[str, Any]) -> serve.Application:

@@ -286,3 +286,10 @@ def test_the_page_in_a_browser(server, browser, tmp_path):
     assert severe == []
     browser.set_window_size(500, 900)
     assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_a_server_without_room_for_its_replicas_says_so(model_folder, tmp_path):
+    arguments = ("--model.model", model_folder, "--model.device", "cpu")
+    room = ("--scaling.replicas", os.cpu_count() + 1, "--scaling.start-timeout-s", 1)
+    with pytest.raises(AssertionError, match=r"not ready after 1 s: lower scaling\.replicas"):
+        RunningServer(tmp_path / "log", *arguments, *room)
