@@ -31,11 +31,18 @@ NUM_OUTPUTS = 1 + NUM_TIER_STEPS + 3 * NUM_TIERS * (NUM_CHOICES - 1)
 INITIAL_STEP = -3.0
 """Bias of every step before the softplus, which makes it 0.05."""
 
-LATENCY_WEIGHT = 5.0
-"""Weight of a squared error of log latency relative to the cross-entropy of a score."""
+LATENCY_WEIGHT = 10.0
+"""Weight of an error of log latency (Huber's loss) relative to the cross-entropy of a score."""
+
+LARGE_ERROR = 0.1
+"""Errors of log latency count linearly from here on. That a device stands still for a moment says
+nothing about a configuration."""
 
 SPREAD_MEMORY = 0.95
 """Weight of the past in the running spread of latencies."""
+
+SPREAD_QUANTILE = 0.8
+"""Quantile of absolute errors that tells the spread, however large the largest ones are."""
 
 INITIAL_SPREAD = 0.15
 
@@ -119,8 +126,7 @@ class OutcomeModel(nn.Module):
         if self.count > 0:
             self.eval()
             error = self(new).log_ms_BAPKN[_places(new)] - new.log_ms_MG
-            rms = error.double().square().mean().sqrt()
-            self.spread.lerp_(rms, 1 - SPREAD_MEMORY)
+            self.spread.lerp_(_spread(error.double()), 1 - SPREAD_MEMORY)
         inputs = torch.cat((new.language_feature_MD, new.image_feature_MI), -1).double()
         if self.count == 0:
             self.mean_log_ms.copy_(new.log_ms_MG.double().mean())
@@ -128,13 +134,15 @@ class OutcomeModel(nn.Module):
         self.count += len(new)
 
     def loss(self, episodes: Episodes) -> Tensor:
-        """Cross-entropy of scores plus squared error of log latencies."""
+        """Cross-entropy of scores plus Huber's loss of log latencies."""
         outcomes, places = self(episodes), _places(episodes)
         score_loss = functional.binary_cross_entropy_with_logits(
             outcomes.score_logit_BAPKN[places], episodes.scores_MG
         )
-        error = outcomes.log_ms_BAPKN[places] - episodes.log_ms_MG
-        return score_loss + LATENCY_WEIGHT * error.square().mean()
+        latency_loss = functional.huber_loss(
+            outcomes.log_ms_BAPKN[places], episodes.log_ms_MG, delta=LARGE_ERROR
+        )
+        return score_loss + LATENCY_WEIGHT * latency_loss
 
     @torch.no_grad()
     def gains(self, episodes: Episodes, violation_cost_B: Tensor) -> Tensor:
@@ -189,6 +197,12 @@ def _by_choice(outputs: Tensor) -> Tensor:
 def _below_the_top(steps: Tensor) -> Tensor:
     """Sums of the steps from the last choice down to each one: [..., n] to [..., n + 1]."""
     return functional.pad(steps, (0, 1)).flip(-1).cumsum(-1).flip(-1)
+
+
+def _spread(errors: Tensor) -> Tensor:
+    """Standard deviation of a normal distribution with the errors' quantile."""
+    normal = torch.special.ndtri(torch.tensor(0.5 + SPREAD_QUANTILE / 2, dtype=errors.dtype))
+    return errors.abs().quantile(SPREAD_QUANTILE) / normal
 
 
 def _places(episodes: Episodes) -> tuple[Tensor, ...]:

@@ -49,7 +49,7 @@ class ReplayConfig:
     model_updates: int = 8
     policy_updates: int = 10
     batch_size: int = 256
-    learning_rate: float = 2e-3
+    learning_rate: float = 5e-3
     model: OutcomeModelConfig = field(default_factory=OutcomeModelConfig)
 
     def __post_init__(self) -> None:

@@ -15,15 +15,17 @@ from envs.spec import BudgetRange
 SINUSOID_DIM = 256
 
 
-def sinusoids(scaled_B: Tensor, dim: int = SINUSOID_DIM) -> Tensor:
+def frequencies(dim: int = SINUSOID_DIM) -> Tensor:
+    """Frequencies w_i = 10000^(-2i / dim) of the sinusoids, float64 [dim / 2]."""
+    return torch.exp(-math.log(10_000.0) * torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+
+
+def sinusoids(scaled_B: Tensor, frequencies: Tensor) -> Tensor:
     """Fixed sinusoidal encoding of already scaled budgets: [B] to [B, dim].
 
-    Channel 2i is sin(x w_i) and channel 2i + 1 is cos(x w_i), with w_i = 10000^(-2i / dim): the
-    position encoding of Vaswani et al. 2017 (section 3.5) at the real-valued position x. The
-    scale of x is the caller's.
+    Channel 2i is sin(x w_i) and channel 2i + 1 is cos(x w_i): the position encoding of Vaswani et
+    al. 2017 (section 3.5) at the real-valued position x. The scale of x is the caller's.
     """
-    exponents = torch.arange(0, dim, 2, device=scaled_B.device, dtype=scaled_B.dtype) / dim
-    frequencies = torch.exp(-math.log(10_000.0) * exponents)
     angles = scaled_B[:, None] * frequencies
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
 
@@ -36,10 +38,13 @@ class BudgetEncoder(nn.Module):
     the sinusoids of what was never trained would mean anything.
     """
 
+    frequencies: Tensor
+
     def __init__(self, d_model: int, budget_range: BudgetRange, sinusoid_scale: float = 1.0):
         super().__init__()
         self.budget_range = budget_range
         self.sinusoid_scale = sinusoid_scale
+        self.register_buffer("frequencies", frequencies(), persistent=False)
         self.mlp = nn.Sequential(
             nn.Linear(SINUSOID_DIM, d_model),
             nn.LayerNorm(d_model),
@@ -54,4 +59,5 @@ class BudgetEncoder(nn.Module):
         low_ms, high_ms = self.budget_range.low_ms, self.budget_range.high_ms
         budgets_ms_B = budgets_ms_B.to(weight.device, torch.float64).clamp(low_ms, high_ms)
         normalised_B = (budgets_ms_B - low_ms) / (high_ms - low_ms)
-        return self.mlp(sinusoids(normalised_B * self.sinusoid_scale).to(weight.dtype))
+        encoded = sinusoids(normalised_B * self.sinusoid_scale, self.frequencies)
+        return self.mlp(encoded.to(weight.dtype))

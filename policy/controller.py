@@ -27,10 +27,19 @@ HEADS = ("tier", "position", "top_k", "num_blocks")
 
 
 class Choice(NamedTuple):
-    """The two choices of one stage: int64 indices and their log-probabilities, by head."""
+    """The two choices of one stage: int64 indices by head, and the logits that they are from."""
 
     indices_B2: Tensor
-    log_probs_B2: Tensor
+    logits: Stage1Logits | Stage2Logits
+
+    @property
+    def log_probs_B2(self) -> Tensor:
+        """Log-probabilities of the choices, which training needs and an answer does not."""
+        heads = zip(self.logits, self.indices_B2.unbind(-1), strict=True)
+        rows = len(self.indices_B2)
+        return torch.stack(
+            [log_probs_of(x.log_softmax(-1).expand(rows, -1), chosen) for x, chosen in heads], -1
+        )
 
 
 class ActionEvaluation(NamedTuple):
@@ -179,6 +188,9 @@ def choose(
             not depend on the other members. A single row of logits serves any number of
             generators (stage 1's logits are the same for a whole group).
     """
+    if generators is None:
+        return Choice(torch.stack([head.argmax(-1) for head in logits], -1), logits)
+    generators = [generators] if isinstance(generators, torch.Generator) else generators
     widest = max(head.shape[-1] for head in logits)
     logits_B2K = torch.stack(
         [
@@ -187,13 +199,7 @@ def choose(
         ],
         dim=1,
     )
-    if generators is None:
-        indices_B2 = logits_B2K.argmax(-1)
-    else:
-        generators = [generators] if isinstance(generators, torch.Generator) else generators
-        logits_B2K = logits_B2K.expand(len(generators), -1, -1)
-        indices_B2 = sample(logits_B2K, generators)
-    return Choice(indices_B2, log_probs_of(logits_B2K.log_softmax(-1), indices_B2))
+    return Choice(sample(logits_B2K.expand(len(generators), -1, -1), generators), logits)
 
 
 def evaluate_actions(log_distributions: Sequence[Tensor], actions_B4: Tensor) -> ActionEvaluation:

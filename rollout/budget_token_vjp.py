@@ -50,10 +50,12 @@ def budget_token_vjp(
     Returns:
         dL/d(budget token), [D], in the gradients' dtype.
     """
-    leaf = budget_token_D.clone().requires_grad_()
-    outputs, upstream = [], []
-    with torch.enable_grad():
-        for position, y_D in enumerate(token_states(model, cache, leaf, max(gradients)), start=1):
+    outputs, upstream, depth = [], [], max(gradients)
+    with torch.inference_mode(False), torch.enable_grad():
+        # Autograd keeps no tensor that was made in inference mode: copies stand in for them.
+        leaf = budget_token_D.clone().requires_grad_()
+        cache = cache.fork(cache.length(0), range(depth))
+        for position, y_D in enumerate(token_states(model, cache, leaf, depth), start=1):
             if position in gradients:
                 outputs.append(y_D)
                 upstream.append(torch.from_numpy(gradients[position]).to(y_D))

@@ -210,7 +210,7 @@ def make_env(
     widths = executor.d_model, executor.image_dim
     controller = Controller(ControllerConfig.for_budgets(*widths, sampler))
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def encode_budget(budget_ms: float):
         return controller.budget_tokens(torch.tensor([budget_ms]))[0].numpy()
 

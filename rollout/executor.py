@@ -108,7 +108,7 @@ class MolmoEExecutor:
         """The clock that latencies are from, as records name it."""
         return "simulated" if self.simulated is not None else self.timeline.clock.name
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def language_feature(self, sample: Sample) -> np.ndarray:
         """Mean word embedding of the prompt, float32 [D]; raises DataError naming the sample.
 
@@ -121,7 +121,7 @@ class MolmoEExecutor:
         with self.timeline.span("language_feature"):
             return self.model.wte(ids.to(self.model.device)).float().mean(0).cpu().numpy()
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def look(self, sample: Sample) -> GlobalCrop:
         """Decodes the sample's image and runs its global crop through the vision encoder.
 
@@ -145,7 +145,7 @@ class MolmoEExecutor:
             stages=self.timeline.take(),
         )
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def image_feature(self, seen: GlobalCrop) -> np.ndarray:
         """What stage 1 sees of the image, float32 [I] (see `rollout.image_feature`).
 
@@ -156,7 +156,7 @@ class MolmoEExecutor:
         with self.timeline.span("image_feature"):
             return pooled(seen.features_11PF[0, 0], self.model.config).cpu().numpy()
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def begin(
         self,
         sample: Sample,
@@ -255,7 +255,7 @@ class MolmoEExecutor:
         with timeline.span("embed"):
             return self.model.embed(inputs.token_ids[None], tokens_1CVD, idx_1CV)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def deepen(self, prefix: Prefix, position: int) -> None:
         """Runs text and budget token through all blocks before `position` that they still lack."""
         model, timeline, start = self.model, self.timeline, prefix.depth
@@ -278,7 +278,7 @@ class MolmoEExecutor:
         prefix.depth = position
         prefix.stages.update(timeline.take())
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def latency_tokens(self, prefix: Prefix, budget_tokens_KD: np.ndarray) -> np.ndarray:
         """What other budget tokens become after each block of a prefix, off the clock.
 
@@ -292,7 +292,7 @@ class MolmoEExecutor:
         ]
         return torch.stack(states).float().cpu().numpy()
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def advance(self, prefix: Prefix, knobs: Knobs, budget_ms: float | None = None) -> Execution:
         """Runs the blocks from the insertion position on and decodes; the prefix stays reusable.
 

@@ -71,7 +71,7 @@ class GroupRunner:
             )
         return self._envs[group_size]
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def run(
         self, sample: Sample, budget_ms: float, members: Sequence[Member] = (None,)
     ) -> GroupResult:

@@ -145,7 +145,10 @@ def _wrapper(ours: list[DeviceTensor]) -> Callable[[Any], Any]:
     def wrap(value: Any) -> Any:
         if not isinstance(value, Tensor) or isinstance(value, DeviceTensor):
             return value
-        return by_values[id(value)] if id(value) in by_values else DeviceTensor(value)
+        if id(value) in by_values:
+            return by_values[id(value)]
+        with torch.inference_mode(False):  # where torch lets no subclass stand for a view
+            return DeviceTensor(value)
 
     return wrap
 

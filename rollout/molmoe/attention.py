@@ -70,13 +70,14 @@ class Rotary:
         if length > limit:
             raise ValueError(f"{length} tokens exceed the model's {limit} positions: shorten it")
         if len(self._cos) < length or self._cos.device != device:
-            size = min(limit, max(2 * length, 512))
-            dim = self.config.head_dim
-            steps = torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim
-            frequencies = 1.0 / self.config.rope_theta**steps
-            angles = torch.outer(torch.arange(size, device=device).float(), frequencies)
-            angles = torch.cat([angles, angles], dim=-1)
-            self._cos, self._sin = angles.cos(), angles.sin()
+            with torch.inference_mode(False):  # for passes with and without gradients
+                size = min(limit, max(2 * length, 512))
+                dim = self.config.head_dim
+                steps = torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim
+                frequencies = 1.0 / self.config.rope_theta**steps
+                angles = torch.outer(torch.arange(size, device=device).float(), frequencies)
+                angles = torch.cat([angles, angles], dim=-1)
+                self._cos, self._sin = angles.cos(), angles.sin()
         return self._cos, self._sin
 
 

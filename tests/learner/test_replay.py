@@ -82,6 +82,28 @@ def test_the_policy_finds_the_best_configurations_and_keeps_the_budget_encoder()
         assert torch.equal(weight, before[name]), name
 
 
+def test_a_device_that_stands_still_for_a_moment_teaches_nothing():
+    """One episode in 64 takes seven times as long; neither the spread nor a prediction follows."""
+    ends = []
+    for slow in (1.0, 7.0):
+        controller = make_controller()
+        replay = Replay(controller, SMALL)
+        for step in range(60):
+            groups = make_groups(controller, seed=step)
+            struck = groups[step % 16]
+            groups[step % 16] = replace(
+                struck, latencies_ms=struck.latencies_ms * np.array([slow, 1, 1, 1])
+            )
+            record = learn(replay, groups, seed=step)
+        replay.model.eval()
+        with torch.no_grad():
+            log_ms = replay.model(replay.experience.episodes.to(torch.zeros(()))).log_ms_BAPKN
+        ends.append((record.latency_spread, log_ms.mean().item()))
+    (spread, log_ms), (struck_spread, struck_log_ms) = ends
+    assert struck_spread < spread + 0.01
+    assert abs(struck_log_ms - log_ms) < 0.01
+
+
 def test_a_restored_replay_continues_to_the_bit():
     controllers = [make_controller() for _ in range(2)]
     undisturbed, interrupted = (Replay(controller, SMALL) for controller in controllers)

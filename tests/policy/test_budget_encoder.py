@@ -6,14 +6,14 @@ import torch
 from safetensors.torch import load_file
 
 from envs.spec import BudgetRange
-from policy.budget_encoder import BudgetEncoder, sinusoids
+from policy.budget_encoder import BudgetEncoder, frequencies, sinusoids
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "reference" / "golden" / "budget_a.safetensors"
 GOLDEN_RANGE = BudgetRange(low_ms=50.0, high_ms=500.0)
 
 
 def test_sinusoids_by_hand():
-    encoded = sinusoids(torch.tensor([0.0, 1.0, 2.5]), dim=4)
+    encoded = sinusoids(torch.tensor([0.0, 1.0, 2.5]), frequencies(4).float())
     expected = [
         [math.sin(x), math.cos(x), math.sin(x / 100), math.cos(x / 100)] for x in (0.0, 1.0, 2.5)
     ]
@@ -23,7 +23,7 @@ def test_sinusoids_by_hand():
 def test_encoder_normalises_by_its_range():
     torch.manual_seed(0)
     encoder = BudgetEncoder(12, BudgetRange(low_ms=100.0, high_ms=300.0), sinusoid_scale=2.0)
-    expected = encoder.mlp(sinusoids(torch.tensor([0.0, 1.0, 2.0])))
+    expected = encoder.mlp(sinusoids(torch.tensor([0.0, 1.0, 2.0]), encoder.frequencies).float())
     torch.testing.assert_close(encoder(torch.tensor([100.0, 200.0, 300.0])), expected)
 
 
@@ -42,7 +42,7 @@ def test_reference_encoder():
     golden = load_file(GOLDEN)
     budgets_ms = golden["budgets_ms"]
     torch.testing.assert_close(
-        sinusoids((budgets_ms.clamp(50.0, 500.0) - 50.0) / 450.0),
+        sinusoids((budgets_ms.clamp(50.0, 500.0) - 50.0) / 450.0, frequencies().float()),
         golden["sinusoid"],
         rtol=1e-5,
         atol=1e-6,
