@@ -25,6 +25,7 @@ from rollout.budget_token_vjp import budget_token_vjp, token_states
 from rollout.executor_config import ExecutorConfig, check_knobs_fit
 from rollout.image_feature import image_dim, pooled
 from rollout.latency.clock import DeviceFacts, clock_for
+from rollout.latency.drift import Pace
 from rollout.latency.hooks import (
     Elapsed,
     Stages,
@@ -83,6 +84,8 @@ class MolmoEExecutor:
         self.simulated = simulated
         self.runtime = runtime or runtime_for(model, self.config.max_new_tokens)
         self.timeline = Timeline(clock_for(model.device, self.config.clock))
+        self.pace = Pace()
+        """Of the global crop's encoding, which is the same work for every image."""
         self._current: PreparedSample | None = None
         self.on_token: Callable[[int], object] = lambda _token_id: None
         """Told each token of an answer as soon as it is read; its time counts as decoding."""
@@ -139,11 +142,10 @@ class MolmoEExecutor:
                 crop_11PX = staged_11PX.to(device, non_blocking=True)
             with self.timeline.span("vision_global"):
                 features_11PF = self.model.vision.encoder.crop_features(crop_11PX)
-        return GlobalCrop(
-            features_11PF=features_11PF,
-            host_ms=host_ms,
-            stages=self.timeline.take(),
-        )
+        stages = self.timeline.take()
+        if "vision_global" in stages:
+            self.pace.note(stages["vision_global"].ms)
+        return GlobalCrop(features_11PF=features_11PF, host_ms=host_ms, stages=stages)
 
     @torch.inference_mode()
     def image_feature(self, seen: GlobalCrop) -> np.ndarray:

@@ -133,7 +133,7 @@ class RolloutWorker:
         if calibration is None or self.executor.simulated is not None:
             return SteadyTime()
         if calibration not in self._present:
-            self._present[calibration] = FollowedTime(calibration, self._probe)
+            self._present[calibration] = FollowedTime(calibration, self._probe, self.executor.pace)
         return self._present[calibration]
 
     def _probe(self, number: int) -> tuple[float, float]:

@@ -1,7 +1,13 @@
-"""Follows a device whose speed changes, by short probes between its groups."""
+"""Follows a device whose speed changes, by short probes and by the pace of work in between.
+
+Probes tell how long the configurations take, but only now and then. The pace is the time of a piece
+of work that every episode has in common, the image's global crop. It costs nothing to follow, and
+tells how the speed has changed since a probe.
+"""
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -16,6 +22,32 @@ PROBE_SHARE = 0.04
 PROBES_KEPT = 8
 """Number of latest probes whose median is the present speed."""
 
+PACE_MEMORY = 0.75
+"""Weight of the past in the running mean of the pace."""
+
+LARGEST_STEP = 0.2
+"""A single time moves the logarithm of the pace as if it differed from it by at most this."""
+
+
+class Pace:
+    """Running mean of the time of a piece of work that is always the same.
+
+    Attributes:
+        ms: the mean, robust against single outliers; None before the first time.
+    """
+
+    def __init__(self) -> None:
+        self.ms: float | None = None
+
+    def note(self, ms: float) -> None:
+        """Takes in the time of one more piece of work."""
+        if ms <= 0:
+            return
+        if self.ms is None:
+            self.ms = ms
+        step = max(-LARGEST_STEP, min(math.log(ms / self.ms), LARGEST_STEP))
+        self.ms *= math.exp((1 - PACE_MEMORY) * step)
+
 
 class FollowedTime:
     """The present time of one device; implements `envs.calibration.PresentTime`.
@@ -24,6 +56,7 @@ class FollowedTime:
         calibration: what the run's milliseconds mean.
         measure: latencies in ms of the cheapest and the full configuration, now, on the calibration
             sample of the given number.
+        pace: pace of the device; by default one that is never noted and tells nothing.
         now: seconds that pass for the device, by which probes are spaced.
     """
 
@@ -31,22 +64,23 @@ class FollowedTime:
         self,
         calibration: Calibration,
         measure: Callable[[int], tuple[float, float]],
+        pace: Pace | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.calibration = self.present = calibration
-        self.measure, self.now = measure, now
-        self._slowdowns: deque[np.ndarray] = deque(maxlen=PROBES_KEPT)
+        self.measure, self.pace, self.now = measure, pace or Pace(), now
+        self._probes: deque[tuple[np.ndarray, float | None]] = deque(maxlen=PROBES_KEPT)
         self._num_probes = 0
         self._next_at = -np.inf
 
     def follow(self) -> None:
-        """Probes the device if enough time has passed; a new device is probed several times."""
-        if self.now() < self._next_at:
-            return
-        self._probe()
-        while len(self._slowdowns) < PROBES_KEPT:
+        """Takes in the pace, after a probe if one is due; a new device is probed several times."""
+        if self.now() >= self._next_at:
             self._probe()
-        cheapest, full = np.median(self._slowdowns, axis=0).tolist()
+        while len(self._probes) < PROBES_KEPT:
+            self._probe()
+        slowdowns = [slowdown_2 * self._change_since(ms) for slowdown_2, ms in self._probes]
+        cheapest, full = np.median(slowdowns, axis=0).tolist()
         self.present = self.calibration.slowed(cheapest, full)
 
     def to_present(self, ms: float) -> float:
@@ -61,6 +95,13 @@ class FollowedTime:
         number = self._num_probes % len(self.calibration.probes_ms)
         latencies_2 = np.array(self.measure(number))
         self._num_probes += 1
-        self._slowdowns.append(latencies_2 / self.calibration.probes_ms[number])
+        slowdown_2 = latencies_2 / self.calibration.probes_ms[number]
+        self._probes.append((slowdown_2, self.pace.ms))
         # By the device's time: a host that stalls during a probe must not put off the next one.
         self._next_at = self.now() + float(latencies_2.sum()) / 1e3 * (1 / PROBE_SHARE - 1)
+
+    def _change_since(self, pace_ms: float | None) -> float:
+        """How many times as long work takes now as at an earlier pace."""
+        if pace_ms is None or self.pace.ms is None:
+            return 1.0
+        return self.pace.ms / pace_ms

@@ -343,3 +343,10 @@ def test_text_only_samples_run(executor):
     execution = run(executor, FULL_KNOBS, sample=sample)
     assert execution.num_vision_tokens == 0
     assert not {"vision_global", "vision_crops", "projector"} & set(execution.stages_ms)
+
+
+def test_every_look_tells_the_pace():
+    executor = rig.executor()
+    assert executor.pace.ms is None
+    seen = executor.look(SAMPLE)
+    assert executor.pace.ms == pytest.approx(seen.stages["vision_global"].ms)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from envs.calibration import Calibration
-from rollout.latency.drift import PROBE_SHARE, PROBES_KEPT, FollowedTime
+from rollout.latency.drift import PROBE_SHARE, PROBES_KEPT, FollowedTime, Pace
 
 CALIBRATION = Calibration(
     cheapest_ms=30.0,
@@ -19,16 +19,18 @@ class Device:
     def __init__(self) -> None:
         self.slowdown, self.seconds, self.probing_s = np.array([1.0, 1.0]), 0.0, 0.0
         self.probed: list[int] = []
+        self.pace = Pace()
 
     def measure(self, number: int) -> tuple[float, float]:
         cheapest, full = (CALIBRATION.probes_ms[number] * self.slowdown).tolist()
+        self.pace.note(3.0 * self.slowdown[0])
         self.probed.append(number)
         self.seconds += (cheapest + full) / 1e3
         self.probing_s += (cheapest + full) / 1e3
         return cheapest, full
 
     def followed(self) -> FollowedTime:
-        return FollowedTime(CALIBRATION, self.measure, now=lambda: self.seconds)
+        return FollowedTime(CALIBRATION, self.measure, self.pace, now=lambda: self.seconds)
 
 
 def test_a_device_as_fast_as_calibrated_keeps_its_milliseconds():
@@ -81,6 +83,39 @@ def test_a_change_of_speed_is_followed_within_half_of_the_kept_probes():
         device.seconds += 0.5
         present.follow()
     assert present.to_present(60.0) == pytest.approx(78.0)
+
+
+def test_the_pace_tells_a_change_of_speed_between_probes():
+    device = Device()
+    present = device.followed()
+    present.follow()
+    num_probes = len(device.probed)
+    for _ in range(24):
+        device.pace.note(3.0 * 1.3)
+        present.follow()
+    assert len(device.probed) == num_probes
+    assert present.to_present(60.0) == pytest.approx(78.0, rel=1e-3)
+    device.slowdown = np.array([1.3, 1.3])
+    while len(device.probed) <= num_probes + 2 * PROBES_KEPT:
+        device.seconds += 0.5
+        present.follow()
+    assert present.to_present(60.0) == pytest.approx(78.0, rel=1e-3), "probes and pace agree"
+
+
+def test_a_pace_hardly_moves_by_one_outlier():
+    pace = Pace()
+    assert pace.ms is None
+    for ms in (3.0, 3.0, 0.0, 21.0):
+        pace.note(ms)
+    assert 3.0 < pace.ms < 3.2
+
+
+def test_work_of_unknown_pace_is_followed_by_probes_alone():
+    device = Device()
+    present = FollowedTime(CALIBRATION, device.measure, now=lambda: device.seconds)
+    device.slowdown = np.array([1.5, 1.3])
+    present.follow()
+    assert present.to_present(30.0) == pytest.approx(45.0)
 
 
 def test_a_host_that_stalls_during_a_probe_does_not_stop_the_probes():
