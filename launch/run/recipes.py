@@ -243,8 +243,12 @@ def embedded() -> JointGRPOConfig:
             maximum=1.0,
             bins=8,
         ),
-        learner=_annealed(
-            150, learning_rate=1e-4, epochs=1, entropy=(0.05, 0.002), replay=ReplayConfig()
+        learner=replace(
+            _annealed(
+                150, learning_rate=1e-4, epochs=1, entropy=(0.05, 0.002), replay=ReplayConfig()
+            ),
+            # Replay remembers latency tokens, which a fast encoder would soon make those of another.
+            budget_lr_ratio=0.1,
         ),
         evaluation=EvaluationConfig(num_samples=48),
     )
