@@ -10,7 +10,8 @@ A run takes one minute instead of ten. Scores are the model's own, as are both f
 takes the latencies of a sample of the shipped profile, of the same kind and with as many tokens,
 from its first half in training and from its second half in the test; sample and measurement scatter
 on top. Latency tokens come from a fixed random network. The rivals are chosen on the whole profile,
-the best by kind in hindsight on the test samples themselves.
+the best by kind in hindsight on the test samples themselves; a supervised model is fitted to all
+outcomes of the training samples.
 
 Shapes: S samples, C configurations, K budgets.
 """
@@ -26,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks import supervised
 from envs.spec import Sample, all_knobs
 from envs.tasks import build_tasks
 from launch.analysis.baselines import Outcome, outcome, rivals
@@ -162,6 +164,12 @@ class World:
             )
         return outcome(result.scores, result.latencies_ms, result.budgets_ms, result.feasible)
 
+    def supervised(self, budgets_ms: np.ndarray, *, image: bool) -> Outcome:
+        """The choices of a model that was fitted to everything known of the training samples."""
+        splits = {n: seen.samples(table, image=image) for n, (table, seen) in self.splits.items()}
+        model = supervised.fit(splits["train"], splits["validation"])
+        return supervised.choices(model, splits["test"], budgets_ms)
+
 
 def by_budget(name: str, rows: Sequence[Outcome]) -> str:
     """Accuracy within budget and violations at each budget, means of several outcomes."""
@@ -196,6 +204,7 @@ def main() -> None:
     others = {n: found[n].outcome(test, budgets_ms) for n in ("lookup", "lookup by kind", "static")}
     best = rivals(test, budgets_ms)["lookup by kind"].outcome(test, budgets_ms)
     others["by kind, in hindsight"] = best
+    others["supervised"] = world.supervised(budgets_ms, image=not options.no_image)
     for name, row in others.items():
         print(f"{name}: {row.accuracy:.3f}, violations {row.violation_rate:.1%}")
     runs = []

@@ -124,14 +124,20 @@ class OutcomeModel(nn.Module):
     def observe(self, new: Episodes) -> None:
         """Takes new groups into the standardisation and the spread; does not fit."""
         if self.count > 0:
-            self.eval()
-            error = self(new).log_ms_BAPKN[_places(new)] - new.log_ms_MG
-            self.spread.lerp_(_spread(error.double()), 1 - SPREAD_MEMORY)
+            self.spread.lerp_(self.spread_on(new), 1 - SPREAD_MEMORY)
         inputs = torch.cat((new.language_feature_MD, new.image_feature_MI), -1).double()
         if self.count == 0:
             self.mean_log_ms.copy_(new.log_ms_MG.double().mean())
         self.sums += torch.stack((inputs.sum(0), inputs.square().sum(0)))
         self.count += len(new)
+
+    @torch.no_grad()
+    def spread_on(self, episodes: Episodes) -> Tensor:
+        """Spread of the log latencies around the predictions, as of a normal distribution."""
+        self.eval()
+        error = (self(episodes).log_ms_BAPKN[_places(episodes)] - episodes.log_ms_MG).double()
+        normal = torch.special.ndtri(torch.tensor(0.5 + SPREAD_QUANTILE / 2, dtype=error.dtype))
+        return error.abs().quantile(SPREAD_QUANTILE) / normal.to(error.device)
 
     def loss(self, episodes: Episodes) -> Tensor:
         """Cross-entropy of scores plus Huber's loss of log latencies."""
@@ -197,12 +203,6 @@ def _by_choice(outputs: Tensor) -> Tensor:
 def _below_the_top(steps: Tensor) -> Tensor:
     """Sums of the steps from the last choice down to each one: [..., n] to [..., n + 1]."""
     return functional.pad(steps, (0, 1)).flip(-1).cumsum(-1).flip(-1)
-
-
-def _spread(errors: Tensor) -> Tensor:
-    """Standard deviation of a normal distribution with the errors' quantile."""
-    normal = torch.special.ndtri(torch.tensor(0.5 + SPREAD_QUANTILE / 2, dtype=errors.dtype))
-    return errors.abs().quantile(SPREAD_QUANTILE) / normal
 
 
 def _places(episodes: Episodes) -> tuple[Tensor, ...]:

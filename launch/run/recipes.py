@@ -247,7 +247,7 @@ def embedded() -> JointGRPOConfig:
             _annealed(
                 150, learning_rate=1e-4, epochs=1, entropy=(0.05, 0.002), replay=ReplayConfig()
             ),
-            # Replay remembers latency tokens, which a fast encoder would soon make those of another.
+            # Replay remembers latency tokens: those of a fast encoder would soon be out of date.
             budget_lr_ratio=0.1,
         ),
         evaluation=EvaluationConfig(num_samples=48),
