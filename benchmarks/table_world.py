@@ -5,6 +5,7 @@
     python -m benchmarks.table_world O --seeds 0 1 2
     python -m benchmarks.table_world O --seeds 0 1 2 --no-image
     python -m benchmarks.table_world O --recipe embedded-warm --steps 1
+    python -m benchmarks.table_world O --seeds 0 1 2 --shuffle prompts
 
 A run takes one minute instead of ten. Scores are the model's own, as are both features. Each sample
 takes the latencies of a sample of the shipped profile, of the same kind and with as many tokens,
@@ -23,6 +24,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -37,6 +39,7 @@ from launch.joint_grpo import train
 from launch.pretraining.batches import Encoder
 from launch.run.recipes import RECIPES, SHIPPED_PROFILE, JointGRPOConfig
 from launch.run.warm_start import warm_start_from_profile
+from policy.budget_encoder import BudgetEncoder
 from rollout.build import WorkerConfig, build_executor
 from rollout.group_sharing import MolmoEGroupSession
 from rollout.profiling.conversion import sample_place
@@ -47,6 +50,8 @@ from tests.table_world import StandInBlocks, TableFleet, TableSamples
 NUM_BUDGETS = 8
 SAMPLE_SCATTER, SCATTER = 0.03, 0.045
 """Standard deviations of log latency: between equal samples, and between repeats of one."""
+
+ENCODE = BudgetEncoder.forward
 
 ANSWER_TOKEN_WEIGHT = 2
 """Weight of an answer's token against a prompt's in the search for a sample of like latency."""
@@ -76,6 +81,13 @@ class Seen:
             image_SI=np.array(image, np.float32),
             tokens_S2=np.array(tokens),
         )
+
+    def shuffled(self, what: str) -> "Seen":
+        """With each sample's prompt, or image, taken from another sample."""
+        rows_S = np.random.default_rng(0).permutation(len(self.tokens_S2))
+        if what == "prompts":
+            return replace(self, language_SD=self.language_SD[rows_S])
+        return replace(self, image_SI=self.image_SI[rows_S])
 
     def samples(self, table: ProfileTable, *, image: bool) -> TableSamples:
         image_SI = self.image_SI if image else self.image_SI[:, :0]
@@ -171,6 +183,13 @@ class World:
         return supervised.choices(model, splits["test"], budgets_ms)
 
 
+def scrambled(encoder: BudgetEncoder, budgets_ms_B: torch.Tensor) -> torch.Tensor:
+    """The tokens of budgets that have nothing to do with those that were asked for."""
+    low_ms, high_ms = encoder.budget_range.low_ms, encoder.budget_range.high_ms
+    chaos_B = (budgets_ms_B.double() * 12345.678).frac()
+    return ENCODE(encoder, low_ms + (high_ms - low_ms) * chaos_B)
+
+
 def by_budget(name: str, rows: Sequence[Outcome]) -> str:
     """Accuracy within budget and violations at each budget, means of several outcomes."""
     accuracy_K = np.mean([row.in_budget_accuracy for row in rows], 0)
@@ -184,6 +203,7 @@ def main() -> None:
     parser.add_argument("outcomes", type=Path)
     parser.add_argument("--recipe", default="embedded", choices=("embedded", "embedded-warm"))
     parser.add_argument("--no-image", action="store_true")
+    parser.add_argument("--shuffle", choices=("prompts", "images", "budgets"))
     parser.add_argument("--groups", type=int, nargs=2, metavar=("GROUPS", "MEMBERS"))
     parser.add_argument("--steps", type=int)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -198,6 +218,12 @@ def main() -> None:
         learner = replace(base.learner, lr_steps=options.steps, entropy=schedule)
         base = replace(base, steps=options.steps, learner=learner)
     world = World.load(options.outcomes)
+    if options.shuffle == "budgets":
+        patch.object(BudgetEncoder, "forward", scrambled).start()
+    elif options.shuffle:
+        world = World(
+            splits={n: (t, seen.shuffled(options.shuffle)) for n, (t, seen) in world.splits.items()}
+        )
     validation, test = world.splits["validation"][0], world.splits["test"][0]
     budgets_ms = table_rig.budgets_of(validation).evenly(NUM_BUDGETS)
     found = rivals(validation, budgets_ms)
