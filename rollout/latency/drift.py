@@ -93,10 +93,13 @@ class FollowedTime:
 
     def _probe(self) -> None:
         number = self._num_probes % len(self.calibration.probes_ms)
+        pace_ms = self.pace.ms
         latencies_2 = np.array(self.measure(number))
+        # A probe repeats samples that are at hand, so that its own work has another pace.
+        self.pace.ms = pace_ms
         self._num_probes += 1
         slowdown_2 = latencies_2 / self.calibration.probes_ms[number]
-        self._probes.append((slowdown_2, self.pace.ms))
+        self._probes.append((slowdown_2, pace_ms))
         # By the device's time: a host that stalls during a probe must not put off the next one.
         self._next_at = self.now() + float(latencies_2.sum()) / 1e3 * (1 / PROBE_SHARE - 1)
 

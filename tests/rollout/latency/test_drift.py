@@ -24,7 +24,7 @@ class Device:
     def measure(self, number: int) -> tuple[float, float]:
         cheapest, full = (CALIBRATION.probes_ms[number] * self.slowdown).tolist()
         if self.sees_images:
-            self.pace.note(3.0 * self.slowdown[0])
+            self.pace.note(2.5 * self.slowdown[0])
         self.probed.append(number)
         self.seconds += (cheapest + full) / 1e3
         self.probing_s += (cheapest + full) / 1e3
@@ -89,6 +89,7 @@ def test_a_change_of_speed_is_followed_within_half_of_the_kept_probes():
 def test_the_pace_tells_a_change_of_speed_between_probes():
     device = Device()
     device.sees_images = True
+    device.pace.note(3.0)
     present = device.followed()
     present.follow()
     num_probes = len(device.probed)
