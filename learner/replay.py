@@ -65,7 +65,8 @@ class ReplayRecord:
     Attributes:
         num_groups: number of groups remembered.
         model_loss: mean loss of the outcome model.
-        latency_spread: error of its log latencies on groups that it had not learned from.
+        latency_spread: spread of log latencies around its predictions, on groups that it had not
+            learned from.
         regret: mean expected reward lost by the policy against the model's best configuration.
     """
 
