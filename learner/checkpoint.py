@@ -8,8 +8,8 @@ A checkpoint is a folder `step_00000042`:
     manifest.json                              size and sha256 of the files above, step, metric
 
 It is written under a temporary name in the same folder, synced and renamed, so that a step folder
-is either complete or absent, whatever kills the process. `latest` points to the newest one for
-people and tools; loading does not rely on it, and verifies every hash.
+is either complete or absent, whatever kills the process (`learner/folders.py`). `latest` points to
+the newest one for people and tools; loading does not rely on it, and verifies every hash.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 
+from learner import folders
 from learner.manifest import (
     LEARNER_NAME,
     MANIFEST_NAME,
@@ -37,6 +38,7 @@ from learner.manifest import (
     read_files,
     sha256_of,
     step_folders,
+    step_of,
     verified_manifest,
 )
 from policy import serialization
@@ -51,8 +53,6 @@ CHECKPOINTS_NAME = "checkpoints"
 """Name of the checkpoints' folder in a run folder."""
 
 LATEST_NAME = "latest"
-TEMPORARY_PREFIX = ".writing_"
-REPLACED_PREFIX = ".replaced_"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -117,7 +117,19 @@ class CheckpointStore:
         self.root = Path(root)
         self.keep_last = keep_last
         self.required_state = frozenset({"next_step", *required_state})
+        self._intact: set[Path] = set()
         self.root.mkdir(parents=True, exist_ok=True)
+
+    def recover(self) -> None:
+        """Puts in order what a killed process left; for the run that owns the folder alone.
+
+        Raises:
+            CheckpointError: the folder cannot be changed.
+        """
+        try:
+            folders.clear_remains(self.root, "step_*")
+        except OSError as error:
+            raise CheckpointError(f"{self.root} cannot be put in order: {error}") from error
 
     def save(
         self,
@@ -152,11 +164,11 @@ class CheckpointStore:
             raise TypeError(f"a checkpoint of step {step} cannot be written: {wrong}")
         files = _to_files(step, controller, learner_state, state, metric)
         folder = self.root / f"step_{step:08d}"
-        temporary = self.root / f"{TEMPORARY_PREFIX}{folder.name}"
+        temporary = folders.temporary_of(folder)
         try:
-            self._clear_remains()
+            folders.clear_remains(self.root, "step_*")
             _write_folder(temporary, files)
-            self._move_in(temporary, folder)
+            folders.move_in(folder)
             self._point_latest_at(folder.name)
             _sync_folder(self.root)
         except OSError as error:
@@ -165,12 +177,13 @@ class CheckpointStore:
                 f"the checkpoint of step {step} could not be written to {self.root}: {error}; "
                 "older checkpoints are intact; free space there or choose another folder"
             ) from error
+        self._intact.add(folder)
         self._drop_old()
         return folder
 
     def steps(self) -> list[int]:
         """Steps that have a folder, in ascending order, intact or not."""
-        return [int(path.name.removeprefix("step_")) for path in step_folders(self.root)]
+        return [step_of(path) for path in step_folders(self.root)]
 
     def load_latest(self) -> Checkpoint | None:
         """The newest intact checkpoint, or None if the run has no checkpoint at all.
@@ -180,15 +193,15 @@ class CheckpointStore:
         Raises:
             CheckpointError: there are checkpoints, and none is sound.
         """
-        steps = self.steps()
-        for step in reversed(steps):
+        found = step_folders(self.root)
+        for folder in reversed(found):
             try:
-                return self.load(self.root / f"step_{step:08d}")
+                return self.load(folder)
             except CheckpointError as error:
-                logger.warning("skipping the checkpoint of step %d: %s", step, error)
-        if steps:
+                logger.warning("skipping the checkpoint of step %d: %s", step_of(folder), error)
+        if found:
             raise CheckpointError(
-                f"none of the {len(steps)} checkpoints in {self.root} is sound (see the warnings "
+                f"none of the {len(found)} checkpoints in {self.root} is sound (see the warnings "
                 "before this): restore one, or start in another folder"
             )
         return None
@@ -228,57 +241,51 @@ class CheckpointStore:
         return ""
 
     def best(self) -> Path | None:
-        """Folder of the checkpoint with the highest metric; None if none has a metric."""
-        rated = [(metric, step) for step, metric in self._metrics().items() if metric is not None]
-        return self.root / f"step_{max(rated)[1]:08d}" if rated else None
-
-    def _metrics(self) -> dict[int, float | None]:
-        metrics = {}
-        for step in self.steps():
+        """Folder of the intact checkpoint with the highest metric; None if none has one."""
+        rated = []
+        for folder in step_folders(self.root):
             try:
-                metrics[step] = Manifest.read(self.root / f"step_{step:08d}").metric
+                metric = Manifest.read(folder).metric
             except CheckpointError:
-                metrics[step] = None
-        return metrics
+                continue
+            if metric is not None:
+                rated.append((metric, step_of(folder), folder))
+        best_first = (folder for *_, folder in sorted(rated, reverse=True))
+        return next(filter(self._is_intact, best_first), None)
 
     def _point_latest_at(self, name: str) -> None:
-        temporary = self.root / f"{TEMPORARY_PREFIX}{LATEST_NAME}"
+        temporary = folders.temporary_of(self.root / LATEST_NAME)
         try:
             _write_synced(temporary, f"{name}\n".encode())
             os.replace(temporary, self.root / LATEST_NAME)
         finally:
             temporary.unlink(missing_ok=True)
 
-    def _move_in(self, temporary: Path, folder: Path) -> None:
-        """Renames into place; an older checkpoint of the same step is deleted only afterwards."""
-        replaced = self.root / f"{REPLACED_PREFIX}{folder.name}"
-        if folder.exists():
-            os.rename(folder, replaced)
-        try:
-            os.rename(temporary, folder)
-        except OSError:
-            if replaced.exists():
-                os.rename(replaced, folder)
-            raise
-        shutil.rmtree(replaced, ignore_errors=True)
-
-    def _clear_remains(self) -> None:
-        """Removes unfinished files of a killed process and restores what it had set aside."""
-        for path in self.root.glob(f"{TEMPORARY_PREFIX}step_*"):
-            shutil.rmtree(path, ignore_errors=True)
-        for path in self.root.glob(f"{REPLACED_PREFIX}step_*"):
-            folder = self.root / path.name.removeprefix(REPLACED_PREFIX)
-            if folder.exists():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                os.rename(path, folder)
-
     def _drop_old(self) -> None:
+        """Keeps the newest intact checkpoints and the best one.
+
+        Torn ones displace no intact one: those that are newer than the oldest kept one stay, for
+        people to look at.
+        """
+        newest_first = list(reversed(step_folders(self.root)))
+        intact = [folder for folder in newest_first if self._is_intact(folder)]
+        if len(intact) < self.keep_last:
+            return
         best = self.best()
-        for step in self.steps()[: -self.keep_last]:
-            folder = self.root / f"step_{step:08d}"
+        for folder in newest_first[newest_first.index(intact[self.keep_last - 1]) + 1 :]:
             if folder != best:
-                shutil.rmtree(folder, ignore_errors=True)
+                folders.remove(folder)
+                self._intact.discard(folder)
+
+    def _is_intact(self, folder: Path) -> bool:
+        """Whether all files have their hashes; read once, and not if this process wrote them."""
+        if folder not in self._intact:
+            try:
+                verified_manifest(folder)
+            except CheckpointError:
+                return False
+            self._intact.add(folder)
+        return True
 
 
 def _to_files(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from learner import folders
 from policy import serialization
 
 LEARNER_NAME = "learner.pt"
@@ -87,9 +88,17 @@ def verified_manifest(folder: Path) -> Manifest:
 
 
 def step_folders(root: Path) -> list[Path]:
-    """Checkpoint folders in ascending order, intact or not; none if `root` is absent."""
+    """Checkpoint folders in ascending order, intact or not; none if `root` is absent.
+
+    One that a killed process had set aside, and not yet replaced, is among them under that name.
+    """
     found = [path for path in root.glob("step_*") if STEP_FOLDER.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
+    return sorted([*found, *folders.set_aside(root, "step_*")], key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    """The step in the name of one of `step_folders`."""
+    return int(folder.name.removeprefix(folders.REPLACED_PREFIX).removeprefix("step_"))
 
 
 def read_files(folder: Path, manifest: Manifest) -> dict[str, bytes]:
