@@ -8,15 +8,22 @@ The run works in a local folder, which is mirrored in the store:
 
 A remote checkpoint's name ends in a hash of its manifest, so that nothing is ever overwritten with
 other content: if an upload is killed, the store holds either the old state or the new one.
+
+Several machines may continue a run one after the other. Each notes which LATEST it fetched or wrote
+last, in `.store.json` beside its local copy. If LATEST is another one, somebody else has continued
+the run: a machine that starts takes that state over and sets its own aside, and one that still runs
+stops, before it writes or deletes anything.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import logging
 import os
 import re
-import shutil
+import stat
 import tempfile
 import threading
 import time
@@ -27,11 +34,14 @@ from typing import TypeVar
 import pyarrow.fs
 from ray.train import Checkpoint
 
+from launch.run.lock import HOLDER_NAME, LOCK_NAME
+from learner import folders
 from learner.manifest import (
     MANIFEST_NAME,
     CheckpointError,
     Manifest,
     step_folders,
+    step_of,
     verified_manifest,
 )
 
@@ -44,6 +54,9 @@ CHECKPOINTS = "checkpoints"
 REMOTE_CHECKPOINT = re.compile(r"(step_\d{8,})-[0-9a-f]{8}")
 FETCHING_PREFIX = ".fetching_"
 WRITABLE = ".writable"
+SEEN_NAME = ".store.json"
+"""Local file that holds the LATEST which this machine fetched or wrote last, and the one that it
+was about to write."""
 
 ATTEMPTS = 3
 FIRST_WAIT_S = 1.0
@@ -61,13 +74,29 @@ def is_uri(run_dir: str) -> bool:
 
 
 def staging_folder(uri: str) -> Path:
-    """The local folder of a run in an object store; the same on every start."""
-    digest = hashlib.sha256(uri.encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"joint-grpo-{digest}"
+    """The local folder of a run in an object store; the same on every start.
+
+    Raises:
+        ValueError: the folder for all of them is somebody else's, or open to others.
+    """
+    private = Path(tempfile.gettempdir()) / f"joint-grpo-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        private.mkdir(mode=0o700)
+    status = private.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise ValueError(
+            f"{private} is not a folder that only you can use: remove it, or set TMPDIR to a "
+            "folder of your own"
+        )
+    return private / hashlib.sha256(uri.encode()).hexdigest()[:16]
 
 
 class StoreError(RuntimeError):
     """The object store failed repeatedly."""
+
+
+class TakenOverError(RuntimeError):
+    """Another machine has continued the run."""
 
 
 class RemoteFolder:
@@ -176,19 +205,29 @@ class RunStore:
     def fetch(self) -> None:
         """Downloads the newest and the best checkpoint, the metrics and all logs of the run.
 
-        Nothing is downloaded if the local state is as new, for instance after a failed upload. The
+        Nothing is downloaded if the local state continues the store's, for instance after a failed
+        upload. A local state that does not is set aside, with a warning that says where. The
         newest checkpoint comes last and is renamed into place: until then a restart downloads all.
 
         Raises:
-            ValueError: the store cannot be written to.
+            ValueError: the store cannot be written to, or no longer holds what this machine wrote.
             StoreError: the store cannot be read, or all of its checkpoints are damaged.
         """
         with self._lock:
             self.remote.check_writable()
             self._clear_remains()
             files = self.remote.list()
-            local, remote = _local_step(self.run_dir), _remote_checkpoints(files)
-            if remote and local >= max(map(_step_of, remote)):
+            local, latest = _local_step(self.run_dir), self._latest(files)
+            if local >= 0 and not latest and self._seen():
+                raise ValueError(
+                    f"--run-dir {self.uri} is empty, but this machine has stored {self._seen()[0]} "
+                    f"there: to begin a new run, remove {self.run_dir}; to store the local copy "
+                    f"again, remove {self.run_dir / SEEN_NAME}"
+                )
+            if local >= 0 and not self._is_ours(latest):
+                self._set_aside(latest, local)
+                local = -1
+            if latest and local >= _step_of(latest):
                 return
             newest = self._newest_whole(files)
             if newest is None or local >= newest[1].step:
@@ -197,6 +236,52 @@ class RunStore:
             self._fetch_files(files)
             self._fetch_best(files, manifest)
             self._move_in(name, contents)
+            self._note(name)
+
+    def _latest(self, files: set[str]) -> str:
+        """The newest remote checkpoint's name by LATEST, or by step without one; else empty."""
+        if LATEST in files:
+            return self.remote.get(LATEST).decode(errors="replace").strip()
+        complete = (n for n in _remote_checkpoints(files) if _manifest_of(n) in files)
+        return max(complete, default="")
+
+    def _is_ours(self, latest: str) -> bool:
+        """Whether the local state continues a remote checkpoint."""
+        if not latest or latest in self._seen():
+            return True
+        folder = self.run_dir / CHECKPOINTS / latest.partition("-")[0]
+        try:
+            return _remote_name(folder, (folder / MANIFEST_NAME).read_bytes()) == latest
+        except OSError:
+            return False
+
+    def _seen(self) -> list[str]:
+        """The LATEST that this machine wrote or fetched last, and the one it may have written."""
+        try:
+            return json.loads((self.run_dir / SEEN_NAME).read_text())
+        except (OSError, ValueError):
+            return []
+
+    def _note(self, *names: str) -> None:
+        temporary = self.run_dir / f"{SEEN_NAME}.partial"
+        temporary.write_text(json.dumps(names))
+        os.replace(temporary, self.run_dir / SEEN_NAME)
+
+    def _set_aside(self, latest: str, local: int) -> None:
+        """Moves a local state that the store's does not continue out of the way."""
+        number = 1
+        while (target := self.run_dir.with_name(f"{self.run_dir.name}-aside-{number}")).exists():
+            number += 1
+        target.mkdir(mode=0o700)
+        for path in self.run_dir.iterdir():
+            if path.name not in (LOCK_NAME, HOLDER_NAME):
+                os.rename(path, target / path.name)
+        logger.warning(
+            "another machine has continued the run in %s, which is at step %d (%s): the run goes "
+            "on from there; this machine's own state, at step %d, was never stored there and is "
+            "now in %s",
+            *(self.uri, _step_of(latest), latest, local, target),
+        )
 
     def _newest_whole(self, files: set[str]) -> tuple[str, Manifest, dict[str, bytes]] | None:
         """The checkpoint that LATEST names, or the newest intact one if that is damaged."""
@@ -240,7 +325,7 @@ class RunStore:
         rated = []
         for name in _remote_checkpoints(files):
             try:
-                content = self.remote.get(f"{CHECKPOINTS}/{name}/{MANIFEST_NAME}")
+                content = self.remote.get(_manifest_of(name))
                 manifest = Manifest.parse(content, name)
             except (CheckpointError, StoreError):
                 continue  # uploaded in part, and never named by LATEST
@@ -257,17 +342,17 @@ class RunStore:
 
     def _move_in(self, name: str, contents: dict[str, bytes]) -> None:
         folder = self.run_dir / CHECKPOINTS / name.partition("-")[0]
-        temporary = folder.with_name(f"{FETCHING_PREFIX}{folder.name}")
+        temporary = folders.temporary_of(folder)
         temporary.mkdir(parents=True)
         for file, content in contents.items():
             (temporary / file).write_bytes(content)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.rename(temporary, folder)
+        folders.move_in(folder)
 
     def _clear_remains(self) -> None:
         """Removes the remains of a download that was killed."""
+        folders.clear_remains(self.run_dir / CHECKPOINTS, "step_*")
         for path in self.run_dir.rglob(f"{FETCHING_PREFIX}*"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            path.unlink()
 
     # -- during and after it ---------------------------------------------------------------------
 
@@ -281,6 +366,9 @@ class RunStore:
 
         Returns:
             The remote checkpoint; None if the upload failed or the local one was deleted.
+
+        Raises:
+            TakenOverError: another machine has continued the run; nothing was changed.
         """
         with self._lock:
             try:
@@ -301,15 +389,22 @@ class RunStore:
 
         Returns:
             Whether the store now holds the whole run; a warning says what is missing.
+
+        Raises:
+            TakenOverError: another machine has continued the run; nothing was changed.
         """
-        folders = step_folders(self.run_dir / CHECKPOINTS)
-        return bool(folders) and self.mirror(folders[-1]) is not None
+        found = step_folders(self.run_dir / CHECKPOINTS)
+        return bool(found) and self.mirror(found[-1]) is not None
 
     def _mirror(self, checkpoint: Path) -> Checkpoint:
         remote_files = self.remote.list()
+        self._check_ours(remote_files)
         name = self._upload(checkpoint, remote_files)
+        self._check_ours(self.remote.list())  # once more: uploading may have taken minutes
         self._upload_files()
+        self._note(*self._seen()[:1], name)
         self.remote.put(LATEST, name.encode())
+        self._note(name)
         kept = {name}
         for folder in step_folders(self.run_dir / CHECKPOINTS):
             try:
@@ -320,6 +415,15 @@ class RunStore:
         return Checkpoint(
             f"{self.remote.root}/{CHECKPOINTS}/{name}", filesystem=self.remote.filesystem
         )
+
+    def _check_ours(self, remote_files: set[str]) -> None:
+        latest = self._latest(remote_files)
+        if not self._is_ours(latest):
+            raise TakenOverError(
+                f"another machine has continued the run in {self.uri}, which is at step "
+                f"{_step_of(latest)} ({latest}): nothing of this machine's run was stored over it; "
+                f"its state is in {self.run_dir}"
+            )
 
     def _drop_old(self, names: set[str]) -> None:
         """Deletes checkpoints that are gone locally; LATEST names a newer one by now."""
@@ -332,8 +436,8 @@ class RunStore:
     def _upload(self, checkpoint: Path, remote_files: set[str]) -> str:
         """Uploads a checkpoint unless it is there, manifest last; returns its remote name."""
         content = (checkpoint / MANIFEST_NAME).read_bytes()
-        name = f"{checkpoint.name}-{hashlib.sha256(content).hexdigest()[:8]}"
-        if f"{CHECKPOINTS}/{name}/{MANIFEST_NAME}" in remote_files:
+        name = _remote_name(checkpoint, content)
+        if _manifest_of(name) in remote_files:
             return name
         manifest = Manifest.parse(content, str(checkpoint))
         contents = {file: (checkpoint / file).read_bytes() for file in manifest.files}
@@ -375,6 +479,15 @@ def _remote_checkpoints(files: Iterable[str]) -> set[str]:
     parts = (Path(name).parts for name in files)
     found = {p[1] for p in parts if len(p) > 2 and p[0] == CHECKPOINTS}
     return {name for name in found if REMOTE_CHECKPOINT.fullmatch(name)}
+
+
+def _remote_name(checkpoint: Path, manifest: bytes) -> str:
+    """The remote name of a local checkpoint."""
+    return f"step_{step_of(checkpoint):08d}-{hashlib.sha256(manifest).hexdigest()[:8]}"
+
+
+def _manifest_of(remote_name: str) -> str:
+    return f"{CHECKPOINTS}/{remote_name}/{MANIFEST_NAME}"
 
 
 def _step_of(remote_name: str) -> int:

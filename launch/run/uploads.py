@@ -6,7 +6,7 @@ import logging
 import threading
 from pathlib import Path
 
-from launch.run.object_store import RunStore
+from launch.run.object_store import RunStore, TakenOverError
 
 logger = logging.getLogger(__name__)
 
@@ -24,19 +24,30 @@ class Uploader:
     def __init__(self, store: RunStore) -> None:
         self.store = store
         self._newest: Path | None = None
+        self._taken_over: TakenOverError | None = None
         self._is_closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="uploads", daemon=True)
         self._thread.start()
 
     def submit(self, checkpoint: Path) -> None:
-        """Schedules the upload of a checkpoint and the run's logs; returns at once."""
+        """Schedules the upload of a checkpoint and the run's logs; returns at once.
+
+        Raises:
+            TakenOverError: an earlier upload found that another machine has continued the run.
+        """
+        if self._taken_over is not None:
+            raise self._taken_over
         with self._changed:
             self._newest = checkpoint
             self._changed.notify()
 
     def close(self) -> None:
-        """Uploads what is left, results included, and ends the thread; waits up to a limit."""
+        """Uploads what is left, results included, and ends the thread; waits up to a limit.
+
+        Raises:
+            TakenOverError: another machine has continued the run.
+        """
         with self._changed:
             self._is_closing = True
             self._changed.notify()
@@ -47,6 +58,8 @@ class Uploader:
                 "next start with this --run-dir on this machine uploads the rest",
                 *(self.store.uri, LAST_UPLOAD_S, self.store.run_dir),
             )
+        if self._taken_over is not None:
+            raise self._taken_over
 
     def _work(self) -> None:
         while True:
@@ -60,6 +73,9 @@ class Uploader:
                     return
                 assert checkpoint is not None
                 self.store.mirror(checkpoint)
+            except TakenOverError as error:
+                self._taken_over = error
+                return
             except Exception:  # the run continues whatever a store does; the next upload retries
                 logger.exception("an upload to %s failed", self.store.uri)
                 if is_last:

@@ -43,9 +43,9 @@ def endpoint():
 
 @pytest.fixture
 def uri(endpoint):
-    yield uri_of(endpoint, "bucket/run")
     for key in keys(endpoint):
         client(endpoint).delete_object(Bucket="bucket", Key=f"run/{key}")
+    return uri_of(endpoint, "bucket/run")
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_a_half_fetched_checkpoint_is_fetched_again(tmp_path, uri):
     fresh = tmp_path / "two"
     RunStore(uri, fresh).fetch()
     (fresh / "checkpoints" / "step_00000001" / "learner.pt").write_bytes(b"half")
-    remains = fresh / "checkpoints" / ".fetching_step_00000001"
+    remains = fresh / "checkpoints" / ".writing_step_00000001"
     remains.mkdir()
     RunStore(uri, fresh).fetch()
     assert steps(fresh) == [1]
