@@ -160,7 +160,7 @@ class Unevaluated(Run):
 
     __slots__ = ()
 
-    def is_evaluation_due(self) -> bool:
+    def _is_evaluation_due(self) -> bool:
         return False
 
 

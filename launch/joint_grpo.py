@@ -23,6 +23,8 @@ from learner.scalars import rewards_of
 def train(run: Run) -> None:
     """The loop: submit, collect, compute gradients through the model, update, broadcast."""
     watch = run.watch
+    if run.evaluation_pending:
+        run.evaluate()  # the last invocation ended before it or within it
     for step in range(run.next_step, run.config.steps):
         run.submit()
         run.commit_if_due()
@@ -38,8 +40,8 @@ def train(run: Run) -> None:
             update = run.learner.apply(pending, gradients)
         run.finish_step(groups)
         run.report(step, groups, reward, update)
-        if run.is_evaluation_due():
-            run.evaluate(step)
+        if run.evaluation_pending:
+            run.evaluate()
         if run.is_stopping():
             raise Stopped
     run.commit()

@@ -6,7 +6,7 @@ Shapes: G members, D d_model.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
@@ -47,6 +47,17 @@ class FleetStats:
     waiting_share: dict[str, float] = field(default_factory=dict)
     slowest: str = ""
 
+    def counts(self) -> dict[str, int]:
+        """The counts since the start of the run, by name."""
+        return {name: getattr(self, name) for name in COUNTS}
+
+    def continue_from(self, counts: Mapping[str, int]) -> None:
+        """Adds what a run had counted before it was resumed."""
+        for name in COUNTS:
+            setattr(self, name, getattr(self, name) + counts.get(name, 0))
+
+
+COUNTS = ("failed_samples", "reruns", "restarts", "rejected")
 
 Weights = TypeVar("Weights", contravariant=True)
 """`PolicyWeights` in process, a reference to them over Ray."""

@@ -65,6 +65,7 @@ def local_run(run_dir: Path, settings: JointGRPOConfig, fleet: Any = None) -> Ru
     torch.manual_seed(settings.seed)
     learner = LocalLearner(Controller(setup().controller), settings.learner, run_dir)
     store = CheckpointStore(run_dir / "checkpoints", settings.keep_last)
+    store.recover()
     checkpoint = store.load_latest()
     if checkpoint is not None:
         learner.load_state_dict(checkpoint.learner_state)
@@ -75,7 +76,11 @@ def local_run(run_dir: Path, settings: JointGRPOConfig, fleet: Any = None) -> Ru
         fleet=fleet or LocalFleet(worker()),
         learner=learner,
         reporter=Reporter(
-            run_dir, first_step=first_step, num_steps=settings.steps, clock="simulated"
+            run_dir,
+            first_step=first_step,
+            num_steps=settings.steps,
+            clock="simulated",
+            evaluation_pending=bool(checkpoint and checkpoint.state["evaluation_pending"]),
         ),
         store=store,
         lambda_control=LambdaControl(settings.pid, rig.BUDGETS),

@@ -86,7 +86,8 @@ def curves_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     for name in sorted({name for row in rows for name in row if name.startswith(prefix)}):
         last.plot(*_running_mean(rows, name), label=name.removeprefix(prefix))
     last.set_title("entropy (nats)", fontsize=9)
-    last.legend(fontsize=7)
+    if last.lines:
+        last.legend(fontsize=7)
     for axes in (*axes_of_panels, last):
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)

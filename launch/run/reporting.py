@@ -17,6 +17,9 @@ from envs.spec import NUM_BLOCKS, POSITIONS, TIERS, TOP_KS
 from policy.controller import HEADS
 from rollout.group_rollout import GroupRollout
 
+EVALUATED = "time/evaluate_s"
+"""A scalar that every row of an evaluation has, and no other."""
+
 CHOICES = {"tier": TIERS, "position": POSITIONS, "top_k": TOP_KS, "num_blocks": NUM_BLOCKS}
 
 
@@ -30,17 +33,39 @@ class Reporter:
         num_steps: number of steps of the run, for the progress line.
         clock: the clock that latencies are from, named in every row.
         label: prefix of every line, such as a simulated latency source; empty for none.
+        evaluation_pending: whether the step before `first_step` is still to be evaluated; rows of
+            an evaluation of it that was killed are dropped as well.
     """
 
     def __init__(
-        self, run_dir: Path, *, first_step: int, num_steps: int, clock: str, label: str = ""
+        self,
+        run_dir: Path,
+        *,
+        first_step: int,
+        num_steps: int,
+        clock: str,
+        label: str = "",
+        evaluation_pending: bool = False,
     ) -> None:
-        self.writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step)
         self.console = Console(soft_wrap=True, highlight=False)
         self.num_steps = num_steps
         self.clock, self.label = clock, label
-        self.path = run_dir / "metrics.jsonl"
-        rows = _complete_rows(self.path, before_step=first_step)
+        self.run_dir, self.path = run_dir, run_dir / "metrics.jsonl"
+        self._open(first_step, evaluation_pending)
+
+    def rewind(self, first_step: int, evaluation_pending: bool) -> None:
+        """Drops what was written of later steps, because the run has gone back to an earlier one."""
+        self.writer.close()
+        self._open(first_step, evaluation_pending)
+
+    def _open(self, first_step: int, evaluation_pending: bool) -> None:
+        self.writer = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=first_step)
+        last = first_step - 1 if evaluation_pending else -1
+        rows = [
+            row
+            for row in _complete_rows(self.path, before_step=first_step)
+            if row["step"] != last or EVALUATED not in row
+        ]
         temporary = self.path.with_suffix(".partial")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
         os.replace(temporary, self.path)

@@ -186,7 +186,9 @@ class Session:
         """The checkpoint to resume from, None for a new run."""
         if not (self.run_dir / "checkpoints").is_dir():
             return None
-        checkpoint = self._store().load_latest()
+        store = self._store()
+        store.recover()
+        checkpoint = store.load_latest()
         if checkpoint is not None:
             self.config = check_resumable(checkpoint, self.config, self.label)
         return checkpoint
@@ -289,6 +291,7 @@ class Session:
         fleet.drop_batches()
         run.learner = self._learner(run.setup, checkpoint.learner_state)
         run.go_back_to(checkpoint)
+        run.reporter.rewind(run.next_step, run.evaluation_pending)
         run.reporter.say(f"the learner's node was lost: back to step {run.next_step + 1}")
 
     def _learner(self, setup: PolicySetup, state: dict[str, Any] | None) -> RemoteLearner:
@@ -310,8 +313,11 @@ class Session:
         checkpoint: Checkpoint | None,
     ) -> Run:
         config, next_step, metrics = self.config, 0, RunMetrics()
+        evaluation_pending = False
         if checkpoint is not None:
             next_step = int(checkpoint.state["next_step"])
+            evaluation_pending = checkpoint.state.get("evaluation_pending", False)
+            fleet.stats.continue_from(checkpoint.state.get("fleet_counts", {}))
             state: dict[str, Any] | None = checkpoint.learner_state
         else:
             state = self._warm_started(fleet, setup)
@@ -326,6 +332,7 @@ class Session:
                 num_steps=config.steps,
                 clock=fleet.clock_name,
                 label=self.label,
+                evaluation_pending=evaluation_pending,
             ),
             store=store,
             lambda_control=LambdaControl(config.pid, setup.budgets),
@@ -344,7 +351,7 @@ class Session:
             f"run {self.run_dir}  actors {fleet.num_actors}  groups per step "
             f"{config.groups_per_step}  clock {fleet.clock_name}  budgets "
             f"{budgets.uniform_from_ms:.1f}..{budgets.range.high_ms:.1f} ms  "
-            f"{'resumes at' if next_step else 'starts with'} step {next_step + 1}"
+            f"{_where_it_begins(next_step, config.steps)}"
         )
         if checkpoint is None:
             run.commit()
@@ -370,6 +377,12 @@ class Session:
             record.regret_before,
         )
         return Learner(controller, config.learner, self.run_dir).state_dict()
+
+
+def _where_it_begins(next_step: int, steps: int) -> str:
+    if next_step == steps:
+        return f"all {steps} steps are done"
+    return f"{'resumes at' if next_step else 'starts with'} step {next_step + 1} of {steps}"
 
 
 def _say(text: str) -> None:

@@ -135,6 +135,7 @@ class Run:
         best_table_accuracy: accuracy within the evaluation's budgets of the best table by kind of
             question and budget, in hindsight on the comparison profile; None without a profile.
         next_step: the first step that is not done yet.
+        evaluation_pending: whether the weights before `next_step` are still to be evaluated.
         is_stopping: called between steps; the loop ends when it returns True.
         on_saved: called with the folder of every new checkpoint, for instance to copy it.
         on_step: called with the number, the groups and the scalars of every step that is done.
@@ -152,6 +153,7 @@ class Run:
     fingerprint: Fingerprint | None = None
     best_table_accuracy: float | None = None
     next_step: int = 0
+    evaluation_pending: bool = False
     is_stopping: Callable[[], bool] = lambda: False
     on_saved: Callable[[Path], object] = lambda _path: None
     on_step: Callable[[int, Sequence[GroupRollout], Mapping[str, float]], object] = (
@@ -210,13 +212,18 @@ class Run:
         return reward
 
     def finish_step(self, groups: Sequence[GroupRollout]) -> None:
-        """Updates lambda from the violation rates and marks the step as done."""
+        """Updates lambda from the violation rates and marks the step as done.
+
+        Whether an evaluation is due is part of the state, so that one which is interrupted is made
+        up for when the run is resumed.
+        """
         self.lambda_control.update(
             [group.budget_ms for group in groups],
             violations(groups).mean(1),
             [group.feasible for group in groups],
         )
         self.next_step += 1
+        self.evaluation_pending = self._is_evaluation_due()
         self.in_flight.popleft()
         self._collected = None
 
@@ -251,15 +258,23 @@ class Run:
             self.reporter.choices(step, groups)
             self.reporter.distributions(step, "reward/episodes", reward.total.ravel())
 
-    def is_evaluation_due(self) -> bool:
+    def _is_evaluation_due(self) -> bool:
         """Whether the last step was reached or the interval between evaluations has passed."""
         is_last = self.next_step == self.config.steps
         return is_last or self.next_step % self.config.evaluation.every == 0
 
-    def evaluate(self, step: int) -> None:
-        """Evaluates greedily on held-out samples over the budgets, and commits."""
-        settings, started = self.config.evaluation, time.perf_counter()
+    def evaluate(self) -> None:
+        """Evaluates the last step's weights greedily on held-out samples, and commits.
+
+        The result is written before it is committed: an evaluation that is killed in between runs
+        again, and its rows replace those of the killed one.
+        """
+        settings, started, step = self.config.evaluation, time.perf_counter(), self.next_step - 1
         self.commit()
+        self.reporter.say(
+            f"evaluating after step {step + 1}: {settings.num_samples} held-out samples, "
+            f"{settings.num_budgets} budgets"
+        )
         result = greedy_sweep(
             self.fleet,
             self.setup,
@@ -269,7 +284,6 @@ class Run:
             budgets_ms=self.setup.budgets.evenly(settings.num_budgets).tolist(),
             first_index=settings.first_index,
         )
-        self.commit(metric=result.in_budget_accuracy)
         scalars = {**result.scalars(), "time/evaluate_s": time.perf_counter() - started}
         if self.best_table_accuracy:
             share = result.in_budget_accuracy / self.best_table_accuracy
@@ -286,6 +300,8 @@ class Run:
             f"{scalars['at_a_glance/accuracy_held_out']:.3f}, violations "
             f"{scalars['at_a_glance/violation_held_out']:.1%}"
         )
+        self.evaluation_pending = False
+        self.commit(metric=result.in_budget_accuracy)
 
     def commit_if_due(self) -> None:
         """Commits the previous step, at the configured interval, while the fleet runs the next."""
@@ -316,6 +332,7 @@ class Run:
         """Continues from a checkpoint and submits its batches in flight again."""
         self.lambda_control.load_state_dict(checkpoint.state["lambda_control"])
         self.next_step = self._committed_step = int(checkpoint.state["next_step"])
+        self.evaluation_pending = checkpoint.state.get("evaluation_pending", False)
         self.in_flight.clear()
         self._collected = None
         for batch in checkpoint.learner_state["in_flight"]:
@@ -339,6 +356,8 @@ class Run:
     def _state(self) -> dict[str, Any]:
         return {
             "next_step": self.next_step,
+            "evaluation_pending": self.evaluation_pending,
+            "fleet_counts": self.fleet.stats.counts(),
             "seed": self.config.seed,
             "lambda_control": self.lambda_control.state_dict(),
             "budgets": budgets_to_state(self.setup.budgets),

@@ -55,13 +55,14 @@ def undisturbed(folder, staleness, tmp_path_factory):
     return final_weights(run_dir)
 
 
-def start(folder, run_dir, staleness):
+def start(folder, run_dir, staleness, *more):
     arguments = [
         *(sys.executable, str(SCRIPT), "embedded", "--run-dir", str(run_dir)),
         *("--steps", str(STEPS), "--groups-per-step", "6", "--max-staleness", str(staleness)),
         *("--worker.model", str(folder), "--worker.executor.max-new-tokens", "3"),
         *("--simulated-latency", str(folder / "latency.json"), "--evaluation.num-samples", "2"),
         *("--budget.num-samples", "4"),
+        *more,
     ]
     return subprocess.Popen(
         arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd="/"
@@ -135,3 +136,37 @@ def test_a_killed_learner_costs_no_step(folder, staleness, undisturbed, tmp_path
     steps = [int(number) for number in DONE.findall(output)]
     assert steps == list(range(1, STEPS + 1)), "every step was done once"
     assert final_weights(tmp_path) == undisturbed
+
+
+EVALUATING = re.compile(r"evaluating after step (\d+)")
+EVALUATIONS = (
+    *("--steps", "6", "--evaluation.every", "3"),
+    *("--evaluation.num-samples", "40"),
+)
+
+
+def held_out(run_dir):
+    """Figures of every evaluation, those of time left out."""
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "at_a_glance/accuracy_held_out" in row]
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_an_evaluation_that_a_signal_ends_is_made_up_for(folder, staleness, tmp_path, number):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    process = start(folder, whole, staleness, *EVALUATIONS)
+    assert process.wait(timeout=600) == 0, process.stdout.read()
+    for step in (3, 6):
+        process = start(folder, cut, staleness, *EVALUATIONS)
+        assert read_until(process, EVALUATING) == step
+        time.sleep(0.5)
+        process.send_signal(number)
+        process.communicate(timeout=120)
+        checkpoint = CheckpointStore(cut / "checkpoints").load_latest()
+        assert checkpoint.step == step
+        assert checkpoint.state["evaluation_pending"]
+    process = start(folder, cut, staleness, *EVALUATIONS)
+    assert process.wait(timeout=600) == 0, process.stdout.read()
+    assert held_out(cut) == held_out(whole)
+    assert [row["step"] for row in held_out(cut)] == [2, 5]

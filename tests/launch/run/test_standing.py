@@ -112,7 +112,7 @@ def test_with_a_profile_the_run_ends_next_to_its_rivals(tmp_path, capsys):
     worker.loader.tasks = BrokenTest()
     fleet, profile = ProfilingFleet(worker), random_profile()
     run = launch_rig.local_run(tmp_path, launch_rig.config(steps=1), fleet)
-    run.evaluate(0)
+    run.evaluate()
     finish(run, fleet, profile, "")
     saved = json.loads((tmp_path / "evaluation.json").read_text())
     assert list(saved["rivals"]) == list(RIVALS)
@@ -129,7 +129,7 @@ def test_with_a_profile_the_run_ends_next_to_its_rivals(tmp_path, capsys):
 
 def test_without_a_profile_the_run_ends_with_its_own_sweep(tmp_path, capsys):
     run = launch_rig.local_run(tmp_path, launch_rig.config(steps=1))
-    run.evaluate(0)
+    run.evaluate()
     finish(run, run.fleet, None, "SIMULATED LATENCY")
     saved = json.loads((tmp_path / "evaluation.json").read_text())
     assert saved["latency_source"] == "SIMULATED LATENCY"
