@@ -171,7 +171,7 @@ class World:
                 run.setup,
                 run.learner.weights(),
                 split="test",
-                num_samples=len(splits["test"].table.sample_ids),
+                indices=range(len(splits["test"].table.sample_ids)),
                 budgets_ms=budgets_ms.tolist(),
             )
         return outcome(result.scores, result.latencies_ms, result.budgets_ms, result.feasible)

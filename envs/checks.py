@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+
+
+def check_weights(name: str, weights: Iterable[float]) -> None:
+    """Raises ValueError unless all weights are finite, none is negative and one is positive."""
+    values = list(weights)
+    if not all(math.isfinite(value) and value >= 0 for value in values) or not any(values):
+        raise ValueError(f"{name} are {values}: give finite numbers of at least 0, not all 0")
 
 
 def check_within(

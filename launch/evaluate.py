@@ -6,10 +6,12 @@ Needs two profiles from launch/profile_knobs.py: one of the validation split, on
 are chosen (the shipped one by default), and one of the test split, on which bounds are computed
 that no policy can run, such as the best configuration of each sample in hindsight.
 
-Controller and rivals run live and interleaved, a few samples at a time. All latencies and budgets
-are milliseconds of the run's calibration: probes follow the speed of each device meanwhile, and
-both profiles are converted. The cheapest configuration runs on each sample several times, which
-tells what budgets are feasible for it; violations count feasible episodes only.
+The samples that run are those of the test profile, and both are joined by the samples' ids: one
+that can no longer be read is left out of both. Controller and rivals run live and interleaved, a
+few samples at a time. All latencies and budgets are milliseconds of the run's calibration: probes
+follow the speed of each device meanwhile, and both profiles are converted. The cheapest
+configuration runs on each sample several times, which tells what budgets are feasible for it;
+violations count feasible episodes only.
 """
 
 import json
@@ -17,7 +19,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import ray
@@ -25,6 +27,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from envs.checks import check_within
 from launch.analysis import baselines
 from launch.analysis.baselines import TARGET_VIOLATION, Outcome, Rival
 from launch.analysis.greedy_sweep import GreedySweep
@@ -32,7 +35,8 @@ from launch.analysis.interleaved import Live, run_live, table_factor
 from launch.analysis.plots import choices_figure, latency_figure, sweep_figure
 from launch.cluster.config import ClusterConfig
 from launch.cluster.console import connect, one_clear_error, wide_console
-from launch.cluster.fleet import open_fleet
+from launch.cluster.fleet import RayFleet, open_fleet
+from launch.run.outputs import writable_folder
 from launch.run.recipes import SHIPPED_PROFILE
 from launch.run.resume import (
     budgets_from_state,
@@ -46,7 +50,7 @@ from policy.config import PolicySetup
 from policy.weights import weights_sha256
 from rollout.actor import PublishedWeights
 from rollout.build import WorkerConfig
-from rollout.profiling.conversion import calibrated
+from rollout.profiling.conversion import calibrated, places_in
 from rollout.profiling.profile_table import ProfileTable
 
 BY_BUDGET = "best by budget in hindsight"
@@ -81,6 +85,10 @@ class EvaluateConfig:
     worker: WorkerConfig = field(default_factory=WorkerConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
+    def __post_init__(self) -> None:
+        check_within(self, "num_budgets", low=1)
+        check_within(self, "num_samples", low=0)
+
 
 def load_tables(
     config: EvaluateConfig, checkpoint: Checkpoint
@@ -94,6 +102,8 @@ def load_tables(
     if trained_on is not None:
         for path, table in ((config.validation, validation), (config.test, test)):
             table.check_fingerprint(trained_on, str(path), f"the run in {config.run_dir}")
+    places_in("validation", validation, str(config.validation))
+    places_in("test", test, str(config.test))
     if validation.configurations != test.configurations:
         raise ValueError(
             f"{config.validation} and {config.test} hold different configurations: profile both "
@@ -101,17 +111,11 @@ def load_tables(
         )
     num_samples = min(config.num_samples or len(test.sample_ids), len(test.sample_ids))
     to = calibration_from_state(checkpoint.state)
-    return calibrated(validation, to), calibrated(test.rows(np.arange(num_samples)), to)
+    return calibrated(validation, to), calibrated(test.rows(range(num_samples)), to)
 
 
-def run(
-    config: EvaluateConfig,
-    checkpoint: Checkpoint,
-    rivals: dict[str, Rival],
-    test: ProfileTable,
-    setup: PolicySetup,
-) -> Live:
-    """Runs controller and rivals on the devices."""
+def open_checked(config: EvaluateConfig, checkpoint: Checkpoint) -> RayFleet:
+    """A fleet on the run's own model, tasks and kind of device; raises ValueError on another."""
     connect(config.cluster.address)
     fleet = open_fleet(config.worker, config.cluster)
     trained_on = fingerprint_from_state(checkpoint.state)
@@ -122,13 +126,33 @@ def run(
             "this fleet",
             "evaluate with the run's own model, tasks and kind of device",
         )
+    return fleet
+
+
+def published(checkpoint: Checkpoint) -> PublishedWeights:
+    """The checkpoint's weights, for the fleet."""
     arrays = checkpoint.controller.to_numpy()
-    weights = PublishedWeights(version=0, sha256=weights_sha256(arrays), refs=(ray.put(arrays),))
-    budgets_ms = setup.budgets.evenly(config.num_budgets)
-    num_samples = len(test.sample_ids)
-    live = run_live(fleet, setup, weights, rivals, test.configurations, num_samples, budgets_ms)
-    fleet.shutdown()
-    return live
+    return PublishedWeights(version=0, sha256=weights_sha256(arrays), refs=(ray.put(arrays),))
+
+
+def measure(
+    fleet: Any,
+    setup: PolicySetup,
+    weights: Any,
+    rivals: dict[str, Rival],
+    test: ProfileTable,
+    budgets_ms: np.ndarray,
+) -> tuple[Live, ProfileTable]:
+    """Runs controller and rivals on the test profile's samples.
+
+    Returns:
+        What ran and the profile, on the samples that both have. What is feasible in the profile is
+        what was measured now.
+    """
+    places = places_in("test", test, "the test profile")
+    live = run_live(fleet, setup, weights, rivals, test.configurations, places, budgets_ms)
+    live, test = live.on_the_samples_of(test)
+    return live, replace(test, cheapest_ms=np.median(live.result.cheapest_ms, axis=1))
 
 
 def collect_outcomes(live: Live, test: ProfileTable) -> dict[str, Outcome]:
@@ -202,6 +226,7 @@ def clock_facts(live: Live, rivals: dict[str, Rival], test: ProfileTable) -> dic
 def main() -> int:
     """Runs the sweep, prints the table and the verdict, writes JSON and plots."""
     config, checkpoint = parse()
+    folder = writable_folder(config.output_dir or config.run_dir / "evaluation", "--output-dir")
     validation, test = load_tables(config, checkpoint)
     calibration = calibration_from_state(checkpoint.state)
     budgets = budgets_from_state(checkpoint.state)
@@ -209,16 +234,17 @@ def main() -> int:
         controller=checkpoint.controller.config, budgets=budgets, calibration=calibration
     )
     rivals = baselines.rivals(validation, budgets.evenly(config.num_budgets))
-    live = run(config, checkpoint, rivals, test, setup)
-    # What is feasible is what was measured now, for the bounds from the table too.
-    test = replace(test, cheapest_ms=np.median(live.result.cheapest_ms, axis=1))
+    fleet, asked = open_checked(config, checkpoint), len(test.sample_ids)
+    budgets_ms = budgets.evenly(config.num_budgets)
+    live, test = measure(fleet, setup, published(checkpoint), rivals, test, budgets_ms)
+    fleet.shutdown()
     found, clock = collect_outcomes(live, test), clock_facts(live, rivals, test)
     console = wide_console()
     print_table(found, live.result, console)
     console.print(verdict(found, rivals))
+    console.print(f"{len(test.sample_ids)} of {asked} samples of the test profile ran live")
     facts = ", ".join(f"{name} {value:.3f}" for name, value in clock.items())
     console.print(f"the clock, {calibration.clock}: {facts}")
-    folder = config.output_dir or config.run_dir / "evaluation"
     write(folder, checkpoint, live.result, found, clock)
     console.print(f"written to {folder}", markup=False)
     return 0
@@ -232,7 +258,6 @@ def write(
     clock: dict[str, float],
 ) -> None:
     """Writes all results as JSON, and three plots."""
-    folder.mkdir(parents=True, exist_ok=True)
     rows = {name: row.to_json() for name, row in found.items()}
     content = {
         "checkpoint": checkpoint.path.name,

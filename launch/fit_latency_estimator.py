@@ -23,9 +23,11 @@ from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 from torch.utils.tensorboard import SummaryWriter
 
+from envs.checks import check_within
 from launch.analysis.latency_plots import plot_errors, plot_predictions
 from launch.cluster.console import one_clear_error
 from launch.cluster.ray_train import start_ray
+from launch.run.outputs import writable_folder
 from rollout.estimator.estimator import LatencyEstimator
 from rollout.estimator.fit import EpochRecord, EstimatorFit, FitConfig
 from rollout.estimator.latency_table import LatencyTable, split_by_sample
@@ -85,8 +87,9 @@ class EstimatorOptions:
     def __post_init__(self) -> None:
         if self.use_all_datasets and self.dataset_names:
             raise ValueError("--use_all_datasets contradicts --dataset_names: give one of them")
-        if self.num_workers < 0:
-            raise ValueError(f"--num_workers is {self.num_workers}: give 0 or more")
+        check_within(self, "num_workers", "seed", low=0)
+        check_within(self, "batch_size", "num_epochs", "hidden_dim", "num_layers", low=1)
+        check_within(self, "lr", low=0, above=True)
         if (
             self.device.startswith("cuda")
             and self.num_workers == 0
@@ -245,8 +248,7 @@ def write_curves(folder: Path, history: list[EpochRecord]) -> None:
 def fit_estimator(options: EstimatorOptions) -> dict[str, Any]:
     """Reads, splits, trains, evaluates and writes; returns the content of metrics.json."""
     make_repeatable()
-    output_dir = options.output_dir.absolute()
-    output_dir.mkdir(parents=True, exist_ok=True)
+    output_dir = writable_folder(options.output_dir.absolute(), "--output_dir")
     reader = ProfileReader(options.results_dir, options.dataset_names or None)
     try:
         table = LatencyTable.of(reader, options.decode_reading)

@@ -25,6 +25,7 @@ from typing import Any, Literal
 import tyro
 from rich.console import Console
 
+from envs.checks import check_within
 from launch.cluster.console import (
     logs_to_stderr,
     one_clear_error,
@@ -48,6 +49,9 @@ class AnswerConfig:
     max_new_tokens: int | None = None
     prefill_only: bool | None = None
 
+    def __post_init__(self) -> None:
+        check_within(self, "max_new_tokens", low=1)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
@@ -70,6 +74,9 @@ class ModelConfig:
     importance: Path | None = None
     executor: AnswerConfig = field(default_factory=AnswerConfig)
 
+    def __post_init__(self) -> None:
+        check_within(self, "num_threads", low=1)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateConfig:
@@ -91,6 +98,9 @@ class GenerateConfig:
     controller: Path | None = None
     json: bool = False
     worker: ModelConfig = field(default_factory=ModelConfig)
+
+    def __post_init__(self) -> None:
+        check_within(self, "budget_ms", low=0, above=True)
 
 
 def answered(config: GenerateConfig) -> dict[str, Any]:

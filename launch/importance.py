@@ -26,9 +26,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from envs.checks import check_within
 from envs.spec import Sample, Tier
+from envs.tasks.scene import check_split
 from launch.analysis.statistics import Interval
 from launch.cluster.console import one_clear_error
+from launch.run.outputs import writable_file
 from rollout.block_skipping import BlockImportance
 from rollout.build import WorkerConfig, load_frozen_model
 from rollout.fleet import MAX_REPLACEMENTS
@@ -55,6 +58,11 @@ class ImportanceConfig:
     first_index: int = 10_000
     check: bool = False
     worker: WorkerConfig = field(default_factory=WorkerConfig)
+
+    def __post_init__(self) -> None:
+        check_within(self, "num_samples", low=1)
+        check_within(self, "first_index", low=0)
+        check_split(self.split)
 
 
 class Scorer:
@@ -131,6 +139,7 @@ def check(scorer: Scorer, importance: BlockImportance, first_index: int) -> Tabl
 def main() -> int:
     """Measures, prints and writes."""
     config = tyro.cli(ImportanceConfig, prog="importance.py", description=__doc__)
+    writable_file(config.output, "OUT.json")
     scorer, console = Scorer(config), Console()
     full, scores = measure(scorer, config.first_index)
     table = Table("block", "accuracy lost without it")
@@ -138,7 +147,6 @@ def main() -> int:
         table.add_row(block, f"{lost:+.4f}")
     console.print(table)
     console.print(f"all blocks: {full:.3f} on {config.num_samples} samples of {config.split}")
-    config.output.parent.mkdir(parents=True, exist_ok=True)
     config.output.write_text(json.dumps(scores, indent=1) + "\n")
     if config.check:
         importance = BlockImportance.from_mapping(scores, len(scores))

@@ -21,6 +21,7 @@ from ray.train.torch import TorchTrainer
 from rich.console import Console
 from rich.table import Table
 
+from envs.checks import check_within
 from envs.tasks import WEIGHTS
 from launch.analysis.statistics import Interval
 from launch.cluster.console import one_clear_error
@@ -28,6 +29,7 @@ from launch.cluster.ray_train import start_ray
 from launch.pretraining.blueprint import write_folder
 from launch.pretraining.held_out import Evaluator, held_out
 from launch.pretraining.stages import Pretraining, TrainConfig
+from launch.run.outputs import writable_folder
 
 MAX_FAILURES = 3
 
@@ -43,10 +45,8 @@ class PretrainingOptions:
     """Held-out samples of each task to evaluate on at the end."""
 
     def __post_init__(self) -> None:
-        if self.num_workers < 0:
-            raise ValueError(f"--num-workers is {self.num_workers}: give 0 or more")
-        if self.num_samples < 1:
-            raise ValueError(f"--num-samples is {self.num_samples}: give 1 or more")
+        check_within(self, "num_workers", low=0)
+        check_within(self, "num_samples", low=1)
 
 
 def train_worker(arguments: dict[str, Any]) -> None:
@@ -99,7 +99,7 @@ def main() -> int:
     config = options.train
     if not config.out.is_absolute():
         raise ValueError(f"--out {config.out} is relative: workers need an absolute folder")
-    config.out.mkdir(parents=True, exist_ok=True)
+    writable_folder(config.out, "--out")
     Pretraining(config, writes_curves=False)  # a damaged checkpoint is named before workers start
     if options.num_workers:
         train_on_ray(config, options.num_workers)

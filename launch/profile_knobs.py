@@ -29,7 +29,9 @@ from rich.progress import track
 from rich.table import Table
 
 from envs.calibration import Calibration
+from envs.checks import check_within
 from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, POSITIONS, TIERS, Knobs, all_knobs
+from envs.tasks.scene import check_split
 from launch.analysis.answer_priors import answer_prior_scores
 from launch.analysis.greedy_sweep import CHEAPEST_REPEATS
 from launch.analysis.knob_effects import (
@@ -43,6 +45,7 @@ from launch.analysis.statistics import Interval, half_widths
 from launch.cluster.config import ClusterConfig
 from launch.cluster.console import connect, one_clear_error, wide_console
 from launch.cluster.fleet import RayFleet, open_fleet
+from launch.run.outputs import writable_folder
 from launch.run.resume import fingerprint_from_state, load_checkpoint, worker_of
 from rollout.build import WorkerConfig
 from rollout.fingerprint import Fingerprint
@@ -81,6 +84,11 @@ class ProfileConfig:
     calibration_samples: int = 64
     worker: WorkerConfig = field(default_factory=WorkerConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def __post_init__(self) -> None:
+        check_within(self, "num_samples", "calibration_samples", low=1)
+        check_within(self, "first_index", low=0)
+        check_split(self.split)
 
 
 def chosen_configurations(names: Sequence[str]) -> tuple[Knobs, ...]:
@@ -298,7 +306,7 @@ def main() -> int:
     """Measures the missing samples and writes all results."""
     config = parse()
     configurations = chosen_configurations(config.configurations)
-    config.output_dir.mkdir(parents=True, exist_ok=True)
+    writable_folder(config.output_dir, "OUTPUT_DIR")
     rows_path = config.output_dir / "rows.jsonl"
     measure(config, configurations, rows_path)
     rows = sorted(read_rows(rows_path), key=lambda row: row["index"])

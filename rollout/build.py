@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from envs.checks import check_within
+from envs.checks import check_weights, check_within
 from envs.latency_budget import LatencyBudgetEnv
 from envs.reward import BudgetReward
 from envs.spec import BudgetSampler
@@ -76,6 +76,9 @@ class WorkerConfig:
     def __post_init__(self) -> None:
         check_within(self, "num_threads", low=1, high=MAX_THREADS)
         check_within(self, "loader_threads", low=0, high=MAX_THREADS)
+        check_within(self, "kept_groups_mib", low=0)
+        if self.weights:
+            check_weights("weights", self.weights.values())
 
     def build_tasks(self) -> Mixture:
         """The mixture of tasks; raises DataError for one that is unknown or cannot be opened."""

@@ -127,6 +127,17 @@ class GreedySweep:
             sample_ids=tuple(name for part in parts for name in part.sample_ids),
         )
 
+    def rows(self, rows: Sequence[int]) -> GreedySweep:
+        """Some of the samples."""
+        arrays = {name: getattr(self, name)[list(rows)] for name in ARRAYS_BY_SAMPLE}
+        return GreedySweep(
+            budgets_ms=self.budgets_ms,
+            **arrays,
+            indices=tuple(self.indices[row] for row in rows),
+            tasks=tuple(self.tasks[row] for row in rows),
+            sample_ids=tuple(self.sample_ids[row] for row in rows),
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Everything, as plain JSON values."""
         return {
@@ -152,11 +163,10 @@ def greedy_sweep(
     weights: Any,
     *,
     split: str,
-    num_samples: int,
+    indices: Sequence[int],
     budgets_ms: Sequence[float],
-    first_index: int = 0,
 ) -> GreedySweep:
-    """Runs every sample at every budget with greedy choices, one episode at a time per device.
+    """Runs the samples at these places at every budget, greedily, one episode at a time per device.
 
     The cheapest configuration runs on each sample as well, to tell what is feasible.
     """
@@ -166,16 +176,16 @@ def greedy_sweep(
             run_seed=0,
             step=0,
             split=split,
-            index=first_index + s,
+            index=index,
             budget_ms=float(budget_ms),
             group_size=0,
         )
-        for s in range(num_samples)
+        for s, index in enumerate(indices)
         for b, budget_ms in enumerate(budgets_ms)
     ]
     groups = fleet.collect(fleet.submit(requests, setup, weights))
-    indices = [group.index for group in groups[:: len(budgets_ms)]]
-    cheapest_NR = fleet.cheapest_ms(split, indices, CHEAPEST_REPEATS, setup.calibration)
+    used = [group.index for group in groups[:: len(budgets_ms)]]
+    cheapest_NR = fleet.cheapest_ms(split, used, CHEAPEST_REPEATS, setup.calibration)
     return from_groups(groups, np.asarray(budgets_ms, dtype=np.float64), cheapest_NR)
 
 

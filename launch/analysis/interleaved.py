@@ -45,6 +45,27 @@ class Live:
             for name, (scores, latencies) in {"controller": ours, **self.rivals}.items()
         }
 
+    def rows(self, rows: Sequence[int]) -> Live:
+        """Some of the samples."""
+        rivals = {name: (s[list(rows)], ms[list(rows)]) for name, (s, ms) in self.rivals.items()}
+        return Live(result=self.result.rows(rows), rivals=rivals)
+
+    def on_the_samples_of(self, table: ProfileTable) -> tuple[Live, ProfileTable]:
+        """Both on the samples that both have, joined by their ids, in the order they ran.
+
+        Raises:
+            ValueError: they have no sample in common.
+        """
+        row_of = {sample_id: row for row, sample_id in enumerate(table.sample_ids)}
+        common = [row for row, name in enumerate(self.result.sample_ids) if name in row_of]
+        if not common:
+            raise ValueError(
+                f"no sample of the profile ran live ({table.sample_ids[0]} ... in the profile, "
+                f"{self.result.sample_ids[0]} ... live): profile the data that is evaluated"
+            )
+        ran = [self.result.sample_ids[row] for row in common]
+        return self.rows(common), table.rows([row_of[name] for name in ran])
+
     @staticmethod
     def joined(turns: Sequence[Live]) -> Live:
         """Concatenates turns."""
@@ -61,20 +82,19 @@ def run_live(
     weights: Any,
     rivals: Mapping[str, Rival],
     configurations: Sequence[Knobs],
-    num_samples: int,
+    indices: Sequence[int],
     budgets_ms: np.ndarray,
 ) -> Live:
-    """Runs the first samples of the test split; `configurations` are the rivals' columns."""
+    """Runs samples of the test split by their places; `configurations` are the rivals' columns."""
     turns = []
-    for first in range(0, num_samples, SAMPLES_A_TURN):
+    for first in range(0, len(indices), SAMPLES_A_TURN):
         result = greedy_sweep(
             fleet,
             setup,
             weights,
             split="test",
-            num_samples=min(SAMPLES_A_TURN, num_samples - first),
+            indices=indices[first : first + SAMPLES_A_TURN],
             budgets_ms=budgets_ms.tolist(),
-            first_index=first,
         )
         found = _run_rivals(fleet, setup, rivals, configurations, result)
         turns.append(Live(result=result, rivals=found))

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from envs.checks import check_weights, check_within
 from envs.spec import Tier
 from envs.tasks import Question, Scene
 from envs.tasks.chain import Chain
@@ -142,6 +143,13 @@ class StreamConfig:
     """Seed of the stream."""
     split: str = "train"
     """Split of the tasks from which scenes are drawn."""
+
+    def __post_init__(self) -> None:
+        check_within(self, "num_scenes", low=1)
+        check_within(self, "tail_tokens", "text_every", "easy_steps", "seed", low=0)
+        check_within(self, "dense", "sheets", low=0, high=1)
+        check_weights("task_weights", self.task_weights)
+        check_weights("tier_weights", self.tier_weights)
 
 
 class Stream(Dataset[QuestionBatch]):

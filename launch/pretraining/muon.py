@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from envs.checks import check_within
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
@@ -112,6 +114,10 @@ class OptimizerConfig:
     """Factor on the learning rates of the vision encoder."""
     attention_share: float = 1.0
     """Factor on the learning rates of the decoder's attention."""
+
+    def __post_init__(self) -> None:
+        check_within(self, "muon_lr", "adam_lr", low=0, above=True)
+        check_within(self, "weight_decay", "vision_share", "attention_share", low=0)
 
 
 def make_optimizers(model: nn.Module, config: OptimizerConfig) -> tuple[Muon, torch.optim.AdamW]:

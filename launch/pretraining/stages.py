@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader, Subset
 from torch.utils.tensorboard import SummaryWriter
 
+from envs.checks import check_within
 from launch.pretraining import forward as fw
 from launch.pretraining.batches import QuestionBatch, Stream, StreamConfig
 from launch.pretraining.blueprint import new_model
@@ -38,6 +39,11 @@ class StageConfig:
     """Every n-th step trains the vision encoder, which costs a third of such a step; 0: never."""
     experts_gain: float = 1.0
     """Factor on the experts' outputs, applied once before the first step."""
+
+    def __post_init__(self) -> None:
+        check_within(self, "steps", "warmup_steps", "vision_every", low=0)
+        check_within(self, "decay_share", low=0, high=1)
+        check_within(self, "experts_gain", low=0, above=True)
 
 
 def _vision() -> StageConfig:
@@ -121,6 +127,10 @@ class TrainConfig:
     """Steps between checkpoints."""
     log_steps: int = 25
     """Steps between log lines."""
+
+    def __post_init__(self) -> None:
+        check_within(self, "seed", low=0)
+        check_within(self, "threads", "checkpoint_steps", "log_steps", low=1)
 
 
 STAGES = ("vision", "text", "joint", "experts")

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from envs.checks import check_within
 from envs.spec import TIERS, Tier
 from envs.tasks.render import NUM_CLASSES, NUM_COLORS
 from launch.pretraining import forward as fw
@@ -58,6 +59,9 @@ class PretrainingLossConfig:
     dominance: float = 8.0
     """Weight of the dominance loss, which makes each token's weaker experts do their share; with
     0.5 the last blocks, which decide on the answer, relied on a single expert."""
+
+    def __post_init__(self) -> None:
+        check_within(self, "labels", "trace", "balance", "blindness", "dominance", low=0)
 
 
 def shown_by_look(look_M: Tensor, shown_MP: Tensor, num_looks: int) -> Tensor:

@@ -82,6 +82,7 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         check_within(self, "every", "num_samples", "num_budgets", low=1)
+        check_within(self, "first_index", low=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

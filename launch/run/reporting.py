@@ -54,7 +54,7 @@ class Reporter:
         self._open(first_step, evaluation_pending)
 
     def rewind(self, first_step: int, evaluation_pending: bool) -> None:
-        """Drops what was written of later steps, because the run has gone back to an earlier one."""
+        """Drops what was written of this and later steps, to which the run has gone back."""
         self.writer.close()
         self._open(first_step, evaluation_pending)
 

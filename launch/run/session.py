@@ -56,7 +56,7 @@ from rollout.image_feature import image_dim
 from rollout.latency.calibration import EndLatencies
 from rollout.latency.simulated import SimulatedLatency
 from rollout.molmoe.config import resolve_config
-from rollout.profiling.conversion import calibrated
+from rollout.profiling.conversion import calibrated, places_in, sample_place
 from rollout.profiling.profile_table import ProfileTable
 
 JOB_FOLDER = "working_dir_files"
@@ -171,9 +171,11 @@ class Session:
         check_names(worker.tasks)
         if self.config.warm_start_profile is not None:
             self.profile = ProfileTable.load(self.config.warm_start_profile)
+            self._check_not_evaluated(self.profile, self.config.warm_start_profile)
         comparison = self.config.comparison_profile or self.config.warm_start_profile
         if comparison is not None:
             self.comparison = ProfileTable.load(comparison)
+            places_in("validation", self.comparison, str(comparison))
         model = resolve_config(model_source(worker))
         check_knobs_fit(model)
         for path in filter(None, (worker.importance, *worker.importance_by_task.values())):
@@ -181,6 +183,18 @@ class Session:
         self.widths = model.d_model, image_dim(model) if self.config.sees_image else 0
         if self.run_dir.exists() and not self.run_dir.is_dir():
             raise ValueError(f"--run-dir {self.run_dir} is a file: give a folder")
+
+    def _check_not_evaluated(self, profile: ProfileTable, path: Path) -> None:
+        """Refuses to learn from samples on which the run is evaluated."""
+        first = self.config.evaluation.first_index
+        evaluated = range(first, first + self.config.evaluation.num_samples)
+        places = map(sample_place, profile.sample_ids)
+        if any(s == "test" or (s == "validation" and i in evaluated) for s, i in places):
+            raise ValueError(
+                f"--warm-start-profile {path} holds samples on which the run is evaluated "
+                f"(validation {evaluated.start} to {evaluated.stop - 1}, and test): take another "
+                "profile or another --evaluation.first-index"
+            )
 
     def _checkpoint(self) -> Checkpoint | None:
         """The checkpoint to resume from, None for a new run."""

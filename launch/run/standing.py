@@ -63,7 +63,7 @@ def finish(run: Run, fleet: RayFleet, profile: ProfileTable | None, label: str) 
             run.setup,
             run.learner.weights(),
             split="test",
-            num_samples=settings.num_samples,
+            indices=range(settings.num_samples),
             budgets_ms=budgets_ms.tolist(),
         )
     else:
@@ -97,7 +97,7 @@ def compare(run: Run, fleet: RayFleet, profile: ProfileTable, budgets_ms: np.nda
         run.learner.weights(),
         {name: found[name] for name in RIVALS},
         profile.configurations,
-        run.config.evaluation.num_samples,
+        range(run.config.evaluation.num_samples),
         budgets_ms,
     )
 

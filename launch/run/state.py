@@ -280,9 +280,8 @@ class Run:
             self.setup,
             self.learner.weights(),
             split="validation",
-            num_samples=settings.num_samples,
+            indices=range(settings.first_index, settings.first_index + settings.num_samples),
             budgets_ms=self.setup.budgets.evenly(settings.num_budgets).tolist(),
-            first_index=settings.first_index,
         )
         scalars = {**result.scalars(), "time/evaluate_s": time.perf_counter() - started}
         if self.best_table_accuracy:

@@ -71,6 +71,9 @@ class ServedModel:
     device: Literal["auto", "cpu", "cuda"] | None = None
     max_new_tokens: int | None = None
 
+    def __post_init__(self) -> None:
+        check_within(self, "max_new_tokens", low=1)
+
     @property
     def is_embedded(self) -> bool:
         """Whether the model may be the one that ships with the project."""

@@ -19,6 +19,27 @@ def sample_place(sample_id: str) -> tuple[str, int]:
     return parts[1], int(parts[2])
 
 
+def places_in(split: str, table: ProfileTable, name: str) -> list[int]:
+    """The places of a profile's samples in the split that it has to be of.
+
+    Args:
+        split: train, validation or test.
+        table: the profile.
+        name: what the profile is called in messages.
+
+    Raises:
+        ValueError: it has a sample of another split.
+    """
+    places = [sample_place(sample_id) for sample_id in table.sample_ids]
+    other = next((place for place in places if place[0] != split), None)
+    if other is not None:
+        raise ValueError(
+            f"{name} is a profile of the {other[0]} split, and one of the {split} split is needed: "
+            f"measure it with launch/profile_knobs.py OUTPUT_DIR --split {split}"
+        )
+    return [index for _, index in places]
+
+
 def calibrated(table: ProfileTable, to: Calibration) -> ProfileTable:
     """The profile in the milliseconds of another calibration.
 

@@ -48,6 +48,9 @@ class ProfileTable:
 
     def __post_init__(self) -> None:
         count = len(self.sample_ids)
+        if len(set(self.sample_ids)) != count:
+            twice = next(name for name in self.sample_ids if self.sample_ids.count(name) > 1)
+            raise ValueError(f"profile holds sample {twice} more than once")
         shape = (count, len(self.configurations))
         for name, expected in (
             ("scores", shape),
@@ -176,7 +179,7 @@ class ProfileTable:
         rows = np.array([t == task for t in self.tasks])
         return self.rows(np.flatnonzero(rows))
 
-    def rows(self, indices: np.ndarray) -> Self:
+    def rows(self, indices: Sequence[int] | np.ndarray) -> Self:
         """Some of the samples."""
         pick = [int(i) for i in indices]
         return replace(

@@ -34,7 +34,7 @@ def test_greedy_evaluation_is_that_of_the_cpu(accelerator, model_folder):
             launch_rig.setup(),
             weights,
             split="validation",
-            num_samples=2,
+            indices=range(2),
             budgets_ms=[10.0, 50.0],
         )
         for worker in (here, there)

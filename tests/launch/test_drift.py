@@ -59,7 +59,7 @@ def learned(tmp_path, fleet: TableFleet, weights) -> GreedySweep:
         run.setup,
         run.learner.weights(),
         split="validation",
-        num_samples=len(table.sample_ids),
+        indices=range(len(table.sample_ids)),
         budgets_ms=run.setup.budgets.evenly(9).tolist(),
     )
 

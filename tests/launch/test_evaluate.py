@@ -1,14 +1,33 @@
 """What the evaluation computes from latencies that it has measured."""
 
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from launch.analysis.baselines import Rival, oracle_per_task, outcome
+from envs.spec import CHEAPEST_KNOBS, DataError, all_knobs
+from launch.analysis.baselines import Rival, oracle_per_task, outcome, rivals
 from launch.analysis.greedy_sweep import GreedySweep
 from launch.analysis.interleaved import Live, table_factor
-from launch.evaluate import BY_KIND, BY_SAMPLE, clock_facts, collect_outcomes, verdict
+from launch.evaluate import (
+    BY_KIND,
+    BY_SAMPLE,
+    EvaluateConfig,
+    clock_facts,
+    collect_outcomes,
+    load_tables,
+    measure,
+    verdict,
+    write,
+)
 from launch.run.warm_start import gains
-from tests import table_rig
+from policy.weights import PolicyWeights, weights_sha256
+from rollout.profiling.profile_table import ProfileTable
+from tests import launch_rig, table_rig
+from tests.launch.run.test_standing import ProfilingFleet
+from tests.rollout import rig
 
 BUDGETS = np.array([11.8, 20.0, 1e6])
 
@@ -102,3 +121,118 @@ def test_what_earns_most_is_the_oracles_choice_between_two_budgets(table):
     over_SK = np.take_along_axis(table.latencies_ms, columns_SK, 1) > ms
     inside = (np.take_along_axis(table.scores, columns_SK, 1) * ~over_SK).mean(0)
     assert inside[[0, 2]] == pytest.approx(best.in_budget_accuracy)
+
+
+# -- joined by sample ------------------------------------------------------------------------------
+
+
+def profile(split, indices, **fields):
+    """A profile of the noise task whose scores tell its samples apart."""
+    latencies_ms = dict(launch_rig.simulated().table_ms)
+    rows = []
+    for index in indices:
+        scores = {str(k): float((index + c) % 3 == 0) for c, k in enumerate(all_knobs())}
+        row = {"sample_id": f"noise/{split}/{index}", "task": "noise", "prompt": ""}
+        row |= {"scores": scores, "latencies_ms": latencies_ms}
+        rows.append({**row, "cheapest_ms": latencies_ms[str(CHEAPEST_KNOBS)]})
+    return replace(ProfileTable.from_rows(rows), calibration=launch_rig.CALIBRATION, **fields)
+
+
+class OneBroken(rig.NoiseTask):
+    """A test sample that could be read when the profile was measured."""
+
+    def sample(self, split, index):
+        if (split, index) == ("test", 502):
+            raise DataError("this image is broken")
+        return replace(super().sample(split, index), id=f"noise/{split}/{index}")
+
+
+@pytest.fixture
+def measured():
+    """The controller and its rivals on the samples of a profile, one of which is broken now."""
+    worker = launch_rig.worker()
+    worker.loader.tasks = OneBroken()
+    arrays = rig.controller(seed=3).to_numpy()
+    weights = PolicyWeights(version=1, sha256=weights_sha256(arrays), arrays=arrays)
+    test, budgets = profile("test", range(500, 506)), np.array([20.0, 60.0])
+    chosen = rivals(profile("validation", range(40)), budgets)
+    fleet = ProfilingFleet(worker)
+    return test, *measure(fleet, launch_rig.setup(), weights, chosen, test, budgets)
+
+
+def test_live_episodes_and_profile_are_joined_by_sample(measured):
+    asked, live, test = measured
+    expected = [f"noise/test/{index}" for index in (500, 501, 503, 504, 505)]
+    assert list(live.result.sample_ids) == list(test.sample_ids) == expected
+    rows = [asked.sample_ids.index(name) for name in expected]
+    assert (test.scores == asked.scores[rows]).all()
+    assert len(live.rivals["lookup"][0]) == 5
+
+
+def test_the_written_figures_are_those_of_the_joined_samples(measured, tmp_path):
+    """Worked out again from the JSON and the profile, by sample ids."""
+    asked, live, test = measured
+    checkpoint = SimpleNamespace(
+        path=tmp_path / "step_00000001",
+        state={"calibration": vars_of(launch_rig.CALIBRATION)},
+    )
+    found = collect_outcomes(live, test)
+    write(tmp_path, checkpoint, live.result, found, {})
+    saved = json.loads((tmp_path / "evaluation.json").read_text())
+    ours, budgets = saved["controller_episodes"], saved["budgets_ms"]
+    assert saved["num_samples"] == 5
+    right = [
+        [s * (ms <= b) for s, ms, b in zip(*row, budgets, strict=True)]
+        for row in zip(ours["scores"], ours["latencies_ms"], strict=True)
+    ]
+    assert saved["policies"]["controller"]["by_sample"] == np.mean(right, axis=1).tolist()
+    best = []
+    for name in ours["sample_ids"]:
+        row = asked.sample_ids.index(name)
+        fits = [asked.latencies_ms[row] <= b for b in budgets]
+        best.append(np.mean([asked.scores[row][fit].max(initial=0) for fit in fits]))
+    assert saved["policies"][BY_SAMPLE]["by_sample"] == pytest.approx(best)
+
+
+def vars_of(calibration):
+    return {name: getattr(calibration, name) for name in calibration.__slots__}
+
+
+@pytest.mark.parametrize(
+    ("validation", "test", "message"),
+    [
+        (("validation", range(4)), ("validation", range(4)), "test.npz is a profile of the valid"),
+        (("test", range(4)), ("test", range(4)), "validation.npz is a profile of the test split"),
+        (("validation", range(4)), ("test", (1, 2, 1)), "sample noise/test/1 more than once"),
+    ],
+)
+def test_profiles_of_the_wrong_split_are_refused(tmp_path, validation, test, message):
+    checkpoint = SimpleNamespace(
+        state={"fingerprint": None, "calibration": vars_of(launch_rig.CALIBRATION)}
+    )
+    paths = {}
+    for name, (split, indices) in {"validation": validation, "test": test}.items():
+        paths[name] = tmp_path / f"{name}.npz"
+        unique = profile(split, sorted(set(indices)))
+        unique.save(paths[name])
+        if len(set(indices)) < len(indices):
+            repeat_rows(paths[name], len(unique.sample_ids))
+    config = EvaluateConfig(run_dir=tmp_path, **paths)
+    with pytest.raises(ValueError, match=message):
+        load_tables(config, checkpoint)
+
+
+def repeat_rows(path, count):
+    """Doubles every sample of a saved profile."""
+    with np.load(path) as arrays:
+        doubled = {
+            name: np.concatenate([a, a]) if a.ndim and len(a) == count else a
+            for name, a in arrays.items()
+        }
+    np.savez(path, **doubled)
+
+
+def test_a_profile_of_other_data_is_refused(measured):
+    _, live, _ = measured
+    with pytest.raises(ValueError, match="no sample of the profile ran live"):
+        live.on_the_samples_of(profile("test", range(900, 903)))

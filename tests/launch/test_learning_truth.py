@@ -100,7 +100,7 @@ def learn(
         run.setup,
         run.learner.weights(),
         split="validation",
-        num_samples=len(table.sample_ids),
+        indices=range(len(table.sample_ids)),
         budgets_ms=budgets_ms(table).tolist(),
     )
 
