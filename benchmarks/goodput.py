@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from envs.scoring import score_of
 from envs.spec import Sample, Task
 from envs.tasks import build_tasks
 from launch.serving.page import data_url
@@ -148,7 +149,7 @@ class Questions:
 
     def score(self, arrival: Arrival, answer: str) -> float:
         """Score of an answer."""
-        return self.tasks.score(self.samples[arrival.number], answer)
+        return score_of(self.tasks, self.samples[arrival.number], answer)
 
 
 def _content(sample: Sample) -> list[dict[str, object]]:

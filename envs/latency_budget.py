@@ -21,6 +21,7 @@ from gymnasium.vector import AutoresetMode
 from envs.action_masks import MAX_CHOICES, is_allowed, stage1_mask, stage2_mask
 from envs.calibration import PresentTime, SteadyTime
 from envs.reward import RewardFunction, is_violation
+from envs.scoring import score_of
 from envs.spec import (
     NUM_BLOCKS,
     POSITIONS,
@@ -235,7 +236,7 @@ class LatencyBudgetVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.nda
             "finished": execution.finished,
             "num_output_tokens": execution.num_output_tokens,
             "num_prompt_tokens": execution.num_vision_tokens + execution.num_text_tokens,
-            "score": self.tasks.score(self.sample, execution.answer),
+            "score": score_of(self.tasks, self.sample, execution.answer),
         }
 
     def _is_feasible(self, session: GroupSession, outcomes: Sequence[Mapping[str, Any]]) -> bool:

@@ -27,6 +27,7 @@ from rich.progress import track
 from rich.table import Table
 
 from envs.checks import check_within
+from envs.scoring import score_of
 from envs.spec import Sample, Tier
 from envs.tasks.scene import check_split
 from launch.analysis.statistics import Interval
@@ -94,7 +95,7 @@ class Scorer:
         """Score of the answer without these blocks."""
         limit = self.config.worker.executor.max_new_tokens
         generation = generate(self.model, inputs, max_new_tokens=limit, skipped=skipped)
-        return self.tasks.score(sample, self.preprocessor.decode(generation.token_ids))
+        return score_of(self.tasks, sample, self.preprocessor.decode(generation.token_ids))
 
 
 def measure(scorer: Scorer, first_index: int) -> tuple[float, dict[str, float]]:

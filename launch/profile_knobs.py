@@ -158,7 +158,7 @@ def measure(config: ProfileConfig, configurations: tuple[Knobs, ...], rows_path:
     results = _profiled(fleet, configurations, config.split, missing, calibration)
     with rows_path.open("a") as file:
         for index, (cheapest_ms, records) in zip(track(missing, "profiling"), results, strict=True):
-            if not records:
+            if len(records) < len(configurations):
                 logging.warning("sample %d of %s is unusable: left out", index, config.split)
                 continue
             row = {"cheapest_ms": cheapest_ms, "records": [r.to_json() for r in records]}
@@ -259,7 +259,7 @@ def answer_priors(rows: Sequence[dict[str, Any]], split: str, config: WorkerConf
                 task: round(float(scores[names == task].mean()), 4) for task in sorted(set(names))
             },
         }
-        for name, scores in answer_prior_scores(tasks.score, samples).items()
+        for name, scores in answer_prior_scores(tasks, samples).items()
     }
 
 

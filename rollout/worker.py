@@ -17,6 +17,7 @@ import torch
 
 from envs.calibration import CALIBRATION_SPLIT, Calibration, SteadyTime
 from envs.reward import BudgetReward
+from envs.scoring import score_of
 from envs.spec import (
     CHEAPEST_KNOBS,
     FULL_KNOBS,
@@ -210,7 +211,7 @@ class RolloutWorker:
         group.begin([(knobs.tier, knobs.position)], None)
         (execution,) = group.finish([(knobs.top_k, knobs.num_blocks)])
         assert execution is not None
-        return execution, self.tasks.score(sample, execution.answer)
+        return execution, score_of(self.tasks, sample, execution.answer)
 
     def end_latencies(self, split: str, index: int) -> list[float]:
         """Latencies in ms of the cheapest and the full configuration on one sample."""
@@ -267,17 +268,25 @@ class RolloutWorker:
         except DataError as error:
             log.warning("left out: %s", error)
             return []
-        executions = group.finish([(k.top_k, k.num_blocks) for k in configurations])
+        executions = [
+            execution
+            for execution in group.finish([(k.top_k, k.num_blocks) for k in configurations])
+            if execution is not None
+        ]
+        try:
+            scores = [score_of(self.tasks, sample, e.answer) for e in executions]
+        except DataError as error:
+            log.warning("left out: %s", error)
+            return []
         return [
             ProfileRecord.of(
                 sample,
                 execution,
-                self.tasks.score(sample, execution.answer),
+                score,
                 clock=self.executor.clock_name,
                 calibrated_ms=present.to_calibrated(execution.latency_ms),
             )
-            for execution in executions
-            if execution is not None
+            for execution, score in zip(executions, scores, strict=True)
         ]
 
     def prefixes(self, request: PrefixRequest) -> Prefixes:

@@ -5,6 +5,7 @@ Shapes: S samples, K budgets, R repeats.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ from policy.config import PolicySetup
 from rollout.fleet import Fleet
 from rollout.group_rollout import GroupRollout
 from rollout.requests import GroupRequest
+
+log = logging.getLogger(__name__)
 
 FIRST_GROUP_ID = 10**9
 """First id of evaluation groups, beyond the ids of all training groups."""
@@ -186,7 +189,23 @@ def greedy_sweep(
     groups = fleet.collect(fleet.submit(requests, setup, weights))
     used = [group.index for group in groups[:: len(budgets_ms)]]
     cheapest_NR = fleet.cheapest_ms(split, used, CHEAPEST_REPEATS, setup.calibration)
-    return from_groups(groups, np.asarray(budgets_ms, dtype=np.float64), cheapest_NR)
+    sweep = from_groups(groups, np.asarray(budgets_ms, dtype=np.float64), cheapest_NR)
+    return sweep.rows(usable(sweep.sample_ids, np.isfinite(cheapest_NR).all(1)))
+
+
+def usable(sample_ids: Sequence[str], is_whole_S: Sequence[bool] | np.ndarray) -> list[int]:
+    """The rows of samples on which everything could be measured; others are named in the log.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for name in (n for n, is_whole in zip(sample_ids, is_whole_S, strict=True) if not is_whole):
+        log.warning("sample %s could not be measured whole: it is left out", name)
+    if not any(is_whole_S):
+        raise ValueError(
+            f"none of {len(sample_ids)} samples could be measured: the warnings before this say why"
+        )
+    return [row for row, is_whole in enumerate(is_whole_S) if is_whole]
 
 
 def from_groups(

@@ -13,7 +13,7 @@ import numpy as np
 
 from envs.spec import Knobs
 from launch.analysis.baselines import Outcome, Rival, outcome
-from launch.analysis.greedy_sweep import GreedySweep, greedy_sweep
+from launch.analysis.greedy_sweep import GreedySweep, greedy_sweep, usable
 from launch.cluster.fleet import RayFleet
 from policy.config import PolicySetup
 from rollout.profiling.profile_table import ProfileTable
@@ -96,40 +96,43 @@ def run_live(
             indices=indices[first : first + SAMPLES_A_TURN],
             budgets_ms=budgets_ms.tolist(),
         )
-        found = _run_rivals(fleet, setup, rivals, configurations, result)
-        turns.append(Live(result=result, rivals=found))
+        turns.append(_with_rivals(fleet, setup, rivals, configurations, result))
     return Live.joined(turns)
 
 
-def _run_rivals(
+def _with_rivals(
     fleet: RayFleet,
     setup: PolicySetup,
     rivals: Mapping[str, Rival],
     configurations: Sequence[Knobs],
     ours: GreedySweep,
-) -> dict[str, Episodes]:
+) -> Live:
     """Runs the configurations that any rival chose for its kind of question on each of our samples.
 
-    They are the samples that ran, not those that were asked for: unusable ones were replaced.
+    They are the samples that ran, not those that were asked for: unusable ones were replaced. One
+    on which a rival cannot be measured is left out of all.
     """
     plan = []
     for index, task in zip(ours.indices, ours.tasks, strict=True):
         columns = {c for rival in rivals.values() for c in rival.columns_for(task)}
         plan.append((index, tuple(configurations[c] for c in sorted(columns))))
     found: dict[str, list[list[Any]]] = {name: [] for name in rivals}
-    results = fleet.profile_each(plan, "test", "episodes of the rivals", setup.calibration)
-    for (_, chosen), task, records in zip(plan, ours.tasks, results, strict=True):
+    results = list(fleet.profile_each(plan, "test", "episodes of the rivals", setup.calibration))
+    is_whole = [len(records) == len(p[1]) for p, records in zip(plan, results, strict=True)]
+    rows = usable(ours.sample_ids, is_whole)
+    for (_, chosen), task, records in ((plan[r], ours.tasks[r], results[r]) for r in rows):
         by_knobs: dict[Knobs, Any] = dict(zip(chosen, records, strict=True))
         for name, rival in rivals.items():
             columns_K = rival.columns_for(task)
             found[name].append([by_knobs[configurations[c]] for c in columns_K])
-    return {
+    measured = {
         name: (
-            np.array([[record.score for record in row] for row in rows]),
-            np.array([[record.calibrated_ms for record in row] for row in rows]),
+            np.array([[record.score for record in row] for row in episodes]),
+            np.array([[record.calibrated_ms for record in row] for row in episodes]),
         )
-        for name, rows in found.items()
+        for name, episodes in found.items()
     }
+    return Live(result=ours.rows(rows), rivals=measured)
 
 
 def _joined(parts: Sequence[Episodes]) -> Episodes:

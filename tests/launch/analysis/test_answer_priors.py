@@ -7,8 +7,9 @@ from envs.spec import Sample
 from launch.analysis.answer_priors import answer_prior_scores
 
 
-def exact(sample, answer):
-    return float(answer in sample.answers)
+class Exact:
+    def score(self, sample, answer):
+        return float(answer in sample.answers)
 
 
 def sample(number, task, kind, answer):
@@ -30,6 +31,6 @@ def test_majority_and_chance_by_kind():
         sample(6, "b", {}, "blue"),
         sample(7, "b", {}, "green"),
     ]
-    scores = answer_prior_scores(exact, samples)
+    scores = answer_prior_scores(Exact(), samples)
     assert scores["majority"].tolist() == [1, 1, 0, 1, 0, 1, 1, 0]
     assert scores["chance"] == pytest.approx([1 / 2] * 3 + [1] + [1 / 3] * 4)
