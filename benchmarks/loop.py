@@ -176,7 +176,6 @@ def make_run(fleet: RayFleet, config: JointGRPOConfig, folder: Path) -> Run:
             setup.controller,
             config.learner,
             seed=config.seed,
-            inspection_folder=folder,
             timeout_s=config.cluster.learner_timeout_s,
         ),
         reporter=Reporter(folder, first_step=0, num_steps=config.steps, clock="asleep"),

@@ -16,6 +16,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
 
 from envs.action_masks import MAX_CHOICES, is_allowed, stage1_mask, stage2_mask
@@ -292,6 +293,7 @@ class LatencyBudgetEnv(gym.Env[np.ndarray, np.ndarray]):
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
+    spec = EnvSpec("LatencyBudget-v0", nondeterministic=True)  # its latencies are measured
 
     def __init__(self, **arguments: Any) -> None:
         """Takes the arguments of `LatencyBudgetVectorEnv`, `group_size` left out."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,11 +32,10 @@ class LearnerActor:
         controller: ControllerConfig,
         config: LearnerConfig,
         seed: int,
-        inspection_folder: Path,
         state: dict[str, Any] | None,
     ) -> None:
         torch.set_num_threads(1)
-        self.learner = Learner(initial_controller(controller, seed), config, inspection_folder)
+        self.learner = Learner(initial_controller(controller, seed), config)
         if state is not None:
             self.learner.load_state_dict(state)
         self._pending: PendingUpdate | None = None

@@ -6,9 +6,9 @@ of the image feature, 4 heads.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -89,15 +89,13 @@ def _common_size(groups: Sequence[GroupRollout], score_rewards_NG: np.ndarray) -
     return size
 
 
-def save_for_inspection(
-    path: Path,
+def for_inspection(
     groups: Sequence[GroupRollout],
     score_rewards_NG: np.ndarray,
     constraint_rewards_NG: np.ndarray,
     budget_token_grads_ND: np.ndarray,
-) -> None:
-    """Writes a batch as an .npz that `np.load` reads without pickle."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+) -> bytes:
+    """A batch as an .npz that `np.load` reads without pickle."""
     arrays = {
         name: np.stack([getattr(group, name) for group in groups])
         for name in (
@@ -115,4 +113,6 @@ def save_for_inspection(
     arrays["score_rewards"] = np.asarray(score_rewards_NG)
     arrays["constraint_rewards"] = np.asarray(constraint_rewards_NG)
     arrays["budget_token_grads"] = budget_token_grads_ND
-    np.savez(path, allow_pickle=False, **arrays)
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from learner.advantages import ADVANTAGE_FORMS
-from learner.batch import EpisodeBatch, make_batch, save_for_inspection
+from learner.batch import EpisodeBatch, for_inspection, make_batch
 from learner.config import LearnerConfig
 from learner.losses import LossInputs, LossMetrics, grpo_loss
 from learner.replay import Replay, ReplayRecord, ViolationCost
@@ -87,7 +87,26 @@ class UpdateRecord:
 
 
 class NonFiniteUpdateError(RuntimeError):
-    """Too many consecutive updates had a non-finite loss or gradient."""
+    """Too many consecutive updates had a non-finite loss or gradient.
+
+    Attributes:
+        message: what happened.
+        name: file name for the last batch.
+        batch: the last batch, as an .npz; the learner may run on another machine than the run.
+    """
+
+    def __init__(self, message: str, name: str, batch: bytes) -> None:
+        super().__init__(message, name, batch)
+        self.message, self.name, self.batch = message, name, batch
+
+    def __str__(self) -> str:
+        return self.message
+
+    def save(self, folder: Path) -> Path:
+        """Writes the batch into a folder; returns its path."""
+        path = folder / self.name
+        path.write_bytes(self.batch)
+        return path
 
 
 class Learner:
@@ -97,13 +116,11 @@ class Learner:
         controller: the weights to train; a copy of them is the initial controller of the optional
             KL term.
         config: see LearnerConfig.
-        inspection_folder: folder for the batch of a run that non-finite updates ended.
     """
 
-    def __init__(self, controller: Controller, config: LearnerConfig, inspection_folder: Path):
+    def __init__(self, controller: Controller, config: LearnerConfig) -> None:
         self.controller = controller
         self.config = config
-        self.inspection_folder = inspection_folder
         self.initial_controller = copy.deepcopy(controller).requires_grad_(False)
         self.optimizer = _make_optimizer(controller, config)
         self.replay = Replay(controller, config.replay) if config.replay else None
@@ -168,7 +185,7 @@ class Learner:
                 episodes.
 
         Raises:
-            NonFiniteUpdateError: too many consecutive non-finite updates; the batch is saved.
+            NonFiniteUpdateError: too many consecutive non-finite updates; holds the batch.
         """
         if pending is not self._pending:
             raise ValueError("this update is not the one prepared last: prepare it again")
@@ -290,19 +307,18 @@ class Learner:
         self.num_nonfinite_consecutive += 1
         if self.num_nonfinite_consecutive <= self.config.max_nonfinite_updates:
             return
-        path = self.inspection_folder / f"nonfinite_version_{self.version:08d}.npz"
-        save_for_inspection(
-            path,
-            pending.groups,
-            pending.score_rewards_NG,
-            pending.constraint_rewards_NG,
-            budget_token_grads_ND,
-        )
         raise NonFiniteUpdateError(
             f"{self.num_nonfinite_consecutive} consecutive updates had a non-finite loss or "
             f"gradient (loss {pending.metrics.loss}); the weights are still those of version "
-            f"{self.version}, and the last batch is in {path}: look for NaN there, then lower "
-            "learning_rate or resume from an earlier checkpoint"
+            f"{self.version}: look for NaN in the last batch, then lower learning_rate or resume "
+            "from an earlier checkpoint",
+            f"nonfinite_version_{self.version:08d}.npz",
+            for_inspection(
+                pending.groups,
+                pending.score_rewards_NG,
+                pending.constraint_rewards_NG,
+                budget_token_grads_ND,
+            ),
         )
 
     def _record(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -22,7 +22,7 @@ from rollout.executor import MolmoEExecutor
 from rollout.executor_config import ExecutorConfig, check_knobs_fit
 from rollout.group_sharing import GroupExecutor
 from rollout.latency.simulated import SimulatedLatency
-from rollout.molmoe import MolmoE, MolmoEConfig, Preprocessor
+from rollout.molmoe import PREPROCESSORS, MolmoE, MolmoEConfig, Preprocessor
 from rollout.molmoe.checkpoint import load_model
 from rollout.molmoe.config import resolve_config, resolve_folder
 from rollout.worker import KEPT_GROUPS_MIB, RolloutWorker
@@ -49,6 +49,8 @@ class WorkerConfig:
         tasks: names of the tasks in the mixture: embedded ones, public data sets, or both.
         weights: weights of tasks in the mixture that replace the default ones, by name.
         data: where public data sets are, and how they are prompted and scored.
+        tiling: how images are cut: `letterbox`, as the published code does, or `fill`, which covers
+            the crops, with up to 15 of them, as the study that first measured these knobs did.
         importance: JSON file of block importance scores; by default importance_scores.json in the
             model's folder, or else the scores that ship for a published model.
         importance_by_task: JSON files of block importance scores for single tasks, by task name;
@@ -67,6 +69,7 @@ class WorkerConfig:
     tasks: tuple[str, ...] = tuple(WEIGHTS)
     weights: dict[str, float] = field(default_factory=dict)
     data: DataConfig = field(default_factory=DataConfig)
+    tiling: Literal["letterbox", "fill"] = "letterbox"
     importance: Path | None = None
     importance_by_task: dict[str, Path] = field(default_factory=dict)
     kept_groups_mib: int = KEPT_GROUPS_MIB
@@ -126,7 +129,7 @@ def load_frozen_model(config: WorkerConfig) -> tuple[MolmoE, Preprocessor]:
         torch.set_num_threads(config.num_threads)
     folder = resolve_folder(model_source(config))
     model = load_model(folder, dtype=dtype, device=device)
-    return model, Preprocessor.from_pretrained(folder)
+    return model, PREPROCESSORS[config.tiling].from_pretrained(folder)
 
 
 def block_importance(

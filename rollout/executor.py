@@ -82,7 +82,9 @@ class MolmoEExecutor:
         self.importance = importance
         self.config = config or ExecutorConfig()
         self.simulated = simulated
-        self.runtime = runtime or runtime_for(model, self.config.max_new_tokens)
+        self.runtime = runtime or runtime_for(
+            model, self.config.max_new_tokens, preprocessor.max_crops
+        )
         self.timeline = Timeline(clock_for(model.device, self.config.clock))
         self.pace = Pace()
         """Of the global crop's encoding, which is the same work for every image."""

@@ -21,7 +21,8 @@ class ExecutorConfig:
             if its latency is close to its budget; the run with the median latency counts.
         repeat_band: relative distance from the budget that counts as close.
         clock: `device` counts what the device took: CUDA events on a GPU, the CPU time of a worker
-            with one thread. `wall` counts the time that passed, other processes' included.
+            with one thread. `wall`, on a CPU only, counts the time that passed, other processes'
+            included.
     """
 
     max_new_tokens: int = 64

@@ -18,6 +18,7 @@ from torch import nn
 from envs.spec import Task
 from envs.tasks import Mixture
 from rollout.executor import MolmoEExecutor
+from rollout.molmoe import Preprocessor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +54,7 @@ class Fingerprint:
         """The fingerprint of an executor and its tasks; reads every weight once."""
         model = executor.model
         return cls(
-            architecture=_short(json.dumps(model.config.to_dict(), sort_keys=True).encode()),
+            architecture=architecture_fingerprint(executor),
             weights=weights_fingerprint(model),
             dtype=str(model.dtype).removeprefix("torch."),
             device=model.device.type,
@@ -94,6 +95,14 @@ class Fingerprint:
         found = self.differences(other)
         if found:
             raise ValueError(f"{mine} and {theirs} do not belong together ({found}): {cure}")
+
+
+def architecture_fingerprint(executor: MolmoEExecutor) -> str:
+    """Hash of the model's configuration, and of how images are cut if not as published."""
+    facts = executor.model.config.to_dict()
+    if type(executor.preprocessor) is not Preprocessor:
+        facts = {**facts, "preprocessor": type(executor.preprocessor).__name__}
+    return _short(json.dumps(facts, sort_keys=True).encode())
 
 
 def importance_fingerprint(executor: MolmoEExecutor) -> str:

@@ -73,14 +73,14 @@ class Runtime(Protocol):
         ...
 
 
-def runtime_for(model: MolmoE, max_new_tokens: int) -> Runtime:
+def runtime_for(model: MolmoE, max_new_tokens: int, max_crops: int | None = None) -> Runtime:
     """The stated rule: graphs on CUDA, the growing cache elsewhere.
 
     Attention over a fixed capacity and copied expert weights would make a CPU slower, and it does
     not wait for launches.
     """
     if model.device.type == "cuda":
-        return FixedShapeRuntime(model, max_new_tokens, CudaGraphs(model.device))
+        return FixedShapeRuntime(model, max_new_tokens, CudaGraphs(model.device), max_crops)
     return EagerRuntime(model)
 
 
@@ -138,11 +138,18 @@ class FixedShapeRuntime:
         model: the frozen model.
         max_new_tokens: length of an answer for which there is room after any prompt, in tokens.
         launcher: prepares and runs the parts of a step.
+        max_crops: largest number of an image's crops; by default the model's.
     """
 
-    def __init__(self, model: MolmoE, max_new_tokens: int, launcher: Launcher) -> None:
+    def __init__(
+        self,
+        model: MolmoE,
+        max_new_tokens: int,
+        launcher: Launcher,
+        max_crops: int | None = None,
+    ) -> None:
         self.model, self.launcher = model, launcher
-        self.max_tokens = capacity_for(model.config, max_new_tokens)
+        self.max_tokens = capacity_for(model.config, max_new_tokens, max_crops)
         started = time.perf_counter()
         self.decoder = FixedShapeDecoder(model, TOP_KS, self.max_tokens, launcher)
         log.info(

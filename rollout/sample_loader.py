@@ -48,9 +48,7 @@ class PreparedSample:
         if tier not in self._inputs:
             overview = self.overview()
             try:
-                self._inputs[tier] = self._preprocessor.tiled(
-                    overview, self.sample.prompt, tier.max_crops
-                )
+                self._inputs[tier] = self._preprocessor.at_tier(overview, self.sample.prompt, tier)
             except ValueError as error:
                 raise DataError(f"sample {self.sample.id}: {error}") from None
         return self._inputs[tier]

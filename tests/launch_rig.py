@@ -63,7 +63,7 @@ def local_run(run_dir: Path, settings: JointGRPOConfig, fleet: Any = None) -> Ru
     """A new run, or one that is resumed from the newest checkpoint in its folder."""
     run_dir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
-    learner = LocalLearner(Controller(setup().controller), settings.learner, run_dir)
+    learner = LocalLearner(Controller(setup().controller), settings.learner)
     store = CheckpointStore(run_dir / "checkpoints", settings.keep_last)
     store.recover()
     checkpoint = store.load_latest()

@@ -131,7 +131,7 @@ def table_run(run_dir: Path, settings: JointGRPOConfig, fleet: TableFleet) -> Ru
         config=settings,
         setup=setup,
         fleet=fleet,
-        learner=LocalLearner(Controller(setup.controller), settings.learner, run_dir),
+        learner=LocalLearner(Controller(setup.controller), settings.learner),
         reporter=Reporter(run_dir, first_step=0, num_steps=settings.steps, clock="table"),
         store=CheckpointStore(run_dir / "checkpoints", settings.keep_last),
         lambda_control=LambdaControl(settings.pid, budgets),

@@ -190,10 +190,12 @@ def greedy_sweep(
     used = [group.index for group in groups[:: len(budgets_ms)]]
     cheapest_NR = fleet.cheapest_ms(split, used, CHEAPEST_REPEATS, setup.calibration)
     sweep = from_groups(groups, np.asarray(budgets_ms, dtype=np.float64), cheapest_NR)
-    return sweep.rows(usable(sweep.sample_ids, np.isfinite(cheapest_NR).all(1)))
+    return sweep.rows(
+        usable(sweep.sample_ids, [bool(np.isfinite(row).all()) for row in cheapest_NR])
+    )
 
 
-def usable(sample_ids: Sequence[str], is_whole_S: Sequence[bool] | np.ndarray) -> list[int]:
+def usable(sample_ids: Sequence[str], is_whole_S: Sequence[bool]) -> list[int]:
     """The rows of samples on which everything could be measured; others are named in the log.
 
     Raises:

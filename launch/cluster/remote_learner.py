@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from launch.cluster.fleet import publish
 from launch.cluster.slots import LOST, kill, last_line, raised_by_our_code
 from learner.actor import LearnerActor
 from learner.config import LearnerConfig
-from learner.learner import UpdateRecord
+from learner.learner import NonFiniteUpdateError, UpdateRecord
 from learner.replay import ViolationCost
 from policy.config import ControllerConfig
 from policy.controller import Controller
@@ -62,11 +61,11 @@ class RemoteLearner:
         controller: sizes and budgets.
         learner: optimizer and loss.
         seed: seed of the run.
-        inspection_folder: folder in which the batch of a non-finite update is saved.
         timeout_s: time limit of one call.
         state: state of an earlier learner to continue from.
 
     Raises:
+        NonFiniteUpdateError: from `apply`; see `learner.learner`.
         LearnerLostError: from every call, if the actor is gone or does not answer in time.
     """
 
@@ -76,13 +75,12 @@ class RemoteLearner:
         learner: LearnerConfig,
         *,
         seed: int,
-        inspection_folder: Path,
         timeout_s: float,
         state: dict[str, Any] | None = None,
     ) -> None:
         self.controller = controller
         self.timeout_s = timeout_s
-        self._arguments = (controller, learner, seed, inspection_folder)
+        self._arguments = (controller, learner, seed)
         self._start(state)
 
     def _start(self, state: dict[str, Any] | None) -> None:
@@ -165,6 +163,8 @@ class RemoteLearner:
         except RayTaskError as error:
             if isinstance(error, LOST):
                 raise _lost(what, error) from None
+            if isinstance(error.cause, NonFiniteUpdateError):
+                raise error.cause from None
             raise
         except GetTimeoutError:
             self.shutdown()

@@ -23,13 +23,14 @@ class RunLock:
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
-        self._lock = filelock.FileLock(run_dir / LOCK_NAME)
+        self._lock = filelock.FileLock(run_dir / LOCK_NAME, fallback_to_soft=False)
 
     def acquire(self) -> None:
         """Takes the lock; creates the folder if it is absent.
 
         Raises:
-            RuntimeError: another run holds it; the message names its host and process.
+            RuntimeError: another run holds it (the message names its host and process), or the
+                file system has no locks.
         """
         self.run_dir.mkdir(parents=True, exist_ok=True)
         try:
@@ -42,6 +43,11 @@ class RunLock:
                     "--run-dir"
                 ) from None
             raise RuntimeError(f"{self.run_dir} is in use: use another --run-dir") from None
+        except OSError as error:
+            raise RuntimeError(
+                f"{self.run_dir} cannot be locked against a second run: its file system has no "
+                f"locks ({error.strerror}); mount it with locks, or use another --run-dir"
+            ) from None
         holder = f"process {os.getpid()} on {platform.node()}\n"
         (self.run_dir / HOLDER_NAME).write_text(holder, encoding="utf-8")
 

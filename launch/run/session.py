@@ -29,6 +29,7 @@ from launch.cluster.remote_learner import LearnerLostError, LearnerStateLostErro
 from launch.cluster.signals import Stopped, StopSignals
 from launch.run.lock import RunLock
 from launch.run.object_store import RunStore, is_uri, staging_folder
+from launch.run.outputs import writable_folder
 from launch.run.recipes import RECIPES, JointGRPOConfig, to_json
 from launch.run.reporting import Reporter
 from launch.run.resume import (
@@ -46,7 +47,7 @@ from launch.run.warm_start import warm_start_from_profile
 from learner.actor import initial_controller
 from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.lambda_control import LambdaControl
-from learner.learner import Learner
+from learner.learner import Learner, NonFiniteUpdateError
 from policy.config import PolicySetup
 from rollout.block_skipping import BlockImportance
 from rollout.build import model_source
@@ -94,7 +95,7 @@ def resolve_run_dir(run_dir: str) -> Path:
         raise ValueError(
             "inside a Ray job give an absolute --run-dir: the job's working folder does not last"
         )
-    path = Path(run_dir) if run_dir else cwd / "runs" / time.strftime("%Y%m%d-%H%M%S")
+    path = Path(run_dir) if run_dir else new_folder(cwd / "runs")
     path = path.expanduser()
     if not path.is_absolute() and JOB_FOLDER in cwd.parts:
         raise ValueError(f"--run-dir {run_dir} is relative, inside a Ray job: give an absolute one")
@@ -105,6 +106,19 @@ def resolve_run_dir(run_dir: str) -> Path:
             "give a folder outside it"
         )
     return path
+
+
+def new_folder(parent: Path) -> Path:
+    """A new folder named after the present second, with a number if another run took that name.
+
+    It is created here, so that of two runs that start at once each gets its own.
+    """
+    name = time.strftime("%Y%m%d-%H%M%S")
+    for path in (parent / name, *(parent / f"{name}-{number}" for number in range(2, 1000))):
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(parents=True)
+            return path
+    raise RuntimeError(f"{parent} holds a thousand runs of this second: give a --run-dir")
 
 
 class Session:
@@ -133,7 +147,13 @@ class Session:
 
     def run(self) -> int:
         """Trains to the end; returns 0, or 143 if the run was asked to stop."""
-        self._check_before_ray()
+        try:
+            self._check_before_ray()
+        except ValueError:
+            with contextlib.suppress(OSError):
+                self.run_dir.rmdir()  # a new one, in which nothing was written
+            raise
+        writable_folder(self.run_dir, "--run-dir")
         with contextlib.ExitStack() as on_exit:
             on_exit.enter_context(RunLock(self.run_dir))
             if self.uri:
@@ -232,6 +252,9 @@ class Session:
                 f"stopped after {run.next_step} of {run.config.steps} steps, checkpoint written"
             )
             return 143
+        except NonFiniteUpdateError as error:
+            _commit_on_the_way_out(run)
+            raise RuntimeError(f"{error}; the batch is in {error.save(self.run_dir)}") from None
         except Exception:
             _commit_on_the_way_out(run)
             raise
@@ -258,7 +281,7 @@ class Session:
         measured, stated = EndLatencies.measure(fleet, settings.num_samples), settings.fixed()
         self.calibration = measured.calibration
         if stated is not None:
-            measured.check_straddles(stated.range)
+            measured.check_straddles(stated)
         return stated or measured.budgets(settings.share_below)
 
     def _check_fingerprint(self, fingerprint: Fingerprint, checkpoint: Checkpoint | None) -> None:
@@ -313,7 +336,6 @@ class Session:
             setup.controller,
             self.config.learner,
             seed=self.config.seed,
-            inspection_folder=self.run_dir,
             timeout_s=self.config.cluster.learner_timeout_s,
             state=state,
         )
@@ -390,7 +412,7 @@ class Session:
             record.regret_after,
             record.regret_before,
         )
-        return Learner(controller, config.learner, self.run_dir).state_dict()
+        return Learner(controller, config.learner).state_dict()
 
 
 def _where_it_begins(next_step: int, steps: int) -> str:

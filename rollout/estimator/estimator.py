@@ -111,7 +111,8 @@ class LatencyEstimator(nn.Module):
             negative.
 
         Raises:
-            ValueError: shapes differ, or a value is zero, negative, not finite or no tier.
+            ValueError: shapes differ, or a value is negative, not finite, no tier, or zero (which
+                only the number of vision tokens may be).
         """
         inputs = (vision_tokens, text_tokens, tier_idx, top_k, num_active_blocks)
         latencies_B2 = self.predict(_stack(dict(zip(INPUTS, inputs, strict=True)), INPUTS))
@@ -295,13 +296,19 @@ def within_budget(
 
 
 def check_inputs(inputs_B5: Tensor) -> None:
-    """Raises ValueError unless all inputs are finite, positive and of a known tier."""
+    """Raises ValueError unless all inputs are finite, positive and of a known tier.
+
+    Only the number of vision tokens may be zero, for text alone.
+    """
     above, up_to = torch.tensor((_ABOVE, _UP_TO), device=inputs_B5.device)
     is_good_B5 = (inputs_B5 > above) & (inputs_B5 <= up_to) & torch.isfinite(inputs_B5)
+    is_good_B5[:, 0] |= inputs_B5[:, 0] == 0
     is_good_B5[:, 2] &= inputs_B5[:, 2] == inputs_B5[:, 2].round()
     if not bool(is_good_B5.all()):
         row, column = (~is_good_B5).nonzero()[0].tolist()
-        wanted = "use a tier of 0, 1, 2" if column == 2 else "give a positive, finite number"
+        wanted = {0: "give a finite number of at least 0", 2: "use a tier of 0, 1, 2"}.get(
+            column, "give a positive, finite number"
+        )
         value = inputs_B5[row, column].item()
         raise ValueError(f"{INPUTS[column]} is {value:g} in row {row}: {wanted}")
 

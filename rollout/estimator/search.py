@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from envs.spec import POSITIONS, TOP_KS, Knobs, Tier, all_knobs, allowed_num_blocks
+from envs.spec import Knobs, Tier, all_knobs
 from rollout.estimator.estimator import TARGETS, LatencyEstimator, within_budget
-from rollout.profiling.records import LatencyRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,51 +79,3 @@ def feasible_configurations(
         if is_ok
     ]
     return sorted(found, key=lambda one: -one.max_output_tokens)
-
-
-def most_accurate_configuration(
-    estimator: LatencyEstimator,
-    sample: SampleTokens,
-    budget_ms: float,
-    expected_output_tokens: float,
-    *,
-    accuracies: Mapping[Knobs, float],
-) -> FeasibleConfiguration | None:
-    """The most accurate feasible configuration, the fastest of equals; None if none fits.
-
-    The grid is that of `accuracies`, for instance from `accuracies_of`.
-    """
-    feasible = feasible_configurations(
-        estimator, sample, budget_ms, expected_output_tokens, grid=tuple(accuracies)
-    )
-    return max(feasible, key=lambda one: accuracies[one.knobs], default=None)
-
-
-def accuracies_of(records: Iterable[LatencyRecord]) -> dict[Knobs, float]:
-    """Mean score by configuration, of those that the controller can choose.
-
-    Records of other configurations, such as 8 blocks, are skipped. A record without an insertion
-    position counts for the first one.
-
-    Raises:
-        ValueError: a record has no score.
-    """
-    scores: dict[Knobs, list[float]] = {}
-    for record in records:
-        position = record.insertion_position or POSITIONS[0]
-        if record.score is None:
-            raise ValueError(
-                f"a record of {record.dataset} ({record.sample_key}) has no score: accuracies "
-                "need a profile that was scored"
-            )
-        has_allowed_blocks = record.num_active_blocks in allowed_num_blocks(position)
-        if record.top_k not in TOP_KS or not has_allowed_blocks:
-            continue
-        knobs = Knobs(
-            tier=record.tier,
-            position=position,
-            top_k=record.top_k,
-            num_blocks=record.num_active_blocks,
-        )
-        scores.setdefault(knobs, []).append(record.score)
-    return {knobs: sum(values) / len(values) for knobs, values in sorted(scores.items())}

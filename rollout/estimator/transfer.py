@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rollout.estimator.estimator import LatencyEstimator, LatencyEstimatorTrainer
+from rollout.estimator.estimator import LatencyEstimator
 from rollout.estimator.latency_table import LatencyTable
 from rollout.estimator.metrics import LatencyMetrics, evaluate_estimator, predict_table
 
@@ -42,27 +42,6 @@ def recalibrate_affine(
         ValueError: fewer than MIN_POINTS points, or points that fall where predictions rise.
     """
     return _compare(estimator, affine_copy(estimator, points), points, held_out)
-
-
-def recalibrate_fine_tuned(
-    estimator: LatencyEstimator,
-    points: LatencyTable,
-    held_out: LatencyTable,
-    *,
-    steps: int = 100,
-    lr: float = 3e-5,
-) -> Recalibration:
-    """Applies the affine map, then `steps` optimizer steps on all points at once.
-
-    Raises:
-        ValueError: see `recalibrate_affine`.
-    """
-    tuned = affine_copy(estimator, points)
-    trainer = LatencyEstimatorTrainer(tuned, device=tuned.target_mean.device, lr=lr)
-    batch = points.batch(tuned.target_mean.device)
-    for _ in range(steps):
-        trainer.train_step(batch)
-    return _compare(estimator, tuned, points, held_out)
 
 
 def affine_copy(estimator: LatencyEstimator, points: LatencyTable) -> LatencyEstimator:

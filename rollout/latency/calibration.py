@@ -8,7 +8,7 @@ from typing import Protocol, Self
 import numpy as np
 
 from envs.calibration import CALIBRATION_SPLIT, Calibration
-from envs.spec import BudgetRange, BudgetSampler
+from envs.spec import BudgetSampler
 
 
 class Devices(Protocol):
@@ -52,13 +52,14 @@ class EndLatencies:
             *self.latencies_RN2.reshape(-1, 2).T, share_below=share_below
         )
 
-    def check_straddles(self, stated: BudgetRange) -> None:
+    def check_straddles(self, stated: BudgetSampler) -> None:
         """Raises ValueError if the given budgets lie outside the range of measured latencies."""
         cheapest_ms = float(np.median(self.latencies_RN2[..., 0]))
         full_ms = float(np.quantile(self.latencies_RN2[..., 1], 0.95))
-        if stated.low_ms >= full_ms or stated.high_ms <= cheapest_ms:
+        low_ms, high_ms = stated.uniform_from_ms, stated.range.high_ms
+        if low_ms >= full_ms or high_ms <= cheapest_ms:
             raise ValueError(
-                f"the given budgets are {stated.low_ms:g}..{stated.high_ms:g} ms, and measured "
+                f"the given budgets are {low_ms:g}..{high_ms:g} ms, and measured "
                 f"latencies range from {cheapest_ms:.1f} ms (cheapest configuration, median) to "
                 f"{full_ms:.1f} ms (full one, 95th percentile), so the choice would not matter: "
                 "give a range that overlaps, or leave budget.low-ms and budget.high-ms out"

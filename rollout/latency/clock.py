@@ -29,6 +29,11 @@ class Clock(Protocol):
         """The name that every record carries."""
         ...
 
+    @property
+    def waits(self) -> bool:
+        """Whether reading times waits for the device."""
+        ...
+
     def mark(self) -> Mark:
         """Records the present time."""
         ...
@@ -41,7 +46,7 @@ class Clock(Protocol):
 class WallClock:
     """Time that passes, whether or not this process runs."""
 
-    name = "wall"
+    name, waits = "wall", False
     mark = staticmethod(time.perf_counter_ns)
 
     def read_ms(self, pairs: Sequence[tuple[Mark, Mark]]) -> list[float]:
@@ -59,7 +64,7 @@ class ThreadClock(WallClock):
 class CudaClock:
     """Events in the current stream of a device, read after one synchronisation."""
 
-    name = "cuda_events"
+    name, waits = "cuda_events", True
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -83,14 +88,20 @@ def clock_for(device: torch.device, choice: ClockChoice = "device") -> Clock:
     wall clock is taken on a CPU, whatever the choice.
 
     Raises:
-        ValueError: the device has no clock.
+        ValueError: the device has no clock, or the wall clock is asked for on CUDA, where nothing
+            waits for the device and the time of launches would be taken for latencies.
     """
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"no latency clock for device {device}: use cpu or cuda")
+    if device.type == "cuda":
+        if choice == "wall":
+            raise ValueError(
+                "the wall clock cannot measure a GPU, which works while the host goes on: leave "
+                "--worker.executor.clock at device"
+            )
+        return CudaClock(device)
     if choice == "wall":
         return WallClock()
-    if device.type == "cuda":
-        return CudaClock(device)
     return ThreadClock() if torch.get_num_threads() == 1 else WallClock()
 
 

@@ -36,8 +36,9 @@ def in_ms(stages: Mapping[str, Elapsed]) -> dict[str, float]:
 class Timeline:
     """Named spans between two marks, in the order in which they ended.
 
-    The host's wall clock is read at every mark too. On CUDA the host runs ahead of the device, so
-    that its figures mean something for whole episodes only.
+    The host's wall clock is read at every mark too. On CUDA the host runs ahead of the device and
+    waits for it when times are read; the wait counts for the last span. So the wall clock's figures
+    mean something for whole episodes only.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -69,10 +70,14 @@ class Timeline:
         stages: Stages = {}
         if not spans:
             return stages
+        reads = time.perf_counter_ns()
         times = self.clock.read_ms([(start[0], end[0]) for _, start, end in spans])
+        waited_ms = (time.perf_counter_ns() - reads) / 1e6
         for (name, start, end), elapsed_ms in zip(spans, times, strict=True):
             elapsed = Elapsed(elapsed_ms, (end[1] - start[1]) / 1e6)
             stages[name] = stages.get(name, Elapsed()) + elapsed
+        if self.clock.waits:
+            stages[spans[-1][0]] += Elapsed(0.0, waited_ms)
         return stages
 
 

@@ -4,9 +4,17 @@ from rollout.molmoe.checkpoint import load_model, save_model
 from rollout.molmoe.config import MolmoEConfig, VisionConfig
 from rollout.molmoe.decoder import MolmoE
 from rollout.molmoe.generation import Generation, generate
-from rollout.molmoe.preprocess import ModelInputs, Overview, Preprocessor
+from rollout.molmoe.preprocess import (
+    PREPROCESSORS,
+    CoveringPreprocessor,
+    ModelInputs,
+    Overview,
+    Preprocessor,
+)
 
 __all__ = [
+    "PREPROCESSORS",
+    "CoveringPreprocessor",
     "Generation",
     "ModelInputs",
     "MolmoE",

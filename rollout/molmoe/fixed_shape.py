@@ -82,15 +82,16 @@ class PlainCalls:
         return lambda: int(copy_1)
 
 
-def capacity_for(config: MolmoEConfig, max_new_tokens: int) -> int:
+def capacity_for(config: MolmoEConfig, max_new_tokens: int, max_crops: int | None = None) -> int:
     """Tokens of prompt and answer that decoding with a fixed shape has room for.
 
-    It is the largest image, TEXT_TOKENS and the answer, or all positions of the model if these are
-    fewer.
+    It is the largest image of `max_crops` crops (by default the model's), TEXT_TOKENS and the
+    answer, or all positions of the model if these are fewer.
     """
     side, dropped = config.pooled_grid, sum(margin // 2 for margin in config.overlap_margins)
     stride = side - dropped
-    tilings = [(r, config.max_crops // r) for r in range(1, config.max_crops + 1)]
+    most = config.max_crops if max_crops is None else max_crops
+    tilings = [(r, most // r) for r in range(1, most + 1)]
     largest = max((stride * r + dropped) * (stride * c + dropped + 1) for r, c in tilings)
     framed = 1 + (side * (side + 1) + 2) + (largest + 2)  # BOS, and the ends of both parts
     return min(framed + TEXT_TOKENS + max_new_tokens, config.max_position_embeddings)

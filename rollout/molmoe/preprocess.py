@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from envs.spec import Tier
 from rollout.molmoe.config import MolmoEConfig, resolve_folder
 from rollout.molmoe.tiling import (
     FILL_TIERS,
@@ -32,8 +32,6 @@ from rollout.molmoe.tiling import (
 
 MAX_PIXELS = 2**25
 """Larger images are first reduced by a whole factor, so that memory stays bounded."""
-
-FillName = Literal["low", "medium", "high"]
 
 
 def staged_for(device: torch.device, tensor: Tensor) -> Tensor:
@@ -165,7 +163,7 @@ class Preprocessor:
         if image is None:
             return None
         pixels, size = to_rgb(image), self.config.vision.image_size
-        patches = to_patches(letterbox(pixels, size, size)[0], self.config.vision.patch_size)
+        patches = to_patches(self._resized(pixels, size, size)[0], self.config.vision.patch_size)
         return Overview(pixels=pixels, crop=torch.from_numpy(patches[None]))
 
     def tiled(
@@ -185,23 +183,13 @@ class Preprocessor:
         high = letterbox(pixels, *self._canvas(tiling))
         return self._assemble(text_ids, (overview.crop.numpy()[0], *high), tiling)
 
-    def with_fill(self, image: Image.Image, prompt: str, tier: FillName) -> ModelInputs:
-        """Preprocesses with the fill tiling, which covers the crops instead of letterboxing.
-
-        The study that first measured these knobs on MolmoE-1B-0924 used it.
+    def at_tier(self, overview: Overview | None, prompt: str, tier: Tier) -> ModelInputs:
+        """The inputs at an image tier, for an image that is already decoded.
 
         Raises:
-            ValueError: the prompt is empty, the image unreadable, or the tier unknown.
+            ValueError: the prompt is empty.
         """
-        if tier not in FILL_TIERS:
-            raise ValueError(f"unknown tier {tier!r}: use one of {', '.join(FILL_TIERS)}")
-        text_ids = self.encode_prompt(prompt)
-        pixels = to_rgb(image)
-        tiling = select_fill_tiling(pixels.shape[0], pixels.shape[1], FILL_TIERS[tier])
-        high = fill(pixels, *self._canvas(tiling))
-        size, patch = self.config.vision.image_size, self.config.vision.patch_size
-        overview = to_patches(fill(pixels, size, size)[0], patch)
-        return self._assemble(text_ids, (overview, *high), tiling)
+        return self.tiled(overview, prompt, tier.max_crops)
 
     def encode_prompt(self, prompt: str) -> NDArray[np.int64]:
         """Token ids of " User: {prompt} Assistant:"; raises ValueError for an empty prompt."""
@@ -213,6 +201,14 @@ class Preprocessor:
     def decode(self, token_ids: list[int]) -> str:
         """The answer's text, without special tokens and surrounding space."""
         return str(self.tokenizer.decode(token_ids, skip_special_tokens=True)).strip()
+
+    @property
+    def max_crops(self) -> int:
+        """The largest number of an image's crops."""
+        return self.config.max_crops
+
+    _resized = staticmethod(letterbox)
+    """Brings an image to the size of a canvas."""
 
     @property
     def _margin(self) -> int:
@@ -335,3 +331,33 @@ def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
         grey = (values // 257 if is_deep else values).clip(0, 255).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
     return np.array(image.convert("RGB"))
+
+
+class CoveringPreprocessor(Preprocessor):
+    """Covers the crops with the image instead of letterboxing it.
+
+    The study that first measured these knobs on MolmoE-1B-0924 cut images in this way, with up to
+    15 crops at the high tier.
+    """
+
+    _resized = staticmethod(fill)
+
+    @property
+    def max_crops(self) -> int:
+        """The largest number of an image's crops."""
+        return max(tier.max_crops for tier in FILL_TIERS.values())
+
+    def at_tier(self, overview: Overview | None, prompt: str, tier: Tier) -> ModelInputs:
+        """The inputs at an image tier; see `Preprocessor.at_tier`."""
+        text_ids = self.encode_prompt(prompt)
+        if overview is None:
+            return self._assemble(text_ids, None, (0, 0))
+        pixels = overview.pixels
+        name = tier.name.lower()
+        tiling = select_fill_tiling(pixels.shape[0], pixels.shape[1], FILL_TIERS[name])
+        high = fill(pixels, *self._canvas(tiling))
+        return self._assemble(text_ids, (overview.crop.numpy()[0], *high), tiling)
+
+
+PREPROCESSORS = {"letterbox": Preprocessor, "fill": CoveringPreprocessor}
+"""By the name of their tiling."""

@@ -33,14 +33,16 @@ VISION_STAGES = ("copy", "vision_global", "vision_crops", "projector")
 DISAGREEMENT = 0.01
 """Relative difference beyond which the two decode readings disagree; times are often rounded."""
 
+_VISION_TOKENS, _VISION_TIME = "actual_vision_tokens", "T_vision_total"
+"""Zero in records of text alone."""
+
 _COUNTS = (
-    "actual_vision_tokens",
     "actual_text_tokens",
     "output_tokens",
     "top_k",
     "num_active_blocks",
 )
-_TIMES = ("T_vision_total", "T_LLM_prefill", "T_LLM_decode")
+_TIMES = ("T_LLM_prefill", "T_LLM_decode")
 _DECODE = "T_decode_per_token"
 
 
@@ -63,7 +65,7 @@ class LatencyRecord:
         dataset: name of the file's folder.
         sample_key: identifies the sample: the `image_id` if the record has one (across data sets),
             or else data set and `sample_id`, or else data set and index within the file.
-        vision_tokens: number of vision tokens of the prompt.
+        vision_tokens: number of vision tokens of the prompt, 0 for text alone.
         text_tokens: number of text tokens of the prompt.
         tier: image tier.
         top_k: experts per token.
@@ -213,18 +215,21 @@ def parse_record(item: Any, dataset: str, index: int) -> LatencyRecord:
         raise ValueError("not an object")
     counts = {name: _whole(name, _positive(name, item.get(name))) for name in _COUNTS}
     times = {name: _positive(name, item.get(name)) for name in _TIMES}
+    vision_tokens = _whole(_VISION_TOKENS, _not_negative(_VISION_TOKENS, item.get(_VISION_TOKENS)))
+    check_vision = _positive if vision_tokens else _not_negative
+    vision_ms = check_vision(_VISION_TIME, item.get(_VISION_TIME))
     recorded = item.get(_DECODE)
     position, score = item.get("insertion_position"), item.get("score")
     return LatencyRecord(
         dataset=dataset,
         sample_key=_sample_key(item, dataset, index),
-        vision_tokens=counts["actual_vision_tokens"],
+        vision_tokens=vision_tokens,
         text_tokens=counts["actual_text_tokens"],
         tier=_tier(item.get("tier")),
         top_k=counts["top_k"],
         num_active_blocks=counts["num_active_blocks"],
         output_tokens=counts["output_tokens"],
-        prefill_ms=times["T_vision_total"] + times["T_LLM_prefill"],
+        prefill_ms=vision_ms + times["T_LLM_prefill"],
         decode_ms=times["T_LLM_decode"],
         recorded_decode_per_token_ms=None if recorded is None else _positive(_DECODE, recorded),
         insertion_position=None
@@ -279,6 +284,13 @@ def _positive(name: str, value: Any) -> float:
     number = _number(name, value)
     if number <= 0:
         raise ValueError(f"{name} is {'zero' if number == 0 else 'negative'}")
+    return number
+
+
+def _not_negative(name: str, value: Any) -> float:
+    number = _number(name, value)
+    if number < 0:
+        raise ValueError(f"{name} is negative")
     return number
 
 

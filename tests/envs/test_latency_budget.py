@@ -25,6 +25,7 @@ def env():
 
 def test_gymnasium_check(env):
     check_env(env, skip_render_check=True)
+    assert env.spec.nondeterministic, "measured latencies differ from run to run"
 
 
 def test_an_episode_is_two_steps(env):

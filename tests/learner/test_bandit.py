@@ -52,7 +52,6 @@ def test_learns_to_keep_the_budget_and_to_use_it(tmp_path):
     learner = Learner(
         make_controller(),
         LearnerConfig(learning_rate=3e-3, entropy=EntropySchedule(start=0.02, end=0, steps=150)),
-        tmp_path,
     )
     rng = torch.Generator().manual_seed(0)
     language, test_budgets = torch.zeros(1, D_MODEL), torch.linspace(100, 300, 9)

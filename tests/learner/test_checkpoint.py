@@ -22,7 +22,7 @@ from tests.learner.test_learner import make_groups, update
 
 @pytest.fixture
 def learner_state(tmp_path):
-    return Learner(make_controller(), LearnerConfig(), tmp_path).state_dict()
+    return Learner(make_controller(), LearnerConfig()).state_dict()
 
 
 def state_at(step, **more):
@@ -31,7 +31,7 @@ def state_at(step, **more):
 
 def save_steps(root, steps, metrics=None, extra=None, **kwargs) -> CheckpointStore:
     store = CheckpointStore(root, **kwargs)
-    learner = Learner(make_controller(), LearnerConfig(), root)
+    learner = Learner(make_controller(), LearnerConfig())
     for index, step in enumerate(steps):
         update(learner, *make_groups(learner, seed=step))
         metric = metrics[index] if metrics else None
@@ -41,7 +41,7 @@ def save_steps(root, steps, metrics=None, extra=None, **kwargs) -> CheckpointSto
 
 
 def test_round_trip(tmp_path):
-    learner = Learner(make_controller(), LearnerConfig(), tmp_path)
+    learner = Learner(make_controller(), LearnerConfig())
     update(learner, *make_groups(learner))
     numpy_state = np.random.default_rng(3).bit_generator.state
     state = {
@@ -66,14 +66,14 @@ def test_round_trip(tmp_path):
 
 
 def test_resume_from_a_checkpoint_is_bit_identical(tmp_path):
-    whole = Learner(make_controller(), LearnerConfig(epochs=2), tmp_path)
+    whole = Learner(make_controller(), LearnerConfig(epochs=2))
     store = CheckpointStore(tmp_path / "run", keep_last=10)
     for seed in range(4):
         store.save(seed, whole.controller, whole.state_dict(), state_at(seed))
         update(whole, *make_groups(whole, seed=seed))
     for cut in range(4):
         loaded = store.load(tmp_path / "run" / f"step_{cut:08d}")
-        resumed = Learner(loaded.controller, LearnerConfig(epochs=2), tmp_path)
+        resumed = Learner(loaded.controller, LearnerConfig(epochs=2))
         resumed.load_state_dict(loaded.learner_state)
         for seed in range(cut, 4):
             update(resumed, *make_groups(resumed, seed=seed))

@@ -27,7 +27,7 @@ def make_learner(tmp_path, **fields) -> Learner:
         learning_rate=1e-30, weight_decay=0.0, grad_clip=1e9, **({"entropy": NO_ENTROPY} | fields)
     )
     controller = make_controller(head_std=0.5, projection_dim=6, hidden_dim=8).double()
-    return Learner(controller, config, tmp_path)
+    return Learner(controller, config)
 
 
 def two_way_update(learner, blocks, groups, score, constraint) -> torch.Tensor:

@@ -1,4 +1,5 @@
 import io
+import pickle
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ BLOCKS = FrozenBlocks()
 
 
 def make_learner(tmp_path, **fields) -> Learner:
-    return Learner(make_controller(head_std=0.3), LearnerConfig(**fields), tmp_path)
+    return Learner(make_controller(head_std=0.3), LearnerConfig(**fields))
 
 
 def make_groups(learner: Learner, count: int = 3, size: int = 4, seed: int = 0, version: int = 0):
@@ -142,10 +143,13 @@ def test_nonfinite_update_is_skipped_then_stops_with_the_batch_saved(tmp_path, w
     assert update(learner, *make_groups(learner)).applied
     assert not bad_update().applied
     before = learner.weights()
-    with pytest.raises(NonFiniteUpdateError, match="2 consecutive updates"):
+    with pytest.raises(NonFiniteUpdateError, match="2 consecutive updates") as caught:
         bad_update()
+    error = pickle.loads(pickle.dumps(caught.value))
+    assert str(error) == str(caught.value)
     assert learner.weights().sha256 == before.sha256
-    with np.load(tmp_path / "nonfinite_version_00000002.npz", allow_pickle=False) as saved:
+    assert (path := error.save(tmp_path)).name == "nonfinite_version_00000002.npz"
+    with np.load(path, allow_pickle=False) as saved:
         assert saved["actions"].shape == (3, 4, 4)
         assert saved["sample_id"].tolist() == ["0", "1", "2"]
         assert not np.isfinite(saved["score_rewards"].sum() + saved["budget_token_grads"].sum())
@@ -159,7 +163,7 @@ def test_resume_is_bit_identical(tmp_path):
     buffer = io.BytesIO()
     torch.save(cut.state_dict(), buffer)
     buffer.seek(0)
-    resumed = Learner(make_controller(seed=5), LearnerConfig(), tmp_path)
+    resumed = Learner(make_controller(seed=5), LearnerConfig())
     resumed.load_state_dict(torch.load(buffer, weights_only=True))
     for seed in range(3, 6):
         update(whole, *make_groups(whole, seed=seed))

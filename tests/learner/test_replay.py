@@ -178,7 +178,7 @@ def test_without_image_the_model_is_blind():
 
 def test_a_learner_resumes_with_its_replay(tmp_path):
     config = LearnerConfig(learning_rate=1e-3, replay=SMALL)
-    learners = [Learner(make_controller(), config, tmp_path) for _ in range(2)]
+    learners = [Learner(make_controller(), config) for _ in range(2)]
 
     def update(learner, seed):
         groups = make_groups(learner.controller, seed, count=8)
@@ -195,7 +195,7 @@ def test_a_learner_resumes_with_its_replay(tmp_path):
     file = io.BytesIO()
     torch.save(learners[1].state_dict(), file)
     file.seek(0)
-    resumed = Learner(make_controller(seed=9), config, tmp_path)
+    resumed = Learner(make_controller(seed=9), config)
     resumed.load_state_dict(torch.load(file, weights_only=True))
     for seed in range(2, 4):
         assert update(learners[0], seed).replay == update(resumed, seed).replay
@@ -203,7 +203,7 @@ def test_a_learner_resumes_with_its_replay(tmp_path):
 
 
 def test_without_a_price_of_violations_nothing_is_replayed(tmp_path):
-    learner = Learner(make_controller(), LearnerConfig(replay=SMALL), tmp_path)
+    learner = Learner(make_controller(), LearnerConfig(replay=SMALL))
     groups = make_groups(learner.controller)
     score = np.array([group.scores for group in groups], np.float64)
     pending = learner.prepare(groups, score, np.zeros_like(score))

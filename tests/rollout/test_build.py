@@ -9,7 +9,9 @@ import tyro
 
 from envs.spec import Tier
 from rollout.build import WorkerConfig, build_executor, build_worker, torch_dtype
+from rollout.fingerprint import Fingerprint
 from rollout.latency.simulated import SimulatedLatency
+from rollout.sample_loader import PreparedSample
 from tests.rollout import rig
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -98,3 +100,21 @@ def test_a_model_that_the_knobs_do_not_fit_is_refused_unloaded(folder, name, val
 def test_a_missing_latency_table_asks_for_one(tmp_path):
     with pytest.raises(ValueError, match="is missing: write latencies as"):
         SimulatedLatency.from_file(tmp_path / "latencies.json")
+
+
+def test_images_can_be_cut_as_in_the_first_study(tmp_path):
+    rig.write_model_folder(tmp_path)
+    executors = [
+        build_executor(WorkerConfig(model=str(tmp_path), tiling=tiling, device="cpu"))
+        for tiling in ("letterbox", "fill")
+    ]
+    sample = rig.NoiseTask().sample("test", 3)
+    images = []
+    for executor in executors:
+        prepared = PreparedSample(sample, executor.preprocessor)
+        images.append(prepared.inputs(Tier.HIGH).images)
+        assert torch.equal(images[-1][0], prepared.overview().crop[0])
+    assert 9 <= len(images[1]) - 1 <= 15
+    assert len(images[0]) - 1 <= 12
+    first, second = (Fingerprint.of(e, rig.NoiseTask()) for e in executors)
+    assert "architecture" in first.differences(second)

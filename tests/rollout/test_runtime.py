@@ -207,8 +207,8 @@ def test_the_runtime_follows_from_the_device(monkeypatch):
     monkeypatch.setattr("rollout.runtime.CudaGraphs", lambda device: f"graphs on {device}")
     monkeypatch.setattr("rollout.runtime.FixedShapeRuntime", lambda *given: made.append(given))
     monkeypatch.setattr(type(executor.model), "device", torch.device("cuda", 0))
-    runtime_for(executor.model, 4)
-    assert made == [(executor.model, 4, "graphs on cuda:0")]
+    runtime_for(executor.model, 4, 15)
+    assert made == [(executor.model, 4, "graphs on cuda:0", 15)]
 
 
 def test_runtimes_do_not_mix():

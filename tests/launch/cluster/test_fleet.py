@@ -59,7 +59,6 @@ def remote_run(path, settings, ray_fleet):
         launch_rig.setup().controller,
         settings.learner,
         seed=settings.seed,
-        inspection_folder=path,
         timeout_s=settings.cluster.learner_timeout_s,
         state=state,
     )

@@ -138,7 +138,6 @@ def test_a_killed_learner_costs_no_step(folder, staleness, undisturbed, tmp_path
     assert final_weights(tmp_path) == undisturbed
 
 
-EVALUATING = re.compile(r"evaluating after step (\d+)")
 EVALUATIONS = (
     *("--steps", "6", "--evaluation.every", "3"),
     *("--evaluation.num-samples", "40"),
@@ -159,7 +158,7 @@ def test_an_evaluation_that_a_signal_ends_is_made_up_for(folder, staleness, tmp_
     assert process.wait(timeout=600) == 0, process.stdout.read()
     for step in (3, 6):
         process = start(folder, cut, staleness, *EVALUATIONS)
-        assert read_until(process, EVALUATING) == step
+        read_until(process, re.compile(rf"evaluating after step ({step}):"))
         time.sleep(0.5)
         process.send_signal(number)
         process.communicate(timeout=120)

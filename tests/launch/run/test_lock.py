@@ -1,5 +1,6 @@
 """A run folder can be used by only one run at a time."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -72,3 +73,13 @@ def test_of_many_that_try_at_once_one_gets_it(tmp_path):
             thread.join()
         assert len(got) == 1
         got[0].release()
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    with pytest.raises(RuntimeError, match="its file system has no locks"):
+        RunLock(tmp_path / "run").acquire()
+    assert not list((tmp_path / "run").glob("*.holder"))

@@ -92,10 +92,14 @@ def test_no_head_starts_dead_for_any_input(is_scaled):
 @pytest.mark.parametrize("name", INPUTS)
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), 0.0])
 def test_senseless_inputs_are_named(name, value):
-    if name == "tier_idx" and value == 0:
-        value = 3.0
+    if value == 0:  # the lowest tier, and text without an image, are no mistakes
+        value = {"tier_idx": 3.0, "vision_tokens": -0.5}.get(name, value)
     with pytest.raises(ValueError, match=f"{name} is .* in row 0"):
         LatencyEstimator()(**inputs(**{name: value}))
+
+
+def test_text_without_an_image_is_no_mistake():
+    assert LatencyEstimator()(**inputs(vision_tokens=0.0))["T_prefill_total"] >= 0
 
 
 def test_a_tier_between_two_is_refused():

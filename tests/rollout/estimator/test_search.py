@@ -5,17 +5,13 @@ from statistics import median
 import pytest
 import torch
 
-from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, TIERS, Knobs, Tier, all_knobs
+from envs.spec import TIERS, Tier, all_knobs
 from rollout.estimator.estimator import LatencyEstimator, LatencyEstimatorTrainer
 from rollout.estimator.search import (
     SampleTokens,
-    accuracies_of,
     feasible_configurations,
-    most_accurate_configuration,
 )
-from rollout.profiling.records import parse_record
 from tests.rollout.estimator.test_estimator import batch
-from tests.rollout.profiling.test_records import EXAMPLE
 
 GRID = tuple(all_knobs())
 SAMPLE = SampleTokens(text_tokens=40, vision_tokens=dict(zip(TIERS, (200, 400, 700), strict=True)))
@@ -52,42 +48,6 @@ def test_found_are_exactly_those_that_fit(estimator, grid, budget_ms):
     lengths = [one.max_output_tokens for one in found]
     assert lengths == sorted(lengths, reverse=True)
     assert lengths == pytest.approx(sorted(wanted.values(), reverse=True), rel=1e-4)
-
-
-def test_the_most_accurate_of_the_feasible_is_chosen(estimator):
-    cheap, dear = CHEAPEST_KNOBS, FULL_KNOBS
-    middle = replace(cheap, tier=Tier.MEDIUM)
-    accuracies = {cheap: 0.3, middle: 0.5, dear: 0.9}
-
-    found = feasible_configurations(estimator, SAMPLE, 1e6, 5, grid=tuple(accuracies))
-    totals_ms = {one.knobs: one.prefill_ms + 5 * one.decode_per_token_ms for one in found}
-    assert totals_ms[cheap] < totals_ms[middle] < totals_ms[dear]
-
-    def choose(budget_ms):
-        best = most_accurate_configuration(estimator, SAMPLE, budget_ms, 5, accuracies=accuracies)
-        return best and best.knobs
-
-    assert choose(1.0) is None
-    for knobs, total_ms in totals_ms.items():
-        assert choose(total_ms + 0.1) == knobs
-
-
-def test_of_equally_accurate_ones_the_fastest(estimator):
-    accuracies = dict.fromkeys(GRID, 0.5)
-    chosen = most_accurate_configuration(estimator, SAMPLE, 1e4, 5, accuracies=accuracies)
-    assert chosen == feasible_configurations(estimator, SAMPLE, 1e4, 5)[0]
-
-
-def test_accuracies_of_a_profile():
-    item = EXAMPLE | {"score": 1.0, "insertion_position": 2, "num_active_blocks": 13}
-    record = parse_record(item, "okvqa", 0)
-    other = replace(record, insertion_position=1)
-    wide = replace(record, num_active_blocks=8)
-    accuracies = accuracies_of([record, replace(record, score=0.5), other, wide])
-    key = Knobs(tier=Tier.LOW, position=2, top_k=4, num_blocks=13)
-    assert accuracies == {key: 0.75, replace(key, position=1): 1.0}
-    with pytest.raises(ValueError, match="no score"):
-        accuracies_of([replace(record, score=None)])
 
 
 def test_senseless_searches_are_refused(estimator):

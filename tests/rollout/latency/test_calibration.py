@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from envs.calibration import CALIBRATION_SPLIT
-from envs.spec import BudgetRange
+from envs.spec import BudgetSampler
 from rollout.latency.calibration import EndLatencies
 
 ENDS = EndLatencies(np.array([[[10.0, 90.0], [12.0, 88.0]]]))
@@ -35,7 +35,7 @@ def test_budgets_span_the_cheapest_median_and_the_full_95th_percentile():
     [(170, 380, True), (1, 9, True), (30, 60, False), (5, 15, False), (85, 400, False)],
 )
 def test_stated_budgets_must_lie_where_configurations_differ(low_ms, high_ms, is_refused):
-    stated = BudgetRange(low_ms=low_ms, high_ms=high_ms)
+    stated = BudgetSampler.between(low_ms, high_ms, share_below=0.1)
     if not is_refused:
         ENDS.check_straddles(stated)
         return

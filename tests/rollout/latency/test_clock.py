@@ -42,3 +42,31 @@ def test_spans_of_one_name_add_up_on_both_clocks():
     timeline.add("a", (10**6, 0), (4 * 10**6, 10**6))
     assert timeline.take() == {"a": Elapsed(4.0, 3.0)}
     assert timeline.take() == {}
+
+
+def test_the_wall_clock_is_refused_on_cuda():
+    with pytest.raises(ValueError, match="cannot measure a GPU"):
+        clock_for(torch.device("cuda"), "wall")
+
+
+class WaitingClock:
+    """A device that the host runs ahead of: its times are known a while after the last mark."""
+
+    name, waits = "waiting", True
+
+    def mark(self):
+        return 0
+
+    def read_ms(self, pairs):
+        time.sleep(0.03)
+        return [1.0 for _ in pairs]
+
+
+def test_waiting_for_the_device_counts_on_the_wall():
+    timeline = Timeline(WaitingClock())
+    for name in ("first", "last"):
+        with timeline.span(name):
+            pass
+    stages = timeline.take()
+    assert stages["first"].wall_ms < 30 <= stages["last"].wall_ms
+    assert sum(elapsed.ms for elapsed in stages.values()) == 2.0

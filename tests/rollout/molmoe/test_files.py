@@ -11,7 +11,15 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rollout.molmoe import MolmoE, MolmoEConfig, Preprocessor, load_model, save_model
+from envs.spec import Tier
+from rollout.molmoe import (
+    CoveringPreprocessor,
+    MolmoE,
+    MolmoEConfig,
+    Preprocessor,
+    load_model,
+    save_model,
+)
 from rollout.molmoe.preprocess import MAX_PIXELS, to_rgb
 from tests.rollout.molmoe.tiny import TINY, random_model
 
@@ -157,7 +165,8 @@ def test_any_image(preprocessor, mode, size):
     inputs = preprocessor(image, "what is it?", max_crops=3)
     assert torch.isfinite(inputs.images).all()
     assert len(inputs.images) == inputs.tiling[0] * inputs.tiling[1] + 1
-    filled = preprocessor.with_fill(image, "what is it?", "low")
+    covering = CoveringPreprocessor(preprocessor.config, preprocessor.tokenizer)
+    filled = covering.at_tier(covering.overview(image), "what is it?", Tier.LOW)
     assert torch.isfinite(filled.images).all()
 
 
@@ -194,8 +203,6 @@ def test_broken_images_and_empty_prompts(preprocessor, tmp_path):
         preprocessor(None, "  ")
     with pytest.raises(ValueError, match="at least one crop"):
         preprocessor(Image.new("RGB", (9, 9)), "what is it?", max_crops=0)
-    with pytest.raises(ValueError, match="unknown tier"):
-        preprocessor.with_fill(Image.new("RGB", (9, 9)), "what is it?", "huge")
 
 
 def test_text_only_prompts(preprocessor):

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from rollout.molmoe import Preprocessor
+from envs.spec import Tier
+from rollout.molmoe import CoveringPreprocessor, Preprocessor
 from rollout.molmoe.tiling import FILL_TIERS, select_fill_tiling, select_tiling
 from tests.reference import FOLDER, needs_reference
 
@@ -30,14 +31,20 @@ def preprocessor():
     return Preprocessor.from_pretrained(FOLDER / "molmoe-1b")
 
 
+@pytest.fixture(scope="module")
+def covering():
+    return CoveringPreprocessor.from_pretrained(FOLDER / "molmoe-1b")
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_pixels_masks_indices_and_tokens(preprocessor, golden, case):
+def test_pixels_masks_indices_and_tokens(preprocessor, covering, golden, case):
     facts = CASES[case]
     image = Image.fromarray(golden[f"img.{facts['image']}"].numpy())
     if case.startswith("hf."):
         inputs = preprocessor(image, "Describe this image.", max_crops=facts["max_crops"])
     else:
-        inputs = preprocessor.with_fill(image, "Describe this image.", facts["tier"])
+        tier = Tier.parse(facts["tier"])
+        inputs = covering.at_tier(covering.overview(image), "Describe this image.", tier)
     assert inputs.tiling == tuple(facts["tiling"])
     digest = hashlib.sha256(inputs.images.numpy().tobytes()).hexdigest()
     assert digest == facts["sha256_float32"]

@@ -94,7 +94,7 @@ def test_readings_are_compared_and_never_mixed_silently(tmp_path):
         ({"T_vision_total": 10**400}, "T_vision_total is not finite"),
         ({"T_decode_per_token": 0.0}, "T_decode_per_token is zero"),
         ({"T_decode_per_token": float("nan")}, "T_decode_per_token is not finite"),
-        ({"actual_vision_tokens": 0}, "actual_vision_tokens is zero"),
+        ({"actual_vision_tokens": -1}, "actual_vision_tokens is negative"),
         ({"actual_text_tokens": -3}, "actual_text_tokens is negative"),
         ({"tier": "huge"}, "unknown tier 'huge'"),
         ({"tier": 3}, "unknown tier 3"),
@@ -258,3 +258,11 @@ def test_profiles_of_two_runtimes_are_refused_and_older_files_are_eager(tmp_path
     write_profile(folder / "c.json", [record_of(EXECUTION)], replace(FACTS, runtime="graphs"))
     with pytest.raises(ValueError, match=r"t/a.json .* eager and t/c.json with graphs"):
         list(ProfileReader(tmp_path))
+
+
+def test_records_of_text_alone_are_read():
+    record = parse_record(EXAMPLE | {"actual_vision_tokens": 0, "T_vision_total": 0.0}, "chain", 0)
+    assert record.vision_tokens == 0
+    assert record.prefill_ms == EXAMPLE["T_LLM_prefill"]
+    with pytest.raises(ValueError, match="T_vision_total is zero"):
+        parse_record(EXAMPLE | {"T_vision_total": 0.0}, "chain", 0)
