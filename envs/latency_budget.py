@@ -293,11 +293,15 @@ class LatencyBudgetEnv(gym.Env[np.ndarray, np.ndarray]):
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
-    spec = EnvSpec("LatencyBudget-v0", nondeterministic=True)  # its latencies are measured
 
     def __init__(self, **arguments: Any) -> None:
         """Takes the arguments of `LatencyBudgetVectorEnv`, `group_size` left out."""
         self.group = LatencyBudgetVectorEnv(**arguments, group_size=1)
+        self.spec = EnvSpec(
+            "LatencyBudget-v0",
+            entry_point=lambda: LatencyBudgetEnv(**arguments),
+            nondeterministic=True,  # latencies are measured
+        )
         self.action_space = self.group.single_action_space
         self.observation_space = self.group.single_observation_space
 

@@ -148,7 +148,8 @@ def test_nonfinite_update_is_skipped_then_stops_with_the_batch_saved(tmp_path, w
     error = pickle.loads(pickle.dumps(caught.value))
     assert str(error) == str(caught.value)
     assert learner.weights().sha256 == before.sha256
-    assert (path := error.save(tmp_path)).name == "nonfinite_version_00000002.npz"
+    path = error.save(tmp_path)
+    assert path.name == "nonfinite_version_00000002.npz"
     with np.load(path, allow_pickle=False) as saved:
         assert saved["actions"].shape == (3, 4, 4)
         assert saved["sample_id"].tolist() == ["0", "1", "2"]
