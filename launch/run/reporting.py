@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +74,13 @@ class Reporter:
     def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes the scalars of a step to TensorBoard and as one JSON line, NaN left out."""
         scalars = {name: value for name, value in scalars.items() if not math.isnan(value)}
-        for name, value in scalars.items():
-            self.writer.add_scalar(name, value, step)
         label = {"label": self.label} if self.label else {}
         row = {"step": step, "clock": self.clock, **label, **scalars}
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        with self._writing():
+            for name, value in scalars.items():
+                self.writer.add_scalar(name, value, step)
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows of the run so far."""
@@ -88,16 +90,28 @@ class Reporter:
         """Writes a histogram of each head's choices."""
         actions = np.concatenate([g.actions for g in groups])
         for head, column in zip(HEADS, actions.T, strict=True):
-            values = np.array(CHOICES[head])[column]
-            self.writer.add_histogram(f"rollout_choices/{head}", values, step)
+            self.distributions(step, f"rollout_choices/{head}", np.array(CHOICES[head])[column])
 
     def distributions(self, step: int, name: str, values: np.ndarray) -> None:
         """Writes a histogram of an array."""
-        self.writer.add_histogram(name, values, step)
+        with self._writing():
+            self.writer.add_histogram(name, values, step)
 
     def figure(self, step: int, name: str, figure: Any) -> None:
         """Writes a matplotlib figure and closes it."""
-        self.writer.add_figure(name, figure, step, close=True)
+        with self._writing():
+            self.writer.add_figure(name, figure, step, close=True)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turns an error of the disk, which may name no file, into one that says what to do."""
+        try:
+            yield
+        except OSError as error:
+            raise RuntimeError(
+                f"{self.run_dir} cannot be written to ({error.strerror or error}): free space "
+                "there, then give the same command again to resume"
+            ) from error
 
     def progress(self, step: int, scalars: Mapping[str, float], slowest: str) -> None:
         """Prints the progress line of a step."""
