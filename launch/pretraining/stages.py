@@ -112,7 +112,7 @@ def _experts() -> StageConfig:
 class TrainConfig:
     """Configuration of the whole pretraining."""
 
-    out: Path = Path("/tmp/pretrain_tiny")
+    out: Path = field(default_factory=lambda: Path.cwd() / "runs" / "pretrain_tiny")
     """Absolute folder for the checkpoint, the curves and the finished model."""
     vision: StageConfig = field(default_factory=_vision)
     text: StageConfig = field(default_factory=_text)
