@@ -23,6 +23,7 @@ from envs.calibration import Calibration
 from envs.spec import BudgetSampler
 from launch.cluster.actor_pool import ActorPool
 from launch.cluster.config import ClusterConfig
+from launch.cluster.connection import connect
 from launch.cluster.fleet import RayFleet
 from launch.cluster.remote_learner import RemoteLearner
 from launch.joint_grpo import train
@@ -193,7 +194,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--max-staleness", type=int, default=molmoe_h100().max_staleness)
     options = parser.parse_args()
-    ray.init(include_dashboard=False, log_to_driver=False)
+    connect("local")
     pool_class = ray.remote(num_cpus=0, max_concurrency=1000)(Pool)
     pools = [pool_class.remote(options.sleep) for _ in range(2)]
     fleet = sleeping_fleet(pools, ClusterConfig(num_actors=options.actors))

@@ -24,7 +24,7 @@ from ray.train.torch import TorchTrainer, get_device, prepare_model
 from torch.utils.tensorboard import SummaryWriter
 
 from launch.analysis.latency_plots import plot_errors, plot_predictions
-from launch.cluster.console import one_clear_error
+from launch.cluster.console import check_local_paths, one_clear_error
 from launch.cluster.ray_train import start_ray
 from rollout.estimator.estimator import LatencyEstimator
 from rollout.estimator.fit import EpochRecord, EstimatorFit, FitConfig
@@ -291,6 +291,7 @@ def main() -> int:
         config=(tyro.conf.EnumChoicesFromValues,),
         use_underscores=True,
     )
+    check_local_paths(options)
     fit_estimator(options)
     return 0
 

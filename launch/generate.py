@@ -26,6 +26,7 @@ import tyro
 from rich.console import Console
 
 from launch.cluster.console import (
+    check_local_paths,
     logs_to_stderr,
     one_clear_error,
     printable,
@@ -80,7 +81,7 @@ class GenerateConfig:
         budget_ms: latency budget in ms.
         image: image file.
         controller: a run folder, whose newest intact checkpoint is used, or the folder of one
-            checkpoint; without it one fixed configuration runs.
+            checkpoint, as a path or URI; without it one fixed configuration runs.
         json: prints one JSON object instead of text.
         worker: the frozen model.
     """
@@ -88,7 +89,7 @@ class GenerateConfig:
     prompt: str
     budget_ms: float
     image: Path | None = None
-    controller: Path | None = None
+    controller: str | None = None
     json: bool = False
     worker: ModelConfig = field(default_factory=ModelConfig)
 
@@ -138,6 +139,7 @@ def main() -> int:
     logs_to_stderr()
     refuse_unknown_options(sys.argv[1:], GenerateConfig)
     config = tyro.cli(GenerateConfig, prog="generate.py", description=__doc__)
+    check_local_paths(config)
     result = answered(config)
     if config.json:
         print(json.dumps(result))

@@ -22,13 +22,12 @@ from typing import Annotated
 
 import numpy as np
 import tyro
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from envs.spec import Sample, Tier
 from launch.analysis.statistics import Interval
-from launch.cluster.console import one_clear_error
+from launch.cluster.console import check_local_paths, one_clear_error, wide_console
 from rollout.block_skipping import BlockImportance
 from rollout.build import WorkerConfig, load_frozen_model
 from rollout.fleet import MAX_REPLACEMENTS
@@ -131,7 +130,8 @@ def check(scorer: Scorer, importance: BlockImportance, first_index: int) -> Tabl
 def main() -> int:
     """Measures, prints and writes."""
     config = tyro.cli(ImportanceConfig, prog="importance.py", description=__doc__)
-    scorer, console = Scorer(config), Console()
+    check_local_paths(config)
+    scorer, console = Scorer(config), wide_console()
     full, scores = measure(scorer, config.first_index)
     table = Table("block", "accuracy lost without it")
     for block, lost in scores.items():

@@ -82,10 +82,10 @@ class RemoteFolder:
         try:
             self.filesystem, path = pyarrow.fs.FileSystem.from_uri(uri.rstrip("/"))
         except (ValueError, OSError, pyarrow.ArrowException) as error:
-            raise ValueError(f"--run-dir {uri} cannot be used ({error})") from None
+            raise ValueError(f"{uri} cannot be used ({error})") from None
         self.uri, self.root = uri, path.rstrip("/")
         if not self.root:
-            raise ValueError(f"--run-dir {uri} names no bucket: give one, as in s3://bucket/run")
+            raise ValueError(f"{uri} names no bucket: give one, as in s3://bucket/run")
 
     def check_writable(self) -> None:
         """Raises ValueError if the folder cannot be written to."""
@@ -197,6 +197,13 @@ class RunStore:
             self._fetch_files(files)
             self._fetch_best(files, manifest)
             self._move_in(name, contents)
+
+    def fetch_newest(self) -> bool:
+        """Downloads the newest whole checkpoint alone, to read it; returns whether there is one."""
+        newest = self._newest_whole(self.remote.list())
+        if newest is not None:
+            self._move_in(newest[0], newest[2])
+        return newest is not None
 
     def _newest_whole(self, files: set[str]) -> tuple[str, Manifest, dict[str, bytes]] | None:
         """The checkpoint that LATEST names, or the newest intact one if that is damaged."""

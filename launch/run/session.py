@@ -22,11 +22,14 @@ from rich.console import Console
 from envs.calibration import Calibration
 from envs.spec import BudgetSampler
 from envs.tasks.registry import check_names
-from launch.cluster.console import connect, nearest
+from launch.cluster.connection import connect
+from launch.cluster.console import check_local_paths, nearest
 from launch.cluster.doctor import doctor
-from launch.cluster.fleet import RayFleet, open_fleet
+from launch.cluster.fleet import RayFleet, check_census, open_fleet
 from launch.cluster.remote_learner import LearnerLostError, LearnerStateLostError, RemoteLearner
 from launch.cluster.signals import Stopped, StopSignals
+from launch.cluster.versions import differences
+from launch.cluster.waiting import telling
 from launch.run.lock import RunLock
 from launch.run.object_store import RunStore, is_uri, staging_folder
 from launch.run.recipes import RECIPES, JointGRPOConfig, to_json
@@ -55,6 +58,7 @@ from rollout.fingerprint import Fingerprint
 from rollout.image_feature import image_dim
 from rollout.latency.calibration import EndLatencies
 from rollout.latency.simulated import SimulatedLatency
+from rollout.molmoe.checkpoint import check_shards
 from rollout.molmoe.config import resolve_config
 from rollout.profiling.conversion import calibrated
 from rollout.profiling.profile_table import ProfileTable
@@ -81,6 +85,7 @@ def run_command(train: Callable[[Run], None], arguments: list[str] | None = None
     config = tyro.extras.overridable_config_cli(
         recipes, args=arguments, prog="joint_grpo.py", description=__doc__
     )
+    check_local_paths(config)
     if config.print_config:
         Console().print_json(json.dumps(to_json(config)))
         return 0
@@ -138,13 +143,13 @@ class Session:
             on_exit.enter_context(RunLock(self.run_dir))
             if self.uri:
                 store = RunStore(self.uri, self.run_dir)
-                store.fetch()
+                with telling(f"the download of {self.uri}"):
+                    store.fetch()
                 self.uploader = Uploader(store)
                 on_exit.callback(self.uploader.close)
             return self._run_on_ray(self._checkpoint())
 
     def _run_on_ray(self, checkpoint: Checkpoint | None) -> int:
-        _say("starting Ray, or joining a cluster")
         connect(self.config.cluster.address)
         self.stop.listen()  # after ray.init, which installs handlers of its own
         fleet = None
@@ -174,7 +179,9 @@ class Session:
         comparison = self.config.comparison_profile or self.config.warm_start_profile
         if comparison is not None:
             self.comparison = ProfileTable.load(comparison)
-        model = resolve_config(model_source(worker))
+        with telling(f"the configuration of {worker.model}"):
+            model = resolve_config(model_source(worker))
+        check_shards(Path(model_source(worker)))
         check_knobs_fit(model)
         for path in filter(None, (worker.importance, *worker.importance_by_task.values())):
             BlockImportance.from_file(path, model.n_layers)
@@ -189,6 +196,8 @@ class Session:
         checkpoint = self._store().load_latest()
         if checkpoint is not None:
             self.config = check_resumable(checkpoint, self.config, self.label)
+            if changed := differences(checkpoint.state):
+                logging.warning("the run goes on with other code or packages: %s", changed)
         return checkpoint
 
     def _store(self) -> CheckpointStore:
@@ -198,6 +207,7 @@ class Session:
         self, fleet: RayFleet, store: CheckpointStore, checkpoint: Checkpoint | None
     ) -> int:
         facts = fleet.pool.first_facts()
+        check_census(self.config.worker, facts.census, "train", "validation", "test")
         self.config = self.config.sized_for(fleet.num_actors, self._epoch_samples(facts.census))
         budgets = self._budgets(fleet, checkpoint)
         calibration = None if self.simulated else self.calibration
