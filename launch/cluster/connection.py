@@ -12,9 +12,11 @@ import logging
 import os
 import secrets
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from launch.cluster.signals import Stopped
 from launch.cluster.waiting import Waiting, telling
 
 log = logging.getLogger(__name__)
@@ -73,6 +75,32 @@ def connect(address: str = "", **options: Any) -> None:
         raise RuntimeError(f"the Ray cluster at {target} refuses us ({error})") from None
     except ConnectionError as error:
         raise _nobody_at(target, str(error)) from None
+
+
+def wait_for_nodes(num_nodes: int, limit_s: float, is_stopping: Callable[[], bool]) -> None:
+    """Waits until the cluster has that many nodes.
+
+    Args:
+        num_nodes: number of living nodes, the head node included.
+        limit_s: time limit in seconds.
+        is_stopping: called while waiting; Stopped is raised when it returns True.
+
+    Raises:
+        RuntimeError: they have not all joined within the limit.
+    """
+    import ray
+
+    waiting = Waiting(limit_s)
+    while (found := sum(node["Alive"] for node in ray.nodes())) < num_nodes:
+        if is_stopping():
+            raise Stopped
+        if waiting.is_over():
+            raise RuntimeError(
+                f"{found} of {num_nodes} nodes have joined the cluster after {limit_s:.0f} s: look "
+                "at what `ray start` says on the others, or lower --cluster.num-nodes"
+            )
+        waiting.say(lambda n=found: f"nodes: {n} of {num_nodes} have joined the cluster")
+        time.sleep(ASK_AGAIN_S)
 
 
 def access(address: str, token: str = "") -> Access:

@@ -16,6 +16,7 @@ from envs.calibration import Calibration
 from envs.spec import Knobs
 from launch.cluster.actor_pool import ActorPool
 from launch.cluster.config import ClusterConfig
+from launch.cluster.connection import wait_for_nodes
 from launch.cluster.slots import Job
 from policy.config import PolicySetup
 from policy.weights import PolicyWeights
@@ -342,6 +343,7 @@ def open_fleet(
     All programs open their fleets here. Ray does not hide GPUs from actors that requested none, so
     an actor on a GPU has to request it.
     """
+    wait_for_nodes(cluster.num_nodes, cluster.start_timeout_s, is_stopping)
     worker = placed(worker)
     return RayFleet(
         functools.partial(build_worker, worker, simulated=simulated),

@@ -1,6 +1,7 @@
 """How programs start Ray or join a cluster: tokens, addresses, two runs on one machine."""
 
 import contextlib
+import logging
 import os
 import socket
 import subprocess
@@ -12,8 +13,9 @@ import grpc
 import pytest
 import ray
 
-from launch.cluster import connection
-from launch.cluster.connection import access, connect
+from launch.cluster import connection, waiting
+from launch.cluster.connection import access, connect, wait_for_nodes
+from launch.cluster.signals import Stopped
 
 ROOT = Path(__file__).resolve().parents[3]
 SECRET = "a" * 64
@@ -182,3 +184,16 @@ def test_a_real_head_node_with_the_token_of_the_home_folder_is_joined(tmp_path):
     finally:
         head.terminate()
         head.wait(timeout=60)
+
+
+def test_a_node_that_never_comes_is_waited_for_within_a_limit(monkeypatch, caplog):
+    monkeypatch.setattr(waiting, "SAY_EVERY_S", 0.05)
+    monkeypatch.setattr(connection, "ASK_AGAIN_S", 0.02)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True}, {"Alive": False}])
+    caplog.set_level(logging.INFO)
+    with pytest.raises(RuntimeError, match="1 of 2 nodes have joined the cluster after 0 s"):
+        wait_for_nodes(2, 0.3, lambda: False)
+    assert "waiting for nodes: 1 of 2 have joined the cluster" in caplog.text
+    with pytest.raises(Stopped):
+        wait_for_nodes(2, 60, lambda: True)
+    wait_for_nodes(1, 60, lambda: False)
