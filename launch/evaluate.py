@@ -222,12 +222,12 @@ def main() -> int:
     found, clock = collect_outcomes(live, test), clock_facts(live, rivals, test)
     console = wide_console()
     print_table(found, live.result, console)
-    console.print(verdict(found, rivals))
+    console.print(verdict(found, rivals), soft_wrap=True)
     facts = ", ".join(f"{name} {value:.3f}" for name, value in clock.items())
-    console.print(f"the clock, {calibration.clock}: {facts}")
+    console.print(f"the clock, {calibration.clock}: {facts}", soft_wrap=True)
     folder = config.output_dir or Path(config.run_dir) / "evaluation"
     write(folder, checkpoint, live.result, found, clock)
-    console.print(f"written to {folder}", markup=False)
+    console.print(f"written to {folder}", markup=False, soft_wrap=True)
     return 0
 
 

@@ -329,11 +329,10 @@ class ActorPool:
                 raise Stopped
             if waiting.is_over():
                 break
-            was_short, is_short = (
-                is_short,
-                placing.is_over() and any(map(_has_no_place, self.slots)),
-            )
-            waiting.say(self._who_starts, at_once=is_short and not was_short)
+            if placing.is_over() and not is_short and self._is_short_of_room():
+                is_short = True
+                waiting.say(self._who_starts, at_once=True)
+            waiting.say(self._who_starts)
             self._pump()
         ready = sum(slot.state == "ready" for slot in self.slots)
         if ready < self.config.min_actors:
@@ -346,6 +345,13 @@ class ActorPool:
         if ready < len(self.slots):
             log.warning("%d of %d rollout actors are warm and start", ready, len(self.slots))
 
+    def _is_short_of_room(self) -> bool:
+        """Whether an actor has no place and the cluster lacks what it asks for."""
+        free = ray.available_resources()
+        asked = {"CPU": self.options.get("num_cpus", 0), "GPU": self.options.get("num_gpus", 0)}
+        has_room = all(free.get(kind, 0) >= amount for kind, amount in asked.items())
+        return not has_room and any(map(_has_no_place, self.slots))
+
     def _who_starts(self) -> str:
         """Which actors are not warm yet, and what keeps each of them."""
         starting = [slot for slot in self.slots if slot.state == "starting"]
@@ -353,7 +359,7 @@ class ActorPool:
         loading = [slot.name for slot in starting if slot.is_placed]
         parts = [f"{', '.join(loading)} to load the model and warm up"] if loading else []
         if unplaced:
-            parts.append(f"a place for {', '.join(unplaced)}: {self.asked_and_has()}")
+            parts.append(f"{', '.join(unplaced)} to get a place: {self.asked_and_has()}")
         return f"{len(starting)} of {len(self.slots)} rollout actors: " + "; ".join(parts)
 
     def _states(self) -> str:

@@ -83,14 +83,16 @@ def doctor(arguments: list[str]) -> int:
         if len(found) > 1:
             problems.append(f"{name} differs between nodes: {', '.join(sorted(found))}")
     remote: Any = ray.remote(num_cpus=0, runtime_env={"env_vars": WITHOUT_GPUS})
-    console.print(f"learner: {ray.get(remote(learners_gpus).remote(), timeout=PROBE_TIMEOUT_S)}")
+    with telling("the learner's environment"):
+        gpus = ray.get(remote(learners_gpus).remote(), timeout=PROBE_TIMEOUT_S)
+    console.print(f"learner: {gpus}")
     console.print(f"revision: {git_revision()}")
     _check_upload(console, problems)
     _check_token(mode, console, problems)
     if config.tasks:
         console.print(_data_table(config, problems))
     for problem in problems:
-        console.print(f"problem: {problem}", style="red", markup=False)
+        console.print(f"problem: {problem}", style="red", markup=False, soft_wrap=True)
     console.print("no problem found" if not problems else f"{len(problems)} problems found")
     return 1 if problems else 0
 

@@ -252,7 +252,7 @@ def test_an_actor_without_a_place_is_named_at_once_and_not_counted(caplog):
     config = dataclasses.replace(SETTINGS, start_timeout_s=20)
     ray_fleet = RayFleet(launch_rig.worker, config, actor_options={"num_cpus": 2})
     assert ray_fleet.num_actors == 1
-    said = [r.message for r in caplog.records if "a place for rollout-" in r.message]
+    said = [r.message for r in caplog.records if "to get a place" in r.message]
     wanted = "asks for 2 CPUs, the cluster has 2 CPUs and no GPU, free: no CPU and no GPU"
     assert wanted in said[0]
     assert float(re.search(r"\((\d+) of 20 s\)", said[0])[1]) < 10, "it is said at once"
