@@ -74,6 +74,7 @@ class Pool:
             facts=FACTS,
             fingerprint=FINGERPRINT,
             reference_latency_ms=1.0,
+            census={},
         )
 
     async def work(self, name: str, seconds: float) -> None:
@@ -114,6 +115,9 @@ class Pool:
             value=group, seconds=self.sleep_s, waited_s=0.0, actor=name, incarnation=incarnation
         )
 
+    async def status(self, name, _incarnation):
+        return {"name": name}
+
     async def budget_gradient(self, name, incarnation, request) -> Timed:
         seconds = GRADIENT_SHARE * self.sleep_s
         await self.work(name, seconds)
@@ -138,7 +142,7 @@ class SleepingActors:
         def method(remote):
             return SimpleNamespace(remote=lambda *call: remote.remote(name, incarnation, *call))
 
-        methods = ("start", "rollout", "budget_gradient")
+        methods = ("status", "start", "rollout", "budget_gradient")
         return SimpleNamespace(**{m: method(getattr(pool, m)) for m in methods})
 
 

@@ -99,6 +99,7 @@ def answered(config: GenerateConfig) -> dict[str, Any]:
     progress = Console(stderr=True, soft_wrap=True, highlight=False)
     progress.print("loading PyTorch and the model ...")
     from envs.spec import check_budget_ms
+    from launch.cluster.waiting import telling
     from launch.run.inference import Answerer, as_sample
 
     # Before the model is loaded, which takes long: the mistakes that are found without it.
@@ -106,12 +107,13 @@ def answered(config: GenerateConfig) -> dict[str, Any]:
     as_sample(config.prompt, config.image)
     stated = {name: value for name, value in asdict(config.worker).items() if value is not None}
     stated_executor = {k: v for k, v in stated.pop("executor").items() if v is not None}
-    answerer = Answerer.load(
-        config.controller,
-        worker_settings=stated,
-        executor_settings=stated_executor,
-        say=progress.print,
-    )
+    with telling("the model to load"):
+        answerer = Answerer.load(
+            config.controller,
+            worker_settings=stated,
+            executor_settings=stated_executor,
+            say=progress.print,
+        )
     return answerer.answer(config.prompt, budget_ms=budget_ms, image=config.image).to_json()
 
 

@@ -28,6 +28,7 @@ from rich.table import Table
 from envs.spec import Sample, Tier
 from launch.analysis.statistics import Interval
 from launch.cluster.console import check_local_paths, one_clear_error, wide_console
+from launch.cluster.waiting import telling
 from rollout.block_skipping import BlockImportance
 from rollout.build import WorkerConfig, load_frozen_model
 from rollout.fleet import MAX_REPLACEMENTS
@@ -60,7 +61,8 @@ class Scorer:
     """Scores the frozen model's answers with some blocks skipped, at the highest tier."""
 
     def __init__(self, config: ImportanceConfig) -> None:
-        self.model, self.preprocessor = load_frozen_model(config.worker)
+        with telling("the model to load"):
+            self.model, self.preprocessor = load_frozen_model(config.worker)
         self.tasks = config.worker.build_tasks()
         self.config = config
 

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -73,6 +74,13 @@ def test_without_an_address_ray_is_this_programs_own(started, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     connect()
     assert [call["address"] for call in started] == ["local", "auto"]
+
+
+def test_there_is_one_way_to_start_ray():
+    packages = ("envs", "policy", "rollout", "learner", "launch", "benchmarks")
+    files = [path for name in packages for path in (ROOT / name).rglob("*.py")]
+    starters = [path.name for path in files if re.search(r"\bray\.init\(", path.read_text())]
+    assert starters == ["connection.py"]
 
 
 def test_a_local_ray_has_a_token_that_is_not_in_the_home_folder(started, tmp_path):
