@@ -1,6 +1,6 @@
 # An image with this project installed, for the manifests in docs/cluster.md.
 #
-#     docker build -t latency-budget-grpo .
+#     docker build --build-arg REVISION="$(git rev-parse HEAD)" -t latency-budget-grpo .
 #
 # It runs training, evaluation and the server, on CPUs and on NVIDIA GPUs: PyTorch's wheels bring the
 # CUDA libraries, so the node only needs the driver and the container toolkit.
@@ -32,6 +32,10 @@ RUN pip install --no-deps -c constraints.txt . \
     && useradd --create-home --uid 1000 ray \
     && mkdir -p /shared \
     && chown ray:ray /shared
+
+# Which commit this is, for checkpoints: the image has no repository.
+ARG REVISION=unknown
+ENV LBG_REVISION=$REVISION
 
 USER 1000
 WORKDIR /home/ray

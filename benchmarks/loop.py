@@ -23,6 +23,7 @@ from envs.calibration import Calibration
 from envs.spec import BudgetSampler
 from launch.cluster.actor_pool import ActorPool
 from launch.cluster.config import ClusterConfig
+from launch.cluster.connection import connect
 from launch.cluster.fleet import RayFleet
 from launch.cluster.remote_learner import RemoteLearner
 from launch.joint_grpo import train
@@ -73,6 +74,7 @@ class Pool:
             facts=FACTS,
             fingerprint=FINGERPRINT,
             reference_latency_ms=1.0,
+            census={},
         )
 
     async def work(self, name: str, seconds: float) -> None:
@@ -113,6 +115,9 @@ class Pool:
             value=group, seconds=self.sleep_s, waited_s=0.0, actor=name, incarnation=incarnation
         )
 
+    async def status(self, name, _incarnation):
+        return {"name": name}
+
     async def budget_gradient(self, name, incarnation, request) -> Timed:
         seconds = GRADIENT_SHARE * self.sleep_s
         await self.work(name, seconds)
@@ -137,7 +142,7 @@ class SleepingActors:
         def method(remote):
             return SimpleNamespace(remote=lambda *call: remote.remote(name, incarnation, *call))
 
-        methods = ("start", "rollout", "budget_gradient")
+        methods = ("status", "start", "rollout", "budget_gradient")
         return SimpleNamespace(**{m: method(getattr(pool, m)) for m in methods})
 
 
@@ -192,7 +197,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--max-staleness", type=int, default=molmoe_h100().max_staleness)
     options = parser.parse_args()
-    ray.init(include_dashboard=False, log_to_driver=False)
+    connect("local")
     pool_class = ray.remote(num_cpus=0, max_concurrency=1000)(Pool)
     pools = [pool_class.remote(options.sleep) for _ in range(2)]
     fleet = sleeping_fleet(pools, ClusterConfig(num_actors=options.actors))

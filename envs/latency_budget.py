@@ -299,7 +299,7 @@ class LatencyBudgetEnv(gym.Env[np.ndarray, np.ndarray]):
         self.group = LatencyBudgetVectorEnv(**arguments, group_size=1)
         self.spec = EnvSpec(
             "LatencyBudget-v0",
-            entry_point=lambda: LatencyBudgetEnv(**arguments),
+            entry_point=lambda **_: LatencyBudgetEnv(**arguments),
             nondeterministic=True,  # latencies are measured
         )
         self.action_space = self.group.single_action_space

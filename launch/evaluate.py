@@ -34,10 +34,12 @@ from launch.analysis.greedy_sweep import GreedySweep
 from launch.analysis.interleaved import Live, run_live, table_factor
 from launch.analysis.plots import choices_figure, latency_figure, sweep_figure
 from launch.cluster.config import ClusterConfig
-from launch.cluster.console import connect, one_clear_error, wide_console
-from launch.cluster.fleet import RayFleet, open_fleet
+from launch.cluster.connection import connect
+from launch.cluster.console import check_local_paths, one_clear_error, wide_console
+from launch.cluster.fleet import RayFleet, check_census, open_fleet
 from launch.run.outputs import writable_folder
 from launch.run.recipes import SHIPPED_PROFILE
+from launch.run.remote_folder import is_uri
 from launch.run.resume import (
     budgets_from_state,
     calibration_from_state,
@@ -65,8 +67,9 @@ class EvaluateConfig:
     """One evaluation.
 
     Attributes:
-        run_dir: folder of a training run. Its newest checkpoint is evaluated: figures from
-            different hours, and so from different clocks, cannot tell which one was best.
+        run_dir: folder of a training run, as a path or URI. Its newest checkpoint is evaluated:
+            figures from different hours, and so from different clocks, cannot tell which one was
+            best.
         test: profile table of the test split, measured on this kind of machine.
         validation: profile table of the validation split.
         output_dir: folder for the results; RUN_DIR/evaluation by default.
@@ -76,7 +79,7 @@ class EvaluateConfig:
         cluster: rollout actors and time limits.
     """
 
-    run_dir: Annotated[Path, tyro.conf.Positional]
+    run_dir: Annotated[str, tyro.conf.Positional]
     test: Path
     validation: Path = SHIPPED_PROFILE
     output_dir: Path | None = None
@@ -118,6 +121,7 @@ def open_checked(config: EvaluateConfig, checkpoint: Checkpoint) -> RayFleet:
     """A fleet on the run's own model, tasks and kind of device; raises ValueError on another."""
     connect(config.cluster.address)
     fleet = open_fleet(config.worker, config.cluster)
+    check_census(config.worker, fleet.pool.first_facts().census, "test")
     trained_on = fingerprint_from_state(checkpoint.state)
     if trained_on is not None:
         trained_on.check_same(
@@ -203,6 +207,9 @@ def print_table(found: dict[str, Outcome], result: GreedySweep, console: Console
 def parse() -> tuple[EvaluateConfig, Checkpoint]:
     """Reads the command line; the run's own model and tasks are the defaults."""
     first = tyro.cli(EvaluateConfig, prog="evaluate.py", description=__doc__)
+    check_local_paths(first)
+    if is_uri(first.run_dir) and first.output_dir is None:
+        raise ValueError(f"{first.run_dir} is in an object store: give a local --output-dir")
     checkpoint = load_checkpoint(first.run_dir)
     own = worker_of(checkpoint)
     config = tyro.cli(EvaluateConfig, prog="evaluate.py", default=replace(first, worker=own))
@@ -226,7 +233,9 @@ def clock_facts(live: Live, rivals: dict[str, Rival], test: ProfileTable) -> dic
 def main() -> int:
     """Runs the sweep, prints the table and the verdict, writes JSON and plots."""
     config, checkpoint = parse()
-    folder = writable_folder(config.output_dir or config.run_dir / "evaluation", "--output-dir")
+    folder = writable_folder(
+        config.output_dir or Path(config.run_dir) / "evaluation", "--output-dir"
+    )
     validation, test = load_tables(config, checkpoint)
     calibration = calibration_from_state(checkpoint.state)
     budgets = budgets_from_state(checkpoint.state)
@@ -241,12 +250,12 @@ def main() -> int:
     found, clock = collect_outcomes(live, test), clock_facts(live, rivals, test)
     console = wide_console()
     print_table(found, live.result, console)
-    console.print(verdict(found, rivals))
+    console.print(verdict(found, rivals), soft_wrap=True)
     console.print(f"{len(test.sample_ids)} of {asked} samples of the test profile ran live")
     facts = ", ".join(f"{name} {value:.3f}" for name, value in clock.items())
-    console.print(f"the clock, {calibration.clock}: {facts}")
+    console.print(f"the clock, {calibration.clock}: {facts}", soft_wrap=True)
     write(folder, checkpoint, live.result, found, clock)
-    console.print(f"written to {folder}", markup=False)
+    console.print(f"written to {folder}", markup=False, soft_wrap=True)
     return 0
 
 

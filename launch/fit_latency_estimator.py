@@ -25,7 +25,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from envs.checks import check_within
 from launch.analysis.latency_plots import plot_errors, plot_predictions
-from launch.cluster.console import one_clear_error
+from launch.cluster.console import check_local_paths, one_clear_error
 from launch.cluster.ray_train import start_ray
 from launch.run.outputs import writable_folder
 from rollout.estimator.estimator import LatencyEstimator
@@ -293,6 +293,7 @@ def main() -> int:
         config=(tyro.conf.EnumChoicesFromValues,),
         use_underscores=True,
     )
+    check_local_paths(options)
     fit_estimator(options)
     return 0
 

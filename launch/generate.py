@@ -27,6 +27,7 @@ from rich.console import Console
 
 from envs.checks import check_within
 from launch.cluster.console import (
+    check_local_paths,
     logs_to_stderr,
     one_clear_error,
     printable,
@@ -87,7 +88,7 @@ class GenerateConfig:
         budget_ms: latency budget in ms.
         image: image file.
         controller: a run folder, whose newest intact checkpoint is used, or the folder of one
-            checkpoint; without it one fixed configuration runs.
+            checkpoint, as a path or URI; without it one fixed configuration runs.
         json: prints one JSON object instead of text.
         worker: the frozen model.
     """
@@ -95,7 +96,7 @@ class GenerateConfig:
     prompt: str
     budget_ms: float
     image: Path | None = None
-    controller: Path | None = None
+    controller: str | None = None
     json: bool = False
     worker: ModelConfig = field(default_factory=ModelConfig)
 
@@ -108,6 +109,7 @@ def answered(config: GenerateConfig) -> dict[str, Any]:
     progress = Console(stderr=True, soft_wrap=True, highlight=False)
     progress.print("loading PyTorch and the model ...")
     from envs.spec import check_budget_ms
+    from launch.cluster.waiting import telling
     from launch.run.inference import Answerer, as_sample
 
     # Before the model is loaded, which takes long: the mistakes that are found without it.
@@ -115,12 +117,13 @@ def answered(config: GenerateConfig) -> dict[str, Any]:
     as_sample(config.prompt, config.image)
     stated = {name: value for name, value in asdict(config.worker).items() if value is not None}
     stated_executor = {k: v for k, v in stated.pop("executor").items() if v is not None}
-    answerer = Answerer.load(
-        config.controller,
-        worker_settings=stated,
-        executor_settings=stated_executor,
-        say=progress.print,
-    )
+    with telling("the model to load"):
+        answerer = Answerer.load(
+            config.controller,
+            worker_settings=stated,
+            executor_settings=stated_executor,
+            say=progress.print,
+        )
     return answerer.answer(config.prompt, budget_ms=budget_ms, image=config.image).to_json()
 
 
@@ -148,6 +151,7 @@ def main() -> int:
     logs_to_stderr()
     refuse_unknown_options(sys.argv[1:], GenerateConfig)
     config = tyro.cli(GenerateConfig, prog="generate.py", description=__doc__)
+    check_local_paths(config)
     result = answered(config)
     if config.json:
         print(json.dumps(result))

@@ -22,7 +22,6 @@ from typing import Annotated
 
 import numpy as np
 import tyro
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
@@ -31,7 +30,8 @@ from envs.scoring import score_of
 from envs.spec import Sample, Tier
 from envs.tasks.scene import check_split
 from launch.analysis.statistics import Interval
-from launch.cluster.console import one_clear_error
+from launch.cluster.console import check_local_paths, one_clear_error, wide_console
+from launch.cluster.waiting import telling
 from launch.run.outputs import writable_file
 from rollout.block_skipping import BlockImportance
 from rollout.build import WorkerConfig, load_frozen_model
@@ -70,7 +70,8 @@ class Scorer:
     """Scores the frozen model's answers with some blocks skipped, at the highest tier."""
 
     def __init__(self, config: ImportanceConfig) -> None:
-        self.model, self.preprocessor = load_frozen_model(config.worker)
+        with telling("the model to load"):
+            self.model, self.preprocessor = load_frozen_model(config.worker)
         self.tasks = config.worker.build_tasks()
         self.config = config
 
@@ -140,8 +141,9 @@ def check(scorer: Scorer, importance: BlockImportance, first_index: int) -> Tabl
 def main() -> int:
     """Measures, prints and writes."""
     config = tyro.cli(ImportanceConfig, prog="importance.py", description=__doc__)
+    check_local_paths(config)
     writable_file(config.output, "OUT.json")
-    scorer, console = Scorer(config), Console()
+    scorer, console = Scorer(config), wide_console()
     full, scores = measure(scorer, config.first_index)
     table = Table("block", "accuracy lost without it")
     for block, lost in scores.items():

@@ -18,13 +18,12 @@ import torch
 import tyro
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from rich.console import Console
 from rich.table import Table
 
 from envs.checks import check_within
 from envs.tasks import WEIGHTS
 from launch.analysis.statistics import Interval
-from launch.cluster.console import one_clear_error
+from launch.cluster.console import check_local_paths, one_clear_error, wide_console
 from launch.cluster.ray_train import start_ray
 from launch.pretraining.blueprint import write_folder
 from launch.pretraining.held_out import Evaluator, held_out
@@ -90,12 +89,13 @@ def report(pretraining: Pretraining, num_samples: int) -> None:
             column.append(str(by_task.get(name, mixture)))
     for name, columns in cells.items():
         table.add_row(name, f"{WEIGHTS.get(name, 1.0):.2f}", *columns)
-    Console().print(table)
+    wide_console().print(table)
 
 
 def main() -> int:
     """Trains, or continues, then evaluates and writes the model's folder."""
     options = tyro.cli(PretrainingOptions, prog="pretrain_tiny.py", description=__doc__)
+    check_local_paths(options)
     config = options.train
     if not config.out.is_absolute():
         raise ValueError(f"--out {config.out} is relative: workers need an absolute folder")

@@ -43,8 +43,9 @@ from launch.analysis.knob_effects import (
 from launch.analysis.plots import pareto_figure
 from launch.analysis.statistics import Interval, half_widths
 from launch.cluster.config import ClusterConfig
-from launch.cluster.console import connect, one_clear_error, wide_console
-from launch.cluster.fleet import RayFleet, open_fleet
+from launch.cluster.connection import connect
+from launch.cluster.console import check_local_paths, one_clear_error, wide_console
+from launch.cluster.fleet import RayFleet, check_census, open_fleet
 from launch.run.outputs import writable_folder
 from launch.run.resume import fingerprint_from_state, load_checkpoint, worker_of
 from rollout.build import WorkerConfig
@@ -63,8 +64,8 @@ class ProfileConfig:
 
     Attributes:
         output_dir: folder for the results; a profile that it already holds is continued.
-        run_dir: training run whose model, tasks and settings are the defaults; a fleet that
-            differs from the run's is refused.
+        run_dir: training run, as a path or URI, whose model, tasks and settings are the defaults;
+            a fleet that differs from the run's is refused.
         configurations: `all` (225), `grid` (27: all tiers, top-k 4, 6, 8, 12, 14, 16 blocks, p=1),
             `corners` (8), or names such as low-p1-k4-b12.
         split: split of the tasks: train, validation or test.
@@ -76,7 +77,7 @@ class ProfileConfig:
     """
 
     output_dir: Annotated[Path, tyro.conf.Positional]
-    run_dir: Path | None = None
+    run_dir: str | None = None
     configurations: tuple[str, ...] = ("all",)
     split: str = "validation"
     num_samples: int = 200
@@ -136,6 +137,7 @@ def measure(config: ProfileConfig, configurations: tuple[Knobs, ...], rows_path:
     connect(config.cluster.address)
     fleet = open_fleet(config.worker, config.cluster)
     facts = fleet.pool.first_facts()
+    check_census(config.worker, facts.census, config.split, "validation")
     common = {
         "split": config.split,
         "device": asdict(facts.facts),
@@ -296,6 +298,7 @@ def print_table(summary: dict[str, Any], console: Console) -> None:
 def parse() -> ProfileConfig:
     """Reads the command line; model and tasks of `--run-dir`, if given, are the defaults."""
     config = tyro.cli(ProfileConfig, prog="profile_knobs.py", description=__doc__)
+    check_local_paths(config)
     if config.run_dir is None:
         return config
     own = worker_of(load_checkpoint(config.run_dir))

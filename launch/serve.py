@@ -20,7 +20,8 @@ import threading
 import tyro
 from rich.console import Console
 
-from launch.cluster.console import connect, one_clear_error, refuse_unknown_options
+from launch.cluster.connection import connect
+from launch.cluster.console import check_local_paths, one_clear_error, refuse_unknown_options
 from launch.cluster.signals import StopSignals
 from launch.serving.config import ServeConfig
 
@@ -63,9 +64,10 @@ def serve(config: ServeConfig, console: Console) -> int:
 def _check_run(config: ServeConfig) -> None:
     """Refuses a folder without a controller before Ray is started."""
     if config.run is not None:
+        from launch.run.fetched_run import local_folder
         from learner.checkpoint import find_controller
 
-        find_controller(config.run)
+        find_controller(local_folder(config.run))
 
 
 def _shown(host: str) -> str:
@@ -76,6 +78,7 @@ def main() -> int:
     """Reads the command line and serves."""
     refuse_unknown_options(sys.argv[1:], ServeConfig)
     config = tyro.cli(ServeConfig, prog="serve.py", description=__doc__)
+    check_local_paths(config)
     return serve(config, Console(soft_wrap=True, highlight=False))
 
 

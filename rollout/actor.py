@@ -83,8 +83,10 @@ class Timed:
 class RolloutActor:
     """One worker in its own process.
 
+    The constructor does next to nothing, so that `status` tells whether the cluster has a place.
+
     Args:
-        build: builds the worker; raises if the model cannot be loaded.
+        build: builds the worker in `start`; raises if the model cannot be loaded.
         name: name of the actor in the run.
         incarnation: number of earlier actors of this name.
         num_threads: number of threads of a worker on the CPU.
@@ -97,10 +99,8 @@ class RolloutActor:
         incarnation: int,
         num_threads: int,
     ) -> None:
-        torch.set_num_threads(num_threads)
         self.num_threads = num_threads
-        self.worker = build()
-        self.worker.name, self.worker.incarnation = name, incarnation
+        self._build, self._name, self._incarnation = build, name, incarnation
         self._calls = 0
 
     @ray.method(concurrency_group="loading")
@@ -110,13 +110,15 @@ class RolloutActor:
 
     @ray.method(concurrency_group="health")
     def status(self) -> dict[str, Any]:
-        """Replies at once, even while a group runs."""
-        return {**self.worker.status(), "pid": os.getpid(), "calls": self._calls}
+        """Replies as soon as the actor has a place, even while it loads or a group runs."""
+        return {"name": self._name, "pid": os.getpid(), "calls": self._calls}
 
     def start(self) -> ActorFacts:
-        """Warms up and measures the reference latency."""
+        """Builds the worker, warms up and measures the reference latency."""
         # OpenMP's limit is per calling thread, and methods run on another one than the constructor.
         torch.set_num_threads(self.num_threads)
+        self.worker = self._build()
+        self.worker.name, self.worker.incarnation = self._name, self._incarnation
         self.worker.warm_up()
         return ActorFacts(
             name=self.worker.name,

@@ -10,7 +10,6 @@ import math
 import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -337,10 +336,6 @@ class RolloutWorker:
         if not isinstance(self.tasks, Mixture):
             return SPLITS[0]
         return next(filter(self.tasks.has_samples, SPLITS), SPLITS[0])
-
-    def status(self) -> dict[str, Any]:
-        """The reply to a health check."""
-        return {"name": self.name, "incarnation": self.incarnation, "version": self._weights[0]}
 
     def _follow(self, calibration: Calibration | None) -> FollowedTime | SteadyTime:
         """The present time by a calibration, after a probe if one is due."""

@@ -5,16 +5,27 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError, RayTaskError
 
+from envs.spec import DataError
 from launch.cluster.config import ClusterConfig
 from launch.cluster.signals import Stopped
-from launch.cluster.slots import LOST, Job, Slot, kill, last_line, raised_by_our_code
+from launch.cluster.slots import (
+    LOST,
+    WITHOUT_GPUS,
+    GroupFailedError,
+    Job,
+    Slot,
+    kill,
+    last_line,
+    raised_by_our_code,
+)
+from launch.cluster.waiting import Waiting
 from rollout.actor import ActorFacts, RolloutActor, Timed
 from rollout.fingerprint import Fingerprint
 from rollout.fleet import FleetStats
@@ -26,6 +37,9 @@ IN_FLIGHT = 2
 """Least number of calls in flight per actor: one runs, one waits, so that no actor idles."""
 
 POLL_S = 0.5
+
+PLACING_S = 3.0
+"""Time in which an actor that the cluster has room for gets its place, in seconds."""
 
 
 class ActorPool:
@@ -88,15 +102,19 @@ class ActorPool:
             GroupFailedError: one job failed on several actors.
             RuntimeError: fewer than `min_actors` are left.
         """
-        deadline = time.monotonic() + limit_s
+        waiting, missing_before = Waiting(limit_s), len(jobs)
         while missing := sum(job.result is None for job in jobs):
             if self.is_stopping():
                 raise Stopped
-            if time.monotonic() > deadline:
+            if waiting.is_over():
                 raise TimeoutError(
                     f"{missing} of {len(jobs)} {what} are not done after {limit_s:.0f} s "
                     f"({self._states()}): {self.asked_and_has()}"
                 )
+            if missing < missing_before:
+                waiting.progressed()
+            missing_before = missing
+            waiting.say(lambda n=missing: f"{n} of {len(jobs)} {what} ({self._states()})")
             self._pump()
 
     def dispatch(self) -> None:
@@ -126,11 +144,14 @@ class ActorPool:
             kill(slot.handle)
 
     def asked_and_has(self) -> str:
-        """What an actor requests and what the cluster has, for error messages."""
-        asked = {k.removeprefix("num_"): v for k, v in self.options.items() if k.startswith("num")}
-        has = {k: v for k, v in ray.cluster_resources().items() if k in ("CPU", "GPU")}
-        free = {k: v for k, v in ray.available_resources().items() if k in ("CPU", "GPU")}
-        return f"each actor asks for {asked}, the cluster has {has}, free are {free}"
+        """What an actor requests, what the cluster has and what of it is free, in words."""
+        asked = {kind: self.options.get(f"num_{kind.lower()}s", 0) for kind in ("CPU", "GPU")}
+        has, free = ray.cluster_resources(), ray.available_resources()
+        return (
+            f"each actor asks for {_counted({k: v for k, v in asked.items() if v})}, "
+            f"the cluster has {_counted({k: has.get(k, 0) for k in asked})}, "
+            f"free: {_counted({k: free.get(k, 0) for k in asked})}"
+        )
 
     # -- the pump --------------------------------------------------------------------------------
 
@@ -144,7 +165,16 @@ class ActorPool:
                 ready += ray.wait(waiting, num_returns=len(waiting), timeout=0)[0]
             for ref in ready:
                 self._take(ref)
+        self._note_places()
         self._expire()
+
+    def _note_places(self) -> None:
+        """Starts the time limit of every actor that the cluster has placed by now."""
+        unplaced = {slot.place_ref: slot for slot in self.slots if _has_no_place(slot)}
+        if unplaced:
+            for ref in ray.wait(list(unplaced), num_returns=len(unplaced), timeout=0)[0]:
+                unplaced[ref].is_placed = True
+                unplaced[ref].deadline = time.monotonic() + self.config.start_timeout_s
 
     def _next_job(self, slot: Slot, names: set[str]) -> Job | None:
         for job in self.queue:
@@ -161,6 +191,10 @@ class ActorPool:
         try:
             value: Any = ray.get(ref, timeout=self.config.group_timeout_s)
         except (RayTaskError, GetTimeoutError, *LOST) as error:
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, DataError) and ref in slot.jobs:
+                # No actor can cure it.
+                raise GroupFailedError(f"{slot.jobs[ref].what}: {cause}") from None
             self._lose(slot, str(error), ref=ref, is_error=raised_by_our_code(error))
             return
         if ref is slot.start_ref:
@@ -191,7 +225,7 @@ class ActorPool:
             if slot.state == "ready" and slot.jobs and now > slot.deadline:
                 limit = self.config.group_timeout_s
                 self._lose(slot, f"no answer for {limit:.0f} s", is_error=True)
-            elif slot.state == "starting" and now > slot.deadline:
+            elif slot.state == "starting" and slot.is_placed and now > slot.deadline:
                 limit = self.config.start_timeout_s
                 self._lose(slot, f"not warm after {limit:.0f} s; {self.asked_and_has()}")
 
@@ -199,14 +233,15 @@ class ActorPool:
 
     def _start(self, slot: Slot) -> None:
         slot.incarnation += 1
-        slot.state, slot.facts = "starting", None
-        slot.deadline = time.monotonic() + self.config.start_timeout_s
+        slot.state, slot.facts, slot.is_placed = "starting", None, False
+        hidden = {} if self.options.get("num_gpus") else WITHOUT_GPUS
         slot.handle = self.actor_class.options(
             **self.options,
             max_restarts=0,
             max_task_retries=0,
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(self.num_threads)}},
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(self.num_threads), **hidden}},
         ).remote(self.build, slot.name, slot.incarnation, self.num_threads)
+        slot.place_ref = slot.handle.status.remote()
         slot.start_ref = slot.handle.start.remote()
 
     def _admit(self, slot: Slot, facts: ActorFacts) -> None:
@@ -286,13 +321,18 @@ class ActorPool:
 
     def _await_start(self) -> None:
         """Waits for all actors; after the time limit `min_actors` warm ones are enough."""
-        deadline = time.monotonic() + self.config.start_timeout_s
+        waiting, is_short = Waiting(self.config.start_timeout_s), False
+        placing = Waiting(PLACING_S)
         while any(slot.state == "starting" for slot in self.slots):
             if self.is_stopping():
                 self.shutdown()
                 raise Stopped
-            if time.monotonic() > deadline - POLL_S:
+            if waiting.is_over():
                 break
+            if placing.is_over() and not is_short and self._is_short_of_room():
+                is_short = True
+                waiting.say(self._who_starts, at_once=True)
+            waiting.say(self._who_starts)
             self._pump()
         ready = sum(slot.state == "ready" for slot in self.slots)
         if ready < self.config.min_actors:
@@ -302,6 +342,38 @@ class ActorPool:
                 f"{self.config.start_timeout_s:.0f} s and at least {self.config.min_actors} are "
                 f"required: {self.asked_and_has()}"
             )
+        if ready < len(self.slots):
+            log.warning("%d of %d rollout actors are warm and start", ready, len(self.slots))
+
+    def _is_short_of_room(self) -> bool:
+        """Whether an actor has no place and the cluster lacks what it asks for."""
+        free = ray.available_resources()
+        asked = {"CPU": self.options.get("num_cpus", 0), "GPU": self.options.get("num_gpus", 0)}
+        has_room = all(free.get(kind, 0) >= amount for kind, amount in asked.items())
+        return not has_room and any(map(_has_no_place, self.slots))
+
+    def _who_starts(self) -> str:
+        """Which actors are not warm yet, and what keeps each of them."""
+        starting = [slot for slot in self.slots if slot.state == "starting"]
+        unplaced = [slot.name for slot in starting if not slot.is_placed]
+        loading = [slot.name for slot in starting if slot.is_placed]
+        parts = [f"{', '.join(loading)} to load the model and warm up"] if loading else []
+        if unplaced:
+            parts.append(f"{', '.join(unplaced)} to get a place: {self.asked_and_has()}")
+        return f"{len(starting)} of {len(self.slots)} rollout actors: " + "; ".join(parts)
 
     def _states(self) -> str:
         return ", ".join(f"{s.name} {s.state} with {len(s.jobs)} calls" for s in self.slots[:8])
+
+
+def _has_no_place(slot: Slot) -> bool:
+    return slot.state == "starting" and not slot.is_placed
+
+
+def _counted(amounts: Mapping[str, float]) -> str:
+    """Amounts of resources in words, such as `2 CPUs and no GPU`."""
+    parts = [
+        f"{f'{amount:g}' if amount else 'no'} {kind}{'s' if amount > 1 else ''}"
+        for kind, amount in amounts.items()
+    ]
+    return " and ".join(parts) or "nothing"

@@ -13,7 +13,9 @@ class ClusterConfig:
 
     Attributes:
         address: Ray address; `auto` joins a running cluster. By default RAY_ADDRESS, or else a
-            local cluster that ends with the program.
+            local cluster of this program alone, which ends with it.
+        num_nodes: number of nodes to wait for, up to `start_timeout_s`; 0 takes those that are
+            there.
         num_actors: number of rollout actors; 0 means one per GPU, or one per CPU core if there is
             no GPU.
         min_actors: the run ends with an error if fewer actors are left.
@@ -28,6 +30,7 @@ class ClusterConfig:
     """
 
     address: str = ""
+    num_nodes: int = 0
     num_actors: int = 0
     min_actors: int = 1
     start_timeout_s: float = 600.0
@@ -38,7 +41,7 @@ class ClusterConfig:
     latency_tolerance: float = 0.15
 
     def __post_init__(self) -> None:
-        check_within(self, "num_actors", "max_restarts", low=0)
+        check_within(self, "num_nodes", "num_actors", "max_restarts", low=0)
         check_within(self, "min_actors", low=1)
         timeouts = ("start_timeout_s", "group_timeout_s", "step_timeout_s", "learner_timeout_s")
         check_within(self, *timeouts, "latency_tolerance", low=0, above=True)

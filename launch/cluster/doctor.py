@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import platform
@@ -13,15 +12,19 @@ from typing import Any
 
 import ray
 import tyro
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from envs.tasks.registry import check_names
 from envs.tasks.vqa.config import DataConfig
-from launch.cluster.console import connect, wide_console
+from launch.cluster.connection import MODE, access, connect
+from launch.cluster.console import check_local_paths, wide_console
 from launch.cluster.data_check import check_data
-from launch.cluster.slots import last_line
-from launch.cluster.versions import PACKAGES, package_versions, python_version
+from launch.cluster.slots import WITHOUT_GPUS, last_line
+from launch.cluster.upload_size import largest, uploaded_files
+from launch.cluster.versions import PACKAGES, git_revision, package_versions, python_version
+from launch.cluster.waiting import telling
 
 UPLOAD_LIMIT_MB = 100
 PROBE_TIMEOUT_S = 60.0
@@ -53,25 +56,23 @@ def facts_of_node() -> dict[str, Any]:
     return found
 
 
-def working_folder_mb(folder: Path) -> float:
-    """Size in MB of the upload by `ray job submit --working-dir`, without .git and runs."""
-    skipped = {".git", "runs", "__pycache__", ".venv"}
-    total = 0
-    for root, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if name not in skipped]
-        for name in files:
-            with contextlib.suppress(OSError):  # it may be gone by now
-                total += (Path(root) / name).lstat().st_size
-    return total / 1e6
+def learners_gpus() -> str:
+    """What the learner's environment lets it see of this node's GPUs."""
+    import torch
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return f"CUDA_VISIBLE_DEVICES={visible!r}, {torch.cuda.device_count()} GPUs"
 
 
 def doctor(arguments: list[str]) -> int:
     """Prints its findings; returns 1 if one of them would stop a run."""
     console = wide_console()
     config = tyro.cli(DoctorConfig, args=arguments, prog="joint_grpo.py doctor")
+    check_local_paths(config)
     if config.tasks:
         check_names(config.tasks)
-    connect("")
+    mode = os.environ.get(MODE, "")  # before Ray, which sets it
+    connect()
     table, problems = Table("node", "python", *PACKAGES, "gpus"), []
     rows = [found for _, found in _on_every_node(facts_of_node, PROBE_TIMEOUT_S, problems)]
     for row in rows:
@@ -81,24 +82,49 @@ def doctor(arguments: list[str]) -> int:
         found = {row[name] for row in rows}
         if len(found) > 1:
             problems.append(f"{name} differs between nodes: {', '.join(sorted(found))}")
-    size_mb = working_folder_mb(Path.cwd())
-    console.print(f"working folder: {size_mb:.0f} MB (uploads fail over {UPLOAD_LIMIT_MB})")
-    if size_mb > UPLOAD_LIMIT_MB:
-        problems.append("the working folder is too large to submit: move data and weights out")
-    token = Path.home() / ".ray" / "auth_token"
-    mode = os.environ.get("RAY_AUTH_MODE", "")
-    console.print(f"auth token: {'present' if token.is_file() else 'none'}, RAY_AUTH_MODE={mode!r}")
-    if token.is_file() and mode != "token":
-        problems.append(
-            f"{token} exists but RAY_AUTH_MODE is not `token`: if `ray job submit` fails with "
-            "AuthenticationError, set it for the client too"
-        )
+    remote: Any = ray.remote(num_cpus=0, runtime_env={"env_vars": WITHOUT_GPUS})
+    with telling("the learner's environment"):
+        gpus = ray.get(remote(learners_gpus).remote(), timeout=PROBE_TIMEOUT_S)
+    console.print(f"learner: {gpus}")
+    console.print(f"revision: {git_revision()}")
+    _check_upload(console, problems)
+    _check_token(mode, console, problems)
     if config.tasks:
         console.print(_data_table(config, problems))
     for problem in problems:
-        console.print(f"problem: {problem}", style="red", markup=False)
+        console.print(f"problem: {problem}", style="red", markup=False, soft_wrap=True)
     console.print("no problem found" if not problems else f"{len(problems)} problems found")
     return 1 if problems else 0
+
+
+def _check_upload(console: Console, problems: list[str]) -> None:
+    """Prints the size of an upload by `ray job submit --working-dir .`; appends to the problems."""
+    files = uploaded_files(Path.cwd())
+    size_mb = sum(files.values()) / 1e6
+    console.print(f"working folder: {size_mb:.0f} MB (uploads fail over {UPLOAD_LIMIT_MB})")
+    if size_mb > UPLOAD_LIMIT_MB:
+        problems.append(
+            "the working folder is too large to submit: move data and weights out, or name them in "
+            f".rayignore; the largest files: {largest(files)}"
+        )
+
+
+def _check_token(mode: str, console: Console, problems: list[str]) -> None:
+    """Says whether the cluster demands a token, given our RAY_AUTH_MODE before Ray set it."""
+    found = access(ray.get_runtime_context().gcs_address)
+    is_open = found == "open"
+    console.print(f"authentication: {'none' if is_open else 'token'}, RAY_AUTH_MODE={mode!r}")
+    if is_open:
+        problems.append(
+            "the cluster demands no token: whoever reaches its ports can run code; stop it, run "
+            "`ray get-auth-token --generate` on the head node, copy ~/.ray/auth_token to all nodes "
+            "and start them with RAY_AUTH_MODE=token"
+        )
+    elif mode != "token" and os.environ.get("RAY_ADDRESS"):
+        problems.append(
+            "the cluster demands a token and RAY_AUTH_MODE is not `token`: `ray job submit` will "
+            "fail with AuthenticationError until it is"
+        )
 
 
 def _data_table(config: DoctorConfig, problems: list[str]) -> Table:
@@ -129,6 +155,8 @@ def _on_every_node(
     }
     for ref, address in refs.items():
         try:
-            yield address, ray.get(ref, timeout=limit_s)
+            with telling(f"node {address}, at most {limit_s:.0f} s"):
+                found = ray.get(ref, timeout=limit_s)
+            yield address, found
         except Exception as error:  # any failure of a node is a finding
             problems.append(f"node {address} did not answer: {last_line(error)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from envs.calibration import Calibration
 from envs.spec import Knobs
 from launch.cluster.actor_pool import ActorPool
 from launch.cluster.config import ClusterConfig
+from launch.cluster.connection import wait_for_nodes
 from launch.cluster.slots import Job
 from policy.config import PolicySetup
 from policy.weights import PolicyWeights
@@ -66,8 +67,8 @@ class RayFleet:
 
     @property
     def num_actors(self) -> int:
-        """Number of actors that are running or starting."""
-        return sum(slot.state != "dead" for slot in self.pool.slots)
+        """Number of actors that have a place on the cluster: warm ones, and those that load."""
+        return sum(slot.is_placed and slot.state != "dead" for slot in self.pool.slots)
 
     def submit(
         self, requests: Sequence[GroupRequest], setup: PolicySetup, weights: PublishedWeights
@@ -309,6 +310,27 @@ def placed(worker: WorkerConfig) -> WorkerConfig:
     return replace(worker, device="cuda" if has_gpus and worker.device != "cpu" else "cpu")
 
 
+def check_census(
+    worker: WorkerConfig, census: Mapping[str, Mapping[str, int]], *splits: str
+) -> None:
+    """Refuses data sets that have no sample in a split that is needed.
+
+    Args:
+        worker: names the tasks.
+        census: samples of each data set by split; tasks that are rendered are not in it.
+        splits: what is needed.
+
+    Raises:
+        ValueError: no task has samples in one of the splits.
+    """
+    for split in splits:
+        if len(census) == len(worker.tasks) and not any(c[split] for c in census.values()):
+            names = ", ".join(worker.tasks)
+            raise ValueError(
+                f"none of {names} has a sample in the {split} split: add a data set that has one"
+            )
+
+
 def open_fleet(
     worker: WorkerConfig,
     cluster: ClusterConfig,
@@ -321,6 +343,7 @@ def open_fleet(
     All programs open their fleets here. Ray does not hide GPUs from actors that requested none, so
     an actor on a GPU has to request it.
     """
+    wait_for_nodes(cluster.num_nodes, cluster.start_timeout_s, is_stopping)
     worker = placed(worker)
     return RayFleet(
         functools.partial(build_worker, worker, simulated=simulated),

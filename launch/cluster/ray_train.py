@@ -4,20 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 
 import ray
 
-
-def start_local_ray() -> None:
-    """Starts Ray on this machine, with an auth token that lives as long as this process.
-
-    Without the token in the environment Ray would leave one in the home folder, which breaks later
-    `ray job submit` calls.
-    """
-    if not os.environ.keys() & {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    ray.init(include_dashboard=False, runtime_env={"worker_process_setup_hook": set_up_worker})
+from launch.cluster.connection import connect
 
 
 def set_up_worker() -> None:
@@ -39,10 +29,9 @@ def start_ray(num_workers: int, use_gpu: bool) -> None:
     """
     if not ray.is_initialized():
         os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it prints every line twice
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init()
-        else:
-            start_local_ray()
+        is_local = not os.environ.get("RAY_ADDRESS")
+        hook = {"worker_process_setup_hook": set_up_worker} if is_local else None
+        connect(log_to_driver=True, runtime_env=hook)
     kind = "GPU" if use_gpu else "CPU"
     available = int(ray.cluster_resources().get(kind, 0))
     if available < num_workers:

@@ -12,7 +12,8 @@ import torch
 from ray.exceptions import GetTimeoutError, RayTaskError
 
 from launch.cluster.fleet import publish
-from launch.cluster.slots import LOST, kill, last_line, raised_by_our_code
+from launch.cluster.slots import LOST, WITHOUT_GPUS, kill, last_line, raised_by_our_code
+from launch.cluster.waiting import telling
 from learner.actor import LearnerActor
 from learner.config import LearnerConfig
 from learner.learner import NonFiniteUpdateError, UpdateRecord
@@ -85,7 +86,8 @@ class RemoteLearner:
 
     def _start(self, state: dict[str, Any] | None) -> None:
         actor_class: Any = ray.remote(num_cpus=0, max_restarts=0)(LearnerActor)
-        self.actor = actor_class.options(max_task_retries=0).remote(*self._arguments, state)
+        options = {"max_task_retries": 0, "runtime_env": {"env_vars": WITHOUT_GPUS}}
+        self.actor = actor_class.options(**options).remote(*self._arguments, state)
         proof, arrays, rest, initial = self.actor.state.options(num_returns=4).remote()
         version, sha256 = self._get(proof, "state")
         weights = PublishedWeights(version=version, sha256=sha256, refs=(arrays,))
@@ -159,7 +161,8 @@ class RemoteLearner:
 
     def _get(self, ref: Any, what: str) -> Any:
         try:
-            return ray.get(ref, timeout=self.timeout_s)
+            with telling(f"the learner: {what}, at most {self.timeout_s:.0f} s"):
+                return ray.get(ref, timeout=self.timeout_s)
         except RayTaskError as error:
             if isinstance(error, LOST):
                 raise _lost(what, error) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,16 +17,25 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
+from launch.cluster.console import plain
 from rollout.actor import ActorFacts, Timed
 
 LOST = (RayActorError, WorkerCrashedError, ObjectLostError, OutOfMemoryError)
 """Exceptions of a call whose actor, node or result is gone."""
+
+WITHOUT_GPUS = {"CUDA_VISIBLE_DEVICES": ""}
+"""Environment of actors that request no GPU, from which Ray does not hide any."""
 
 MAX_ERRORS = 3
 """Number of actors on which one call may raise or time out before the run ends."""
 
 MAX_LOSSES = 10
 """Number of actors that may die during one call; the call is rarely the cause of such a death."""
+
+MEMORY_REPORT = re.compile(
+    r"[Mm]emory on the node \(IP: ([^,]+),.*?\) was ([\d.]+)GB.*?/ ([\d.]+)GB"
+)
+"""What Ray's memory monitor says when it kills a process."""
 
 
 class GroupFailedError(RuntimeError):
@@ -72,7 +82,7 @@ class Slot:
     """The place of one rollout actor, across its restarts.
 
     An actor is `starting` until its model is warm, then `ready`; a slot that failed too often in
-    a row is `dead`.
+    a row is `dead`. Its process exists, and its time limit runs, once the cluster has placed it.
     """
 
     name: str
@@ -80,6 +90,8 @@ class Slot:
     handle: Any = None
     incarnation: int = -1
     start_ref: Any = None
+    place_ref: Any = None
+    is_placed: bool = False
     deadline: float = 0.0
     jobs: dict[Any, Job] = field(default_factory=dict)
     failures: int = 0
@@ -104,6 +116,21 @@ def kill(handle: Any) -> None:
 
 def last_line(reason: object) -> str:
     """The line of a long error message that says what happened."""
-    lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
+    text = plain(str(reason))
+    if "running low on memory" in text or MEMORY_REPORT.search(text):
+        return _out_of_memory(text)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if "Error:" in line and not line.startswith("File")]
     return (errors or lines or ["no reason given"])[-1].split(" Some common causes")[0][:300]
+
+
+def _out_of_memory(text: str) -> str:
+    """What Ray's memory monitor reports, without its advice on how to use Ray."""
+    used = MEMORY_REPORT.search(text)
+    where = (
+        f"{used[2]} of {used[3]} GB of node {used[1]} were used" if used else "its node was full"
+    )
+    return (
+        f"Ray's memory monitor killed it because {where}: give the node more memory, or start "
+        "fewer actors with --cluster.num-actors"
+    )

@@ -22,6 +22,7 @@ from envs.spec import (
     Sample,
     Tier,
 )
+from launch.run.fetched_run import local_folder
 from launch.run.resume import calibration_from_state, fingerprint_from_state, worker_of
 from learner.checkpoint import Checkpoint, CheckpointStore, find_controller
 from learner.manifest import STATE_NAME
@@ -171,11 +172,13 @@ def load_default(worker: Settings, executor: Settings) -> FixedKnobs:
     return FixedKnobs(found, DEFAULT_KNOBS, source)
 
 
-def load_controller(run: Path, worker: Settings, executor: Settings, say: Say) -> TrainedController:
+def load_controller(
+    run: str | Path, worker: Settings, executor: Settings, say: Say
+) -> TrainedController:
     """Loads a controller and the frozen model that it was trained on.
 
     Args:
-        run: a run folder or the folder of a checkpoint.
+        run: a run folder or the folder of a checkpoint, as a path or URI.
         worker: fields of `WorkerConfig`.
         executor: fields of its `ExecutorConfig`.
         say: see `TrainedController`.
@@ -183,7 +186,7 @@ def load_controller(run: Path, worker: Settings, executor: Settings, say: Say) -
     Raises:
         ValueError: no controller is found, or it was trained on another model.
     """
-    folder = find_controller(run)
+    folder = find_controller(local_folder(run))
     controller = Controller.load(folder).requires_grad_(False)
     found, present = _device_of_run(folder, worker, executor)
     controller.to(found.model.device)

@@ -109,7 +109,8 @@ class Answerer:
         time to time between questions: its budgets are put on the device's present clock.
 
         Args:
-            run: a run folder or the folder of a checkpoint; None runs a fixed configuration.
+            run: a run folder or the folder of a checkpoint, as a path or URI; None runs a fixed
+                configuration.
             worker_settings: fields of `WorkerConfig` that replace those of the controller's run,
                 or the defaults.
             executor_settings: fields of its `ExecutorConfig`, in the same way.
@@ -120,11 +121,9 @@ class Answerer:
                 trained on another model.
         """
         settings = (worker_settings, executor_settings)
-        decider: Decider
-        if run is None:
-            decider = load_default(*settings)
-        else:
-            decider = load_controller(Path(run), *settings, say)
+        decider: Decider = (
+            load_default(*settings) if run is None else load_controller(run, *settings, say)
+        )
         say("warming up ...")
         warm_up(decider)
         return cls(decider)

@@ -58,7 +58,7 @@ class ModelArguments:
     """
 
     budget_ms: float
-    run: Path | None = None
+    run: str | None = None
     device: str | None = None
     dtype: str | None = None
     answers: Path | None = None
@@ -84,8 +84,11 @@ class ModelArguments:
         budget_ms = stated.pop("budget_ms")
         if isinstance(budget_ms, bool) or not isinstance(budget_ms, int | float):
             raise ValueError(f"budget_ms {budget_ms!r} is not a number of milliseconds")
-        paths = {name: Path(str(stated.pop(name))) for name in ("run", "answers") if name in stated}
-        return cls(budget_ms=check_budget_ms(budget_ms), **paths, **stated)
+        if "run" in stated:
+            stated["run"] = str(stated["run"])
+        if "answers" in stated:
+            stated["answers"] = Path(str(stated["answers"]))
+        return cls(budget_ms=check_budget_ms(budget_ms), **stated)
 
     def worker_settings(self) -> dict[str, str]:
         """The settings of the frozen model that were stated."""

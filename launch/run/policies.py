@@ -27,6 +27,7 @@ from launch.run.deciders import (
     load_default,
     run_knobs,
 )
+from launch.run.fetched_run import local_folder
 from launch.run.inference import Answerer, warm_up
 from launch.run.recipes import SHIPPED_PROFILE
 from launch.run.resume import calibration_from_state, fingerprint_from_state
@@ -93,7 +94,7 @@ class Policies:
     @classmethod
     def load(
         cls,
-        run: Path | None = None,
+        run: str | Path | None = None,
         *,
         worker_settings: Settings = None,
         executor_settings: Settings = None,
@@ -118,7 +119,7 @@ class Policies:
         else:
             first = controller = load_controller(run, *settings, lambda _text: None)
             deciders["controller"] = controller
-            deciders |= tables(find_controller(run), controller, say)
+            deciders |= tables(find_controller(local_folder(run)), controller, say)
         fixed = {"full": FULL_KNOBS, "cheapest": CHEAPEST_KNOBS}
         deciders |= {name: _fixed(first.executor, knobs) for name, knobs in fixed.items()}
         say("warming up ...")

@@ -9,6 +9,7 @@ from typing import Any
 
 from envs.calibration import Calibration
 from envs.spec import BudgetRange, BudgetSampler
+from launch.run.fetched_run import local_folder
 from launch.run.recipes import JointGRPOConfig, from_json, to_json
 from learner.checkpoint import Checkpoint, CheckpointStore
 from rollout.build import WorkerConfig
@@ -38,8 +39,9 @@ FREE_ON_RESUME = (
 fingerprint covers them."""
 
 
-def load_checkpoint(run_dir: Path) -> Checkpoint:
-    """The newest checkpoint of a run; raises ValueError if there is none."""
+def load_checkpoint(run: str | Path) -> Checkpoint:
+    """The newest checkpoint of a run, local or not; raises ValueError if there is none."""
+    run_dir = local_folder(run)
     if not (run_dir / "checkpoints").is_dir():
         raise ValueError(f"{run_dir} holds no checkpoints: give the run-dir of a training run")
     store = CheckpointStore(run_dir / "checkpoints", required_state=STATE_KEYS)

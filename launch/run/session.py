@@ -11,7 +11,6 @@ import logging
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,19 @@ from rich.console import Console
 from envs.calibration import Calibration
 from envs.spec import BudgetSampler
 from envs.tasks.registry import check_names
-from launch.cluster.console import connect, nearest
+from launch.cluster.connection import connect
+from launch.cluster.console import check_local_paths, nearest
 from launch.cluster.doctor import doctor
-from launch.cluster.fleet import RayFleet, open_fleet
+from launch.cluster.fleet import RayFleet, check_census, open_fleet
 from launch.cluster.remote_learner import LearnerLostError, LearnerStateLostError, RemoteLearner
 from launch.cluster.signals import Stopped, StopSignals
+from launch.cluster.versions import differences
+from launch.cluster.waiting import telling
 from launch.run.lock import RunLock
-from launch.run.object_store import RunStore, is_uri, staging_folder
+from launch.run.object_store import RunStore, staging_folder
 from launch.run.outputs import writable_folder
 from launch.run.recipes import RECIPES, JointGRPOConfig, to_json
+from launch.run.remote_folder import is_uri
 from launch.run.reporting import Reporter
 from launch.run.resume import (
     STATE_KEYS,
@@ -39,6 +42,7 @@ from launch.run.resume import (
     check_resumable,
     fingerprint_from_state,
 )
+from launch.run.run_folder import resolve_run_dir
 from launch.run.run_metrics import RunMetrics
 from launch.run.standing import best_table_accuracy, comparable, finish
 from launch.run.state import Run, Stopwatch
@@ -56,12 +60,10 @@ from rollout.fingerprint import Fingerprint
 from rollout.image_feature import image_dim
 from rollout.latency.calibration import EndLatencies
 from rollout.latency.simulated import SimulatedLatency
+from rollout.molmoe.checkpoint import check_shards
 from rollout.molmoe.config import resolve_config
 from rollout.profiling.conversion import calibrated, places_in, sample_place
 from rollout.profiling.profile_table import ProfileTable
-
-JOB_FOLDER = "working_dir_files"
-"""Part of the path of a Ray job's working folder, which is deleted when the job ends."""
 
 MAX_LEARNER_RESTARTS = 20
 
@@ -82,43 +84,11 @@ def run_command(train: Callable[[Run], None], arguments: list[str] | None = None
     config = tyro.extras.overridable_config_cli(
         recipes, args=arguments, prog="joint_grpo.py", description=__doc__
     )
+    check_local_paths(config)
     if config.print_config:
         Console().print_json(json.dumps(to_json(config)))
         return 0
     return Session(config, train).run()
-
-
-def resolve_run_dir(run_dir: str) -> Path:
-    """The absolute run folder; raises ValueError for one that would be deleted with the job."""
-    cwd = Path.cwd()
-    if not run_dir and JOB_FOLDER in cwd.parts:
-        raise ValueError(
-            "inside a Ray job give an absolute --run-dir: the job's working folder does not last"
-        )
-    path = Path(run_dir) if run_dir else new_folder(cwd / "runs")
-    path = path.expanduser()
-    if not path.is_absolute() and JOB_FOLDER in cwd.parts:
-        raise ValueError(f"--run-dir {run_dir} is relative, inside a Ray job: give an absolute one")
-    path = path.absolute()
-    if JOB_FOLDER in path.parts:
-        raise ValueError(
-            f"--run-dir {path} is inside the job's temporary working folder and would be lost: "
-            "give a folder outside it"
-        )
-    return path
-
-
-def new_folder(parent: Path) -> Path:
-    """A new folder named after the present second, with a number if another run took that name.
-
-    It is created here, so that of two runs that start at once each gets its own.
-    """
-    name = time.strftime("%Y%m%d-%H%M%S")
-    for path in (parent / name, *(parent / f"{name}-{number}" for number in range(2, 1000))):
-        with contextlib.suppress(FileExistsError):
-            path.mkdir(parents=True)
-            return path
-    raise RuntimeError(f"{parent} holds a thousand runs of this second: give a --run-dir")
 
 
 class Session:
@@ -158,13 +128,13 @@ class Session:
             on_exit.enter_context(RunLock(self.run_dir))
             if self.uri:
                 store = RunStore(self.uri, self.run_dir)
-                store.fetch()
+                with telling(f"the download of {self.uri}"):
+                    store.fetch()
                 self.uploader = Uploader(store)
                 on_exit.callback(self.uploader.close)
             return self._run_on_ray(self._checkpoint())
 
     def _run_on_ray(self, checkpoint: Checkpoint | None) -> int:
-        _say("starting Ray, or joining a cluster")
         connect(self.config.cluster.address)
         self.stop.listen()  # after ray.init, which installs handlers of its own
         fleet = None
@@ -196,7 +166,9 @@ class Session:
         if comparison is not None:
             self.comparison = ProfileTable.load(comparison)
             places_in("validation", self.comparison, str(comparison))
-        model = resolve_config(model_source(worker))
+        with telling(f"the configuration of {worker.model}"):
+            model = resolve_config(model_source(worker))
+        check_shards(Path(model_source(worker)))
         check_knobs_fit(model)
         for path in filter(None, (worker.importance, *worker.importance_by_task.values())):
             BlockImportance.from_file(path, model.n_layers)
@@ -225,6 +197,8 @@ class Session:
         checkpoint = store.load_latest()
         if checkpoint is not None:
             self.config = check_resumable(checkpoint, self.config, self.label)
+            if changed := differences(checkpoint.state):
+                logging.warning("the run goes on with other code or packages: %s", changed)
         return checkpoint
 
     def _store(self) -> CheckpointStore:
@@ -234,6 +208,7 @@ class Session:
         self, fleet: RayFleet, store: CheckpointStore, checkpoint: Checkpoint | None
     ) -> int:
         facts = fleet.pool.first_facts()
+        check_census(self.config.worker, facts.census, "train", "validation", "test")
         self.config = self.config.sized_for(fleet.num_actors, self._epoch_samples(facts.census))
         budgets = self._budgets(fleet, checkpoint)
         calibration = None if self.simulated else self.calibration

@@ -6,6 +6,7 @@ import logging
 import threading
 from pathlib import Path
 
+from launch.cluster.waiting import telling
 from launch.run.object_store import RunStore, TakenOverError
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,8 @@ class Uploader:
         with self._changed:
             self._is_closing = True
             self._changed.notify()
-        self._thread.join(LAST_UPLOAD_S)
+        with telling(f"the last upload to {self.store.uri}, at most {LAST_UPLOAD_S:.0f} s"):
+            self._thread.join(LAST_UPLOAD_S)
         if self._thread.is_alive():
             logger.warning(
                 "the last upload to %s did not finish within %.0f s: everything is in %s, and the "

@@ -95,7 +95,7 @@ class ServeConfig:
 
     Attributes:
         run: a run folder, whose newest intact checkpoint is served, or the folder of one
-            checkpoint; without it fixed configurations are served.
+            checkpoint, as a path or URI; without it fixed configurations are served.
         host: address to listen on. Any other than a loopback address needs a token.
         port: port to listen on.
         token_file: file with the token that requests must carry; by default the environment
@@ -109,7 +109,7 @@ class ServeConfig:
         model: the frozen model.
     """
 
-    run: Annotated[Path | None, tyro.conf.Positional] = None
+    run: Annotated[str | None, tyro.conf.Positional] = None
     host: str = "127.0.0.1"
     port: int = 8000
     token_file: Path | None = None

@@ -9,7 +9,6 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -19,6 +18,8 @@ from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
+from launch.cluster.waiting import Waiting, telling
+from launch.run.fetched_run import absolute_run
 from launch.serving.admission import Admission
 from launch.serving.app import AppConfig, build_app
 from launch.serving.body import BoundedBodies
@@ -52,13 +53,13 @@ class ReplicaSettings:
     """What a replica loads.
 
     Attributes:
-        run: run folder or folder of a checkpoint, if there is one.
+        run: run folder or folder of a checkpoint, if there is one, as an absolute path or URI.
         worker: fields of `WorkerConfig`.
         executor: fields of `ExecutorConfig`.
         episode_timeout_s: time after which an episode counts as stuck.
     """
 
-    run: Path | None
+    run: str | None
     worker: dict[str, str]
     executor: dict[str, int]
     episode_timeout_s: float
@@ -190,29 +191,31 @@ def start(config: ServeConfig, page: str) -> None:
         RuntimeError: it does not start, for instance because the model cannot be loaded, or the
             cluster has no room for the replicas.
     """
-    serve.start(
-        proxy_location="HeadOnly",
-        http_options={
-            "host": config.host,
-            "port": config.port,
-            "request_timeout_s": config.limits.request_timeout_s,
-        },
-    )
+    with telling("Ray Serve to start"):
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options={
+                "host": config.host,
+                "port": config.port,
+                "request_timeout_s": config.limits.request_timeout_s,
+            },
+        )
     target = serve.RunTarget(application(config, page), name=APPLICATION, route_prefix="/")
     serve.run_many([target], wait_for_applications_running=False)
     _wait_until_running(config.scaling.start_timeout_s)
 
 
 def _wait_until_running(limit_s: float) -> None:
-    deadline_s = time.monotonic() + limit_s
+    waiting = Waiting(limit_s)
     while True:
         found = serve.status().applications.get(APPLICATION)
         if found and found.status == "RUNNING":
             return
         if found and found.status == "DEPLOY_FAILED":
             raise RuntimeError(f"the server does not start: {found.message}")
-        if time.monotonic() > deadline_s:
-            reasons = [d.message for d in found.deployments.values()] if found else []
+        reasons = [d.message for d in found.deployments.values()] if found else []
+        waiting.say(lambda r=reasons: " ".join(["the replicas to load the model.", *r]).strip())
+        if waiting.is_over():
             raise RuntimeError(
                 f"the replicas are not ready after {limit_s:g} s: lower scaling.replicas, or raise "
                 f"scaling.start-timeout-s. {' '.join(filter(None, reasons))}".strip()
@@ -235,7 +238,7 @@ def application(config: ServeConfig, page: str) -> serve.Application:
     """Gateway and replicas, as Serve runs them."""
     replicas = serve.deployment(**replica_options(config))(ReplicaDeployment).bind(
         ReplicaSettings(
-            run=config.run and config.run.absolute(),
+            run=absolute_run(config.run) if config.run else None,
             worker=config.model.worker_settings(),
             executor=config.model.executor_settings(),
             episode_timeout_s=config.limits.episode_timeout_s,
@@ -256,7 +259,8 @@ def stop() -> None:
 
     Serve itself stays, for other applications of the cluster; with a local one it ends as well.
     """
-    serve.delete(APPLICATION)
+    with telling("the requests that are running"):
+        serve.delete(APPLICATION)
 
 
 def replica_options(config: ServeConfig) -> dict[str, Any]:

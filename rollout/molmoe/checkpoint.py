@@ -86,12 +86,17 @@ def _published_vision_name(name: str) -> str:
     return name.replace("image_vit.resblocks.", "image_vit.transformer.resblocks.")
 
 
-def read_shards(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yields every tensor of a folder, one shard open at a time.
+def check_shards(folder: Path) -> dict[str, set[str]]:
+    """The names of the tensors that a folder's index promises, by shard.
+
+    Without an index there is one shard, of which nothing is promised. A hub id, which is no local
+    folder, promises nothing: its shards come when they are loaded.
 
     Raises:
-        ValueError: for a missing or truncated shard, or one without a tensor its index promises.
+        ValueError: a shard is missing.
     """
+    if not folder.is_dir():
+        return {}
     promised: dict[str, set[str]] = {}
     if (folder / INDEX).is_file():
         for name, shard in read_json(folder / INDEX)["weight_map"].items():
@@ -99,9 +104,20 @@ def read_shards(folder: Path) -> Iterator[tuple[str, Tensor]]:
     else:
         promised[SINGLE] = set()
     for shard in sorted(promised):
+        if not (folder / shard).is_file():
+            raise ValueError(f"{folder / shard} is missing: download or copy the checkpoint again")
+    return promised
+
+
+def read_shards(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yields every tensor of a folder, one shard open at a time.
+
+    Raises:
+        ValueError: for a missing or truncated shard, or one without a tensor its index promises.
+    """
+    promised = check_shards(folder)
+    for shard in sorted(promised):
         path = folder / shard
-        if not path.is_file():
-            raise ValueError(f"{path} is missing: download or copy the checkpoint again")
         try:
             with safe_open(path, framework="pt") as tensors:
                 absent = promised[shard].difference(tensors.keys())

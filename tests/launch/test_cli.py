@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -125,6 +126,16 @@ def test_mistakes_are_one_clear_line(folder, tmp_path, extra, message):
     assert "Traceback" not in done.stderr
 
 
+def test_a_shard_that_the_index_promises_and_nobody_has_is_found_before_ray(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "model")
+    index = {"weight_map": {"lm_head.weight": "model-00002-of-00002.safetensors"}}
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
+    done = run(command(tmp_path / "model", tmp_path / "run"))
+    assert done.returncode == 1
+    assert "model-00002-of-00002.safetensors is missing" in done.stderr
+    assert "Ray" not in done.stdout
+
+
 def test_unknown_options_are_refused_with_the_nearest_name(folder, tmp_path):
     done = run([sys.executable, str(SCRIPT), "embedded", "--group-sizes", "8"])
     assert done.returncode == 2
@@ -140,7 +151,7 @@ def test_print_config_shows_the_whole_tree():
 
 
 def test_run_folders_that_do_not_last_are_refused(monkeypatch, tmp_path):
-    from launch.run.session import resolve_run_dir
+    from launch.run.run_folder import resolve_run_dir
 
     job = tmp_path / "working_dir_files" / "pkg"
     job.mkdir(parents=True)

@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import functools
+import logging
 import os
+import re
 import signal
 import threading
 import time
@@ -13,8 +15,9 @@ import pytest
 import ray
 import torch
 
-from envs.spec import all_knobs
+from envs.spec import DataError, all_knobs
 from launch.cluster.config import ClusterConfig
+from launch.cluster.connection import connect
 from launch.cluster.fleet import RayFleet
 from launch.cluster.remote_learner import LearnerLostError, RemoteLearner
 from launch.cluster.slots import GroupFailedError
@@ -31,8 +34,7 @@ def local_ray():
     """One local Ray for the tests of this file."""
     if ray.is_initialized():
         ray.shutdown()
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    connect("local", num_cpus=2)
     yield
     ray.shutdown()
 
@@ -101,7 +103,7 @@ def test_health_answers_while_a_group_runs(two_actors):
     status = ray.get(slot.handle.status.remote(), timeout=10)
     assert time.monotonic() - started < 1.0
     assert status["name"] == "rollout-0"
-    ray.get(busy, timeout=60)
+    ray.get(busy, timeout=300)
 
 
 def test_sigkill_of_rollout_actors_changes_nothing(two_actors, tmp_path, undisturbed):
@@ -236,12 +238,56 @@ def test_a_constructor_that_raises_is_one_clear_error():
 
 
 def test_too_few_resources_are_named():
-    with pytest.raises(RuntimeError, match=r"each actor asks for .*'gpus': 1.*has .*CPU"):
+    with pytest.raises(RuntimeError, match=r"actor asks for 1 GPU, .* has 2 CPUs and no GPU"):
         RayFleet(
             launch_rig.worker,
             ClusterConfig(num_actors=1, start_timeout_s=2, max_restarts=0),
             wants_gpu=True,
         )
+
+
+def test_an_actor_without_a_place_is_named_at_once_and_not_counted(caplog):
+    caplog.set_level(logging.INFO)
+    config = dataclasses.replace(SETTINGS, start_timeout_s=20)
+    ray_fleet = RayFleet(launch_rig.worker, config, actor_options={"num_cpus": 2})
+    assert ray_fleet.num_actors == 1
+    said = [r.message for r in caplog.records if "to get a place" in r.message]
+    wanted = "asks for 2 CPUs, the cluster has 2 CPUs and no GPU, free: no CPU and no GPU"
+    assert wanted in said[0]
+    assert float(re.search(r"\((\d+) of 20 s\)", said[0])[1]) < 10, "it is said at once"
+    assert len(said) >= 2, "and again"
+    assert "1 of 2 rollout actors are warm and start" in caplog.text
+    ray_fleet.shutdown()
+
+
+def no_samples(_split, _index):
+    raise DataError("none of ai2d has a validation split: add a data set")
+
+
+def worker_without_samples():
+    worker = launch_rig.worker()
+    worker.end_latencies = no_samples
+    return worker
+
+
+def test_an_error_of_the_data_ends_the_run_at_once():
+    ray_fleet = fleet(worker_without_samples, num_actors=1)
+    with pytest.raises(GroupFailedError, match="none of ai2d has a validation split: add a data"):
+        ray_fleet.end_latencies("validation", 1)
+    assert ray_fleet.stats.restarts == 0
+    ray_fleet.shutdown()
+
+
+def environment_of(_actor):
+    return os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.is_initialized()
+
+
+def test_actors_that_ask_for_no_gpu_see_none(two_actors, tmp_path):
+    run = remote_run(tmp_path, launch_rig.config(), two_actors)
+    for actor in (run.learner.actor, two_actors.pool.slots[0].handle):
+        found = ray.get(actor.__ray_call__.remote(environment_of), timeout=60)
+        assert found == ("", False)
+    run.learner.shutdown()
 
 
 def test_a_killed_learner_goes_on_where_it_was(two_actors, tmp_path, undisturbed, monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 import ray
 
 from launch.cluster.config import ClusterConfig
+from launch.cluster.connection import connect
 from launch.cluster.fleet import RayFleet, publish
 from policy.weights import PolicyWeights, weights_sha256
 from rollout.requests import GroupRequest
@@ -67,7 +68,7 @@ def waiting(threads):
 def test_loading_overlaps_with_the_device():
     if ray.is_initialized():
         ray.shutdown()
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    connect("local", num_cpus=2)
     try:
         alone_s, busy_alone = waiting(0)
         ahead_s, busy_ahead = waiting(3)

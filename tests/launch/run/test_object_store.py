@@ -15,8 +15,9 @@ import pytest
 from ray.train import Checkpoint
 
 from launch.joint_grpo import train
-from launch.run import object_store as storage
-from launch.run.object_store import RunStore, StoreError, is_uri, staging_folder
+from launch.run import remote_folder as storage
+from launch.run.object_store import RunStore, staging_folder
+from launch.run.remote_folder import StoreError, is_uri
 from learner.checkpoint import CheckpointStore
 from learner.manifest import step_folders, verified_manifest
 from policy.weights import weights_sha256

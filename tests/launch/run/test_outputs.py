@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from launch.run import session
+from launch.run import run_folder
 from launch.run.outputs import writable_file, writable_folder
 from launch.run.reporting import Reporter
 
@@ -53,13 +53,11 @@ def test_a_disk_that_fills_up_names_the_run_and_the_cure(tmp_path, monkeypatch, 
     for name in ("add_scalar", "add_histogram", "add_figure"):
         monkeypatch.setattr(reporter.writer, name, full)
     values = {"scalars": (0, {"a": 1.0}), "distributions": (0, "a", np.zeros(2))}
-    with pytest.raises(
-        RuntimeError, match=rf"{tmp_path} cannot be written to \(No space .*res"
-    ):
+    with pytest.raises(RuntimeError, match=rf"{tmp_path} cannot be written to \(No space .*res"):
         getattr(reporter, what)(*values.get(what, (0, "a", None)))
 
 
 def test_two_runs_that_start_in_one_second_get_two_folders(tmp_path, monkeypatch):
     monkeypatch.setattr("time.strftime", lambda _format: "20260102-030405")
-    names = [session.new_folder(tmp_path / "runs").name for _ in range(3)]
+    names = [run_folder.new_folder(tmp_path / "runs").name for _ in range(3)]
     assert names == ["20260102-030405", "20260102-030405-2", "20260102-030405-3"]

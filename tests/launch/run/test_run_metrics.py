@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import ray
 
+from launch.cluster.connection import connect
 from launch.run.run_metrics import RunMetrics
 from launch.run.state import Stopwatch
 from launch.serving.exposition import _read_all
@@ -29,7 +30,7 @@ def group(rng):
 def test_the_dashboards_metrics_of_a_run_are_exposed(monkeypatch):
     monkeypatch.setenv("RAY_metrics_report_interval_ms", "500")
     ray.shutdown()
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    connect("local", num_cpus=1)
     try:
         metrics = RunMetrics()
         watch = Stopwatch(on_part=metrics.enter)

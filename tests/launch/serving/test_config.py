@@ -115,7 +115,7 @@ def test_the_manifests_arguments_are_those_of_the_server(monkeypatch, tmp_path):
     config = config_from(application["args"])
     assert config.queue.late == "refuse"
     assert config.scaling.max_replicas == 16
-    assert config.run == Path("/shared/runs/one")
+    assert config.run == "/shared/runs/one"
     assert application["name"] == deployment.APPLICATION
     assert service()["http_options"]["request_timeout_s"] >= config.limits.request_timeout_s
     # The application itself, with a token that is there.

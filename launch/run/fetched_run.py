@@ -1,0 +1,54 @@
+"""A run to read from: a local folder as it is, one in an object store after a download."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import shutil
+import tempfile
+from pathlib import Path
+
+from launch.cluster.waiting import telling
+from launch.run.object_store import RunStore
+from launch.run.remote_folder import RemoteFolder, is_uri
+from learner.manifest import MANIFEST_NAME
+
+
+def local_folder(run: str | Path) -> Path:
+    """A local folder with a run's newest checkpoint, or with the one checkpoint that was named.
+
+    What is downloaded is removed when the program ends; nothing is written to the store.
+
+    Args:
+        run: run folder or folder of a checkpoint, as a path or as an URI of an object store.
+
+    Raises:
+        ValueError: the URI cannot be used, or there is no checkpoint.
+        StoreError: the store does not answer, or no checkpoint in it is whole.
+    """
+    text = str(run)
+    return _fetched(text) if is_uri(text) else Path(text).expanduser()
+
+
+def absolute_run(run: str) -> str:
+    """The same run for a process with another working folder."""
+    return run if is_uri(run) else str(Path(run).expanduser().absolute())
+
+
+@functools.cache
+def _fetched(uri: str) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="fetched-run-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    with telling(f"the download of {uri}"):
+        remote = RemoteFolder(uri)
+        files = remote.list()
+        if MANIFEST_NAME in files:
+            for name in files:
+                target = folder / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(remote.get(name))
+        elif not RunStore(uri, folder).fetch_newest():
+            raise ValueError(
+                f"{uri} holds no checkpoint: give the folder of a run, or of one of its checkpoints"
+            )
+    return folder
