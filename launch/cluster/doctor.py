@@ -13,13 +13,14 @@ from typing import Any
 
 import ray
 import tyro
-from rich.markup import escape
 from rich.table import Table
 
+from envs.checks import check_within
 from envs.tasks.registry import check_names
 from envs.tasks.vqa.config import DataConfig
 from launch.cluster.console import connect, wide_console
-from launch.cluster.data_check import check_data
+from launch.cluster.data_page import lines, write_page
+from launch.cluster.data_report import DataFinding, check_data
 from launch.cluster.slots import last_line
 from launch.cluster.versions import PACKAGES, package_versions, python_version
 
@@ -37,10 +38,17 @@ class DoctorConfig:
     Attributes:
         tasks: data sets that every node has to have.
         data: where they are; the options of a run's --worker.data.
+        show: number of questions per task that are written to a page with their pictures.
+        show_page: the page.
     """
 
     tasks: tuple[str, ...] = ()
     data: DataConfig = field(default_factory=DataConfig)
+    show: int = 0
+    show_page: Path = Path("data.html")
+
+    def __post_init__(self) -> None:
+        check_within(self, "show", low=0, high=100)
 
 
 def facts_of_node() -> dict[str, Any]:
@@ -70,7 +78,7 @@ def doctor(arguments: list[str]) -> int:
     console = wide_console()
     config = tyro.cli(DoctorConfig, args=arguments, prog="joint_grpo.py doctor")
     if config.tasks:
-        check_names(config.tasks)
+        check_names(config.tasks, config.data)
     connect("")
     table, problems = Table("node", "python", *PACKAGES, "gpus"), []
     rows = [found for _, found in _on_every_node(facts_of_node, PROBE_TIMEOUT_S, problems)]
@@ -94,23 +102,27 @@ def doctor(arguments: list[str]) -> int:
             "AuthenticationError, set it for the client too"
         )
     if config.tasks:
-        console.print(_data_table(config, problems))
+        for line in _data_lines(config, problems):
+            console.print(line, markup=False, highlight=False)
     for problem in problems:
         console.print(f"problem: {problem}", style="red", markup=False)
     console.print("no problem found" if not problems else f"{len(problems)} problems found")
     return 1 if problems else 0
 
 
-def _data_table(config: DoctorConfig, problems: list[str]) -> Table:
-    """What each node found of the data sets; appends to the problems."""
-    table = Table("node", "data set", "samples", "one of them")
-    probe = functools.partial(check_data, config.tasks, config.data)
+def _data_lines(config: DoctorConfig, problems: list[str]) -> Iterator[str]:
+    """What each node found of the data sets; appends to the problems, and writes the page."""
+    probe = functools.partial(check_data, config.tasks, config.data, config.show)
+    first: list[DataFinding] = []
     for address, findings in _on_every_node(probe, DATA_TIMEOUT_S, problems):
+        first = first or findings
         for found in findings:
-            table.add_row(address, found.name, found.sizes, escape(found.sample))
-            if found.problem:
-                problems.append(f"node {address}: {found.problem}")
-    return table
+            yield from lines(found, address)
+            wrong = filter(None, (found.problem, *found.notes))
+            problems.extend(f"node {address}: {problem}" for problem in wrong)
+    if config.show and first:
+        write_page(config.show_page, first)
+        yield f"questions with their pictures: {config.show_page.resolve()}"
 
 
 def _on_every_node(

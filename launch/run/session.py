@@ -168,7 +168,7 @@ class Session:
     def _check_before_ray(self) -> None:
         """Finds users' mistakes that can be found without a cluster."""
         worker = self.config.worker
-        check_names(worker.tasks)
+        check_names(worker.tasks, worker.data)
         if self.config.warm_start_profile is not None:
             self.profile = ProfileTable.load(self.config.warm_start_profile)
         comparison = self.config.comparison_profile or self.config.warm_start_profile

@@ -4,7 +4,7 @@ from envs.tasks.vqa.soft_accuracy import (
     CONTRACTIONS,
     molmo_soft_accuracy,
     normalize_vqa,
-    official_soft_accuracy,
+    vqa_v2_soft_accuracy,
 )
 
 
@@ -64,7 +64,7 @@ def test_contractions_are_keyed_by_lower_case():
 def test_both_definitions(matches: int, molmo: float, official: float):
     references = ["The cat"] * matches + ["dog"] * (10 - matches)
     assert molmo_soft_accuracy("cat", references) == pytest.approx(molmo)
-    assert official_soft_accuracy("cat", references) == pytest.approx(official)
+    assert vqa_v2_soft_accuracy("cat", references) == pytest.approx(official)
 
 
 @pytest.mark.parametrize(
@@ -82,10 +82,10 @@ def test_both_definitions(matches: int, molmo: float, official: float):
 )
 def test_equal_references(answer: str, references: list[str], molmo: float, official: float):
     assert molmo_soft_accuracy(answer, references) == molmo
-    assert official_soft_accuracy(answer, references) == official
+    assert vqa_v2_soft_accuracy(answer, references) == official
 
 
 def test_no_reference_is_an_error():
-    for score in (molmo_soft_accuracy, official_soft_accuracy):
+    for score in (molmo_soft_accuracy, vqa_v2_soft_accuracy):
         with pytest.raises(ValueError, match="no reference answer"):
             score("cat", [])

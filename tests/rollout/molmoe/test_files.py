@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from envs.pixels import MAX_PIXELS, to_rgb
 from rollout.molmoe import MolmoE, MolmoEConfig, Preprocessor, load_model, save_model
-from rollout.molmoe.preprocess import MAX_PIXELS, to_rgb
 from tests.rollout.molmoe.tiny import TINY, random_model
 
 
