@@ -98,7 +98,7 @@ def test_the_page_shows_what_the_model_sees(tmp_path):
     assert "&lt;image 1&gt;" in text, "prompts are escaped"
     blocked = tmp_path / "file"
     blocked.write_text("")
-    with pytest.raises(ValueError, match="cannot be written .*--show-page"):
+    with pytest.raises(ValueError, match=r"cannot be written .*--show-page"):
         write_page(blocked / "page.html", found)
 
 
