@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from envs.spec import DataError, Sample
+from envs.spec import Sample
 from envs.tasks.vqa.config import DataConfig
 from envs.tasks.vqa.output import scored_text
 from envs.tasks.vqa.picture import Picture
@@ -81,7 +81,7 @@ class DataSet(ABC):
 
     def files(self, split: str) -> Sequence[Sequence[str]]:
         """The files of a split of the original distribution, each with its names, best first."""
-        raise DataError("there are no parquet files, and the original distribution is not read")
+        raise NotImplementedError
 
     def read(self, split: str, paths: Sequence[Path]) -> Iterator[Row]:
         """The rows of a split of the original distribution, with the hub's columns.

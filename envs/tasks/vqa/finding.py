@@ -92,12 +92,18 @@ def find_file(root: Path, names: Sequence[str], what: str) -> Path:
                 return found[0]
     raise DataError(
         f"{root} has no {' or '.join(names)} ({what}; folders {MAX_DEPTH} levels deep were "
-        f"searched too): {_seen(root, tree)}"
+        f"searched too): {what_is_in(root, tree)}"
     )
 
 
-def _seen(root: Path, tree: Iterable[Folder]) -> str:
-    """What a search that failed found instead, and what to do about it."""
+def what_is_in(root: Path, tree: Iterable[Folder] | None = None) -> str:
+    """What a search that failed found instead, and what to do about it.
+
+    Args:
+        root: the folder.
+        tree: what `walk` gave, if that is known.
+    """
+    tree = walk(root) if tree is None else tree
     paths = [folder / file for folder, _, files in tree for file in files]
     packed = [path for path in paths if path.suffix.lower() in PACKED_SUFFIXES]
     others = [path for path in paths if path.suffix.lower() in ANNOTATION_SUFFIXES]

@@ -18,7 +18,7 @@ from envs.tasks.vqa.arrow_cache import ArrowCache, code_key, files_key
 from envs.tasks.vqa.cells import reading
 from envs.tasks.vqa.config import DataConfig
 from envs.tasks.vqa.data_set import DataSet, Published
-from envs.tasks.vqa.finding import PictureFolders, find_file
+from envs.tasks.vqa.finding import PictureFolders, find_file, what_is_in
 from envs.tasks.vqa.hub import hub_rows, parquet_files, parquet_rows
 from envs.tasks.vqa.rows import Row, Rows, Stored
 from envs.tasks.vqa.split import EMPTY, Split
@@ -148,6 +148,11 @@ def _from_files(
     data_set: DataSet, config: DataConfig, folder: Path, cache: ArrowCache, split: str
 ) -> Split:
     """A split of an original distribution, converted once."""
+    if data_set.in_original is None:
+        raise DataError(
+            "there are no parquet files, and the original distribution is not read; "
+            f"{what_is_in(folder)}"
+        )
     paths = [find_file(folder, names, f"split {split!r}") for names in data_set.files(split)]
     pictures = PictureFolders(
         root=Path(config.images.get(data_set.name, folder)).expanduser(),

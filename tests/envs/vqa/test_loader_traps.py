@@ -55,6 +55,23 @@ def test_rows_without_a_picture_are_no_part_of_science_qa(root: Path):
     assert traps.STRUCT_OF_NULLS.id == "3"
 
 
+def test_mmmu_reads_one_line_as_molmo_or_all_paragraphs_as_its_own_evaluation(root: Path):
+    output = "It cannot be (A).\nIt cannot be (A).\nSo it must be (B)."
+    scores = {}
+    for rule in ("molmo", "mmmu"):
+        task = opened(root, "mmmu:parquet", mmmu_answer=rule)
+        scores[rule] = task.score(sample_of(task, "validation_Accounting_1"), output)
+    assert scores == {"molmo": 0.0, "mmmu": 1.0}
+
+
+def test_soft_accuracy_under_its_owners_names(root: Path):
+    scores = {}
+    for rule in ("molmo", "vqa_v2", "text_vqa"):
+        task = opened(root, "coco_2014_vqa:original", vqa_score=rule)
+        scores[rule] = task.score(sample_of(task, "42001"), "Yes.")
+    assert scores == {"molmo": 1.0, "vqa_v2": 0.0, "text_vqa": 1.0}
+
+
 def test_seven_options_as_published(root: Path):
     name = traps.NINE_OPTIONS.id
     sample = sample_of(opened(root, "mmmu:parquet", seven_options=True), name)
