@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from PIL import Image
 
@@ -103,18 +104,45 @@ def _check(task: Task, name: str, config: DataConfig, show: int) -> DataFinding:
     layout = {"hub": "the hub", "parquet": "parquet files", "original": "the original files"}
     if name in config.own:
         layout["original"] = "your own files"
-    origins = tuple(f"{split}: {task.splits[split].origin or 'none'}" for split in SPLITS)
     present = [split for split in SPLITS if task.num_samples(split)]
     found = DataFinding(
         name=name,
         source=f"{source} ({layout[source.kind]})",
-        origins=tuple(dict.fromkeys(origins)),
+        origins=_origins(task),
         sizes=_sizes(task),
     )
     if isinstance(task.data_set, OwnDataSet) and (problems := _own_problems(task)):
         return replace(found, problem=problems[0], notes=problems[1:])
-    shown = [q for split in present for q in _questions(task, split, max(show, 1), show)]
+    try:
+        shown = [q for split in present for q in _questions(task, split, max(show, 1), show)]
+    except DataError as error:
+        return replace(found, problem=str(error))
     return replace(found, questions=tuple(shown[: max(show, 1)]))
+
+
+def _origins(task: VqaTask) -> tuple[str, ...]:
+    """Where the splits come from, those of the same files in one line, and the pictures."""
+    by_origin: dict[str, list[str]] = {}
+    for split in SPLITS:
+        by_origin.setdefault(task.splits[split].origin or "none", []).append(split)
+    origins = [f"{', '.join(splits)}: {origin}" for origin, splits in by_origin.items()]
+    return (*origins, f"pictures: {_place_of_pictures(task)}")
+
+
+def _place_of_pictures(task: VqaTask) -> str:
+    """The folder of the first picture that is found, or that they are in the table."""
+    for split in SPLITS:
+        for index in range(min(task.num_samples(split), MAX_REPLACEMENTS)):
+            try:
+                picture = task.entry(split, index).picture
+                place = picture.find("") if picture else None
+            except DataError:
+                continue
+            if isinstance(place, Path):
+                return str(place.parent)
+            if place is not None:
+                return "in the table"
+    return "none was found"
 
 
 def _after_overlap(findings: list[DataFinding], tasks: dict[str, Task]) -> list[DataFinding]:

@@ -103,7 +103,7 @@ def doctor(arguments: list[str]) -> int:
         )
     if config.tasks:
         for line in _data_lines(config, problems):
-            console.print(line, markup=False, highlight=False)
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     for problem in problems:
         console.print(f"problem: {problem}", style="red", markup=False)
     console.print("no problem found" if not problems else f"{len(problems)} problems found")

@@ -158,7 +158,7 @@ class PictureFolders:
         Args:
             names: published relative path, and others under which the same picture is published.
         """
-        given = [path for name in names for path in self._places(name)]
+        given = list(dict.fromkeys(path for name in names for path in self._places(name)))
         yield from given
         for path in given:
             for suffix in PICTURE_SUFFIXES:

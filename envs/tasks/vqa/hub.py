@@ -96,7 +96,7 @@ def parquet_rows(
             f"({_first_line(error)}): download them again"
         ) from None
     rows = Table(table=table, split=split, pictures=PictureFolders(root=folder))
-    return rows, files_key(files), f"{len(files)} parquet files of split {name!r} in {folder}"
+    return rows, files_key(files), f"{folder}, split {name!r} in {len(files)} parquet files"
 
 
 def parquet_files(folder: Path) -> Iterator[Path]:

@@ -35,6 +35,8 @@ def test_source_splits_and_one_question(tmp_path):
     assert found.source == f"{tmp_path / 'okvqa'} (the original files)"
     assert found.sizes.endswith(" 6 test")
     assert any("mscoco_val2014_annotations.json" in origin for origin in found.origins)
+    assert found.origins[0].startswith("train, validation: ")
+    assert found.origins[-1] == f"pictures: {tmp_path / 'okvqa' / 'train2014'}"
     (question,) = found.questions
     assert question.prompt.startswith("okvqa: ")
     assert question.size == (96, 72)
@@ -70,6 +72,7 @@ def test_what_would_stop_a_run_is_named(tmp_path):
     places = config(tmp_path, okvqa="okvqa", text_vqa="empty", doc_qa="nowhere")
     broken, empty, nowhere = check_data(("okvqa", "text_vqa", "doc_qa"), places)
     assert "6 samples in a row are unusable" in broken.problem
+    assert broken.sizes.endswith(" 6 test"), "what was found is told all the same"
     assert "COCO_val2014" in broken.problem
     assert "text_vqa" in empty.problem
     assert "TextVQA_0.5.1_train.json" in empty.problem
