@@ -16,6 +16,7 @@ h2 { border-top: 1px solid #bbb; margin-top: 2rem; padding-top: 1rem; }
 .question { display: flex; gap: 1.2rem; margin: 1rem 0; }
 .question img { align-self: flex-start; border: 1px solid #ccc; max-width: 20rem; }
 pre { background: #f4f4f4; margin: 0 0 .5rem; padding: .5rem; white-space: pre-wrap; }
+p { margin: .3rem 0; overflow-wrap: anywhere; }
 .problem { color: #a00; }
 """
 
@@ -56,8 +57,9 @@ def write_page(path: Path, findings: Sequence[DataFinding]) -> None:
 
 
 def _section(found: DataFinding) -> Iterator[str]:
-    yield f"<h2>{html.escape(found.name)}</h2><p>{html.escape(found.source)}<br>"
-    yield f"{html.escape(found.sizes)}</p>"
+    facts = (found.source, *found.origins, found.sizes and f"samples: {found.sizes}")
+    yield f"<h2>{html.escape(found.name)}</h2><p>"
+    yield "<br>".join(html.escape(fact) for fact in facts if fact) + "</p>"
     for problem in filter(None, (found.problem, *found.notes)):
         yield f'<p class="problem">{html.escape(problem)}</p>'
     for question in found.questions:

@@ -73,6 +73,9 @@ def find_file(root: Path, names: Sequence[str], what: str) -> Path:
     Raises:
         DataError: there is none, or several at the same distance; says what was found instead.
     """
+    for name in names:
+        if (root / name).is_file():  # also among more pictures than are listed
+            return root / name
     tree = list(walk(root))
     for name in names:
         for depth in range(MAX_DEPTH + 1):
@@ -92,7 +95,7 @@ def find_file(root: Path, names: Sequence[str], what: str) -> Path:
                 return found[0]
     raise DataError(
         f"{root} has no {' or '.join(names)} ({what}; folders {MAX_DEPTH} levels deep were "
-        f"searched too): {what_is_in(root, tree)}"
+        f"searched too, {MAX_ENTRIES:,} entries of each): {what_is_in(root, tree)}"
     )
 
 

@@ -317,6 +317,8 @@ def test_the_nearest_file_wins_and_large_folders_are_not_listed(
     monkeypatch.setattr(finding, "MAX_ENTRIES", 3)
     for number in range(10):
         (tmp_path / f"{number}.jpg").write_text("")
+    (tmp_path / "last.json").write_text("")
+    assert find_file(tmp_path, ["other.json", "last.json"], "it") == tmp_path / "last.json"
     assert sum(len(folders) + len(files) for _, folders, files in walk(tmp_path)) <= 3 * 4
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from envs.pixels import to_rgb
 from envs.tasks.vqa.config import DataConfig
+from launch.cluster import doctor
 from launch.cluster.data_page import lines, write_page
 from launch.cluster.data_report import check_data
 from tests.envs.vqa.fixtures import write_original, write_parquet
@@ -146,3 +147,25 @@ def test_every_row_of_ones_own_data_is_checked(tmp_path):
     write_own(tmp_path / "good", good)
     (found,) = check_data(("mine",), DataConfig(own={"mine": tmp_path / "good"}))
     assert (found.problem, found.notes) == ("", ())
+
+
+def test_doctor_prints_what_every_node_found(tmp_path, monkeypatch):
+    write_original("okvqa", tmp_path / "okvqa")
+    monkeypatch.setattr(doctor, "_on_every_node", lambda work, *_: [(n, work()) for n in "ab"])
+    sources = {"okvqa": str(tmp_path / "okvqa"), "text_vqa": str(tmp_path / "nowhere")}
+    options = doctor.DoctorConfig(
+        tasks=("okvqa", "text_vqa"),
+        data=DataConfig(sources=sources),
+        show=1,
+        show_page=tmp_path / "page.html",
+    )
+    problems = []
+    printed = list(doctor._data_lines(options, problems))
+    assert [line for line in printed if line.startswith("okvqa on ")] == [
+        f"okvqa on {node}: {tmp_path / 'okvqa'} (the original files)" for node in "ab"
+    ]
+    assert printed[-1] == f"questions with their pictures: {tmp_path / 'page.html'}"
+    assert [problem[:6] for problem in problems] == ["node a", "node b"]
+    assert all("nowhere does not exist" in problem for problem in problems)
+    with pytest.raises(ValueError, match="show is 101"):
+        doctor.DoctorConfig(show=101)
