@@ -126,7 +126,19 @@ def _origins(task: VqaTask) -> tuple[str, ...]:
     for split in SPLITS:
         by_origin.setdefault(task.splits[split].origin or "none", []).append(split)
     origins = [f"{', '.join(splits)}: {origin}" for origin, splits in by_origin.items()]
-    return (*origins, f"pictures: {_place_of_pictures(task)}")
+    known = ", ".join(f"{count:,} by {kind}" for kind, count in _identified(task).items() if count)
+    return (*origins, f"pictures: {_place_of_pictures(task)}; told apart: {known}")
+
+
+def _identified(task: VqaTask) -> dict[str, int]:
+    """How many pictures are known by what: only the first two are compared with other sets."""
+    keys = frozenset().union(*(task.keys(split) for split in SPLITS))
+    coco, genome = (sum(key.startswith(kind) for key in keys) for kind in ("coco:", "vg:"))
+    return {
+        "number of COCO": coco,
+        "number of Visual Genome": genome,
+        "name or pixels within the set": len(keys) - coco - genome,
+    }
 
 
 def _place_of_pictures(task: VqaTask) -> str:

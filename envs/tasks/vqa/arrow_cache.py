@@ -74,6 +74,7 @@ class ArrowCache:
                 table = _mapped(pa, path)  # another process may have made it meanwhile
                 if table is None:
                     _remove_stale(path)
+                    log.info("reading the files of %s, once", path.stem)
                     _write(pa, path, make())
                     table = _mapped(pa, path)
         except OSError as error:

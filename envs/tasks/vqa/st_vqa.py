@@ -72,8 +72,10 @@ class StVqa(DataSet):
 
     def picture_key(self, row: Row, rows: Rows, number: int) -> str:
         """By file name, which names a COCO or Visual Genome picture; by pixels without one."""
-        if row.get("file_path"):
-            return picture_key(row["file_path"], self.name)
+        name = row.get("file_path") or (row["image"] or {}).get("path") or ""
+        key = picture_key(name, self.name)
+        if row.get("file_path") or not key.startswith(f"{self.name}:"):
+            return key
         picture = Picture.of_cell(row["image"], rows.pictures)
         place = f"{rows.split}/{number}"
         return pixel_key(picture, self.name, place) if picture else f"{self.name}:{place}"

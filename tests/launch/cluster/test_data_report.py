@@ -37,7 +37,8 @@ def test_source_splits_and_one_question(tmp_path):
     assert found.sizes.endswith(" 6 test")
     assert any("mscoco_val2014_annotations.json" in origin for origin in found.origins)
     assert found.origins[0].startswith("train, validation: ")
-    assert found.origins[-1] == f"pictures: {tmp_path / 'okvqa' / 'train2014'}"
+    place = tmp_path / "okvqa" / "train2014"
+    assert found.origins[-1] == f"pictures: {place}; told apart: 10 by number of COCO"
     (question,) = found.questions
     assert question.prompt.startswith("okvqa: ")
     assert question.size == (96, 72)
