@@ -27,7 +27,7 @@ from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 from envs.tasks.vqa.caption_tokens import caption_tokens
 from envs.tasks.vqa.cider import DocumentFrequencies, cider_d, corpus_cider_d
 from envs.tasks.vqa.mmmu_answers import mmmu_choice, mmmu_open_score, mmmu_open_values
-from envs.tasks.vqa.soft_accuracy import CONTRACTIONS, normalize_vqa, official_soft_accuracy
+from envs.tasks.vqa.soft_accuracy import CONTRACTIONS, normalize_vqa, vqa_v2_soft_accuracy
 from envs.tasks.vqa.text_match import molmo_anls
 
 WORDS = (
@@ -122,7 +122,7 @@ def compare_vqa(rng: random.Random, cases: int) -> Iterator[tuple[str, float]]:
         few = rng.sample(texts, k=rng.choice((1, 2, 4)))
         references = rng.choices(few, k=10)
         answer = rng.choice(few)
-        ours = official_soft_accuracy(answer, references)
+        ours = vqa_v2_soft_accuracy(answer, references)
         worst = max(worst, abs(ours - official(answer, references, normalize)))
     yield "official VQA accuracy", worst
 

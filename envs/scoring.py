@@ -6,15 +6,24 @@ import math
 from numbers import Real
 
 from envs.spec import DataError, Sample, Task
+from envs.tasks.faults import code_line
 
 
 def score_of(tasks: Task, sample: Sample, answer: str) -> float:
     """A task's score of an answer.
 
     Raises:
-        DataError: the score is not a finite number from 0 to 1.
+        DataError: the task failed, or the score is not a finite number from 0 to 1.
     """
-    score = tasks.score(sample, answer)
+    try:
+        score = tasks.score(sample, answer)
+    except DataError:
+        raise
+    except Exception as error:  # the task may be anybody's
+        raise DataError(
+            f"task {sample.task} cannot score an answer to sample {sample.id}: "
+            f"{type(error).__name__}: {error} ({code_line(error)}): correct the task or the data"
+        ) from error
     if not isinstance(score, Real) or not math.isfinite(score) or not 0 <= score <= 1:
         shown = answer if len(answer) <= 40 else f"{answer[:40]}..."
         raise DataError(

@@ -12,7 +12,7 @@ from envs.spec import DataError, Sample, Task
 from envs.tasks.mixture import Mixture
 from envs.tasks.order import PLACES, permutation
 from envs.tasks.scene import SPLITS, check_split
-from envs.tasks.vqa.data_set import VqaTask
+from envs.tasks.vqa.vqa_task import VqaTask
 
 ROUND = 1000
 """Samples of a round, which holds each task by its share, in an order of its own."""
@@ -33,9 +33,10 @@ class DataMixture(Mixture):
         super().__init__(tasks, weights)
         self.data_sets = {name: t for name, t in tasks.items() if isinstance(t, VqaTask)}
         for kept, split in (("test", "validation"), ("test", "train"), ("validation", "train")):
-            keys = frozenset().union(*(task.keys(kept) for task in self.data_sets.values()))
-            for task in self.data_sets.values():
-                task.drop_pictures(split, keys)
+            for name, task in self.data_sets.items():
+                keys = task.keys(kept)
+                for other in self.data_sets.values():
+                    other.drop_pictures(split, keys, of=name)
         self._schedule = cache(self._new_schedule)
 
     def sample(self, split: str, index: int) -> Sample:
@@ -55,7 +56,7 @@ class DataMixture(Mixture):
         earlier = int((task_of_slot[:slot] == chosen).sum())
         own = order * PLACES + number * int(counts[chosen]) + earlier
         name = names[chosen]
-        return replace(self.tasks[name].sample(split, own), id=f"{name}/{split}/{index}")
+        return replace(self._sample_of(name, split, own), id=f"{name}/{split}/{index}")
 
     def num_samples(self, split: str) -> int:
         """Samples of all data sets in a split; 0 if all tasks render theirs."""

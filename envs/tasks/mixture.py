@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from envs.spec import DataError, Sample, Task
+from envs.tasks.faults import code_line
 from envs.tasks.scene import check_split, sample_rng
 
 
@@ -38,7 +39,22 @@ class Mixture:
         """The sample of (split, index); its id and task are those of the task it comes from."""
         rng = sample_rng(self.name, check_split(split), index)
         name = str(rng.choice(list(self.shares), p=list(self.shares.values())))
-        return self.tasks[name].sample(split, index)
+        return self._sample_of(name, split, index)
+
+    def _sample_of(self, name: str, split: str, index: int) -> Sample:
+        """A sample of a task; whatever else goes wrong in it becomes a DataError.
+
+        The task may be anybody's: its errors name neither themselves nor the sample.
+        """
+        try:
+            return self.tasks[name].sample(split, index)
+        except DataError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f"sample {name}/{split}/{index}: {type(error).__name__}: {error} "
+                f"({code_line(error)}): correct the task or the data"
+            ) from error
 
     def has_samples(self, split: str) -> bool:
         """Whether there are samples of a split."""

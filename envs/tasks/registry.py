@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from envs.spec import DataError, Task
@@ -16,14 +17,15 @@ from envs.tasks.recall import Recall
 from envs.tasks.scene import SPLITS
 from envs.tasks.vqa.coco_caption import CocoCaption
 from envs.tasks.vqa.config import DataConfig
-from envs.tasks.vqa.data_set import VqaTask
 from envs.tasks.vqa.doc_vqa import DocVqa
 from envs.tasks.vqa.mmmu import Mmmu
 from envs.tasks.vqa.ok_vqa import OkVqa
+from envs.tasks.vqa.own import OwnDataSet
 from envs.tasks.vqa.science_qa import ScienceQa
 from envs.tasks.vqa.st_vqa import StVqa
 from envs.tasks.vqa.tally_qa import TallyQa
 from envs.tasks.vqa.text_vqa import TextVqa
+from envs.tasks.vqa.vqa_task import VqaTask
 from envs.tasks.vqa.vqa_v2 import Coco2014Vqa
 
 TASKS = (EasyVqa, Digits, Reading, Counting, Recall, Chain)
@@ -56,9 +58,10 @@ DATA_WEIGHTS: Mapping[str, float] = {"text_vqa": 2.0, "coco_2014_vqa": 2.0}
 """Weights of data sets in a mixture; that of the others is 1."""
 
 
-def check_names(names: Sequence[str]) -> None:
+def check_names(names: Sequence[str], config: DataConfig | None = None) -> None:
     """Raises DataError for an unknown name, a name given twice, or none at all."""
-    known = [task.name for task in (*TASKS, *DATA_SETS)]
+    own = config.own if config else {}
+    known = [*(task.name for task in (*TASKS, *DATA_SETS)), *own]
     if not names:
         raise DataError(f"no task given: name some of {', '.join(known)}")
     for name in names:
@@ -70,18 +73,26 @@ def check_names(names: Sequence[str]) -> None:
 
 def check_config(config: DataConfig) -> None:
     """Raises DataError for a setting of a data set or a split that is unknown."""
-    known = [data_set.name for data_set in DATA_SETS]
-    splits = [f"{name}/{split}" for name in known for split in SPLITS]
-    for field, names in (
-        ("sources", config.sources),
-        ("configs", config.configs),
-        ("images", config.images),
-        ("splits", config.splits),
+    published, own = [data_set.name for data_set in DATA_SETS], list(config.own)
+    taken = {task.name for task in (*TASKS, *DATA_SETS)}
+    for name in own:
+        if name in taken or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+            raise DataError(
+                f"worker.data.own names {name!r}: choose another name, of small letters, digits "
+                "and _, that no task has"
+            )
+    for field, names, allowed in (
+        ("sources", config.sources, published),
+        ("configs", config.configs, published),
+        ("images", config.images, [*published, *own]),
+        ("splits", config.splits, [f"{name}/{split}" for name in published for split in SPLITS]),
+        ("styles", config.styles, own),
+        ("metrics", config.metrics, own),
     ):
-        allowed = splits if field == "splits" else known
         if unknown := sorted(set(names) - set(allowed)):
             raise DataError(
-                f"worker.data.{field} names {', '.join(unknown)}: use some of {', '.join(allowed)}"
+                f"worker.data.{field} names {', '.join(unknown)}: use some of "
+                f"{', '.join(allowed) or 'your own data sets, which worker.data.own names'}"
             )
 
 
@@ -89,15 +100,20 @@ def load_tasks(
     names: Sequence[str] = tuple(WEIGHTS), config: DataConfig | None = None
 ) -> dict[str, Task]:
     """The tasks of these names, in order; raises DataError for an unknown name or setting."""
-    check_names(names)
+    settings = config or DataConfig()
+    check_names(names, settings)
+    check_config(settings)
+    return {name: _task(name, settings) for name in names}
+
+
+def _task(name: str, settings: DataConfig) -> Task:
     rendered = {task.name: task for task in TASKS}
     published = {task.name: task for task in DATA_SETS}
-    settings = config or DataConfig()
-    check_config(settings)
-    return {
-        name: rendered[name]() if name in rendered else VqaTask(published[name](settings), settings)
-        for name in names
-    }
+    if name in rendered:
+        return rendered[name]()
+    if name in published:
+        return VqaTask(published[name](settings), settings)
+    return VqaTask(OwnDataSet(name, settings), settings)
 
 
 def build_tasks(

@@ -13,14 +13,15 @@ from typing import Any
 import ray
 import tyro
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from envs.checks import check_within
 from envs.tasks.registry import check_names
 from envs.tasks.vqa.config import DataConfig
 from launch.cluster.connection import MODE, access, connect
 from launch.cluster.console import check_local_paths, wide_console
-from launch.cluster.data_check import check_data
+from launch.cluster.data_page import lines, write_page
+from launch.cluster.data_report import DataFinding, check_data
 from launch.cluster.slots import WITHOUT_GPUS, last_line
 from launch.cluster.upload_size import largest, uploaded_files
 from launch.cluster.versions import PACKAGES, git_revision, package_versions, python_version
@@ -40,10 +41,17 @@ class DoctorConfig:
     Attributes:
         tasks: data sets that every node has to have.
         data: where they are; the options of a run's --worker.data.
+        show: number of questions per task that are written to a page with their pictures.
+        show_page: the page.
     """
 
     tasks: tuple[str, ...] = ()
     data: DataConfig = field(default_factory=DataConfig)
+    show: int = 0
+    show_page: Path = Path("data.html")
+
+    def __post_init__(self) -> None:
+        check_within(self, "show", low=0, high=100)
 
 
 def facts_of_node() -> dict[str, Any]:
@@ -70,7 +78,7 @@ def doctor(arguments: list[str]) -> int:
     config = tyro.cli(DoctorConfig, args=arguments, prog="joint_grpo.py doctor")
     check_local_paths(config)
     if config.tasks:
-        check_names(config.tasks)
+        check_names(config.tasks, config.data)
     mode = os.environ.get(MODE, "")  # before Ray, which sets it
     connect()
     table, problems = Table("node", "python", *PACKAGES, "gpus"), []
@@ -90,7 +98,8 @@ def doctor(arguments: list[str]) -> int:
     _check_upload(console, problems)
     _check_token(mode, console, problems)
     if config.tasks:
-        console.print(_data_table(config, problems))
+        for line in _data_lines(config, problems):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     for problem in problems:
         console.print(f"problem: {problem}", style="red", markup=False, soft_wrap=True)
     console.print("no problem found" if not problems else f"{len(problems)} problems found")
@@ -127,16 +136,19 @@ def _check_token(mode: str, console: Console, problems: list[str]) -> None:
         )
 
 
-def _data_table(config: DoctorConfig, problems: list[str]) -> Table:
-    """What each node found of the data sets; appends to the problems."""
-    table = Table("node", "data set", "samples", "one of them")
-    probe = functools.partial(check_data, config.tasks, config.data)
+def _data_lines(config: DoctorConfig, problems: list[str]) -> Iterator[str]:
+    """What each node found of the data sets; appends to the problems, and writes the page."""
+    probe = functools.partial(check_data, config.tasks, config.data, config.show)
+    first: list[DataFinding] = []
     for address, findings in _on_every_node(probe, DATA_TIMEOUT_S, problems):
+        first = first or findings
         for found in findings:
-            table.add_row(address, found.name, found.sizes, escape(found.sample))
-            if found.problem:
-                problems.append(f"node {address}: {found.problem}")
-    return table
+            yield from lines(found, address)
+            wrong = filter(None, (found.problem, *found.notes))
+            problems.extend(f"node {address}: {problem}" for problem in wrong)
+    if config.show and first:
+        write_page(config.show_page, first)
+        yield f"questions with their pictures: {config.show_page.resolve()}"
 
 
 def _on_every_node(

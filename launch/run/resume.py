@@ -33,7 +33,7 @@ FREE_ON_RESUME = (
     ),
     *("worker.model", "worker.device", "worker.dtype", "worker.importance"),
     *("worker.importance_by_task", "worker.kept_groups_mib", "worker.loader_threads"),
-    *("worker.data.sources", "worker.data.images"),
+    *("worker.data.sources", "worker.data.images", "worker.data.own", "worker.data.cache"),
 )
 """Settings that may change when a run is resumed: they do not affect the weights, or the
 fingerprint covers them."""

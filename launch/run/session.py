@@ -158,7 +158,7 @@ class Session:
     def _check_before_ray(self) -> None:
         """Finds users' mistakes that can be found without a cluster."""
         worker = self.config.worker
-        check_names(worker.tasks)
+        check_names(worker.tasks, worker.data)
         if self.config.warm_start_profile is not None:
             self.profile = ProfileTable.load(self.config.warm_start_profile)
             self._check_not_evaluated(self.profile, self.config.warm_start_profile)

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from envs.pixels import to_rgb
 from envs.spec import Tier
 from rollout.molmoe.config import MolmoEConfig, resolve_folder
 from rollout.molmoe.tiling import (
@@ -29,9 +30,6 @@ from rollout.molmoe.tiling import (
     select_tiling,
     to_patches,
 )
-
-MAX_PIXELS = 2**25
-"""Larger images are first reduced by a whole factor, so that memory stays bounded."""
 
 
 def staged_for(device: torch.device, tensor: Tensor) -> Tensor:
@@ -302,35 +300,6 @@ class Preprocessor:
 def _kept(index: int, count: int, side: int, first_drop: int, last_drop: int) -> slice:
     """Pooled rows (or columns) that crop `index` of `count` keeps: all at the image's edges."""
     return slice(0 if index == 0 else first_drop, side if index == count - 1 else side - last_drop)
-
-
-def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """Any PIL image as RGB uint8 [H, W, 3], upright and of bounded size.
-
-    Raises:
-        ValueError: if the image cannot be decoded or has no pixels.
-    """
-    try:
-        image.load()
-        image = ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError) as error:
-        name = getattr(image, "filename", "") or "the image"
-        raise ValueError(f"{name} cannot be decoded ({error}): replace or drop it") from None
-    if 0 in image.size:
-        raise ValueError(f"the image has no pixels ({image.size[0]} x {image.size[1]})")
-    factor = 1
-    while image.size[0] * image.size[1] // factor**2 > MAX_PIXELS:
-        factor += 1
-    if factor > 1 and image.mode not in ("1", "P"):
-        image = image.reduce(factor)
-    elif factor > 1:
-        image = image.convert("RGB").reduce(factor)
-    if image.mode.startswith("I"):
-        values = np.asarray(image)
-        is_deep = image.mode != "I" or values.max() > 255
-        grey = (values // 257 if is_deep else values).clip(0, 255).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
-    return np.array(image.convert("RGB"))
 
 
 class CoveringPreprocessor(Preprocessor):

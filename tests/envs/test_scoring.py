@@ -33,6 +33,16 @@ def test_a_score_that_is_none_names_task_sample_and_value(sample, value):
         score_of(Careless(value), sample, "yes")
 
 
+def test_an_error_of_a_task_names_the_sample_and_its_line(sample):
+    class Failing:
+        def score(self, sample, answer):
+            return {}["answers"]
+
+    message = r"task own .* sample own/test/3: KeyError: 'answers' \(test_scoring.py line \d+\)"
+    with pytest.raises(DataError, match=message):
+        score_of(Failing(), sample, "yes")
+
+
 @pytest.mark.parametrize("value", [0, 1, True, 0.5, np.float32(0.25), np.int64(1)])
 def test_numbers_of_any_kind_are_scores(sample, value):
     found = score_of(Careless(value), sample, "yes")

@@ -14,10 +14,10 @@ from PIL import Image
 
 from envs.spec import TIERS, DataError, Sample
 from envs.tasks.registry import load_tasks
-from envs.tasks.vqa import data_set
+from envs.tasks.vqa import vqa_task
 from envs.tasks.vqa.config import DataConfig
-from envs.tasks.vqa.data_set import VqaTask
 from envs.tasks.vqa.picture import Picture
+from envs.tasks.vqa.vqa_task import VqaTask
 from rollout.molmoe import ModelInputs, Preprocessor
 from rollout.sample_loader import SampleLoader
 from tests.envs.vqa.fixtures import write_original
@@ -191,14 +191,14 @@ def fresh(folder: Path) -> VqaTask:
 
 
 def test_a_data_set_is_opened_once_by_many_threads(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    opened, real = [], data_set.open_splits
+    opened, real = [], vqa_task.open_splits
 
     def slowly(*arguments):
         opened.append(threading.get_ident())
         time.sleep(0.05)
         return real(*arguments)
 
-    monkeypatch.setattr(data_set, "open_splits", slowly)
+    monkeypatch.setattr(vqa_task, "open_splits", slowly)
     task, start = fresh(folder), threading.Barrier(16)
 
     def ask(number: int) -> str:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from envs.spec import DataError
+from envs.tasks.faults import code_line
 
 
 @contextmanager
@@ -22,8 +23,8 @@ def reading(what: str) -> Iterator[None]:
         raise DataError(f"{what}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise DataError(
-            f"{what}: not as published ({type(error).__name__}: {error}): compare it with the "
-            "published columns and types, or download it again"
+            f"{what}: not as published ({type(error).__name__}: {error}, {code_line(error)}): "
+            "compare it with the published columns and types, or download it again"
         ) from None
 
 

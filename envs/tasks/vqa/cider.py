@@ -12,13 +12,10 @@ tokenise with pycocoevalcap's PTBTokenizer and pass `tokenize=str.split`.
 
 from __future__ import annotations
 
-import gzip
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from envs.tasks.vqa.caption_tokens import caption_tokens
 
@@ -59,18 +56,8 @@ class DocumentFrequencies:
         num_images, counts = 0, Counter()
         for captions in references:
             num_images += 1
-            counts.update({gram for caption in captions for gram in _ngrams(tokenize(caption))})
+            counts.update({gram for caption in captions for gram in ngrams(tokenize(caption))})
         return cls(num_images=num_images, counts={g: c for g, c in counts.items() if c > 1})
-
-    @classmethod
-    def load(cls, path: Path | str) -> DocumentFrequencies:
-        """Reads what `save` wrote."""
-        return cls(**json.loads(gzip.decompress(Path(path).read_bytes())))
-
-    def save(self, path: Path | str) -> None:
-        """Writes gzipped JSON, the same bytes for the same frequencies."""
-        content = {"num_images": self.num_images, "counts": dict(sorted(self.counts.items()))}
-        Path(path).write_bytes(gzip.compress(json.dumps(content).encode(), mtime=0))
 
     def idf(self, ngram: str) -> float:
         """log(images / images with this n-gram), where an unseen n-gram counts as one image's."""
@@ -156,7 +143,7 @@ class _Vector:
     @classmethod
     def of(cls, tokens: Sequence[str], frequencies: DocumentFrequencies) -> _Vector:
         weights: list[dict[str, float]] = [{} for _ in range(MAX_N)]
-        for ngram, count in _ngrams(tokens).items():
+        for ngram, count in ngrams(tokens).items():
             weights[ngram.count(" ")][ngram] = count * frequencies.idf(ngram)
         norms = [math.sqrt(sum(w * w for w in of_n.values())) for of_n in weights]
         return cls(weights=weights, norms=norms, num_bigrams=max(len(tokens) - 1, 0))
@@ -174,7 +161,7 @@ class _Vector:
         return cosines / MAX_N * math.exp(-(difference**2) / (2 * SIGMA**2))
 
 
-def _ngrams(tokens: Sequence[str]) -> Counter[str]:
+def ngrams(tokens: Sequence[str]) -> Counter[str]:
     """Counts of the 1- to 4-grams, words joined by spaces."""
     return Counter(
         " ".join(tokens[start : start + n])

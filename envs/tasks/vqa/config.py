@@ -21,8 +21,18 @@ class DataConfig:
             has another name than by default. An empty name means that there is none.
         images: image folder of a data set's original distribution, by its name, if it does not lie
             beside the JSON files.
-        vqa_score: `molmo` counts min(matches / 3, 1); `official` averages that over leaving each
-            reference out.
+        own: your own data sets, by a name of your choice: a folder of pictures with a CSV or JSON
+            lines file per split (docs/your_model_and_data.md).
+        styles: style of your own data sets' prompts, by name; by default `vqa2`.
+        metrics: metric of your own data sets, by name: `exact_match` (default), `anls`, or `vqa`,
+            which counts how many of several answers agree.
+        cache: folder in which annotation files are kept as Arrow files after they were first read;
+            by default beside the files of the `datasets` library.
+        vqa_score: whose VQA soft accuracy: `molmo` counts min(matches / 3, 1); `vqa_v2` averages
+            that over leaving each reference out, and normalises only where references differ;
+            `text_vqa` averages and always normalises.
+        mmmu_answer: `molmo` gives MMMU's parser the most frequent line of an output, `mmmu` all of
+            it, as MMMU's own evaluation does.
         hint_as_published: repeats a ScienceQA hint in the place of the question, as the published
             model was tuned and evaluated; by default the question follows its hint.
         seven_options: cuts the options of a question after the seventh, as the published model's
@@ -36,7 +46,12 @@ class DataConfig:
     configs: dict[str, str] = field(default_factory=dict)
     splits: dict[str, str] = field(default_factory=dict)
     images: dict[str, Path] = field(default_factory=dict)
-    vqa_score: Literal["molmo", "official"] = "molmo"
+    own: dict[str, Path] = field(default_factory=dict)
+    styles: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, Literal["exact_match", "anls", "vqa"]] = field(default_factory=dict)
+    cache: Path | None = None
+    vqa_score: Literal["molmo", "vqa_v2", "text_vqa"] = "molmo"
+    mmmu_answer: Literal["molmo", "mmmu"] = "molmo"
     hint_as_published: bool = False
     seven_options: bool = False
     validation_share: float = 0.05

@@ -1,6 +1,8 @@
 """MMMU: college-level questions of 30 subjects, multiple choice or open, with up to seven pictures.
 
-Source: MMMU/MMMU on the hub. It is there for evaluation: it has no training split.
+The hub's columns: seen on the viewer's pages of lmms-lab/MMMU (one configuration) and of a copy of
+MMMU/MMMU (30 of them); answers and options were counted in MMMU-Benchmark/MMMU,
+answer_dict_val.json. It is there for evaluation: it has no training split.
 """
 
 from __future__ import annotations
@@ -38,10 +40,9 @@ class Mmmu(DataSet):
     """
 
     name = "mmmu"
-    hub_id = "MMMU/MMMU"
+    hub_ids = ("MMMU/MMMU",)
     configs = tuple(SUBJECTS)
     on_hub = Published(validation="dev", test="validation")
-    in_original = None
     columns = (("id",), ("question",), ("options",), ("answer",), ("question_type",), ("image_1",))
     key_columns = ("id",)
 
@@ -64,7 +65,7 @@ class Mmmu(DataSet):
         shown = f"image_{marked[0] if marked else 1}"
         return Entry(
             question_id=str(row["id"]),
-            picture=Picture.of_cell(row.get(shown), rows.folder),
+            picture=Picture.of_cell(row.get(shown), rows.pictures),
             prompt=text,
             answers=_references(row["answer"], len(options) if is_choice else 0),
             metadata={
@@ -73,6 +74,10 @@ class Mmmu(DataSet):
                 "num_images": len(marked),
             },
         )
+
+    def answer_text(self, output: str) -> str:
+        """All of an output for MMMU's own figure, one line of it for Molmo's."""
+        return output if self.config.mmmu_answer == "mmmu" else super().answer_text(output)
 
     def score(self, sample: Sample, answer: str) -> float:
         """The parsers and the rules of the published evaluation."""

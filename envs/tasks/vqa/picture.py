@@ -14,10 +14,13 @@ from typing import Any
 
 from PIL import Image
 
+from envs.pixels import to_rgb
 from envs.spec import DataError
+from envs.tasks.vqa.finding import PictureFolders
 
-_COCO = re.compile(r"COCO_\w+?_0*(\d+)")
-_VISUAL_GENOME = re.compile(r"(?:VG_100K(?:_2)?|visual_genome)/(\d+)")
+_COCO = re.compile(r"COCO_\w+?_0*(\d+)|(?:train|val|test)20\d\d/0*(\d+)\.", re.IGNORECASE)
+_VISUAL_GENOME = re.compile(r"(?:VG_100K(?:_2)?|visual[_ -]?genome|\bvg)/(\d+)\.", re.IGNORECASE)
+_NUMBERED = re.compile(r"(?:.*[_/])?(\d+)(?:\.[A-Za-z]+)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,22 +36,24 @@ class Picture:
     paths: tuple[Path, ...] = ()
 
     @classmethod
-    def of_cell(cls, cell: Any, folder: Path | None) -> Picture | None:
-        """The picture of a cell {bytes, path}, or the picture itself; None if the cell is null.
+    def of_cell(cls, cell: Any, folders: PictureFolders | None) -> Picture | None:
+        """The picture of a cell {bytes, path}; None if the cell is null.
 
         Args:
             cell: the cell as the `datasets` library gives it without decoding.
-            folder: folder that a relative path starts from.
+            folders: where a picture lies that has a path alone.
         """
-        if cell is None or isinstance(cell, Picture):
-            return cell
+        if cell is None:
+            return None
         if not isinstance(cell, Mapping):
             raise DataError(f"an image column of {type(cell).__name__}: give bytes and path")
         if content := cell.get("bytes"):
             return cls(content=memoryview(content).tobytes())
         if not cell.get("path"):
             return None
-        return cls(paths=((folder or Path()) / cell["path"],))
+        if folders is None:
+            return cls(paths=(Path(cell["path"]),))
+        return cls(paths=tuple(folders.paths(published_names(cell["path"]))))
 
     def open(self, sample_id: str) -> Image.Image:
         """Opens and decodes the picture, in its own mode.
@@ -56,7 +61,7 @@ class Picture:
         Raises:
             DataError: there is no such file, or it cannot be decoded; names the sample.
         """
-        source = self._source(sample_id)
+        source = self.find(sample_id)
         name = "its image" if isinstance(source, io.BytesIO) else f"image {source}"
         try:
             with warnings.catch_warnings():
@@ -75,44 +80,74 @@ class Picture:
             raise DataError(f"sample {sample_id}: {name} is only {width} x {height} pixels large")
         return image
 
-    def _source(self, sample_id: str) -> Path | io.BytesIO:
+    def find(self, sample_id: str) -> Path | io.BytesIO:
+        """Its file or its bytes; raises DataError naming the sample if there is neither."""
         if self.content is not None:
             return io.BytesIO(self.content)
         for path in self.paths:
             if os.path.isfile(path):  # unlike Path.is_file, also for a name that is too long
                 return path
         tried = " and ".join(map(str, self.paths[:2]))
-        raise DataError(f"sample {sample_id}: its image is missing (looked for {tried})")
+        more = f" and {len(self.paths) - 2} other names and folders" if self.paths[2:] else ""
+        raise DataError(f"sample {sample_id}: its image is missing (looked for {tried}{more})")
 
 
 def picture_key(name: str, data_set: str) -> str:
     """Identifies a picture across data sets, by its file name.
 
-    `coco:42` for every name with COCO_ in it, `vg:42` for Visual Genome, otherwise the name within
-    its data set.
+    `coco:42` for every name with COCO_ in it or in a folder of COCO, `vg:42` for a number in a
+    folder of Visual Genome, however that is spelt, otherwise the name within its data set.
     """
     if found := _COCO.search(name):
-        return f"coco:{int(found[1])}"
+        return f"coco:{int(found[1] or found[2])}"
     if found := _VISUAL_GENOME.search(name):
         return f"vg:{int(found[1])}"
     return f"{data_set}:{name}"
 
 
-def pixel_key(picture: Picture, data_set: str, sample_id: str) -> str:
-    """Identifies a picture by a hash of its decoded pixels, where it has no name of its own.
+def coco_key(cell: Any) -> str:
+    """Identifies a COCO picture by its number, or by a file name that ends in it.
 
-    A picture that cannot be decoded is identified by its sample.
+    Raises:
+        DataError: there is no number.
+    """
+    found = _NUMBERED.fullmatch(str(cell).strip())
+    if found is None:
+        raise DataError(f"{cell!r} has no number of a COCO picture, such as 42 or COCO_42.jpg")
+    return f"coco:{int(found[1])}"
+
+
+def pixel_key(picture: Picture, data_set: str, place: str) -> str:
+    """Identifies a picture by a hash of the pixels that the model sees, where it has no name.
+
+    A picture that cannot be decoded is identified by its place.
+
+    Args:
+        picture: the picture.
+        data_set: name of its data set.
+        place: split and row.
     """
     try:
-        image = picture.open(sample_id).convert("RGB")
+        pixels = to_rgb(picture.open(place))
     except (OSError, ValueError):
-        return f"{data_set}:{sample_id}"
-    digest = hashlib.sha256(repr(image.size).encode() + image.tobytes())
+        return f"{data_set}:{place}"
+    size = pixels.shape[1::-1]
+    digest = hashlib.sha256(repr(size).encode() + pixels.tobytes())
     return f"{data_set}:{digest.hexdigest()[:16]}"
 
 
-def coco_paths(folder: Path, image_id: int, splits: tuple[str, ...]) -> tuple[Path, ...]:
-    """The files that may hold a COCO picture: by its name of 2014, then by that of 2017."""
-    own = [folder / split / f"COCO_{split}_{image_id:012d}.jpg" for split in splits]
-    later = [folder / split / f"{image_id:012d}.jpg" for split in ("train2017", "val2017")]
-    return (*own, *later)
+def coco_name(image_id: int, split: str) -> str:
+    """The published path of a COCO picture of 2014."""
+    return f"{split}/COCO_{split}_{image_id:012d}.jpg"
+
+
+def published_names(name: str) -> tuple[str, ...]:
+    """A relative path, and those that other releases give to the same picture.
+
+    The release of COCO of 2017 has the pictures of 2014 without `COCO_...`, divided anew.
+    """
+    found = _COCO.search(name)
+    if found is None:
+        return (name,)
+    later = f"{int(found[1] or found[2]):012d}.jpg"
+    return (name, f"train2017/{later}", f"val2017/{later}")

@@ -1,14 +1,15 @@
-"""Rows of a published split: from the hub, from a folder of parquet files, or as plain records."""
+"""Rows of a published split: of the `datasets` library, or of JSON texts in an Arrow file."""
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from envs.spec import DataError
+import numpy as np
+
+from envs.tasks.vqa.finding import PictureFolders
 
 Row = Mapping[str, Any]
 
@@ -17,13 +18,18 @@ class Rows(Protocol):
     """A published split, in its own order."""
 
     @property
+    def split(self) -> str:
+        """Published name of the split, which tells its rows from those of others."""
+        ...
+
+    @property
     def columns(self) -> Sequence[str]:
         """Names of the columns."""
         ...
 
     @property
-    def folder(self) -> Path | None:
-        """Folder that relative paths of pictures start from."""
+    def pictures(self) -> PictureFolders | None:
+        """Where pictures lie that are named by a path."""
         ...
 
     def __len__(self) -> int: ...
@@ -36,30 +42,50 @@ class Rows(Protocol):
         """All rows with these columns alone."""
         ...
 
+    def place(self, number: int) -> str:
+        """Where a row stands, for messages."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Records:
-    """Rows in memory, such as those of a JSON file; keys may differ between rows."""
+class Stored:
+    """Rows of files that the loaders read themselves, as JSON texts of a mapped Arrow table.
 
-    records: Sequence[Row]
-    folder: Path | None = None
+    They stay texts because what a published file may hold wrong is known when a row is used: one
+    question without answers must not make the others unreadable.
+
+    Attributes:
+        table: a pyarrow table with a text column `record`.
+        split: published name of the split.
+        pictures: where the pictures lie.
+        file: name of the file that a row came from.
+    """
+
+    table: Any
+    split: str
+    pictures: PictureFolders | None = None
+    file: str = ""
 
     @property
     def columns(self) -> Sequence[str]:
-        """The columns of the first row."""
-        return list(self.records[0]) if self.records else []
+        """The columns of the first row; keys may differ between rows."""
+        return list(self.row(0)) if len(self) else []
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.table) if self.table is not None else 0
 
     def row(self, number: int) -> Row:
         """See `Rows`."""
-        return self.records[number]
+        return json.loads(self.table["record"][number].as_py())
 
     def values(self, columns: Sequence[str]) -> Iterator[Row]:
         """See `Rows`."""
         del columns
-        return iter(self.records)
+        return (self.row(number) for number in range(len(self)))
+
+    def place(self, number: int) -> str:
+        """See `Rows`."""
+        return f"row {number} of {self.file}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,11 +94,13 @@ class Table:
 
     Attributes:
         table: a `datasets.Dataset`.
-        folder: folder that relative paths of pictures start from.
+        split: published name of the split.
+        pictures: where pictures lie that are named by a path.
     """
 
     table: Any
-    folder: Path | None = field(default=None)
+    split: str
+    pictures: PictureFolders | None = None
 
     @property
     def columns(self) -> Sequence[str]:
@@ -90,137 +118,73 @@ class Table:
         """See `Rows`."""
         return iter(self.table.select_columns(list(columns)))
 
-
-def hub_rows(hub_id: str, configs: Sequence[str | None], split: str) -> Table:
-    """A split from the Hugging Face hub or its local cache; no code of a repository is run.
-
-    Args:
-        hub_id: owner/name.
-        configs: configurations, whose rows are joined in this order.
-        split: published name of the split.
-
-    Raises:
-        DataError: the data set, the configuration or the split cannot be had.
-    """
-    datasets = _library()
-    parts = []
-    for config in configs:
-        try:
-            parts.append(datasets.load_dataset(hub_id, config, split=split))
-        except Exception as error:  # the library raises many kinds
-            name = f"{hub_id} ({config})" if config else hub_id
-            raise DataError(
-                f"split {split!r} of {name} cannot be loaded ({_first_line(error)}): check id, "
-                "configuration and split, and HF_TOKEN if it is gated; without network, name a "
-                "folder in worker.data.sources"
-            ) from None
-    return Table(table=_encoded(datasets.concatenate_datasets(parts)))
+    def place(self, number: int) -> str:
+        """See `Rows`."""
+        return f"row {number} of {self.split}"
 
 
-def parquet_rows(
-    folder: Path, configs: Sequence[str | None], split: str, *, is_strict: bool = False
-) -> Table:
-    """A split from the parquet files of a folder, named as on the hub.
-
-    A file belongs to the split if its name is that of the split, alone or followed by `-`, or if
-    its folder's is. Of several configurations, each is a folder; without such folders all files of
-    the split are taken, which must lie in one.
+class Unfolded:
+    """One row per question of a table that has one row per picture, with its questions in a list.
 
     Args:
-        folder: root of the files.
-        configs: configurations, whose rows are joined in this order.
-        split: published name of the split.
-        is_strict: every configuration must be there.
-
-    Raises:
-        DataError: there is no such file, or it cannot be read.
+        rows: one row per picture.
+        column: column with the list of questions, each with columns of its own.
     """
-    datasets = _library()
-    folders = [folder / config for config in configs if config and (folder / config).is_dir()]
-    if is_strict and len(folders) < len(configs):
-        raise DataError(
-            f"{folder} lacks a configuration of {', '.join(map(str, configs))} (found "
-            f"{_names(folder)}): name others in worker.data.configs"
-        )
-    files = [path for inside in folders or [folder] for path in split_files(inside, split)]
-    if not folders and len({path.parent for path in files}) > 1:
-        raise DataError(
-            f"{folder} has split {split!r} in several configurations (found {_names(folder)}): "
-            "name one in worker.data.configs"
-        )
-    if not files:
-        found = sorted({_split_name(path) for path in folder.rglob("*.parquet")})
-        raise DataError(
-            f"{folder} has no parquet files of split {split!r} (found {', '.join(found)}): name "
-            "the split in worker.data.splits"
-        )
-    try:
-        table = datasets.Dataset.from_parquet([str(path) for path in _with_rows(files)])
-    except DataError:
-        raise
-    except Exception as error:  # the library raises many kinds
-        raise DataError(
-            f"{files[0].name} and the files beside it cannot be read together "
-            f"({_first_line(error)}): download them again"
-        ) from None
-    return Table(table=_encoded(table), folder=folder)
+
+    def __init__(self, rows: Rows, column: str) -> None:
+        self._rows, self._column = rows, column
+        counts = [len(_items(row[column])) for row in rows.values((column,))]
+        self._first = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+
+    @property
+    def split(self) -> str:
+        """See `Rows`."""
+        return self._rows.split
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """See `Rows`; `question_id` is made of the row and the place in it."""
+        own = [name for name in self._rows.columns if name != self._column]
+        item = next((i for n in range(len(self._rows)) for i in self._of(n)), {})
+        return list(dict.fromkeys([*own, *item, "question_id"]))
+
+    @property
+    def pictures(self) -> PictureFolders | None:
+        """See `Rows`."""
+        return self._rows.pictures
+
+    def __len__(self) -> int:
+        return int(self._first[-1])
+
+    def row(self, number: int) -> Row:
+        """See `Rows`."""
+        of_row = int(np.searchsorted(self._first, number, side="right")) - 1
+        row = self._rows.row(of_row)
+        at = number - int(self._first[of_row])
+        return self._joined(row, _items(row[self._column])[at], of_row, at)
+
+    def values(self, columns: Sequence[str]) -> Iterator[Row]:
+        """See `Rows`."""
+        own = [name for name in columns if name in self._rows.columns]
+        for number, row in enumerate(self._rows.values([*own, self._column])):
+            for place, item in enumerate(_items(row[self._column])):
+                yield self._joined(row, item, number, place)
+
+    def place(self, number: int) -> str:
+        """See `Rows`."""
+        of_row = int(np.searchsorted(self._first, number, side="right")) - 1
+        return f"{self._rows.place(of_row)}, question {number - int(self._first[of_row])}"
+
+    def _of(self, number: int) -> Sequence[Row]:
+        return _items(self._rows.row(number)[self._column])
+
+    def _joined(self, row: Row, item: Row, number: int, place: int) -> Row:
+        own = {name: cell for name, cell in row.items() if name != self._column}
+        return {**own, "question_id": f"{self.split}/{number}/{place}", **item}
 
 
-def split_files(folder: Path, split: str) -> list[Path]:
-    """The parquet files of a split below a folder, in order."""
-    return [p for p in sorted(folder.rglob("*.parquet")) if _split_name(p) == split]
-
-
-def _names(folder: Path) -> str:
-    """The folders below a folder."""
-    return ", ".join(sorted(path.name for path in folder.iterdir() if path.is_dir())) or "none"
-
-
-def _split_name(path: Path) -> str:
-    name = re.sub(r"-\d+-of-\d+.*$", "", path.stem)
-    return path.parent.name if name.isdigit() else name
-
-
-def _encoded(table: Any) -> Any:
-    """The table with pictures as {bytes, path} instead of decoded ones."""
-    datasets = _library()
-    for name, feature in table.features.items():
-        if isinstance(feature, datasets.Image):
-            table = table.cast_column(name, datasets.Image(decode=False))
-    return table
-
-
-def _library() -> Any:
-    try:
-        import datasets
-    except ImportError:
-        raise DataError(
-            "the `datasets` package is missing: pip install 'latency-budget-grpo[data]'"
-        ) from None
-    datasets.disable_progress_bars()
-    return datasets
-
-
-def _with_rows(files: Sequence[Path]) -> list[Path]:
-    """The files that have rows, which the library needs; raises DataError for a broken one."""
-    from pyarrow import parquet
-
-    counts = {}
-    for path in files:
-        try:
-            counts[path] = parquet.read_metadata(path).num_rows
-        except Exception as error:  # the library raises many kinds
-            raise DataError(
-                f"{path.name} cannot be read ({_first_line(error)}): download it again"
-            ) from None
-    if not any(counts.values()):
-        raise DataError(f"{files[0].name} is empty: download it again, or name another split")
-    return [path for path, num_rows in counts.items() if num_rows]
-
-
-def _first_line(error: BaseException) -> str:
-    """The first line of an error's message, or of the error that was its cause."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def _items(cell: Any) -> Sequence[Row]:
+    """The questions of a cell: a list of structs, or a struct of lists of one length."""
+    if isinstance(cell, Mapping):
+        return [dict(zip(cell, item, strict=True)) for item in zip(*cell.values(), strict=True)]
+    return cell or ()

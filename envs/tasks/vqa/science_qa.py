@@ -1,7 +1,9 @@
 """ScienceQA, the questions with a picture: multiple choice at school level.
 
-Source: scienceqa.github.io; derek-thomas/ScienceQA for the schema. `lecture` and `solution` hold
-the reasoning and never enter a prompt.
+The hub's columns: seen on the viewer's page of lmms-lab/ScienceQA; that those of
+derek-thomas/ScienceQA are the same follows from what allenai/molmo, olmo/data/academic_datasets.py
+reads. The original of scienceqa.github.io (problems.json) is not read. `lecture` and `solution`
+hold the reasoning and never enter a prompt.
 """
 
 from __future__ import annotations
@@ -21,10 +23,9 @@ class ScienceQa(DataSet):
     """Evaluated on the validation split, as the published model was."""
 
     name = "science_qa_img"
-    hub_id = "derek-thomas/ScienceQA"
+    hub_ids = ("derek-thomas/ScienceQA",)
     on_hub = Published(train="train", test="validation")
-    in_original = None
-    columns = (("question",), ("choices",), ("answer",), ("image",), ("hint",))
+    columns = (("question",), ("choices",), ("answer",), ("image",))
     key_columns = ("image",)
 
     def is_usable(self, row: Row) -> bool:
@@ -33,13 +34,13 @@ class ScienceQa(DataSet):
 
     def picture_key(self, row: Row, rows: Rows, number: int) -> str:
         """A hash of the pixels: pictures have no names, and some recur."""
-        picture = Picture.of_cell(row["image"], rows.folder)
+        picture = Picture.of_cell(row["image"], rows.pictures)
         assert picture is not None
-        return pixel_key(picture, self.name, f"row {number}")
+        return pixel_key(picture, self.name, f"{rows.split}/{number}")
 
     def entry(self, row: Row, rows: Rows, number: int) -> Entry:
         """Style `science_qa`: the hint, if there is one, then the question and its options."""
-        hint, question = row["hint"] or "", question_text(row["question"])
+        hint, question = row.get("hint") or "", question_text(row["question"])
         question = after_hint(hint, hint if hint and self.config.hint_as_published else question)
         choices, correct = texts(row["choices"], "choices"), row["answer"]
         if not isinstance(correct, int) or not 0 <= correct < len(choices):
@@ -49,8 +50,8 @@ class ScienceQa(DataSet):
             )
         letters = string.ascii_uppercase
         return Entry(
-            question_id=f"row {number}",
-            picture=Picture.of_cell(row["image"], rows.folder),
+            question_id=f"{rows.split}/{number}",
+            picture=Picture.of_cell(row["image"], rows.pictures),
             prompt=styled("science_qa", with_options(question, choices, letters=letters)),
             answers=(letters[correct],),
             metadata={"kind": str(row.get("subject") or ""), "num_options": len(choices)},

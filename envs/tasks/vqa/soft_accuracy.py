@@ -1,7 +1,7 @@
-"""The soft accuracy of VQA v2, OK-VQA and TextVQA: Molmo's and the official one.
+"""The soft accuracy of VQA v2, OK-VQA and TextVQA, under its owners' names.
 
-Both count the annotators who gave the answer, and three suffice. Figures differ: name which of the
-two a figure is.
+All count the annotators who gave the answer, and three suffice. Figures differ: name whose a figure
+is.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def molmo_soft_accuracy(answer: str, references: Sequence[str]) -> float:
     return min(sum(answer == normalize_vqa(r) for r in references) / 3, 1.0)
 
 
-def official_soft_accuracy(answer: str, references: Sequence[str]) -> float:
+def vqa_v2_soft_accuracy(answer: str, references: Sequence[str]) -> float:
     """min(matches among the others / 3, 1), averaged over leaving each reference out once.
 
     With ten references: 0, 0.3, 0.6, 0.9 or 1. Answers are normalised only where the references,
@@ -92,8 +92,33 @@ def official_soft_accuracy(answer: str, references: Sequence[str]) -> float:
     answer, *given = (_single_line(text).strip() for text in (answer, *references))
     if len(set(given)) > 1:
         answer, *given = (normalize_vqa(text) for text in (answer, *given))
-    matches = [answer == reference for reference in given]
+    return _left_out_once(answer, given)
+
+
+def text_vqa_soft_accuracy(answer: str, references: Sequence[str]) -> float:
+    """As VQA v2's, with TextVQA's own normalisation, which always applies: "Yes." is "yes".
+
+    It first removes every comma and question mark and parts "'s" from its word; the other steps
+    are those of VQA v2.
+
+    Source: facebookresearch/mmf, mmf/utils/m4c_evaluators.py, TextVQAAccuracyEvaluator.
+
+    Raises:
+        ValueError: without a reference.
+    """
+    _check(references)
+    answer, *given = (_normalize_text_vqa(text) for text in (answer, *references))
+    return _left_out_once(answer, given)
+
+
+def _left_out_once(answer: str, references: Sequence[str]) -> float:
+    matches = [answer == reference for reference in references]
     return sum(min((sum(matches) - match) / 3, 1.0) for match in matches) / len(matches)
+
+
+def _normalize_text_vqa(text: str) -> str:
+    text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
+    return normalize_vqa(text.strip())
 
 
 def _single_line(text: str) -> str:

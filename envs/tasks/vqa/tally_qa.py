@@ -1,20 +1,23 @@
 """TallyQA: counting questions about COCO and Visual Genome pictures.
 
-Source: manoja328/TallyQA, one zip with train.json and test.json. One sample per question: the
-published code of Molmo makes one per picture and cannot score it.
+The original, manoja328/TallyQA: one zip with train.json and test.json, each a list; schema seen in
+its README, in allenai/molmo, olmo/hf_datasets/tally_qa.py, and in google-research/big_vision,
+datasets/tallyqa. No faithful parquet copy was found. One sample per question: the published code
+of Molmo makes one per picture and cannot score it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from envs.spec import DataError, Sample
 from envs.tasks.vqa.cells import question_text
 from envs.tasks.vqa.data_set import DataSet, Entry, Published
-from envs.tasks.vqa.json_files import read_json, records
+from envs.tasks.vqa.json_stream import json_records
 from envs.tasks.vqa.picture import Picture, picture_key
 from envs.tasks.vqa.prompts import styled
-from envs.tasks.vqa.rows import Records, Row, Rows
+from envs.tasks.vqa.rows import Row, Rows
 from envs.tasks.vqa.text_match import molmo_exact_match
 
 
@@ -22,19 +25,19 @@ class TallyQa(DataSet):
     """`metadata` tells simple from complex questions, where the data set does (test only)."""
 
     name = "tally_qa"
-    hub_id = ""
     on_hub = Published(train="train", test="test")
     in_original = Published(train="train", test="test")
     columns = (("question",), ("answer",), ("image",), ("image_name",), ("question_id",))
     key_columns = ("image_name",)
 
-    def original(self, folder: Path, images: Path, split: str) -> Records:
-        """SPLIT.json, a list; pictures lie in train2014, val2014, VG_100K and VG_100K_2."""
-        rows = [
-            {**row, "image_name": row["image"], "image": Picture(paths=(images / row["image"],))}
-            for row in records(read_json(folder, [f"{split}.json"]), "", f"{split}.json")
-        ]
-        return Records(records=rows)
+    def files(self, split: str) -> Sequence[Sequence[str]]:
+        """One file, a list."""
+        return ((f"{split}.json", f"tallyqa_{split}.json"),)
+
+    def read(self, split: str, paths: Sequence[Path]) -> Iterator[Row]:
+        """Its records; pictures lie in train2014, val2014, VG_100K and VG_100K_2."""
+        for row in json_records(paths[0], ""):
+            yield {**row, "image_name": row["image"], "image": {"path": row["image"]}}
 
     def picture_key(self, row: Row, rows: Rows, number: int) -> str:
         """The COCO or Visual Genome picture; overlap between the two is not known."""
@@ -48,7 +51,7 @@ class TallyQa(DataSet):
         kind = {True: "simple", False: "complex"}.get(row.get("issimple", -1), "")
         return Entry(
             question_id=str(row["question_id"]),
-            picture=Picture.of_cell(row["image"], rows.folder),
+            picture=Picture.of_cell(row["image"], rows.pictures),
             prompt=styled("tally_qa", question_text(row["question"])),
             answers=(str(answer),),
             metadata={"kind": kind},

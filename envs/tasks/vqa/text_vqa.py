@@ -1,19 +1,22 @@
 """TextVQA: questions about text in OpenImages pictures, with ten answers each.
 
-Source: textvqa.org; facebook/textvqa for the schema.
+The original, textvqa.org: TextVQA_0.5.1_SPLIT.json, pictures in `train_images/` (also those of
+val) and `test_images/`; schema seen in facebook/textvqa, textvqa.py. The hub's columns: seen on
+the viewer's page of pppop7/textvqa, a copy of lmms-lab/textvqa, renamed lmms-lab-encoder/textvqa.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from envs.spec import Sample
 from envs.tasks.vqa.cells import picture_id, question_text, reference_answers
 from envs.tasks.vqa.data_set import DataSet, Entry, Published
-from envs.tasks.vqa.json_files import read_json, records
+from envs.tasks.vqa.json_stream import json_records
 from envs.tasks.vqa.picture import Picture
 from envs.tasks.vqa.prompts import styled
-from envs.tasks.vqa.rows import Records, Row, Rows
+from envs.tasks.vqa.rows import Row, Rows
 from envs.tasks.vqa.vqa_v2 import SOFT_SCORES
 
 
@@ -21,21 +24,25 @@ class TextVqa(DataSet):
     """Questions stay in lower case and without OCR tokens, as the published model was tuned."""
 
     name = "text_vqa"
-    hub_id = "lmms-lab-encoder/textvqa"
+    hub_ids = ("lmms-lab-encoder/textvqa", "lmms-lab/textvqa")
     on_hub = Published(train="train", test="validation")
     in_original = Published(train="train", test="val")
     columns = (("question",), ("answers",), ("image",), ("question_id",), ("image_id",))
     key_columns = ("image_id",)
 
-    def original(self, folder: Path, images: Path, split: str) -> Records:
-        """TextVQA_0.5.1_SPLIT.json; the pictures of `val` lie with those of `train`."""
-        names = [f"TextVQA_0.5.1_{split}.json"]
-        place = images / ("test_images" if split == "test" else "train_images")
-        rows = [
-            {**row, "image": Picture(paths=(place / f"{row['image_id']}.jpg",))}
-            for row in records(read_json(folder, names), "data", names[0])
-        ]
-        return Records(records=rows)
+    folder_aliases: Mapping[str, Sequence[str]] = {"train_images": ("train_val_images",)}
+
+    def files(self, split: str) -> Sequence[Sequence[str]]:
+        """One file."""
+        return ((f"TextVQA_0.5.1_{split}.json", f"TextVQA_0.5_{split}.json"),)
+
+    def read(self, split: str, paths: Sequence[Path]) -> Iterator[Row]:
+        """The records of `data`; the pictures of `val` lie with those of `train`."""
+        place = "test_images" if split == "test" else "train_images"
+        for row in json_records(paths[0], "data"):
+            kept = {key: row[key] for key in ("question_id", "question", "answers") if key in row}
+            path = f"{place}/{row['image_id']}.jpg"
+            yield {**kept, "image_id": row["image_id"], "image": {"path": path}}
 
     def picture_key(self, row: Row, rows: Rows, number: int) -> str:
         """The OpenImages picture."""
@@ -45,7 +52,7 @@ class TextVqa(DataSet):
         """Style `text_vqa`."""
         return Entry(
             question_id=str(row["question_id"]),
-            picture=Picture.of_cell(row["image"], rows.folder),
+            picture=Picture.of_cell(row["image"], rows.pictures),
             prompt=styled("text_vqa", question_text(row["question"])),
             answers=reference_answers(row.get("answers")),
         )

@@ -18,5 +18,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def arrow_cache(tmp_path_factory: pytest.TempPathFactory):
     """A cache of the `datasets` library that goes with the tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("arrow"))
+        folder = tmp_path_factory.mktemp("arrow")
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
+        patch.setenv("HF_DATASETS_CACHE", str(folder))
         yield

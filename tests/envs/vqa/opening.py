@@ -10,7 +10,8 @@ from envs.tasks.data_mixture import DataMixture
 from envs.tasks.registry import build_tasks, load_tasks
 from envs.tasks.scene import SPLITS
 from envs.tasks.vqa.config import DataConfig
-from envs.tasks.vqa.data_set import Entry, VqaTask
+from envs.tasks.vqa.data_set import Entry
+from envs.tasks.vqa.vqa_task import VqaTask
 from tests.envs.vqa.fixtures import ORIGINAL, PARQUET, write_original, write_parquet
 
 FORMS = (

@@ -1,5 +1,4 @@
 import math
-from pathlib import Path
 
 import pytest
 
@@ -99,15 +98,6 @@ def test_own_tokens():
     assert cider_d("a cat.", ["a cat"], frequencies, tokenize=str.split) == 0.0
     assert corpus_cider_d(["a cat", "a dog."], PETS, tokenize=str.split) == pytest.approx(2.5)
     assert cider_d_reward("a cat", ["a cat"], frequencies, tokenize=str.split) == 0.5
-
-
-def test_frequencies_survive_saving(tmp_path: Path):
-    frequencies = DocumentFrequencies.from_references([["a café"], ["a café"], ["a bar"]])
-    frequencies.save(tmp_path / "one.json.gz")
-    loaded = DocumentFrequencies.load(tmp_path / "one.json.gz")
-    assert loaded == frequencies
-    loaded.save(tmp_path / "two.json.gz")
-    assert (tmp_path / "one.json.gz").read_bytes() == (tmp_path / "two.json.gz").read_bytes()
 
 
 def test_bad_input():

@@ -71,6 +71,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def parquet_rows(root: Path, name: str, split: str, variant: str | None = None) -> list[Row]:
     split = PARQUET_NAMES.get((name, split), split) if variant is None else split
+    variant = "flat" if name == "st_qa" else variant
     folder = root / f"parquet-{name}-{variant}"
     paths = [path for path in folder.rglob(f"{split}-*") if path.parent.name != "InfographicVQA"]
     return [row for path in sorted(paths) for row in pq.read_table(path).to_pylist()]
@@ -88,7 +89,9 @@ def parquet_row(root: Path, trap: Trap) -> Row:
 
 
 def id_of(value: Any, name: str) -> str:
-    return str(int(value.rsplit("_", 1)[1])) if name == "coco_caption" else str(value)
+    if name != "coco_caption":
+        return str(value)
+    return str(int(value.rsplit("_", 1)[-1].removesuffix(".jpg")))
 
 
 def original_records(root: Path, name: str, split: str) -> list[Row]:

@@ -88,6 +88,10 @@ COLUMNS: dict[tuple[str, str | None], dict[str, str]] = {
     ("science_qa_img", None): SCIENCE,
     ("science_qa_img", "lmms"): SCIENCE,
     ("st_qa", None): {
+        "image": IMAGE,
+        "qas": "list<element: struct<question: string, answers: list<element: string>>>",
+    },
+    ("st_qa", "flat"): {
         "question_id": "string",
         "question": "string",
         "answers": TEXTS,
@@ -133,7 +137,8 @@ SPLITS = {
         for config in ("IMG", "FULL")
         for split in ("train", "validation", "test")
     },
-    ("st_qa", None): {"data/train": 2, "data/test": 1},
+    ("st_qa", None): {"data/train": 2},
+    ("st_qa", "flat"): {"data/train": 2, "data/test": 1},
     ("text_vqa", None): {"data/train": 1, "data/validation": 2, "data/test": 1},
 }
 

@@ -33,9 +33,9 @@ def test_files_of_vqa_v1_are_refused_as_ok_vqa(root: Path, tmp_path: Path):
 def test_hints(root: Path):
     published = opened(root, "science_qa_img:parquet", hint_as_published=True)
     hint = "science_qa: See the pairs.\nSee the pairs.\nA: 1\nB: 2\nC: both\nD: none\n"
-    assert sample_of(published, f"row {traps.HINT.id}").prompt == hint
+    assert sample_of(published, f"validation/{traps.HINT.id}").prompt == hint
     no_hint = "science_qa: Which is warmer?\nA: the pan\nB: the ice\n"
-    assert sample_of(published, f"row {traps.NO_HINT.id}").prompt == no_hint
+    assert sample_of(published, f"validation/{traps.NO_HINT.id}").prompt == no_hint
 
 
 @pytest.mark.parametrize("form", ["science_qa_img:parquet", "science_qa_img:lmms"])
@@ -48,9 +48,28 @@ def test_no_prompt_holds_the_reasoning(form: str, root: Path):
 
 def test_rows_without_a_picture_are_no_part_of_science_qa(root: Path):
     ids = question_ids(opened(root, "science_qa_img:parquet"), "test")
-    assert ids == {f"row {number}" for number in (0, 2, 4, 5, 6)}, "numbered before the filter"
+    assert ids == {f"validation/{number}" for number in (0, 2, 4, 5, 6)}, (
+        "numbered before the filter"
+    )
     assert traps.NULL_STRUCT.id == "1"
     assert traps.STRUCT_OF_NULLS.id == "3"
+
+
+def test_mmmu_reads_one_line_as_molmo_or_all_paragraphs_as_its_own_evaluation(root: Path):
+    output = "It cannot be (A).\nIt cannot be (A).\nSo it must be (B)."
+    scores = {}
+    for rule in ("molmo", "mmmu"):
+        task = opened(root, "mmmu:parquet", mmmu_answer=rule)
+        scores[rule] = task.score(sample_of(task, "validation_Accounting_1"), output)
+    assert scores == {"molmo": 0.0, "mmmu": 1.0}
+
+
+def test_soft_accuracy_under_its_owners_names(root: Path):
+    scores = {}
+    for rule in ("molmo", "vqa_v2", "text_vqa"):
+        task = opened(root, "coco_2014_vqa:original", vqa_score=rule)
+        scores[rule] = task.score(sample_of(task, "42001"), "Yes.")
+    assert scores == {"molmo": 1.0, "vqa_v2": 0.0, "text_vqa": 1.0}
 
 
 def test_seven_options_as_published(root: Path):
@@ -85,6 +104,7 @@ def test_the_first_marked_picture_is_shown_and_never_that_of_an_explanation(
 @pytest.mark.parametrize("trap", [*traps.WITHOUT_ANSWERS, traps.TEN_EMPTY_ANSWERS])
 def test_test_splits_without_answers_are_refused(trap: traps.Trap, root: Path):
     for form in trap.forms:
+        form = "flat" if (trap.data_set, form) == ("st_qa", "parquet") else form
         task = opened(root, f"{trap.data_set}:{form}", splits={f"{trap.data_set}/test": "test"})
         with pytest.raises(DataError, match=trap.data_set) as refusal:
             task.sample("test", 0)

@@ -9,8 +9,8 @@ from PIL import Image
 
 from envs.tasks.data_mixture import DataMixture
 from envs.tasks.scene import SPLITS
-from envs.tasks.vqa.data_set import VqaTask
 from envs.tasks.vqa.picture import Picture, pixel_key
+from envs.tasks.vqa.vqa_task import VqaTask
 from tests.envs.vqa.fixtures import ORIGINAL, traps
 from tests.envs.vqa.fixtures.odd_pictures import DECODABLE, exif_turned_jpeg
 from tests.envs.vqa.fixtures.pictures import jpeg, picture, png
@@ -44,7 +44,7 @@ DROPPED = {
     "doc_qa": {"351"},
     "text_vqa": set(),
     "mmmu": set(),
-    "science_qa_img": {"row 1"},
+    "science_qa_img": {"train/1"},
 }
 """Training questions of the nine data sets that share a picture with a test split."""
 
@@ -81,7 +81,7 @@ def train_ids(task: VqaTask) -> set[str]:
     part = task.splits["train"]
     rows = {int(number): part.rows.row(int(number)) for number in part.numbers}
     return {
-        str(row.get("question_id", row.get("questionId", f"row {number}")))
+        str(row.get("question_id", row.get("questionId", f"train/{number}")))
         for number, row in rows.items()
     }
 
@@ -109,7 +109,7 @@ def test_the_traps_are_among_them():
     for trap in shared:
         ids = DROPPED[trap.data_set]
         assert any(trap.id in (own, own.rpartition("_")[2].lstrip("0")) for own in ids) or (
-            f"row {trap.id}" in ids
+            f"train/{trap.id}" in ids
         ), trap
 
 
@@ -120,7 +120,7 @@ def test_what_is_evaluated_stays(root: Path):
     held_out = question_ids(mixture.data_sets["st_qa"], "test")
     assert traps.TRAIN_PICTURE_HELD_OUT.id in held_out
     science = question_ids(mixture.data_sets["science_qa_img"], "test")
-    assert f"row {traps.SAME_PIXELS_EVALUATED.id}" in science
+    assert f"validation/{traps.SAME_PIXELS_EVALUATED.id}" in science
 
 
 def test_a_data_set_that_is_not_mixed_in_drops_nothing(root: Path):

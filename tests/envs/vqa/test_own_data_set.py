@@ -9,7 +9,7 @@ import pytest
 from envs.spec import DataError
 from envs.tasks.data_mixture import DataMixture
 from envs.tasks.vqa.config import DataConfig
-from envs.tasks.vqa.data_set import VqaTask
+from envs.tasks.vqa.vqa_task import VqaTask
 from tests.envs.vqa.fixtures.pictures import picture, png
 
 PAGE = Path(__file__).parents[3] / "docs" / "your_model_and_data.md"

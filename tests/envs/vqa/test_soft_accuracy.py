@@ -4,7 +4,8 @@ from envs.tasks.vqa.soft_accuracy import (
     CONTRACTIONS,
     molmo_soft_accuracy,
     normalize_vqa,
-    official_soft_accuracy,
+    text_vqa_soft_accuracy,
+    vqa_v2_soft_accuracy,
 )
 
 
@@ -64,7 +65,7 @@ def test_contractions_are_keyed_by_lower_case():
 def test_both_definitions(matches: int, molmo: float, official: float):
     references = ["The cat"] * matches + ["dog"] * (10 - matches)
     assert molmo_soft_accuracy("cat", references) == pytest.approx(molmo)
-    assert official_soft_accuracy("cat", references) == pytest.approx(official)
+    assert vqa_v2_soft_accuracy("cat", references) == pytest.approx(official)
 
 
 @pytest.mark.parametrize(
@@ -82,10 +83,36 @@ def test_both_definitions(matches: int, molmo: float, official: float):
 )
 def test_equal_references(answer: str, references: list[str], molmo: float, official: float):
     assert molmo_soft_accuracy(answer, references) == molmo
-    assert official_soft_accuracy(answer, references) == official
+    assert vqa_v2_soft_accuracy(answer, references) == official
 
 
 def test_no_reference_is_an_error():
-    for score in (molmo_soft_accuracy, official_soft_accuracy):
+    for score in (molmo_soft_accuracy, vqa_v2_soft_accuracy):
         with pytest.raises(ValueError, match="no reference answer"):
             score("cat", [])
+
+
+@pytest.mark.parametrize(
+    ("answer", "references", "text_vqa", "vqa_v2"),
+    [
+        # TextVQA's evaluator normalises always, VQA v2's only where the references differ
+        ("Yes.", ["yes"] * 10, 1.0, 0.0),
+        ("the yes", ["yes"] * 10, 1.0, 0.0),
+        ("1,000", ["1000"] * 10, 1.0, 0.0),
+        # the possessive is parted first, so that it equals one with a space
+        ("bob's", ["bob 's"] * 9 + ["bob"], 1.0, 0.0),
+        ("bobs", ["bob's"] * 9 + ["bob"], 0.0, 0.0),
+        # commas go before the other marks, so that they do not say how hyphens are treated
+        ("t-shirt 1,000", ["t shirt 1000"] * 9 + ["shirt"], 1.0, 0.0),
+        ("tshirt 1000", ["t-shirt 1,000"] * 9 + ["shirt"], 0.0, 1.0),
+        # the same counting: two of ten who said so
+        ("red", ["red"] * 2 + ["blue"] * 8, pytest.approx(0.6), pytest.approx(0.6)),
+        ("red", ["red"] * 3 + ["blue"] * 7, pytest.approx(0.9), pytest.approx(0.9)),
+        ("green", ["red"] * 3 + ["blue"] * 7, 0.0, 0.0),
+    ],
+)
+def test_text_vqa_and_vqa_v2(answer: str, references: list[str], text_vqa: float, vqa_v2: float):
+    assert text_vqa_soft_accuracy(answer, references) == text_vqa
+    assert vqa_v2_soft_accuracy(answer, references) == vqa_v2
+    with pytest.raises(ValueError, match="no reference answer"):
+        text_vqa_soft_accuracy(answer, [])

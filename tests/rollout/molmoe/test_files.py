@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from envs.pixels import MAX_PIXELS, to_rgb
 from envs.spec import Tier
 from rollout.molmoe import (
     CoveringPreprocessor,
@@ -20,7 +21,6 @@ from rollout.molmoe import (
     load_model,
     save_model,
 )
-from rollout.molmoe.preprocess import MAX_PIXELS, to_rgb
 from tests.rollout.molmoe.tiny import TINY, random_model
 
 
