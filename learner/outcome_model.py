@@ -2,7 +2,7 @@
 
 It is fitted to all remembered episodes, and tells the policy the expected reward of configurations
 that nobody ran on a sample. The spread of its latencies is measured on each step's groups before it
-learns from them, so that it does not take its memory for foresight.
+learns from them, so that training error is not mistaken for test error.
 
 Shapes: B samples, G episodes of a sample, D d_model, I length of the image feature, A = 3 tiers,
 P = 5 positions, K = 5 top_ks, N = 5 num_blocks.

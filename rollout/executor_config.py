@@ -50,6 +50,6 @@ def check_knobs_fit(config: MolmoEConfig) -> None:
         )
     if config.top_k != FULL_TOP_K or config.num_experts < FULL_TOP_K:
         raise ValueError(
-            f"the knob top_k is made for {FULL_TOP_K} experts a token and this model takes "
+            f"the knob top_k is made for {FULL_TOP_K} experts per token and this model takes "
             f"{config.top_k} of {config.num_experts}: give one that takes {FULL_TOP_K}"
         )

@@ -1,4 +1,4 @@
-"""One token's experts in several ways, in graphs: which one belongs into the decode step?"""
+"""One token's experts in several ways, in graphs: which one belongs in the decode step?"""
 
 from __future__ import annotations
 

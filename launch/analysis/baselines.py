@@ -167,7 +167,7 @@ def lookup(table: ProfileTable, budgets_ms: np.ndarray, allowed: np.ndarray) -> 
 
 
 def lookup_by_kind(table: ProfileTable, budgets_ms: np.ndarray, *, shrinkage: float) -> Rival:
-    """A lookup table that is told the kind of question.
+    """A lookup table per task.
 
     Accuracies and violations of each kind are drawn to those of the mixture by the share
     `shrinkage`, because each kind has few samples.

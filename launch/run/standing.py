@@ -25,7 +25,7 @@ from rollout.profiling.conversion import calibrated
 from rollout.profiling.profile_table import ProfileTable
 
 RIVALS = {
-    "lookup by kind": "lookup table that is told the kind of question",
+    "lookup by kind": "lookup table per task",
     "lookup": "lookup table with a margin for each budget",
     "static": "best static configuration",
 }
