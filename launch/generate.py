@@ -25,7 +25,6 @@ from typing import Any, Literal
 import tyro
 from rich.console import Console
 
-from envs.checks import check_within
 from launch.cluster.console import (
     check_local_paths,
     logs_to_stderr,
@@ -50,9 +49,6 @@ class AnswerConfig:
     max_new_tokens: int | None = None
     prefill_only: bool | None = None
 
-    def __post_init__(self) -> None:
-        check_within(self, "max_new_tokens", low=1)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
@@ -75,9 +71,6 @@ class ModelConfig:
     importance: Path | None = None
     executor: AnswerConfig = field(default_factory=AnswerConfig)
 
-    def __post_init__(self) -> None:
-        check_within(self, "num_threads", low=1)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateConfig:
@@ -99,9 +92,6 @@ class GenerateConfig:
     controller: str | None = None
     json: bool = False
     worker: ModelConfig = field(default_factory=ModelConfig)
-
-    def __post_init__(self) -> None:
-        check_within(self, "budget_ms", low=0, above=True)
 
 
 def answered(config: GenerateConfig) -> dict[str, Any]:

@@ -157,6 +157,14 @@ def machine(name: str, uri: str, run_dir: Path, journal: Path, seed: int) -> Non
                 file.write(json.dumps(line) + "\n")
 
 
+def wait_for(more: int, journal: Path) -> None:
+    """Until the store has acknowledged so many more checkpoints, however busy this machine is."""
+    then, deadline = len(journal.read_text().splitlines()), time.monotonic() + 120
+    while len(journal.read_text().splitlines()) < then + more:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def interleaving(seed: int, uri: str, folder: Path) -> tuple[int, int]:
     """Runs, kills and brings back two machines at random; returns steps stored and turns."""
     context = multiprocessing.get_context("forkserver")
@@ -170,7 +178,8 @@ def interleaving(seed: int, uri: str, folder: Path) -> tuple[int, int]:
             target=machine, args=(name, uri, folder / name, journal, 100 * seed + turn)
         )
         child.start()
-        time.sleep(rng.uniform(0.1, 1.2))
+        wait_for(rng.choice((0, 1, 2)), journal)
+        time.sleep(rng.uniform(0.0, 0.4))
         assert child.is_alive(), "no machine stops by itself"
         child.kill()
         child.join(60)
