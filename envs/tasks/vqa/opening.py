@@ -136,7 +136,7 @@ def _open(
         else:
             strict = {"configs": bool(own), "split": split in _named(data_set, config)}
             rows, key, origin = parquet_rows(source.folder, configs, split, strict=strict)
-        _check(data_set, rows)
+        _check_not_empty(rows)
         unfolded = data_set.one_row_per_question(rows)
         _check_columns(data_set, unfolded)
         key = _key(data_set, split, key)
@@ -163,7 +163,7 @@ def _from_files(
     name = f"{data_set.name}-rows"
     table = cache.table(name, key, lambda: _records(data_set, header, paths))
     rows = Stored(table=table, split=split, pictures=pictures, file=paths[0].name)
-    _check(data_set, rows)
+    _check_not_empty(rows)
     _check_columns(data_set, rows)
     return _split(rows, table, key, " and ".join(map(str, paths)))
 
@@ -227,7 +227,7 @@ def _split(rows: Rows, table: Any, key: tuple[Any, ...], origin: str) -> Split:
     )
 
 
-def _check(data_set: DataSet, rows: Rows) -> None:
+def _check_not_empty(rows: Rows) -> None:
     if not len(rows):
         raise DataError("it is empty: download it again, or name another split")
 

@@ -85,7 +85,7 @@ class Stored:
 
     def place(self, number: int) -> str:
         """See `Rows`."""
-        return f"row {number} of {self.file}"
+        return f"row {number} of {self.split}, {self.file}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

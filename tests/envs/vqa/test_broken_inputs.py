@@ -79,7 +79,7 @@ BROKEN: list[tuple[str, str, Edit, str]] = [
         "coco_2014_vqa:original",
         "null question",
         cell(f"{VQA[0]}:questions", "question", None),
-        r"sample coco_2014_vqa/test/\d .row 0 of v2_Open.*.: its question is None",
+        r"sample coco_2014_vqa/test/\d .row 0 of val, v2_Open.*.: its question is None",
     ),
     (
         "coco_2014_vqa:original",
