@@ -37,6 +37,7 @@ from launch.cluster.config import ClusterConfig
 from launch.cluster.connection import connect
 from launch.cluster.console import check_local_paths, one_clear_error, wide_console
 from launch.cluster.fleet import RayFleet, check_census, open_fleet
+from launch.cluster.usage import options_from
 from launch.run.outputs import writable_folder
 from launch.run.recipes import SHIPPED_PROFILE
 from launch.run.remote_folder import is_uri
@@ -206,13 +207,14 @@ def print_table(found: dict[str, Outcome], result: GreedySweep, console: Console
 
 def parse() -> tuple[EvaluateConfig, Checkpoint]:
     """Reads the command line; the run's own model and tasks are the defaults."""
-    first = tyro.cli(EvaluateConfig, prog="evaluate.py", description=__doc__)
+    first = options_from(lambda: tyro.cli(EvaluateConfig, prog="evaluate.py", description=__doc__))
     check_local_paths(first)
     if is_uri(first.run_dir) and first.output_dir is None:
         raise ValueError(f"{first.run_dir} is in an object store: give a local --output-dir")
     checkpoint = load_checkpoint(first.run_dir)
     own = worker_of(checkpoint)
-    config = tyro.cli(EvaluateConfig, prog="evaluate.py", default=replace(first, worker=own))
+    default = replace(first, worker=own)
+    config = options_from(lambda: tyro.cli(EvaluateConfig, prog="evaluate.py", default=default))
     return config, checkpoint
 
 

@@ -27,6 +27,7 @@ from envs.checks import check_within
 from launch.analysis.latency_plots import plot_errors, plot_predictions
 from launch.cluster.console import check_local_paths, one_clear_error
 from launch.cluster.ray_train import start_ray
+from launch.cluster.usage import options_from
 from launch.run.outputs import writable_folder
 from rollout.estimator.estimator import LatencyEstimator
 from rollout.estimator.fit import EpochRecord, EstimatorFit, FitConfig
@@ -286,12 +287,14 @@ def fit_estimator(options: EstimatorOptions) -> dict[str, Any]:
 
 def main() -> int:
     """Reads the command line and fits."""
-    options = tyro.cli(
-        EstimatorOptions,
-        prog="fit_latency_estimator.py",
-        description=__doc__,
-        config=(tyro.conf.EnumChoicesFromValues,),
-        use_underscores=True,
+    options = options_from(
+        lambda: tyro.cli(
+            EstimatorOptions,
+            prog="fit_latency_estimator.py",
+            description=__doc__,
+            config=(tyro.conf.EnumChoicesFromValues,),
+            use_underscores=True,
+        )
     )
     check_local_paths(options)
     fit_estimator(options)

@@ -32,6 +32,7 @@ from launch.cluster.console import (
     printable,
     refuse_unknown_options,
 )
+from launch.cluster.usage import options_from
 
 # The model, and PyTorch with it, is imported only once the command line has been checked: the
 # import takes seconds, and --help does not need it.
@@ -140,7 +141,7 @@ def main() -> int:
     """Reads the command line and answers."""
     logs_to_stderr()
     refuse_unknown_options(sys.argv[1:], GenerateConfig)
-    config = tyro.cli(GenerateConfig, prog="generate.py", description=__doc__)
+    config = options_from(lambda: tyro.cli(GenerateConfig, prog="generate.py", description=__doc__))
     check_local_paths(config)
     result = answered(config)
     if config.json:

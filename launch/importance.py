@@ -31,6 +31,7 @@ from envs.spec import Sample, Tier
 from envs.tasks.scene import check_split
 from launch.analysis.statistics import Interval
 from launch.cluster.console import check_local_paths, one_clear_error, wide_console
+from launch.cluster.usage import options_from
 from launch.cluster.waiting import telling
 from launch.run.outputs import writable_file
 from rollout.block_skipping import BlockImportance
@@ -140,7 +141,9 @@ def check(scorer: Scorer, importance: BlockImportance, first_index: int) -> Tabl
 
 def main() -> int:
     """Measures, prints and writes."""
-    config = tyro.cli(ImportanceConfig, prog="importance.py", description=__doc__)
+    config = options_from(
+        lambda: tyro.cli(ImportanceConfig, prog="importance.py", description=__doc__)
+    )
     check_local_paths(config)
     writable_file(config.output, "OUT.json")
     scorer, console = Scorer(config), wide_console()

@@ -25,6 +25,7 @@ from envs.tasks import WEIGHTS
 from launch.analysis.statistics import Interval
 from launch.cluster.console import check_local_paths, one_clear_error, wide_console
 from launch.cluster.ray_train import start_ray
+from launch.cluster.usage import options_from
 from launch.pretraining.blueprint import write_folder
 from launch.pretraining.held_out import Evaluator, held_out
 from launch.pretraining.stages import Pretraining, TrainConfig
@@ -94,7 +95,9 @@ def report(pretraining: Pretraining, num_samples: int) -> None:
 
 def main() -> int:
     """Trains, or continues, then evaluates and writes the model's folder."""
-    options = tyro.cli(PretrainingOptions, prog="pretrain_tiny.py", description=__doc__)
+    options = options_from(
+        lambda: tyro.cli(PretrainingOptions, prog="pretrain_tiny.py", description=__doc__)
+    )
     check_local_paths(options)
     config = options.train
     if not config.out.is_absolute():

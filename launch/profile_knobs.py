@@ -46,6 +46,7 @@ from launch.cluster.config import ClusterConfig
 from launch.cluster.connection import connect
 from launch.cluster.console import check_local_paths, one_clear_error, wide_console
 from launch.cluster.fleet import RayFleet, check_census, open_fleet
+from launch.cluster.usage import options_from
 from launch.run.outputs import writable_folder
 from launch.run.resume import fingerprint_from_state, load_checkpoint, worker_of
 from rollout.build import WorkerConfig
@@ -297,12 +298,15 @@ def print_table(summary: dict[str, Any], console: Console) -> None:
 
 def parse() -> ProfileConfig:
     """Reads the command line; model and tasks of `--run-dir`, if given, are the defaults."""
-    config = tyro.cli(ProfileConfig, prog="profile_knobs.py", description=__doc__)
+    config = options_from(
+        lambda: tyro.cli(ProfileConfig, prog="profile_knobs.py", description=__doc__)
+    )
     check_local_paths(config)
     if config.run_dir is None:
         return config
     own = worker_of(load_checkpoint(config.run_dir))
-    return tyro.cli(ProfileConfig, prog="profile_knobs.py", default=replace(config, worker=own))
+    default = replace(config, worker=own)
+    return options_from(lambda: tyro.cli(ProfileConfig, prog="profile_knobs.py", default=default))
 
 
 def main() -> int:

@@ -23,6 +23,7 @@ from rich.console import Console
 from launch.cluster.connection import connect
 from launch.cluster.console import check_local_paths, one_clear_error, refuse_unknown_options
 from launch.cluster.signals import StopSignals
+from launch.cluster.usage import options_from
 from launch.serving.config import ServeConfig
 
 REPORT_INTERVAL_MS = 2000
@@ -77,7 +78,7 @@ def _shown(host: str) -> str:
 def main() -> int:
     """Reads the command line and serves."""
     refuse_unknown_options(sys.argv[1:], ServeConfig)
-    config = tyro.cli(ServeConfig, prog="serve.py", description=__doc__)
+    config = options_from(lambda: tyro.cli(ServeConfig, prog="serve.py", description=__doc__))
     check_local_paths(config)
     return serve(config, Console(soft_wrap=True, highlight=False))
 

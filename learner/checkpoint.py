@@ -128,6 +128,7 @@ class CheckpointStore:
         """
         try:
             folders.clear_remains(self.root, "step_*")
+            folders.clear_remains(self.root, LATEST_NAME)
         except OSError as error:
             raise CheckpointError(f"{self.root} cannot be put in order: {error}") from error
 

@@ -75,7 +75,10 @@ def clear_remains(root: Path, pattern: str) -> None:
         os.rename(path, _place_of(path))
     for prefix in (TEMPORARY_PREFIX, REPLACED_PREFIX, REMOVED_PREFIX):
         for path in root.glob(f"{prefix}{pattern}"):
-            shutil.rmtree(path, ignore_errors=True)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _place_of(replaced: Path) -> Path:

@@ -359,7 +359,10 @@ class ActorPool:
         loading = [slot.name for slot in starting if slot.is_placed]
         parts = [f"{', '.join(loading)} to load the model and warm up"] if loading else []
         if unplaced:
-            parts.append(f"{', '.join(unplaced)} to get a place: {self.asked_and_has()}")
+            parts.append(
+                f"{', '.join(unplaced)} to get a place and start its process: "
+                f"{self.asked_and_has()} (what starts here already is taken)"
+            )
         return f"{len(starting)} of {len(self.slots)} rollout actors: " + "; ".join(parts)
 
     def _states(self) -> str:

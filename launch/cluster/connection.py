@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable
@@ -163,6 +164,11 @@ def _prepare_to_join(target: str) -> None:
         )
     if target == "auto" or "://" in target or os.environ.get("RAY_USE_TLS", "0") == "1":
         return  # Ray finds the cluster, or cannot be asked in plain text
+    if not re.fullmatch(r"\S+:\d+", target):
+        raise ValueError(
+            f"the Ray address {target} is not HOST:PORT of a head node: correct it, or unset "
+            "RAY_ADDRESS for a local cluster"
+        )
     if _wait_for_answer(target) != "token refused":
         return
     token, source = known_token()

@@ -24,6 +24,7 @@ from launch.cluster.data_page import lines, write_page
 from launch.cluster.data_report import DataFinding, check_data
 from launch.cluster.slots import WITHOUT_GPUS, last_line
 from launch.cluster.upload_size import largest, uploaded_files
+from launch.cluster.usage import options_from
 from launch.cluster.versions import PACKAGES, git_revision, package_versions, python_version
 from launch.cluster.waiting import telling
 
@@ -75,7 +76,9 @@ def learners_gpus() -> str:
 def doctor(arguments: list[str]) -> int:
     """Prints its findings; returns 1 if one of them would stop a run."""
     console = wide_console()
-    config = tyro.cli(DoctorConfig, args=arguments, prog="joint_grpo.py doctor")
+    config = options_from(
+        lambda: tyro.cli(DoctorConfig, args=arguments, prog="joint_grpo.py doctor")
+    )
     check_local_paths(config)
     if config.tasks:
         check_names(config.tasks, config.data)
@@ -102,7 +105,8 @@ def doctor(arguments: list[str]) -> int:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
     for problem in problems:
         console.print(f"problem: {problem}", style="red", markup=False, soft_wrap=True)
-    console.print("no problem found" if not problems else f"{len(problems)} problems found")
+    counted = f"{len(problems)} problem{'' if len(problems) == 1 else 's'} found"
+    console.print(counted if problems else "no problem found")
     return 1 if problems else 0
 
 
@@ -110,7 +114,7 @@ def _check_upload(console: Console, problems: list[str]) -> None:
     """Prints the size of an upload by `ray job submit --working-dir .`; appends to the problems."""
     files = uploaded_files(Path.cwd())
     size_mb = sum(files.values()) / 1e6
-    console.print(f"working folder: {size_mb:.0f} MB (uploads fail over {UPLOAD_LIMIT_MB})")
+    console.print(f"working folder: {size_mb:.0f} MB (uploads over {UPLOAD_LIMIT_MB} MB fail)")
     if size_mb > UPLOAD_LIMIT_MB:
         problems.append(
             "the working folder is too large to submit: move data and weights out, or name them in "

@@ -18,6 +18,7 @@ from launch.cluster.actor_pool import ActorPool
 from launch.cluster.config import ClusterConfig
 from launch.cluster.connection import wait_for_nodes
 from launch.cluster.slots import Job
+from launch.cluster.waiting import SAY_EVERY_S
 from policy.config import PolicySetup
 from policy.weights import PolicyWeights
 from rollout.actor import PublishedWeights, Timed
@@ -159,10 +160,17 @@ class RayFleet:
         return np.array(list(self.run_each(calls, "runs of the cheapest configuration")))
 
     def run_each(self, calls: Sequence[Callable[[Any], Any]], what: str) -> Iterator[Any]:
-        """Runs each call on whichever actor is free, and yields the results in order."""
+        """Runs each call on whichever actor is free, and yields the results in order.
+
+        Every ten seconds it says how many are done.
+        """
         jobs = [Job(what=f"one of the {what}", call=call) for call in calls]
         self.pool.queue.extend(jobs)
-        for job in jobs:
+        said = time.monotonic()
+        for number, job in enumerate(jobs):
+            if time.monotonic() - said >= SAY_EVERY_S:
+                said = time.monotonic()
+                log.info("%s: %d of %d are done", what, number, len(jobs))
             self.pool.run([job], what, self.config.step_timeout_s)
             assert job.result is not None
             yield job.result.value

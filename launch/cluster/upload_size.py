@@ -27,6 +27,7 @@ def uploaded_files(folder: Path) -> dict[Path, int]:
 def largest(files: dict[Path, int]) -> str:
     """The largest files in words, such as `a/b.bin (3 MB), c (1 MB)`."""
     by_size = sorted(files.items(), key=lambda item: -item[1])[:NUM_NAMED]
+    by_size = [item for item in by_size if item[1] >= 5e5] or by_size[:1]
     return ", ".join(f"{path} ({size / 1e6:.0f} MB)" for path, size in by_size)
 
 

@@ -123,7 +123,7 @@ class RunStore:
                     f"again, remove {self.run_dir / SEEN_NAME}"
                 )
             if local >= 0 and not self._is_ours(latest):
-                self._set_aside(latest, local)
+                self._make_way(latest, local)
                 local = -1
             if latest and local >= _step_of(latest):
                 return
@@ -165,8 +165,19 @@ class RunStore:
         temporary.write_text(json.dumps(names))
         os.replace(temporary, self.run_dir / SEEN_NAME)
 
-    def _set_aside(self, latest: str, local: int) -> None:
-        """Moves a local state that the store's does not continue out of the way."""
+    def _make_way(self, latest: str, local: int) -> None:
+        """Clears a local state that the store's does not continue; what is only here is kept."""
+        checkpoints = self.run_dir / CHECKPOINTS
+        newest = checkpoints / f"step_{local:08d}"
+        if self._seen()[:1] == [_remote_name(newest, (newest / MANIFEST_NAME).read_bytes())]:
+            logger.info(
+                "another machine has continued the run in %s, which is at step %d: the run goes on "
+                "from there (this machine's last step, %d, had been stored)",
+                *(self.uri, _step_of(latest), local),
+            )
+            for folder in step_folders(checkpoints):
+                folders.remove(folder)
+            return
         number = 1
         while (target := self.run_dir.with_name(f"{self.run_dir.name}-aside-{number}")).exists():
             number += 1
@@ -176,8 +187,8 @@ class RunStore:
                 os.rename(path, target / path.name)
         logger.warning(
             "another machine has continued the run in %s, which is at step %d (%s): the run goes "
-            "on from there; this machine's own state, at step %d, was never stored there and is "
-            "now in %s",
+            "on from there; this machine's own state, at step %d, was not stored there and "
+            "is now in %s",
             *(self.uri, _step_of(latest), latest, local, target),
         )
 

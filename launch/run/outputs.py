@@ -39,5 +39,5 @@ def writable_file(path: Path, option: str) -> Path:
     """
     if path.is_dir():
         raise ValueError(f"{option} {path} is a folder: give the name of a file")
-    writable_folder(path.parent, option)
+    writable_folder(path.parent, f"{option} {path}: the folder")
     return path

@@ -60,7 +60,9 @@ class RemoteFolder:
     def list(self) -> set[str]:
         """Paths of all files, relative to the folder."""
         selector = pyarrow.fs.FileSelector(self.root, allow_not_found=True, recursive=True)
-        found = self._retried("listing it", lambda: self.filesystem.get_file_info(selector))
+        found = self._retried(
+            f"listing {self.uri}", lambda: self.filesystem.get_file_info(selector)
+        )
         files = (info.path for info in found if info.type == pyarrow.fs.FileType.File)
         return {path.removeprefix(f"{self.root}/") for path in files}
 

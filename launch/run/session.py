@@ -27,6 +27,7 @@ from launch.cluster.doctor import doctor
 from launch.cluster.fleet import RayFleet, check_census, open_fleet
 from launch.cluster.remote_learner import LearnerLostError, LearnerStateLostError, RemoteLearner
 from launch.cluster.signals import Stopped, StopSignals
+from launch.cluster.usage import options_from
 from launch.cluster.versions import differences
 from launch.cluster.waiting import telling
 from launch.run.lock import RunLock
@@ -81,8 +82,10 @@ def run_command(train: Callable[[Run], None], arguments: list[str] | None = None
     if not arguments or arguments[0] not in (*RECIPES, "-h", "--help"):
         arguments = ["embedded", *arguments]
     recipes = {name: (inspect.getdoc(recipe) or "", recipe()) for name, recipe in RECIPES.items()}
-    config = tyro.extras.overridable_config_cli(
-        recipes, args=arguments, prog="joint_grpo.py", description=__doc__
+    config = options_from(
+        lambda: tyro.extras.overridable_config_cli(
+            recipes, args=arguments, prog="joint_grpo.py", description=__doc__
+        )
     )
     check_local_paths(config)
     if config.print_config:
@@ -149,7 +152,7 @@ class Session:
             store = self._store()
             return self._train_until_done(fleet, store, checkpoint)
         except Stopped:
-            logging.warning("stopped before the first step")
+            logging.warning("stopped before the first step: there was nothing to save")
             return 143
         finally:
             if fleet is not None:
@@ -352,6 +355,7 @@ class Session:
             best_table_accuracy=best_table_accuracy(
                 self.comparison, setup.budgets.evenly(config.evaluation.num_budgets)
             ),
+            uri=self.uri,
             is_stopping=self.stop.is_set,
             on_saved=self.uploader.submit if self.uploader else lambda _path: None,
             on_step=metrics.step,

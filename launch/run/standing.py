@@ -85,7 +85,16 @@ def finish(run: Run, fleet: RayFleet, profile: ProfileTable | None, label: str) 
         f"test split: in budget {result.in_budget_accuracy:.3f}, violations "
         f"{result.violation_rate:.1%}  evaluation {path}  curves {folder / 'curves.png'}  "
         f"checkpoint {run.store.root}"
+        + (f"  and all of it in {run.uri}" if run.uri else "")
+        + _left_out(run.fleet.stats.failed_samples)
     )
+
+
+def _left_out(num_samples: int) -> str:
+    """What the last line says of samples that could not be used."""
+    if not num_samples:
+        return ""
+    return f"  LEFT OUT: {num_samples} groups whose sample was unusable; the warnings say why"
 
 
 def compare(run: Run, fleet: RayFleet, profile: ProfileTable, budgets_ms: np.ndarray) -> Live:

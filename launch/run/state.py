@@ -137,6 +137,7 @@ class Run:
         next_step: the first step that is not done yet.
         evaluation_pending: whether the weights before `next_step` are still to be evaluated.
         is_stopping: called between steps; the loop ends when it returns True.
+        uri: where everything is stored as well; empty for a run in a local folder.
         on_saved: called with the folder of every new checkpoint, for instance to copy it.
         on_step: called with the number, the groups and the scalars of every step that is done.
         in_flight: batches that are submitted but not yet learned from.
@@ -154,6 +155,7 @@ class Run:
     best_table_accuracy: float | None = None
     next_step: int = 0
     evaluation_pending: bool = False
+    uri: str = ""
     is_stopping: Callable[[], bool] = lambda: False
     on_saved: Callable[[Path], object] = lambda _path: None
     on_step: Callable[[int, Sequence[GroupRollout], Mapping[str, float]], object] = (

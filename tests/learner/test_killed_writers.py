@@ -87,5 +87,5 @@ def check(root: Path, keep_last: int, number: int) -> None:
     owner = CheckpointStore(root, keep_last)
     owner.recover()
     assert owner.load_latest().state == found.state
-    assert not list(root.glob(".*step_*"))
+    assert not list(root.glob(".*"))
     assert all(verified_manifest(folder) for folder in step_folders(root))

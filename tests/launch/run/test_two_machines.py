@@ -69,6 +69,19 @@ def test_a_machine_that_returns_takes_over_what_was_done_meanwhile(tmp_path, end
     assert stored(uri, tmp_path / "seen") == 95
 
 
+def test_a_machine_that_had_stored_everything_sets_nothing_aside(tmp_path, uri, caplog):
+    a, b = tmp_path / "a", tmp_path / "b"
+    RunStore(uri, a).mirror(write_step(a, 4, 0.5))
+    other = RunStore(uri, b)
+    other.fetch()
+    other.mirror(write_step(b, 7, 0.1))
+    with caplog.at_level(logging.WARNING, "launch"):
+        RunStore(uri, a).fetch()
+    assert [newest(a), CheckpointStore(a / "checkpoints").best().name] == [7, "step_00000004"]
+    assert not list(tmp_path.glob("a-aside-*"))
+    assert not [r for r in caplog.records if r.name.startswith("launch")]
+
+
 def test_a_machine_that_still_runs_stops_before_it_changes_anything(tmp_path, endpoint, uri):
     a, b = tmp_path / "a", tmp_path / "b"
     store = RunStore(uri, a)
