@@ -37,4 +37,4 @@ def test_a_large_upload_names_its_largest_files(tmp_path, monkeypatch):
     _check_upload(Paper(), problems)
     assert problems[0].endswith("the largest files: weights/model.safetensors (120 MB)")
     assert ".rayignore" in problems[0]
-    assert largest({Path(str(i)): i for i in range(9)}).startswith("8 (0 MB), 7")
+    assert largest({Path(str(i)): i * 10**6 for i in range(9)}).startswith("8 (8 MB), 7 (7 MB)")
