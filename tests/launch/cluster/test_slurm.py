@@ -24,7 +24,9 @@ STANDINS = {
         'case "$PROGRAM" in\n'
         "  waits) trap 'echo checkpoint >> \"$CALLS\"; exit 143' TERM\n"
         '         echo started >> "$CALLS"; while :; do sleep 0.1; done;;\n'
-        "  *) exit 7;;\n"
+        # The script starts Ray in the background, and ends it with the program.
+        '  *) for _ in $(seq 300); do [ "$(grep -c "ray start" "$CALLS")" -ge "$RAYS" ] && break\n'
+        "       sleep 0.1; done; exit 7;;\n"
         "esac\n"
     ),
 }
@@ -50,7 +52,8 @@ def job(tmp_path):
                 **{"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "CALLS": str(calls)},
                 **{"SLURM_NNODES": str(num_nodes), "SLURM_JOB_NODELIST": "node[1-4]"},
                 **{"SLURM_CPUS_PER_TASK": "32", "SCRATCH": "/scratch", "HOME": str(tmp_path)},
-                **{"DOWN": str(tmp_path / "down"), "PROGRAM": "fails", **environment},
+                **{"RAYS": str(1 + (num_nodes > 1)), "DOWN": str(tmp_path / "down")},
+                **{"PROGRAM": "fails", **environment},
             },
             stderr=subprocess.PIPE,
             text=True,
