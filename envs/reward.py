@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import ndtr
 
 from envs.spec import Knobs
 
@@ -92,6 +93,50 @@ def budget_reward(
         constraint=violation + excess,
         components={"score": score, "violation": violation, "excess": excess},
     )
+
+
+def expected_budget_reward(
+    score: ArrayLike,
+    log_ratio: ArrayLike,
+    spread: float,
+    *,
+    cheapest_log_ratio: ArrayLike,
+    violation_cost: ArrayLike,
+) -> Array:
+    """The expectation of `budget_reward` where latencies are uncertain.
+
+    log(latency / budget) is normal around `log_ratio`. A sample that is slower than expected is so
+    at every configuration: the cheapest one has the same error, around `cheapest_log_ratio`. So a
+    configuration violates a feasible budget with the probability that is left between the two.
+
+    Args:
+        score: expected score.
+        log_ratio: mean of log(latency / budget).
+        spread: standard deviation of log latencies; at 0 they are certain.
+        cheapest_log_ratio: the same mean for the cheapest configuration on the sample, which
+            decides what is feasible.
+        violation_cost: lambda.
+
+    Returns:
+        The expected reward, of the common shape.
+    """
+    mean, spread = np.asarray(log_ratio, np.float64), max(spread, 1e-9)
+    meets = ndtr(-mean / spread)
+    feasible = ndtr(-np.asarray(cheapest_log_ratio, np.float64) / spread)
+    violates = np.maximum(0.0, feasible - meets)
+    excess = _mean_above(0.0, mean, spread) - _mean_above(np.log(2.0), mean, spread)
+    return np.asarray(
+        np.asarray(score) * feasible
+        - np.asarray(violation_cost) * violates
+        - OVERSHOOT_COST * excess
+    )
+
+
+def _mean_above(log_limit: float, mean: Array, spread: float) -> Array:
+    """E[max(0, e^x - e^log_limit)] for x normal, as in the Black-Scholes formula."""
+    distance = (mean - log_limit) / spread
+    above = np.exp(mean + spread**2 / 2) * ndtr(distance + spread)
+    return above - np.exp(log_limit) * ndtr(distance)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,7 +35,7 @@ class LearnerActor:
         state: dict[str, Any] | None,
     ) -> None:
         torch.set_num_threads(1)
-        self.learner = Learner(initial_controller(controller, seed), config)
+        self.learner = Learner(initial_controller(controller, seed), config, seed)
         if state is not None:
             self.learner.load_state_dict(state)
         self._pending: PendingUpdate | None = None

@@ -126,7 +126,8 @@ def warm_start(
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * (1 - step / config.steps)
         rows_B = torch.randint(len(data.budget_token_BD), (config.batch_size,), generator=rng)
-        loss = -data.objective(controller, rows_B, config.temperature(step), rng)
+        temperature = config.temperature(step)
+        loss = -data.objective(controller, rows_B, temperature, rng) / temperature
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, config.grad_clip)

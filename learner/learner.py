@@ -116,14 +116,15 @@ class Learner:
         controller: the weights to train; a copy of them is the initial controller of the optional
             KL term.
         config: see LearnerConfig.
+        seed: seed of the run, from which all draws of replay follow.
     """
 
-    def __init__(self, controller: Controller, config: LearnerConfig) -> None:
-        self.controller = controller
+    def __init__(self, controller: Controller, config: LearnerConfig, seed: int = 0) -> None:
+        self.controller, self.seed = controller, seed
         self.config = config
         self.initial_controller = copy.deepcopy(controller).requires_grad_(False)
         self.optimizer = _make_optimizer(controller, config)
-        self.replay = Replay(controller, config.replay) if config.replay else None
+        self.replay = Replay(controller, config.replay, seed) if config.replay else None
         self.version = 0
         self.num_nonfinite_total = 0
         self.num_nonfinite_consecutive = 0
@@ -282,7 +283,7 @@ class Learner:
             temperature=temperature,
             lr_scale=self.config.lr_scale(self.version),
             grad_clip=self.config.grad_clip,
-            seed=self.version,
+            seed=int(np.random.SeedSequence([self.seed, self.version]).generate_state(1)[0]),
         )
 
     def _schedule_learning_rates(self) -> None:

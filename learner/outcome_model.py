@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from envs.action_masks import num_blocks_mask
 from envs.checks import check_within
-from envs.reward import OVERSHOOT_COST
+from envs.reward import expected_budget_reward
 from envs.spec import CHEAPEST_KNOBS, POSITIONS
 from learner.experience import Episodes
 from rollout.group_rollout import HEAD_SIZES
@@ -154,19 +154,20 @@ class OutcomeModel(nn.Module):
     def gains(self, episodes: Episodes, violation_cost_B: Tensor) -> Tensor:
         """Expected rewards [B, A, P, K, N] at the groups' budgets; -inf where masked.
 
-        The reward is that of `envs.reward.budget_reward`, at the price of a violation of each
-        budget. A budget is feasible with the chance that the cheapest configuration meets it.
+        The reward is that of `envs.reward.budget_reward`, with lambda at each budget.
         """
         self.eval()
         outcomes = self(episodes)
-        behind = episodes.budgets_ms_M.log()[:, None, None, None, None] - outcomes.log_ms_BAPKN
-        meets = torch.special.ndtr(behind / self.spread).to(outcomes.log_ms_BAPKN)
-        feasible = meets[:, *CHEAPEST_KNOBS.indices()][:, None, None, None, None]
-        overshoot = torch.expm1(-behind).clamp(0, 1).to(meets) * (1 - meets)
-        price = violation_cost_B.to(meets)[:, None, None, None, None]
-        reward = feasible * (outcomes.score_logit_BAPKN.sigmoid() - price * (1 - meets))
-        reward = reward - OVERSHOOT_COST * overshoot
-        return reward.masked_fill(MASKED_PN[:, None].to(reward.device), -torch.inf)
+        log_ratio = outcomes.log_ms_BAPKN - _of_samples(episodes.budgets_ms_M.log())
+        reward = expected_budget_reward(
+            outcomes.score_logit_BAPKN.sigmoid().cpu().numpy(),
+            log_ratio.cpu().numpy(),
+            float(self.spread),
+            cheapest_log_ratio=_of_samples(log_ratio[:, *CHEAPEST_KNOBS.indices()]).cpu().numpy(),
+            violation_cost=_of_samples(violation_cost_B).cpu().numpy(),
+        )
+        reward_BAPKN = torch.from_numpy(reward).to(outcomes.score_logit_BAPKN)
+        return reward_BAPKN.masked_fill(MASKED_PN[:, None].to(log_ratio.device), -torch.inf)
 
 
 def _network(width: int, config: OutcomeModelConfig) -> nn.Sequential:
@@ -203,6 +204,11 @@ def _by_choice(outputs: Tensor) -> Tensor:
 def _below_the_top(steps: Tensor) -> Tensor:
     """Sums of the steps from the last choice down to each one: [..., n] to [..., n + 1]."""
     return functional.pad(steps, (0, 1)).flip(-1).cumsum(-1).flip(-1)
+
+
+def _of_samples(values_B: Tensor) -> Tensor:
+    """Values of samples, to be combined with those of configurations: [B, 1, 1, 1, 1]."""
+    return values_B[:, None, None, None, None]
 
 
 def _places(episodes: Episodes) -> tuple[Tensor, ...]:

@@ -67,7 +67,8 @@ class ReplayRecord:
         model_loss: mean loss of the outcome model.
         latency_spread: spread of log latencies around its predictions, on groups that it had not
             learned from.
-        regret: mean expected reward lost by the policy against the model's best configuration.
+        regret: mean expected reward that the policy loses by the model: by stage 1's choices, each
+            followed by the best ones of stage 2, and by stage 2's after the remembered prefixes.
     """
 
     num_groups: int
@@ -84,14 +85,15 @@ class Replay:
             because remembered latency tokens depend on them. They are those that the acting policy
             saw, at its own budget, tier and position.
         config: see ReplayConfig.
+        seed: of the outcome model's initial weights.
     """
 
-    def __init__(self, controller: Controller, config: ReplayConfig) -> None:
+    def __init__(self, controller: Controller, config: ReplayConfig, seed: int = 0) -> None:
         self.controller, self.config = controller, config
         self.experience = Experience(config.capacity)
         widths = controller.config.d_model, controller.config.image_dim
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.manual_seed(seed)
             self.model = OutcomeModel(*widths, config.model)
         self.model.to(next(controller.parameters()).device)
         self.model_optimizer = torch.optim.AdamW(
@@ -181,7 +183,7 @@ class Replay:
         temperature: float,
         grad_clip: float,
     ) -> float:
-        """One update of both stages; returns the regret of the choices in the episodes."""
+        """One update of both stages; returns the policy's regret before it."""
         costs_B = torch.from_numpy(violation_cost(episodes.budgets_ms_M.cpu().numpy()))
         costs_B = costs_B.to(episodes.budgets_ms_M.device)
         behind_BAPKN = shortfall(self.model.gains(episodes, costs_B))
@@ -195,17 +197,21 @@ class Replay:
         rows_BG = torch.arange(len(episodes), device=actions_BG4.device)[:, None].expand(
             actions_BG4.shape[:2]
         )
-        tier_BG, position_BG, top_k_BG, num_blocks_BG = actions_BG4.unbind(-1)
+        tier_BG, position_BG, *_ = actions_BG4.unbind(-1)
         stage2 = self.controller.stage2_logits(
             episodes.latency_token_MGD.flatten(0, 1), position_BG.flatten()
         )
         after_BGKN = behind_BAPKN[rows_BG, tier_BG, position_BG]
         value_R = soft_value(*stage2, after_BGKN.flatten(0, 1), temperature)
-        loss = -temperature * (value_B.mean() + value_R.mean())
+        loss = -(value_B.mean() + value_R.mean())
         self.optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.stages, grad_clip)
         if torch.isfinite(norm):
             self.optimizer.step()
-        taken = behind_BAPKN[rows_BG, tier_BG, position_BG, top_k_BG, num_blocks_BG]
-        return -taken.mean().item()
+        with torch.no_grad():
+            lost_B = -soft_value(*stage1, behind_BAPKN.amax((3, 4)), 0.0)
+            lost_R = after_BGKN.amax((2, 3)).flatten() - soft_value(
+                *stage2, after_BGKN.flatten(0, 1), 0.0
+            )
+        return float(lost_B.mean() + lost_R.mean())

@@ -26,17 +26,17 @@ def shortfall(gains_BAPKN: Tensor) -> Tensor:
 def soft_value(
     first_logits: Tensor, second_logits: Tensor, gains: Tensor, temperature: float
 ) -> Tensor:
-    """Expected gain of two independent choices, divided by the temperature, plus their entropy.
+    """Expected gain of two independent choices, plus their entropy weighted by the temperature.
 
     Args:
         first_logits: [..., M].
         second_logits: [..., N]; -inf where masked.
         gains: [..., M, N], finite.
-        temperature: in units of the gains.
+        temperature: weight of the entropy, in units of the gains; at 0 only the gain counts.
 
     Returns:
         [...].
     """
     first, second = first_logits.log_softmax(-1), second_logits.log_softmax(-1)
     expected = torch.einsum("...m,...n,...mn->...", first.exp(), second.exp(), gains)
-    return expected / temperature + entropy(first) + entropy(second)
+    return expected + temperature * (entropy(first) + entropy(second))

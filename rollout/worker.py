@@ -312,6 +312,7 @@ class RolloutWorker:
                         num_blocks=knobs.num_blocks,
                     )
                     self._latencies_ms((chosen,), self._warm_split, index)
+        self.executor.pace.reset()  # it was taken while the device was cold
 
     def reference_latency_ms(self, repeats: int = 5) -> float:
         """Median latency of the full configuration on one fixed sample."""

@@ -391,7 +391,7 @@ class Session:
             record.regret_after,
             record.regret_before,
         )
-        return Learner(controller, config.learner).state_dict()
+        return Learner(controller, config.learner, config.seed).state_dict()
 
 
 def _where_it_begins(next_step: int, steps: int) -> str:

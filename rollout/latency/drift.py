@@ -7,6 +7,7 @@ tells how the speed has changed since a probe.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import deque
@@ -29,6 +30,12 @@ LARGEST_STEP = 0.2
 """A single time moves the logarithm of the pace as if it differed from it by at most this."""
 
 
+LARGEST_CHANGE = 2.0
+"""Largest factor, up or down, by which the pace may say that a device changed since a probe."""
+
+log = logging.getLogger(__name__)
+
+
 class Pace:
     """Running mean of the time of a piece of work that is always the same.
 
@@ -38,6 +45,10 @@ class Pace:
 
     def __init__(self) -> None:
         self.ms: float | None = None
+
+    def reset(self) -> None:
+        """Forgets all times, for instance those of a device that was still cold."""
+        self.ms = None
 
     def note(self, ms: float) -> None:
         """Takes in the time of one more piece of work."""
@@ -72,6 +83,7 @@ class FollowedTime:
         self._probes: deque[tuple[np.ndarray, float | None]] = deque(maxlen=PROBES_KEPT)
         self._num_probes = 0
         self._next_at = -np.inf
+        self._has_warned = False
 
     def follow(self) -> None:
         """Takes in the pace, after a probe if one is due; a new device is probed several times."""
@@ -104,7 +116,22 @@ class FollowedTime:
         self._next_at = self.now() + float(latencies_2.sum()) / 1e3 * (1 / PROBE_SHARE - 1)
 
     def _change_since(self, pace_ms: float | None) -> float:
-        """How many times as long work takes now as at an earlier pace."""
+        """How many times as long work takes now as at an earlier pace.
+
+        A change that no device makes between two probes says something about the host, not about
+        the device: it is not followed, and the next probes tell.
+        """
         if pace_ms is None or self.pace.ms is None:
             return 1.0
-        return self.pace.ms / pace_ms
+        change = self.pace.ms / pace_ms
+        if 1 / LARGEST_CHANGE <= change <= LARGEST_CHANGE:
+            return change
+        if not self._has_warned:
+            self._has_warned = True
+            log.warning(
+                "an image's global crop takes %.1f times as long as at the last probe, which is no "
+                "device's own speed: while it is more than %.1f only probes are followed. Is other "
+                "work running here, or is the clock the wall's?",
+                *(change, LARGEST_CHANGE),
+            )
+        return 1.0

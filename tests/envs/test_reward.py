@@ -7,6 +7,7 @@ from envs.reward import (
     BudgetReward,
     ReferenceReward,
     budget_reward,
+    expected_budget_reward,
     reference_reward,
     violation_rate,
 )
@@ -76,3 +77,40 @@ def test_reward_functions_agree_with_the_pure_forms():
     reference = ReferenceReward()([1.0], [110.0], [100.0], [FULL_KNOBS])
     expected = reference_reward(1.0, 110, 100, max_crops=12, top_k=8, num_blocks=16)
     assert reference.total == pytest.approx(expected.total)
+
+
+def simulated(score, log_ratio, spread, cheapest, cost, rng):
+    """The mean of `budget_reward` over draws of an error that both configurations share."""
+    error = spread * rng.standard_normal(1_000_000)
+    right = rng.random(len(error)) < score
+    feasible = np.exp(cheapest + error) <= 1
+    latency = np.exp(log_ratio + error)
+    return budget_reward(right, latency, 1, violation_cost=cost, feasible=feasible).total.mean()
+
+
+@pytest.mark.parametrize("spread", [0.03, 0.1, 0.3])
+@pytest.mark.parametrize("log_ratio", [-0.4, -0.05, 0.0, 0.05, 0.3, 0.8])
+def test_the_expected_reward_is_that_of_a_simulation(spread, log_ratio):
+    rng = np.random.default_rng(0)
+    for score, below, cost in ((0.9, 0.0, 1.0), (0.9, 0.5, 1.0), (0.3, 0.1, 0.4)):
+        expected = expected_budget_reward(
+            score, log_ratio, spread, cheapest_log_ratio=log_ratio - below, violation_cost=cost
+        )
+        found = simulated(score, log_ratio, spread, log_ratio - below, cost, rng)
+        assert expected == pytest.approx(found, abs=0.002)
+
+
+def test_the_cheapest_configuration_never_violates_what_is_feasible():
+    at_the_budget = expected_budget_reward(
+        0.8, 0.0, 0.05, cheapest_log_ratio=0.0, violation_cost=1.0
+    )
+    free = expected_budget_reward(0.8, 0.0, 0.05, cheapest_log_ratio=0.0, violation_cost=0.0)
+    assert at_the_budget == free
+
+
+def test_a_certain_latency_gives_the_reward_itself():
+    for ratio in (0.5, 1.2, 1.7, 3.0):
+        expected = expected_budget_reward(
+            0.6, np.log(ratio), 0.0, cheapest_log_ratio=-1.0, violation_cost=0.7
+        )
+        assert expected == pytest.approx(budget_reward(0.6, ratio, 1, violation_cost=0.7).total)

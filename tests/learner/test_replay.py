@@ -82,6 +82,49 @@ def test_the_policy_finds_the_best_configurations_and_keeps_the_budget_encoder()
         assert torch.equal(weight, before[name]), name
 
 
+def test_without_entropy_the_policy_still_learns_what_earns():
+    controller = make_controller()
+    replay = Replay(controller, SMALL)
+    before = controller.to_numpy()
+    for seed in range(6):
+        groups = make_groups(controller, seed)
+        record = replay.learn(groups, cost, temperature=0.0, lr_scale=1.0, grad_clip=1.0, seed=seed)
+    after = controller.to_numpy()
+    for name in ("stage1.heads.weight", "stage2.heads.weight"):
+        assert not np.array_equal(before[name], after[name]), name
+        assert np.isfinite(after[name]).all()
+    assert 0 <= record.regret < 2
+
+
+def test_regret_is_the_policys_own():
+    """An untrained policy has more of it on the same episodes than one that learned from them."""
+    controller = make_controller()
+    replay = Replay(controller, SMALL)
+    untrained = copy.deepcopy(controller.state_dict())
+    for seed in range(30):
+        trained = learn(replay, make_groups(controller, seed=0), seed)
+    controller.load_state_dict(untrained)
+    assert trained.regret < 0.2 < learn(replay, make_groups(controller, seed=0), 31).regret
+
+
+def test_the_runs_seed_reaches_replay():
+    first, again, other = (replayed(seed) for seed in (0, 0, 1))
+    assert [torch.equal(a, b) for a, b in zip(first, again, strict=True)] == [True, True]
+    assert [torch.equal(a, b) for a, b in zip(first, other, strict=True)] == [False, False]
+
+
+def replayed(seed):
+    """Weights of a new learner's outcome model, and what one update has made of them."""
+    learner = Learner(make_controller(), LearnerConfig(replay=SMALL), seed)
+    weight = learner.replay.model.score_net[1].weight
+    before = weight.detach().clone()
+    groups = make_groups(learner.controller, count=8)
+    score = np.array([group.scores for group in groups], np.float64)
+    pending = learner.prepare(groups, score, np.zeros_like(score), cost)
+    learner.apply(pending, BLOCKS.vjp(learner.controller, pending))
+    return before, weight.detach() - before
+
+
 def test_a_device_that_stands_still_for_a_moment_teaches_nothing():
     """One episode in 64 takes seven times as long; neither the spread nor a prediction follows."""
     ends = []

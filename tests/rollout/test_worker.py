@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from envs.calibration import Calibration
-from envs.spec import CHEAPEST_KNOBS
+from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS
 from envs.tasks import DataError
 from policy.weights import PolicyWeights, weights_sha256
 from rollout.group_rollout import GroupRollout
@@ -168,3 +168,11 @@ def test_fixed_configurations_run_without_a_budget_token(monkeypatch):
     fields = record.to_json()
     parts = ("T_vision_total", "T_LLM_prefill", "T_LLM_decode")
     assert sum(fields[name] for name in parts) == pytest.approx(fields["latency_ms"])
+
+
+def test_the_pace_of_a_cold_device_is_forgotten_after_the_warm_up():
+    worker = launch_rig.worker()
+    worker.warm_up(rounds=1)
+    assert worker.executor.pace.ms is None
+    worker.execute(FULL_KNOBS, "train", 0)
+    assert worker.executor.pace.ms > 0

@@ -150,3 +150,30 @@ def test_one_outlier_is_not_followed():
     present.follow()
     device.slowdown = np.array([1.0, 1.0])
     assert present.to_present(60.0) == pytest.approx(60.0)
+
+
+def test_a_pace_that_no_device_has_is_not_followed(caplog):
+    device = Device()
+    device.sees_images = True
+    device.pace.note(2.5)
+    present = device.followed()
+    present.follow()
+    for _ in range(40):
+        device.pace.note(2.5 * 3.5)  # another process beside it, on the wall clock
+    present.follow()
+    assert present.to_present(30.0) == pytest.approx(30.0)
+    assert "3.5 times as long as at the last probe" in caplog.text
+    present.follow()
+    assert len(caplog.records) == 1, "it is said once"
+    for _ in range(40):
+        device.pace.note(2.5 * 1.4)
+    present.follow()
+    assert present.to_present(30.0) == pytest.approx(42.0, rel=0.01)
+
+
+def test_a_pace_begins_anew():
+    pace = Pace()
+    pace.note(6.4)
+    pace.reset()
+    pace.note(2.7)
+    assert pace.ms == 2.7
