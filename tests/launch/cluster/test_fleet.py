@@ -171,6 +171,7 @@ def failing_worker(folder):
     return worker
 
 
+@pytest.mark.slow
 def test_an_actor_that_raises_is_started_again_and_its_group_runs_elsewhere(tmp_path, undisturbed):
     (tmp_path / "marks").mkdir()
     ray_fleet = fleet(functools.partial(failing_worker, tmp_path / "marks"))
