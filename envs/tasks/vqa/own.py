@@ -89,9 +89,8 @@ class OwnDataSet(DataSet):
         """The file of the picture, without links, however the row writes its path."""
         if not isinstance(row["image"], str) or not row["image"].strip():
             raise DataError(f"line {row['line']} names no image: give a path below the folder")
-        paths = self._paths(row, rows)
-        found = next((path for path in paths if os.path.isfile(path)), paths[0])
-        return f"{FILE}{_without_links(os.path.abspath(found))}"
+        found = next((path for path in self._paths(row, rows) if os.path.isfile(path)), None)
+        return f"{FILE}{_without_links(str(found or next(self._paths(row, rows))))}"
 
     def name_of_picture(self, key: str) -> str:
         """The path below the folder, so that the folder may be moved and nothing changes."""
@@ -99,10 +98,10 @@ class OwnDataSet(DataSet):
         below = path.relative_to(self._root) if path.is_relative_to(self._root) else path
         return f"{self.name}:{below}"
 
-    def _paths(self, row: Row, rows: Rows) -> tuple[Path, ...]:
+    def _paths(self, row: Row, rows: Rows) -> Iterator[Path]:
         assert rows.pictures is not None
         names = [f"{place}{row['image'].strip()}" for place in PICTURE_PLACES]
-        return tuple(rows.pictures.paths(names))
+        return rows.pictures.paths(names)
 
     def entry(self, row: Row, rows: Rows, number: int) -> Entry:
         """The question in its style."""
@@ -114,7 +113,7 @@ class OwnDataSet(DataSet):
         place = f"line {row['line']} of {self.tables.by_split[rows.split].name}"
         return Entry(
             question_id=own_id or f"line {row['line']}",
-            picture=Picture(paths=self._paths(row, rows)),
+            picture=Picture(paths=tuple(self._paths(row, rows))),
             prompt=styled(style, question.strip()) if style else question.strip(),
             answers=answers,
             place=f"question {own_id}, {place}" if own_id else place,

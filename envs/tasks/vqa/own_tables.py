@@ -79,7 +79,10 @@ def find_tables(folder: Path) -> Tables:
     if found:
         unused = tuple(path for path in tables if path not in found.values())
         return Tables(by_split=found, is_divided=list(found) == ["train"], unused=unused)
-    if len(tables) == 1 and plain(tables[0].stem) not in HELD_OUT_NAMES:
+    if len(tables) == 1 and plain(tables[0].stem) in HELD_OUT_NAMES:
+        names = "train, validation or test"
+        raise DataError(f"{tables[0]} is the only table: name it {names}, as it is meant")
+    if len(tables) == 1:
         return Tables(by_split={"train": tables[0]}, is_divided=True)
     listed = ", ".join(str(path.relative_to(folder)) for path in tables[:4]) or "none"
     raise DataError(

@@ -65,7 +65,10 @@ def test_more_cells_than_columns(tmp_path: Path):
 def test_a_picture_written_in_several_ways_is_one(tmp_path: Path):
     write_pictures(tmp_path, 2)
     (tmp_path / "link.png").symlink_to(tmp_path / "images" / "0.png")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "folder").symlink_to(tmp_path / "images", target_is_directory=True)
     names = ("images/0.png", "./images/0.png", "0.png", "Images//0.png", "images/0.PNG", "link.png")
+    names += ("elsewhere/folder/../link.png", "elsewhere/folder/0.png")
     rows = [f"{name},What?,x\n" for name in (*names, str(tmp_path / "images" / "0.png"))]
     (tmp_path / "train.csv").write_text(HEADER + "".join(rows) + "images/1.png,What?,x\n")
     (tmp_path / "test.csv").write_text(f"{HEADER}images/0.png,What?,x\n")
@@ -149,7 +152,9 @@ def test_only_a_table_for_training_is_divided(tmp_path: Path):
         assert sizes(task_of(tmp_path)) == expected
         path.unlink()
     (tmp_path / "eval.csv").write_text(text)
-    with pytest.raises(DataError, match=r"tables found: eval\.csv"):
+    with pytest.raises(
+        DataError, match=r"eval\.csv is the only table: name it train, val.* or test"
+    ):
         sizes(task_of(tmp_path))
     (tmp_path / "train.csv").write_text(text)
     task = task_of(tmp_path)
