@@ -28,8 +28,10 @@ def lines(found: DataFinding, address: str) -> Iterator[str]:
         yield f"  {origin}"
     if found.sizes:
         yield f"  samples: {found.sizes}"
-        dropped = ", ".join(f"{count:,} for {name}" for name, count in found.dropped)
-        yield f"  dropped because of a shared picture: {dropped or 'none'}"
+        dropped = ", ".join(f"{count:,} by {name}" for name, count in found.dropped)
+        yield f"  samples left out because their picture is held out: {dropped or 'none'}"
+    for remark in found.remarks:
+        yield f"  note: {remark}"
     for question in found.questions[:1]:
         width, height = question.size
         yield f"  one question ({question.sample_id}, picture {width} x {height}):"
@@ -62,6 +64,8 @@ def _section(found: DataFinding) -> Iterator[str]:
     yield "<br>".join(html.escape(fact) for fact in facts if fact) + "</p>"
     for problem in filter(None, (found.problem, *found.notes)):
         yield f'<p class="problem">{html.escape(problem)}</p>'
+    for remark in found.remarks:
+        yield f"<p>note: {html.escape(remark)}</p>"
     for question in found.questions:
         prompt = html.escape(ROLE_FORMAT.format(prompt=question.prompt))
         width, height = question.size

@@ -17,15 +17,14 @@ from envs.tasks.registry import load_tasks
 from envs.tasks.scene import SPLITS
 from envs.tasks.vqa.config import DataConfig
 from envs.tasks.vqa.opening import source_of
-from envs.tasks.vqa.own import OwnDataSet
+from envs.tasks.vqa.own import FILE, OwnDataSet
 from envs.tasks.vqa.vqa_task import VqaTask
+from launch.cluster.census import empty_split
+from launch.cluster.data_checks import own_problems, packed_pictures, picture_problems, remarks
 from rollout.fleet import MAX_REPLACEMENTS
 
 SHOWN_WIDTH = 480
 """Width in pixels to which pictures of the page are reduced."""
-
-MAX_PROBLEMS = 3
-"""Problems of a user's own rows that are printed; the others are counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,10 +59,11 @@ class DataFinding:
         source: where it is and how it is laid out.
         origins: where the rows of each split come from.
         sizes: number of samples by split, as text.
-        dropped: samples dropped by the data set that holds their picture out.
+        dropped: samples left out, by the data set that holds their picture out.
         questions: some of them, of the training split first.
         problem: what would stop a run; empty if nothing would.
-        notes: what would not.
+        notes: other problems, which would not.
+        remarks: what may be a mistake or may be meant.
     """
 
     name: str
@@ -74,10 +74,11 @@ class DataFinding:
     questions: tuple[Question, ...] = ()
     problem: str = ""
     notes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 def check_data(names: Sequence[str], config: DataConfig, show: int = 0) -> list[DataFinding]:
-    """Opens every data set, alone and together, and decodes a sample of each of its splits.
+    """Opens every data set, alone and together, and decodes samples of each of its splits.
 
     Args:
         names: tasks.
@@ -89,35 +90,76 @@ def check_data(names: Sequence[str], config: DataConfig, show: int = 0) -> list[
     for name in names:
         try:
             task = load_tasks([name], config)[name]
-            findings.append(_check(task, name, config, show))
+            findings.append(_opened(task, name, config))
             tasks[name] = task
         except DataError as error:
             findings.append(DataFinding(name=name, problem=str(error)))
-    return _after_overlap(findings, tasks)
+    mixture = DataMixture(tasks, dict.fromkeys(tasks, 1.0)) if tasks else None
+    findings = [_check(f, tasks[f.name], show) if f.name in tasks else f for f in findings]
+    if mixture is not None and len(tasks) == len(names):
+        findings = _with_empty_splits(findings, mixture)
+    return [_with_own_options(found) for found in findings]
 
 
-def _check(task: Task, name: str, config: DataConfig, show: int) -> DataFinding:
+def _opened(task: Task, name: str, config: DataConfig) -> DataFinding:
+    """Where a data set comes from, and what is wrong with rows of the user's own; opens it."""
     if not isinstance(task, VqaTask):
-        questions = [_question(task, task.sample("train", i), show) for i in range(max(show, 1))]
-        return DataFinding(name=name, source="rendered", questions=tuple(questions))
+        return DataFinding(name=name, source="rendered")
     source = source_of(task.data_set, config)
     layout = {"hub": "the hub", "parquet": "parquet files", "original": "the original files"}
     if name in config.own:
         layout["original"] = "your own files"
-    present = [split for split in SPLITS if task.num_samples(split)]
-    found = DataFinding(
-        name=name,
-        source=f"{source} ({layout[source.kind]})",
-        origins=_origins(task),
-        sizes=_sizes(task),
-    )
-    if isinstance(task.data_set, OwnDataSet) and (problems := _own_problems(task)):
-        return replace(found, problem=problems[0], notes=problems[1:])
+    source = f"{source} ({layout[source.kind]})"
+    is_own = isinstance(task.data_set, OwnDataSet)
+    found = DataFinding(name=name, source=source, origins=_origins(task), remarks=remarks(task))
+    return _with_problems(found, own_problems(task) if is_own else ())
+
+
+def _with_problems(found: DataFinding, problems: Sequence[str]) -> DataFinding:
+    return replace(found, problem="".join(problems[:1]), notes=tuple(problems[1:]))
+
+
+def _check(found: DataFinding, task: Task, show: int) -> DataFinding:
+    """The finding with what is left of a data set beside the others, and what is wrong with it."""
+    if not isinstance(task, VqaTask):
+        questions = [_question(task, task.sample("train", i), show) for i in range(max(show, 1))]
+        return replace(found, questions=tuple(questions))
+    dropped = tuple(sorted(task.dropped_for.items()))
+    found = replace(found, sizes=_sizes(task), dropped=dropped)
+    problems = tuple(filter(None, (found.problem, *found.notes)))
+    if isinstance(task.data_set, OwnDataSet):
+        problems += picture_problems(task)
+    else:  # a run replaces and counts them
+        found = replace(found, remarks=(*found.remarks, *picture_problems(task)))
     try:
+        present = [split for split in SPLITS if task.num_samples(split)]
         shown = [q for split in present for q in _questions(task, split, max(show, 1), show)]
+        found = replace(found, questions=tuple(shown[: max(show, 1)]))
     except DataError as error:
-        return replace(found, problem=str(error))
-    return replace(found, questions=tuple(shown[: max(show, 1)]))
+        problems = problems or (str(error),)
+    if any("image is missing" in text for text in problems) and (packed := packed_pictures(task)):
+        problems = (f"{problems[0]}; {packed}", *problems[1:])
+    return _with_problems(found, problems)
+
+
+def _with_empty_splits(findings: list[DataFinding], mixture: DataMixture) -> list[DataFinding]:
+    """The findings, the first one with the splits that a run needs and no data set has."""
+    census = mixture.census()
+    empty = [empty_split(census, mixture.tasks, split, "--data") for split in SPLITS]
+    if not any(empty):
+        return findings
+    first, *others = findings
+    problems = list(filter(None, (first.problem, *first.notes, *empty)))
+    return [_with_problems(first, problems), *others]
+
+
+def _with_own_options(found: DataFinding) -> DataFinding:
+    """The finding with the names that `doctor` gives to options of a run."""
+    problem, *others = (
+        text.replace("worker.data.", "data.") for text in (found.problem, *found.notes)
+    )
+    noted = tuple(text.replace("worker.data.", "data.") for text in found.remarks)
+    return replace(found, problem=problem, notes=tuple(others), remarks=noted)
 
 
 def _origins(task: VqaTask) -> tuple[str, ...]:
@@ -126,18 +168,21 @@ def _origins(task: VqaTask) -> tuple[str, ...]:
     for split in SPLITS:
         by_origin.setdefault(task.splits[split].origin or "none", []).append(split)
     origins = [f"{', '.join(splits)}: {origin}" for origin, splits in by_origin.items()]
-    known = ", ".join(f"{count:,} by {kind}" for kind, count in _identified(task).items() if count)
-    return (*origins, f"pictures: {_place_of_pictures(task)}; told apart: {known}")
+    known = ", ".join(f"{count:,} {kind}" for kind, count in _identified(task).items() if count)
+    return (*origins, f"pictures: {_place_of_pictures(task)}; different ones: {known}")
 
 
 def _identified(task: VqaTask) -> dict[str, int]:
-    """How many pictures are known by what: only the first two are compared with other sets."""
+    """How many pictures are known by what, and with which data sets they are compared."""
     keys = frozenset().union(*(task.keys(split) for split in SPLITS))
-    coco, genome = (sum(key.startswith(kind) for key in keys) for kind in ("coco:", "vg:"))
+    kinds = ("coco:", "vg:", FILE)
+    coco, genome, files = (sum(key.startswith(kind) for key in keys) for kind in kinds)
     return {
-        "number of COCO": coco,
-        "number of Visual Genome": genome,
-        "name or pixels within the set": len(keys) - coco - genome,
+        "known by their number of COCO": coco,
+        "known by their number of Visual Genome": genome,
+        "known by their file (compared with your other own data alone)": files,
+        "known by their name or pixels (not compared with other data sets)": len(keys)
+        - (coco + genome + files),
     }
 
 
@@ -155,21 +200,6 @@ def _place_of_pictures(task: VqaTask) -> str:
             if place is not None:
                 return "in the table"
     return "none was found"
-
-
-def _after_overlap(findings: list[DataFinding], tasks: dict[str, Task]) -> list[DataFinding]:
-    """The findings with what is left of each data set in the mixture of all of them."""
-    if not any(isinstance(task, VqaTask) for task in tasks.values()):
-        return findings
-    DataMixture(tasks, dict.fromkeys(tasks, 1.0))
-    mixed = []
-    for found in findings:
-        task = tasks.get(found.name)
-        if isinstance(task, VqaTask):
-            dropped = tuple(sorted(task.dropped_for.items()))
-            found = replace(found, sizes=_sizes(task), dropped=dropped)
-        mixed.append(found)
-    return mixed
 
 
 def _sizes(task: VqaTask) -> str:
@@ -216,24 +246,3 @@ def _data_url(image: Image.Image) -> str:
     buffer = io.BytesIO()
     seen.save(buffer, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _own_problems(task: VqaTask) -> tuple[str, ...]:
-    """Every row of a user's own files that could not be used, the first ones in words."""
-    problems, num_wrong = [], 0
-    for split in SPLITS:
-        part = task.splits[split]
-        for number in part.numbers.tolist():
-            place = f"{task.name}: {part.rows.place(number)}"
-            try:
-                entry = task.data_set.entry(part.rows.row(number), part.rows, number)
-                if entry.picture is not None:
-                    entry.picture.find(place)
-            except DataError as error:
-                num_wrong += 1
-                if len(problems) < MAX_PROBLEMS:
-                    text = str(error)
-                    problems.append(text if place in text else f"{place}: {text}")
-    if num_wrong > len(problems):
-        problems.append(f"{task.name}: {num_wrong - len(problems)} more rows cannot be used")
-    return tuple(problems)

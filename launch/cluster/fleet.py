@@ -15,6 +15,7 @@ import ray
 from envs.calibration import Calibration
 from envs.spec import Knobs
 from launch.cluster.actor_pool import ActorPool
+from launch.cluster.census import empty_split
 from launch.cluster.config import ClusterConfig
 from launch.cluster.connection import wait_for_nodes
 from launch.cluster.slots import Job
@@ -332,11 +333,8 @@ def check_census(
         ValueError: no task has samples in one of the splits.
     """
     for split in splits:
-        if len(census) == len(worker.tasks) and not any(c[split] for c in census.values()):
-            names = ", ".join(worker.tasks)
-            raise ValueError(
-                f"none of {names} has a sample in the {split} split: add a data set that has one"
-            )
+        if problem := empty_split(census, worker.tasks, split, "--worker.data"):
+            raise ValueError(problem)
 
 
 def open_fleet(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,6 +32,9 @@ LOCK_TIMEOUT_S = 900.0
 
 STALE_S = 3600.0
 """Age at which an unfinished file is taken for one whose process was killed."""
+
+PART = re.compile(r".+-[0-9a-f]{20}\.[0-9a-f]{32}\.part")
+"""Names of unfinished files."""
 
 NEVER_AGAIN = "not kept"
 """Part of a key whose file no other process can use."""
@@ -65,6 +69,7 @@ class ArrowCache:
         """
         pa = _pyarrow()
         path = self.folder / f"{name}-{_digest(key)}.arrow"
+        _remove_stale(self.folder)
         table = _mapped(pa, path)
         if table is not None:
             return table
@@ -73,7 +78,6 @@ class ArrowCache:
             with _lock(path):
                 table = _mapped(pa, path)  # another process may have made it meanwhile
                 if table is None:
-                    _remove_stale(path)
                     log.info("reading the files of %s, once", path.stem)
                     _write(pa, path, make())
                     table = _mapped(pa, path)
@@ -151,9 +155,11 @@ def _write(pa: Any, path: Path, batches: Iterable[Any]) -> None:
         part.unlink(missing_ok=True)
 
 
-def _remove_stale(path: Path) -> None:
-    """Removes what processes left that were killed while they wrote this file."""
-    for part in path.parent.glob(f"{path.stem}.*.part"):
+def _remove_stale(folder: Path) -> None:
+    """Removes what processes left that were killed while they wrote a file."""
+    for part in folder.glob("*.part"):
+        if not PART.fullmatch(part.name):
+            continue
         try:
             if time.time() - part.stat().st_mtime > STALE_S:
                 part.unlink()

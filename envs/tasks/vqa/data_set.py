@@ -29,6 +29,7 @@ class Entry:
         prompt: the user's text with its style.
         answers: reference answers.
         metadata: what is reported apart.
+        place: its question's id and where it stands, for messages, if there is more than the id.
     """
 
     question_id: str
@@ -36,6 +37,7 @@ class Entry:
     prompt: str
     answers: tuple[str, ...]
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,12 +45,13 @@ class Published:
     """The published splits that have answers; an empty name means that there is none.
 
     Without `validation` it is made of a hash of the pictures of `train`; if `train` is empty or the
-    same as `test`, all three are made of one split in this way.
+    same as `test`, all three are made of one split in this way, unless `is_divided` is false.
     """
 
     train: str = ""
     validation: str = ""
     test: str
+    is_divided: bool = True
 
 
 class DataSet(ABC):
@@ -115,6 +118,10 @@ class DataSet(ABC):
     @abstractmethod
     def picture_key(self, row: Row, rows: Rows, number: int) -> str:
         """Identifies the picture of a row across splits and data sets."""
+
+    def name_of_picture(self, key: str) -> str:
+        """The part of a picture's key by whose hash splits are divided; the same on every node."""
+        return key
 
     @abstractmethod
     def entry(self, row: Row, rows: Rows, number: int) -> Entry:

@@ -18,8 +18,11 @@ from envs.spec import DataError
 MAX_DEPTH = 5
 """Folders of folders that are searched."""
 
-MAX_ENTRIES = 5_000
-"""Entries of one folder that are looked at: a folder of pictures holds no annotations."""
+MAX_PICTURES = 5_000
+"""Pictures of one folder that are listed; its other files and its folders all are."""
+
+MAX_ENTRIES = 5_000_000
+"""Entries of one folder that are looked at."""
 
 MAX_FOLDERS = 4_000
 """Folders that are looked at in one search."""
@@ -54,9 +57,13 @@ def _entries(folder: Path) -> tuple[list[str], list[str]]:
     folders, files = [], []
     try:
         with os.scandir(folder) as found:
+            num_pictures = 0
             for entry, _ in zip(found, range(MAX_ENTRIES), strict=False):
-                if not entry.name.startswith("."):
-                    (folders if entry.is_dir() else files).append(entry.name)
+                is_picture = entry.name.endswith(PICTURE_SUFFIXES)
+                num_pictures += is_picture
+                if entry.name.startswith(".") or (is_picture and num_pictures > MAX_PICTURES):
+                    continue
+                (folders if entry.is_dir() else files).append(entry.name)
     except OSError:
         return [], []
     return sorted(folders), sorted(files)
@@ -95,7 +102,7 @@ def find_file(root: Path, names: Sequence[str], what: str) -> Path:
                 return found[0]
     raise DataError(
         f"{root} has no {' or '.join(names)} ({what}; folders {MAX_DEPTH} levels deep were "
-        f"searched too, {MAX_ENTRIES:,} entries of each): {what_is_in(root, tree)}"
+        f"searched too): {what_is_in(root, tree)}"
     )
 
 
@@ -119,6 +126,13 @@ def what_is_in(root: Path, tree: Iterable[Folder] | None = None) -> str:
     if paths:
         return f"found {len(paths)} files, none of them annotations: download them into it"
     return "found nothing in it: is it the right folder, and are the data unpacked?"
+
+
+def packed_in(root: Path) -> str:
+    """The archives below a folder, in words; empty if there are none."""
+    paths = [place / name for place, _, names in walk(root) for name in names]
+    packed = [path for path in paths if path.suffix.lower() in PACKED_SUFFIXES]
+    return _listed([str(path.relative_to(root)) for path in packed])
 
 
 def _listed(names: Sequence[str], limit: int = 4) -> str:

@@ -83,8 +83,9 @@ def parquet_rows(
         )
     if not files:
         raise DataError(
-            f"{folder} has no parquet files of split {split!r} (found "
-            f"{', '.join(sorted(found))}): name the split in worker.data.splits"
+            f"{folder} has no parquet files of split {split!r} (found {', '.join(sorted(found))}; "
+            f"because of {next(parquet_files(folder))} it is read as a folder of parquet files): "
+            "name the split in worker.data.splits, or take files that do not belong out of it"
         )
     try:
         table = _encoded(datasets.Dataset.from_parquet([str(path) for path in _with_rows(files)]))

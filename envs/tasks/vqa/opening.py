@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -70,12 +70,26 @@ def source_of(data_set: DataSet, config: DataConfig) -> Source:
         return Source(kind="original", places=(given,))
     if folder.is_dir():
         is_parquet = any(True for _ in parquet_files(folder))
-        return Source(kind="parquet" if is_parquet else "original", places=(given,))
+        is_original = not is_parquet or _has_original(data_set, folder)
+        return Source(kind="original" if is_original else "parquet", places=(given,))
     if folder.exists():
         raise DataError(f"{data_set.name}: {given} is a file: unpack it and name its folder")
     if given.startswith((".", "/", "~")) or data_set.name in config.own:
         raise DataError(f"{data_set.name}: the folder {given} does not exist")
     return Source(kind="hub", places=(given,))
+
+
+def _has_original(data_set: DataSet, folder: Path) -> bool:
+    """Whether the files of one of the original splits are there, beside parquet files."""
+    known = data_set.in_original
+    for split in filter(None, (known.train, known.validation, known.test) if known else ()):
+        try:
+            for names in data_set.files(split):
+                find_file(folder, names, split)
+            return True
+        except DataError:
+            continue
+    return False
 
 
 def open_splits(data_set: DataSet, config: DataConfig) -> dict[str, Split]:
@@ -89,20 +103,23 @@ def open_splits(data_set: DataSet, config: DataConfig) -> dict[str, Split]:
     names = dict.fromkeys((published.train, published.validation, published.test))
     parts = {name: _open(data_set, config, source, cache, name) for name in names if name}
     train, test = parts.get(published.train, EMPTY), parts.get(published.test, EMPTY)
-    if published.validation:
-        splits = {"train": train, "validation": parts[published.validation], "test": test}
+    if published.validation or not published.is_divided:
+        validation = parts.get(published.validation, EMPTY)
+        splits = {"train": train, "validation": validation, "test": test}
     else:
         is_one = published.train in ("", published.test)
-        splits = _divided(train, test, config.validation_share, is_one=is_one)
+        splits = _divided(data_set, train, test, is_one=is_one)
     with reading(f"{data_set.name}: the split that training draws from"):
         data_set.opened(splits["train"], cache)
     return splits
 
 
-def _divided(train: Split, test: Split, share: float, *, is_one: bool) -> dict[str, Split]:
+def _divided(data_set: DataSet, train: Split, test: Split, *, is_one: bool) -> dict[str, Split]:
     """Takes validation from `train` by a hash of the pictures, or all three from `test`."""
-    whole, held_out = (test, HELD_OUT_WITHOUT_TRAINING) if is_one else (train, 2 * share)
-    names = whole.names.to_pylist() if len(whole.codes) else []
+    share = 2 * data_set.config.validation_share
+    whole, held_out = (test, HELD_OUT_WITHOUT_TRAINING) if is_one else (train, share)
+    keys = whole.names.to_pylist() if len(whole.codes) else []
+    names = [data_set.name_of_picture(key) for key in keys]
     of_name = np.array([split_of(name, held_out=held_out) for name in names], dtype="U10")
     place = of_name[whole.codes] if len(names) else of_name
     validation = whole.where(place == "validation")
@@ -116,7 +133,8 @@ def _published(data_set: DataSet, config: DataConfig, source: Source) -> Publish
     known = data_set.in_original if source.kind == "original" else data_set.on_hub
     known = known or data_set.on_hub
     own, name = config.splits, data_set.name
-    return Published(
+    return replace(
+        known,
         train=own.get(f"{name}/train", known.train),
         validation=own.get(f"{name}/validation", known.validation),
         test=own.get(f"{name}/test", known.test),

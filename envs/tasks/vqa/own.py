@@ -5,10 +5,9 @@ The schema is ours; docs/your_model_and_data.md describes it.
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,31 +16,17 @@ from envs.tasks.metrics import exact_match
 from envs.tasks.vqa.cells import question_text, reading, reference_answers
 from envs.tasks.vqa.config import DataConfig
 from envs.tasks.vqa.data_set import DataSet, Entry, Published
-from envs.tasks.vqa.finding import plain, walk
-from envs.tasks.vqa.picture import Picture, picture_key
+from envs.tasks.vqa.own_tables import SPLIT_NAMES, Tables, answers_of, find_tables, read_table
+from envs.tasks.vqa.picture import Picture
 from envs.tasks.vqa.prompts import styled
 from envs.tasks.vqa.rows import Row, Rows
 from envs.tasks.vqa.text_match import molmo_anls
 from envs.tasks.vqa.vqa_v2 import SOFT_SCORES
 
-SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
-    "train": ("train", "training"),
-    "validation": ("validation", "val", "valid", "dev"),
-    "test": ("test", "testing"),
-}
-"""Names of files without their suffix, by split."""
-
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
-
-COLUMNS: Mapping[str, tuple[str, ...]] = {
-    "image": ("image", "imagepath", "file", "filename", "filepath", "picture", "path"),
-    "question": ("question", "prompt"),
-    "answers": ("answers", "answer", "label"),
-    "id": ("id", "questionid"),
-}
-"""Names of columns, best first; letter case, spaces, `-` and `_` do not count."""
-
 PICTURE_PLACES = ("", "images/", "pictures/")
+
+FILE = "file:"
+"""Beginning of a picture's key; the rest is the path of its file."""
 
 
 class OwnDataSet(DataSet):
@@ -61,75 +46,77 @@ class OwnDataSet(DataSet):
         self.name = name
 
     @cached_property
-    def _files(self) -> Mapping[str, Path]:
-        """The file of each split; `train` alone if there is one file of another name."""
-        folder = Path(self.config.own[self.name]).expanduser()
-        tables = [
-            place / name
-            for place, _, names in walk(folder)
-            for name in names
-            if Path(name).suffix.lower() in SUFFIXES
-        ]
-        found: dict[str, Path] = {}
-        for split, names in SPLIT_NAMES.items():
-            same = [path for path in tables if plain(path.stem) in names]
-            if len(same) > 1:
-                raise DataError(f"{same[0]} and {same[1]} are both the {split} split: keep one")
-            if same:
-                found[split] = same[0]
-        if not found and len(tables) == 1:
-            return {"train": tables[0]}
-        if not found:
-            listed = ", ".join(str(path.relative_to(folder)) for path in tables[:4]) or "none"
-            raise DataError(
-                f"{folder} has no train.csv or train.jsonl (tables found: {listed}): see 'Your "
-                "data' in docs/your_model_and_data.md"
-            )
-        return found
+    def tables(self) -> Tables:
+        """The tables of the folder; `train` alone if there is one file of another name."""
+        return find_tables(Path(self.config.own[self.name]).expanduser())
+
+    @cached_property
+    def _root(self) -> Path:
+        """The folder of the pictures, without links."""
+        own = self.config.own[self.name]
+        return Path(self.config.images.get(self.name, own)).expanduser().resolve()
 
     @property
     def in_original(self) -> Published | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The splits that have a file; of a single one all three are made."""
+        """The splits that have a file; a single one for training is divided into all three."""
         with reading(self.name):
-            present = list(self._files)
-        return Published(
-            train="train" if "train" in present else "",
-            validation="validation" if len(present) == len(SPLIT_NAMES) else "",
-            test=next(split for split in ("test", "validation", "train") if split in present),
-        )
+            tables = self.tables
+        if tables.is_divided:
+            return Published(train="train", test="train")
+        present = tables.by_split
+        if list(present) == ["train", "validation"]:  # what is held out is for the test
+            return Published(train="train", test="validation")
+        train, validation, test = (s if s in present else "" for s in SPLIT_NAMES)
+        return Published(train=train, validation=validation, test=test, is_divided=bool(train))
 
     on_hub = Published(train="train", test="test")
 
     def files(self, split: str) -> Sequence[Sequence[str]]:
-        """The file of the split."""
-        return ((self._files[split].name,),)
+        """The file of the split, by its path below the folder."""
+        folder = Path(self.config.own[self.name]).expanduser()
+        return ((str(self.tables.by_split[split].relative_to(folder)),),)
+
+    def settings(self) -> tuple[Any, ...]:
+        """The folder of the pictures, in which their paths are made out."""
+        return (str(self._root),)
 
     def read(self, split: str, paths: Sequence[Path]) -> Iterator[Row]:
         """The rows with our names of columns, and the line that each stands on."""
-        path = paths[0]
-        is_json = path.suffix.lower() in (".jsonl", ".ndjson")
-        with reading(str(path)):
-            for line, row in _json_lines(path) if is_json else _csv_lines(path):
-                yield {"line": line, **_named(row, path, line)}
+        with reading(str(paths[0])):
+            yield from read_table(paths[0])
 
     def picture_key(self, row: Row, rows: Rows, number: int) -> str:
-        """The picture by its path, as far as that is no name of COCO or Visual Genome."""
+        """The file of the picture, without links, however the row writes its path."""
         if not isinstance(row["image"], str) or not row["image"].strip():
             raise DataError(f"line {row['line']} names no image: give a path below the folder")
-        return picture_key(row["image"].strip(), self.name)
+        found = next((path for path in self._paths(row, rows) if os.path.isfile(path)), None)
+        return f"{FILE}{_without_links(str(found or next(self._paths(row, rows))))}"
+
+    def name_of_picture(self, key: str) -> str:
+        """The path below the folder, so that the folder may be moved and nothing changes."""
+        path = Path(key.removeprefix(FILE))
+        below = path.relative_to(self._root) if path.is_relative_to(self._root) else path
+        return f"{self.name}:{below}"
+
+    def _paths(self, row: Row, rows: Rows) -> Iterator[Path]:
+        assert rows.pictures is not None
+        names = [f"{place}{row['image'].strip()}" for place in PICTURE_PLACES]
+        return rows.pictures.paths(names)
 
     def entry(self, row: Row, rows: Rows, number: int) -> Entry:
         """The question in its style."""
         with reading(f"line {row['line']}"):
-            question, answers = question_text(row["question"]), _answers(row["answers"])
-        assert rows.pictures is not None
-        names = [f"{place}{row['image'].strip()}" for place in PICTURE_PLACES]
+            question = question_text(row["question"])
+            answers = reference_answers(answers_of(row["answers"]))
+        own_id = "" if row.get("id") is None else str(row["id"]).strip()
         style = self.config.styles.get(self.name, "vqa2")
+        place = f"line {row['line']} of {self.tables.by_split[rows.split].name}"
         return Entry(
-            question_id=str(row.get("id") or f"line {row['line']}"),
-            picture=Picture(paths=tuple(rows.pictures.paths(names))),
+            question_id=own_id or f"line {row['line']}",
+            picture=Picture(paths=tuple(self._paths(row, rows))),
             prompt=styled(style, question.strip()) if style else question.strip(),
             answers=answers,
+            place=f"question {own_id}, {place}" if own_id else place,
         )
 
     def score(self, sample: Sample, answer: str) -> float:
@@ -142,53 +129,14 @@ class OwnDataSet(DataSet):
         return metrics[self.config.metrics.get(self.name, "exact_match")](answer, sample.answers)
 
 
-def _json_lines(path: Path) -> Iterator[tuple[int, Row]]:
-    with path.open(encoding="utf-8-sig") as file:
-        for line, text in enumerate(file, 1):
-            if not text.strip():
-                continue
-            try:
-                row = json.loads(text)
-            except ValueError as error:
-                raise DataError(f"line {line} is not JSON ({error}): correct it") from None
-            if not isinstance(row, dict):
-                raise DataError(f"line {line} is no object: write {{'image': ..., ...}}")
-            yield line, row
+def _without_links(path: str) -> str:
+    """The path of a file without links; those of its folder are followed once."""
+    if os.path.islink(path):
+        return os.path.realpath(path)
+    folder, name = os.path.split(path)
+    return os.path.join(_folder_without_links(folder), name)
 
 
-def _csv_lines(path: Path) -> Iterator[tuple[int, Row]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        header = file.readline()
-        file.seek(0)
-        separator = max(",;\t", key=header.count)
-        reader = csv.DictReader(file, delimiter=separator)
-        try:
-            for row in reader:
-                yield reader.line_num, {str(name): cell for name, cell in row.items()}
-        except csv.Error as error:
-            raise DataError(f"line {reader.line_num} is no CSV ({error}): correct it") from None
-
-
-def _named(row: Row, path: Path, line: int) -> dict[str, Any]:
-    """The row with our names of columns; raises DataError if one is missing."""
-    present = {plain(name): name for name in row}
-    found = {}
-    for column, names in COLUMNS.items():
-        name = next((present[name] for name in names if name in present), None)
-        if name is not None:
-            found[column] = row[name]
-        elif column != "id":
-            raise DataError(
-                f"line {line} of {path.name} has no column {column} (found {', '.join(row)})"
-            )
-    return found
-
-
-def _answers(cell: Any) -> tuple[str, ...]:
-    """Reference answers: a list, one text or number, or texts with | between them."""
-    if isinstance(cell, bool | int | float):
-        cell = str(cell)
-    if isinstance(cell, str):
-        is_list = cell.strip().startswith("[")
-        cell = json.loads(cell) if is_list else [part.strip() for part in cell.split("|")]
-    return reference_answers([str(part) for part in cell] if isinstance(cell, list) else cell)
+@lru_cache(maxsize=4096)
+def _folder_without_links(folder: str) -> str:
+    return os.path.realpath(folder)

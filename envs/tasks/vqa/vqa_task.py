@@ -86,7 +86,7 @@ class VqaTask:
         """See `envs.spec.Task`; the picture is decoded."""
         entry = self.entry(split, index)
         sample_id = f"{self.name}/{split}/{index}"
-        name = f"{sample_id} (question {entry.question_id})"
+        name = f"{sample_id} ({entry.place or f'question {entry.question_id}'})"
         if entry.picture is None:
             raise DataError(f"sample {name}: its image is missing (an empty cell): take it out")
         return Sample(

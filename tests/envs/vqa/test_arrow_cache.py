@@ -211,3 +211,17 @@ def test_a_data_set_is_the_same_from_the_cache(tmp_path: Path):
     for split in SPLITS:
         for index in range(first.num_samples(split)):
             assert first.entry(split, index) == again.entry(split, index)
+
+
+def test_what_a_killed_process_left_is_removed_though_the_table_is_there(tmp_path: Path):
+    cache = ArrowCache(folder=tmp_path)
+    cache.table("numbers", ("a",), lambda: [NUMBERS])
+    left = tmp_path / f"other-{'0' * 20}.{'0' * 32}.part"
+    recent = tmp_path / f"other-{'0' * 20}.{'1' * 32}.part"
+    foreign = tmp_path / "download.part"
+    for path in (left, recent, foreign):
+        path.write_bytes(b"half")
+    for path in (left, foreign):
+        os.utime(path, (0, 0))
+    cache.table("numbers", ("a",), never)
+    assert [path.exists() for path in (left, recent, foreign)] == [False, True, True]

@@ -314,12 +314,13 @@ def test_the_nearest_file_wins_and_large_folders_are_not_listed(
         (tmp_path / place).mkdir(parents=True, exist_ok=True)
         (tmp_path / place / "One_File.json").write_text("")
     assert find_file(tmp_path, ["one-file.json"], "it") == tmp_path / "near/One_File.json"
-    monkeypatch.setattr(finding, "MAX_ENTRIES", 3)
+    monkeypatch.setattr(finding, "MAX_PICTURES", 3)
     for number in range(10):
         (tmp_path / f"{number}.jpg").write_text("")
     (tmp_path / "last.json").write_text("")
     assert find_file(tmp_path, ["other.json", "last.json"], "it") == tmp_path / "last.json"
-    assert sum(len(folders) + len(files) for _, folders, files in walk(tmp_path)) <= 3 * 4
+    pictures = [name for _, _, files in walk(tmp_path) for name in files if name.endswith("jpg")]
+    assert len(pictures) == 3
 
 
 def test_a_loop_of_links_ends(tmp_path: Path):
@@ -386,3 +387,15 @@ def test_names_of_releases():
     assert names[1:] == ("train2017/000000000042.jpg", "val2017/000000000042.jpg")
     assert published_names("icdar/img_7.jpg") == ("icdar/img_7.jpg",)
     assert plain("Visual Genome") == plain("visual_genome") == plain("VisualGenome")
+
+
+def test_original_files_count_more_than_a_stray_parquet_file(root: Path, tmp_path: Path):
+    folder = tmp_path / "okvqa"
+    shutil.copytree(root / "okvqa:original", folder)
+    (folder / "embeddings.parquet").write_bytes(b"")
+    task = opened(root, "okvqa:original", sources={"okvqa": str(folder)})
+    assert task.num_samples("test") == 6
+    for path in folder.rglob("*.json"):
+        path.unlink()
+    with pytest.raises(DataError, match=r"embeddings\.parquet"):
+        opened(root, "okvqa:original", sources={"okvqa": str(folder)}).num_samples("test")
