@@ -140,7 +140,7 @@ def test_a_killed_learner_costs_no_step(folder, staleness, undisturbed, tmp_path
 
 EVALUATIONS = (
     *("--steps", "6", "--evaluation.every", "3"),
-    *("--evaluation.num-samples", "40"),
+    *("--evaluation.num-samples", "20"),
 )
 
 
