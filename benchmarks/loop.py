@@ -173,6 +173,8 @@ def make_run(fleet: RayFleet, config: JointGRPOConfig, folder: Path) -> Run:
     """A run of the recipe on this fleet, with its checkpoints in a folder."""
     budgets = BudgetSampler.between(100, 200)
     setup = PolicySetup.of(WIDTH, 0, budgets)
+    reporter = Reporter(folder, num_steps=config.steps, clock="asleep")
+    reporter.begin_at(0)
     return Unevaluated(
         config=config,
         setup=setup,
@@ -183,7 +185,7 @@ def make_run(fleet: RayFleet, config: JointGRPOConfig, folder: Path) -> Run:
             seed=config.seed,
             timeout_s=config.cluster.learner_timeout_s,
         ),
-        reporter=Reporter(folder, first_step=0, num_steps=config.steps, clock="asleep"),
+        reporter=reporter,
         store=CheckpointStore(folder / "checkpoints", config.keep_last),
         lambda_control=LambdaControl(config.pid, budgets),
         calibration=Calibration(cheapest_ms=100, full_ms=200, scatter=0.0, num_samples=1),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from numbers import Real
 
+from envs.faults import code_line
 from envs.spec import DataError, Sample, Task
-from envs.tasks.faults import code_line
 
 
 def score_of(tasks: Task, sample: Sample, answer: str) -> float:

@@ -317,6 +317,11 @@ def main() -> int:
     rows_path = config.output_dir / "rows.jsonl"
     measure(config, configurations, rows_path)
     rows = sorted(read_rows(rows_path), key=lambda row: row["index"])
+    if not rows:
+        raise ValueError(
+            f"none of {config.num_samples} samples could be measured: the warnings before this say "
+            "why"
+        )
     write_results(rows, config.output_dir / "results")
     table = to_table(rows, config.split, config.worker)
     table.save(config.output_dir / "table.npz")

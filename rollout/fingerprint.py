@@ -32,7 +32,7 @@ class Fingerprint:
         device: kind of device, such as cpu or cuda.
         runtime: how the model decodes: `eager`, or `graphs` on CUDA.
         clock: the clock that latencies are from.
-        tasks: names of the tasks in the mixture, in order.
+        tasks: names of the tasks in the mixture, in order, with how they score if not by default.
         importance: hash of the block importance scores.
         max_new_tokens: maximum length of an answer, in tokens.
         budget_scope: `total` or `prefill`.
@@ -60,7 +60,7 @@ class Fingerprint:
             device=model.device.type,
             runtime=executor.runtime.name,
             clock=executor.clock_name,
-            tasks=tuple(tasks.tasks) if isinstance(tasks, Mixture) else (type(tasks).__name__,),
+            tasks=tasks.descriptions() if isinstance(tasks, Mixture) else (type(tasks).__name__,),
             importance=importance_fingerprint(executor),
             max_new_tokens=executor.config.max_new_tokens,
             budget_scope="prefill" if executor.config.prefill_only else "total",

@@ -69,23 +69,18 @@ def local_run(run_dir: Path, settings: JointGRPOConfig, fleet: Any = None) -> Ru
     checkpoint = store.load_latest()
     if checkpoint is not None:
         learner.load_state_dict(checkpoint.learner_state)
-    first_step = checkpoint.state["next_step"] if checkpoint else 0
     run = Run(
         config=settings,
         setup=setup(),
         fleet=fleet or LocalFleet(worker()),
         learner=learner,
-        reporter=Reporter(
-            run_dir,
-            first_step=first_step,
-            num_steps=settings.steps,
-            clock="simulated",
-            evaluation_pending=bool(checkpoint and checkpoint.state["evaluation_pending"]),
-        ),
+        reporter=Reporter(run_dir, num_steps=settings.steps, clock="simulated"),
         store=store,
         lambda_control=LambdaControl(settings.pid, rig.BUDGETS),
         calibration=CALIBRATION,
     )
-    if checkpoint is not None:
+    if checkpoint is None:
+        run.reporter.begin_at(0)
+    else:
         run.go_back_to(checkpoint)
     return run

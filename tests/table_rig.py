@@ -119,6 +119,12 @@ def fleet_of(
     return TableFleet(splits, StandInBlocks(samples.language_feature_SD.shape[1]))
 
 
+def _reporter(run_dir: Path, num_steps: int) -> Reporter:
+    reporter = Reporter(run_dir, num_steps=num_steps, clock="table")
+    reporter.begin_at(0)
+    return reporter
+
+
 def table_run(run_dir: Path, settings: JointGRPOConfig, fleet: TableFleet) -> Run:
     """A new run that trains and evaluates on the same table."""
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -132,7 +138,7 @@ def table_run(run_dir: Path, settings: JointGRPOConfig, fleet: TableFleet) -> Ru
         setup=setup,
         fleet=fleet,
         learner=LocalLearner(Controller(setup.controller), settings.learner),
-        reporter=Reporter(run_dir, first_step=0, num_steps=settings.steps, clock="table"),
+        reporter=_reporter(run_dir, settings.steps),
         store=CheckpointStore(run_dir / "checkpoints", settings.keep_last),
         lambda_control=LambdaControl(settings.pid, budgets),
         calibration=calibration_of(samples.table),

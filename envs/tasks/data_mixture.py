@@ -39,6 +39,13 @@ class DataMixture(Mixture):
                     other.drop_pictures(split, keys, of=name)
         self._schedule = cache(self._new_schedule)
 
+    def descriptions(self) -> tuple[str, ...]:
+        """See `Mixture.descriptions`."""
+        scoring = {name: task.data_set.scoring() for name, task in self.data_sets.items()}
+        return tuple(
+            f"{name} ({scoring[name]})" if scoring.get(name) else name for name in self.tasks
+        )
+
     def sample(self, split: str, index: int) -> Sample:
         """The sample of (split, index), whose id names this index.
 

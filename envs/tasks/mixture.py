@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from envs.faults import code_line
 from envs.spec import DataError, Sample, Task
-from envs.tasks.faults import code_line
 from envs.tasks.scene import check_split, sample_rng
 
 
@@ -64,6 +64,10 @@ class Mixture:
     def census(self) -> dict[str, dict[str, int]]:
         """Samples of each data set by split; empty without data sets."""
         return {}
+
+    def descriptions(self) -> tuple[str, ...]:
+        """Names of the tasks, with how they score if not by default."""
+        return tuple(self.tasks)
 
     def score(self, sample: Sample, answer: str) -> float:
         """Score by the sample's own task; raises DataError if the mixture does not hold it."""

@@ -17,14 +17,11 @@ stops, before it writes or deletes anything.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
 import os
 import re
-import stat
-import tempfile
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -54,24 +51,6 @@ FETCHING_PREFIX = ".fetching_"
 SEEN_NAME = ".store.json"
 """Local file that holds the LATEST which this machine fetched or wrote last, and the one that it
 was about to write."""
-
-
-def staging_folder(uri: str) -> Path:
-    """The local folder of a run in an object store; the same on every start.
-
-    Raises:
-        ValueError: the folder for all of them is somebody else's, or open to others.
-    """
-    private = Path(tempfile.gettempdir()) / f"joint-grpo-{os.getuid()}"
-    with contextlib.suppress(FileExistsError):
-        private.mkdir(mode=0o700)
-    status = private.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
-        raise ValueError(
-            f"{private} is not a folder that only you can use: remove it, or set TMPDIR to a "
-            "folder of your own"
-        )
-    return private / hashlib.sha256(uri.encode()).hexdigest()[:16]
 
 
 class TakenOverError(RuntimeError):
@@ -122,15 +101,15 @@ class RunStore:
                     f"there: to begin a new run, remove {self.run_dir}; to store the local copy "
                     f"again, remove {self.run_dir / SEEN_NAME}"
                 )
-            if local >= 0 and not self._is_ours(latest):
-                self._make_way(latest, local)
-                local = -1
-            if latest and local >= _step_of(latest):
+            is_foreign = local >= 0 and not self._is_ours(latest)
+            if latest and not is_foreign and local >= _step_of(latest):
                 return
             newest = self._newest_whole(files)
-            if newest is None or local >= newest[1].step:
+            if newest is None or (not is_foreign and local >= newest[1].step):
                 return
             name, manifest, contents = newest
+            if is_foreign:  # only now that the store's state has proved to be whole
+                self._make_way(latest, local)
             self._fetch_files(files)
             self._fetch_best(files, manifest)
             self._move_in(name, contents)

@@ -84,6 +84,11 @@ class EvaluationConfig:
         check_within(self, "every", "num_samples", "num_budgets", low=1)
         check_within(self, "first_index", low=0)
 
+    @property
+    def indices(self) -> range:
+        """Places of the held-out samples in the validation split."""
+        return range(self.first_index, self.first_index + self.num_samples)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JointGRPOConfig:

@@ -29,38 +29,35 @@ class Reporter:
 
     Args:
         run_dir: folder in which `tensorboard/` and `metrics.jsonl` are created.
-        first_step: first step of this process; rows of this or later steps, left by a run that was
-            killed, are dropped.
         num_steps: number of steps of the run, for the progress line.
         clock: the clock that latencies are from, named in every row.
         label: prefix of every line, such as a simulated latency source; empty for none.
-        evaluation_pending: whether the step before `first_step` is still to be evaluated; rows of
-            an evaluation of it that was killed are dropped as well.
     """
 
-    def __init__(
-        self,
-        run_dir: Path,
-        *,
-        first_step: int,
-        num_steps: int,
-        clock: str,
-        label: str = "",
-        evaluation_pending: bool = False,
-    ) -> None:
+    def __init__(self, run_dir: Path, *, num_steps: int, clock: str, label: str = "") -> None:
         self.console = Console(soft_wrap=True, highlight=False)
         self.num_steps = num_steps
         self.clock, self.label = clock, label
         self.run_dir, self.path = run_dir, run_dir / "metrics.jsonl"
-        self._open(first_step, evaluation_pending)
+        self._writer: SummaryWriter | None = None
 
-    def rewind(self, first_step: int, evaluation_pending: bool) -> None:
-        """Drops what was written of this and later steps, to which the run has gone back."""
-        self.writer.close()
-        self._open(first_step, evaluation_pending)
+    @property
+    def writer(self) -> SummaryWriter:
+        """TensorBoard's writer, once `begin_at` was called."""
+        assert self._writer is not None, "call begin_at first"
+        return self._writer
 
-    def _open(self, first_step: int, evaluation_pending: bool) -> None:
-        self.writer = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=first_step)
+    def begin_at(self, first_step: int, *, evaluation_pending: bool = False) -> None:
+        """Opens the files, or opens them again because the run has gone back.
+
+        Args:
+            first_step: the next step; rows of this or later steps, which were undone or left by a
+                run that was killed, are dropped.
+            evaluation_pending: whether the step before it is still to be evaluated; rows of an
+                evaluation of it that was interrupted are dropped as well.
+        """
+        self.close()
+        self._writer = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=first_step)
         last = first_step - 1 if evaluation_pending else -1
         rows = [
             row
@@ -134,7 +131,8 @@ class Reporter:
 
     def close(self) -> None:
         """Flushes and closes TensorBoard's files."""
-        self.writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 def _percent(share: float | None) -> str:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import os
+import stat
+import tempfile
 import time
 from pathlib import Path
 
@@ -17,7 +21,7 @@ def resolve_run_dir(run_dir: str) -> Path:
         raise ValueError(
             "inside a Ray job give an absolute --run-dir: the job's working folder does not last"
         )
-    path = Path(run_dir) if run_dir else new_folder(cwd / "runs")
+    path = Path(run_dir) if run_dir else cwd / "runs" / time.strftime("%Y%m%d-%H%M%S")
     path = path.expanduser()
     if not path.is_absolute() and JOB_FOLDER in cwd.parts:
         raise ValueError(f"--run-dir {run_dir} is relative, inside a Ray job: give an absolute one")
@@ -30,14 +34,32 @@ def resolve_run_dir(run_dir: str) -> Path:
     return path
 
 
-def new_folder(parent: Path) -> Path:
-    """A new folder named after the present second, with a number if another run took that name.
+def claimed(path: Path) -> Path:
+    """Creates a new folder of this name, or with a number if another run has taken the name.
 
-    It is created here, so that of two runs that start at once each gets its own.
+    Of two runs that start in the same second each gets its own.
     """
-    name = time.strftime("%Y%m%d-%H%M%S")
-    for path in (parent / name, *(parent / f"{name}-{number}" for number in range(2, 1000))):
+    numbered = (path.with_name(f"{path.name}-{number}") for number in range(2, 1000))
+    for candidate in (path, *numbered):
         with contextlib.suppress(FileExistsError):
-            path.mkdir(parents=True)
-            return path
-    raise RuntimeError(f"{parent} holds a thousand runs of this second: give a --run-dir")
+            candidate.mkdir(parents=True)
+            return candidate
+    raise RuntimeError(f"{path.parent} holds a thousand runs of this second: give a --run-dir")
+
+
+def staging_folder(uri: str) -> Path:
+    """The local folder of a run in an object store; the same on every start.
+
+    Raises:
+        ValueError: the folder for all of them is somebody else's, or open to others.
+    """
+    private = Path(tempfile.gettempdir()) / f"joint-grpo-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        private.mkdir(mode=0o700)
+    status = private.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise ValueError(
+            f"{private} is not a folder that only you can use: remove it, or set TMPDIR to a "
+            "folder of your own"
+        )
+    return private / hashlib.sha256(uri.encode()).hexdigest()[:16]

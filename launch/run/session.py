@@ -31,7 +31,7 @@ from launch.cluster.usage import options_from
 from launch.cluster.versions import differences
 from launch.cluster.waiting import telling
 from launch.run.lock import RunLock
-from launch.run.object_store import RunStore, staging_folder
+from launch.run.object_store import RunStore
 from launch.run.outputs import writable_folder
 from launch.run.recipes import RECIPES, JointGRPOConfig, to_json
 from launch.run.remote_folder import is_uri
@@ -43,7 +43,7 @@ from launch.run.resume import (
     check_resumable,
     fingerprint_from_state,
 )
-from launch.run.run_folder import resolve_run_dir
+from launch.run.run_folder import claimed, resolve_run_dir, staging_folder
 from launch.run.run_metrics import RunMetrics
 from launch.run.standing import best_table_accuracy, comparable, finish
 from launch.run.state import Run, Stopwatch
@@ -63,7 +63,7 @@ from rollout.latency.calibration import EndLatencies
 from rollout.latency.simulated import SimulatedLatency
 from rollout.molmoe.checkpoint import check_shards
 from rollout.molmoe.config import resolve_config
-from rollout.profiling.conversion import calibrated, places_in, sample_place
+from rollout.profiling.conversion import calibrated, check_held_out, places_in
 from rollout.profiling.profile_table import ProfileTable
 
 MAX_LEARNER_RESTARTS = 20
@@ -120,12 +120,9 @@ class Session:
 
     def run(self) -> int:
         """Trains to the end; returns 0, or 143 if the run was asked to stop."""
-        try:
-            self._check_before_ray()
-        except ValueError:
-            with contextlib.suppress(OSError):
-                self.run_dir.rmdir()  # a new one, in which nothing was written
-            raise
+        self._check_before_ray()
+        if not self.config.run_dir:
+            self.run_dir = claimed(self.run_dir)
         writable_folder(self.run_dir, "--run-dir")
         with contextlib.ExitStack() as on_exit:
             on_exit.enter_context(RunLock(self.run_dir))
@@ -164,7 +161,9 @@ class Session:
         check_names(worker.tasks, worker.data)
         if self.config.warm_start_profile is not None:
             self.profile = ProfileTable.load(self.config.warm_start_profile)
-            self._check_not_evaluated(self.profile, self.config.warm_start_profile)
+            check_held_out(
+                self.profile, self.config.evaluation.indices, str(self.config.warm_start_profile)
+            )
         comparison = self.config.comparison_profile or self.config.warm_start_profile
         if comparison is not None:
             self.comparison = ProfileTable.load(comparison)
@@ -178,18 +177,6 @@ class Session:
         self.widths = model.d_model, image_dim(model) if self.config.sees_image else 0
         if self.run_dir.exists() and not self.run_dir.is_dir():
             raise ValueError(f"--run-dir {self.run_dir} is a file: give a folder")
-
-    def _check_not_evaluated(self, profile: ProfileTable, path: Path) -> None:
-        """Refuses to learn from samples on which the run is evaluated."""
-        first = self.config.evaluation.first_index
-        evaluated = range(first, first + self.config.evaluation.num_samples)
-        places = map(sample_place, profile.sample_ids)
-        if any(s == "test" or (s == "validation" and i in evaluated) for s, i in places):
-            raise ValueError(
-                f"--warm-start-profile {path} holds samples on which the run is evaluated "
-                f"(validation {evaluated.start} to {evaluated.stop - 1}, and test): take another "
-                "profile or another --evaluation.first-index"
-            )
 
     def _checkpoint(self) -> Checkpoint | None:
         """The checkpoint to resume from, None for a new run."""
@@ -306,7 +293,6 @@ class Session:
         fleet.drop_batches()
         run.learner = self._learner(run.setup, checkpoint.learner_state)
         run.go_back_to(checkpoint)
-        run.reporter.rewind(run.next_step, run.evaluation_pending)
         run.reporter.say(f"the learner's node was lost: back to step {run.next_step + 1}")
 
     def _learner(self, setup: PolicySetup, state: dict[str, Any] | None) -> RemoteLearner:
@@ -326,11 +312,8 @@ class Session:
         fingerprint: Fingerprint | None,
         checkpoint: Checkpoint | None,
     ) -> Run:
-        config, next_step, metrics = self.config, 0, RunMetrics()
-        evaluation_pending = False
+        config, metrics = self.config, RunMetrics()
         if checkpoint is not None:
-            next_step = int(checkpoint.state["next_step"])
-            evaluation_pending = checkpoint.state.get("evaluation_pending", False)
             fleet.stats.continue_from(checkpoint.state.get("fleet_counts", {}))
             state: dict[str, Any] | None = checkpoint.learner_state
         else:
@@ -341,12 +324,7 @@ class Session:
             fleet=fleet,
             learner=self._learner(setup, state),
             reporter=Reporter(
-                self.run_dir,
-                first_step=next_step,
-                num_steps=config.steps,
-                clock=fleet.clock_name,
-                label=self.label,
-                evaluation_pending=evaluation_pending,
+                self.run_dir, num_steps=config.steps, clock=fleet.clock_name, label=self.label
             ),
             store=store,
             lambda_control=LambdaControl(config.pid, setup.budgets),
@@ -361,17 +339,12 @@ class Session:
             on_step=metrics.step,
             watch=Stopwatch(on_part=metrics.enter),
         )
-        budgets = setup.budgets
-        run.reporter.say(
-            f"run {self.run_dir}  actors {fleet.num_actors}  groups per step "
-            f"{config.groups_per_step}  clock {fleet.clock_name}  budgets "
-            f"{budgets.uniform_from_ms:.1f}..{budgets.range.high_ms:.1f} ms  "
-            f"{_where_it_begins(next_step, config.steps)}"
-        )
         if checkpoint is None:
+            run.reporter.begin_at(0)
             run.commit()
         else:
             run.go_back_to(checkpoint)
+        run.reporter.say(_first_line(run, self.run_dir, fleet))
         return run
 
     def _warm_started(self, fleet: RayFleet, setup: PolicySetup) -> dict[str, Any] | None:
@@ -394,10 +367,17 @@ class Session:
         return Learner(controller, config.learner, config.seed).state_dict()
 
 
-def _where_it_begins(next_step: int, steps: int) -> str:
-    if next_step == steps:
-        return f"all {steps} steps are done"
-    return f"{'resumes at' if next_step else 'starts with'} step {next_step + 1} of {steps}"
+def _first_line(run: Run, run_dir: Path, fleet: RayFleet) -> str:
+    budgets, steps = run.setup.budgets, run.config.steps
+    begins = (
+        f"{'resumes at' if run.next_step else 'starts with'} step {run.next_step + 1} of {steps}"
+    )
+    return (
+        f"run {run_dir}  actors {fleet.num_actors}  groups per step {run.config.groups_per_step}  "
+        f"clock {fleet.clock_name}  budgets {budgets.uniform_from_ms:.1f}.."
+        f"{budgets.range.high_ms:.1f} ms  "
+        f"{f'all {steps} steps are done' if run.next_step == steps else begins}"
+    )
 
 
 def _say(text: str) -> None:

@@ -282,7 +282,7 @@ class Run:
             self.setup,
             self.learner.weights(),
             split="validation",
-            indices=range(settings.first_index, settings.first_index + settings.num_samples),
+            indices=settings.indices,
             budgets_ms=self.setup.budgets.evenly(settings.num_budgets).tolist(),
         )
         scalars = {**result.scalars(), "time/evaluate_s": time.perf_counter() - started}
@@ -330,10 +330,11 @@ class Run:
         return path
 
     def go_back_to(self, checkpoint: Checkpoint) -> None:
-        """Continues from a checkpoint and submits its batches in flight again."""
+        """Continues from a checkpoint: its reports, and its batches in flight once more."""
         self.lambda_control.load_state_dict(checkpoint.state["lambda_control"])
         self.next_step = self._committed_step = int(checkpoint.state["next_step"])
         self.evaluation_pending = checkpoint.state.get("evaluation_pending", False)
+        self.reporter.begin_at(self.next_step, evaluation_pending=self.evaluation_pending)
         self.in_flight.clear()
         self._collected = None
         for batch in checkpoint.learner_state["in_flight"]:

@@ -40,6 +40,26 @@ def places_in(split: str, table: ProfileTable, name: str) -> list[int]:
     return [index for _, index in places]
 
 
+def check_held_out(table: ProfileTable, evaluated: range, name: str) -> None:
+    """Refuses to learn from samples on which a run is evaluated.
+
+    Args:
+        table: what is learned from.
+        evaluated: places of the validation split on which the run is evaluated meanwhile.
+        name: what the profile is called in messages.
+
+    Raises:
+        ValueError: the profile has one of these samples, or one of the test split.
+    """
+    places = map(sample_place, table.sample_ids)
+    if any(s == "test" or (s == "validation" and i in evaluated) for s, i in places):
+        raise ValueError(
+            f"--warm-start-profile {name} holds samples on which the run is evaluated (validation "
+            f"{evaluated.start} to {evaluated.stop - 1}, and test): take another profile or "
+            "another --evaluation.first-index"
+        )
+
+
 def calibrated(table: ProfileTable, to: Calibration) -> ProfileTable:
     """The profile in the milliseconds of another calibration.
 

@@ -18,14 +18,13 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from envs.spec import Execution, Sample, Tier
-from rollout.latency.clock import DeviceFacts
 from rollout.profiling.one_runtime import OneRuntime
 
 RECORDS_KEY = "per_sample_results"
@@ -383,17 +382,17 @@ def _sum_ms(stages_ms: Mapping[str, float], prefixes: tuple[str, ...]) -> float:
     return sum(elapsed_ms for name, elapsed_ms in stages_ms.items() if name.startswith(prefixes))
 
 
-def write_profile(path: Path, records: Iterable[ProfileRecord], device: DeviceFacts) -> None:
+def write_items(path: Path, items: Sequence[Mapping[str, Any]], device: Mapping[str, Any]) -> None:
     """Writes the file of one configuration atomically; readers see the old or the new one.
+
+    Args:
+        path: the file.
+        items: what `ProfileRecord.to_json` returns.
+        device: `DeviceFacts` as plain JSON values.
 
     Raises:
         ValueError: there is no record, or a value is not finite.
     """
-    write_items(path, [record.to_json() for record in records], asdict(device))
-
-
-def write_items(path: Path, items: Sequence[Mapping[str, Any]], device: Mapping[str, Any]) -> None:
-    """`write_profile` for records that are already plain JSON values."""
     if not items:
         raise ValueError(f"no records for {path}: measure at least one sample")
     content = {RECORDS_KEY: items, "device": device}

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from envs.faults import code_line
 from envs.spec import DataError, Sample
 from envs.tasks.data_mixture import DataMixture
-from envs.tasks.faults import code_line
 from envs.tasks.mixture import Mixture
 
 

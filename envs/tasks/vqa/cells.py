@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from envs.faults import code_line
 from envs.spec import DataError
-from envs.tasks.faults import code_line
 
 
 @contextmanager

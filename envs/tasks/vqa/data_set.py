@@ -76,11 +76,19 @@ class DataSet(ABC):
     """Columns that must be there, each with its alternatives."""
     key_columns: tuple[str, ...]
     """Columns that `is_usable` and `picture_key` read, as far as there are such."""
+    scored_by: tuple[str, ...] = ()
+    """Settings of `DataConfig` that decide how it scores."""
     folder_aliases: Mapping[str, Sequence[str]] = {}
     """Other names of published folders of pictures; letter case, `-` and `_` do not count."""
 
     def __init__(self, config: DataConfig) -> None:
         self.config = config
+
+    def scoring(self) -> str:
+        """How it scores if not by default, such as `vqa_score vqa_v2`; else empty."""
+        default = type(self.config)()
+        stated = {name: getattr(self.config, name) for name in self.scored_by}
+        return ", ".join(f"{n} {v}" for n, v in stated.items() if v != getattr(default, n))
 
     def files(self, split: str) -> Sequence[Sequence[str]]:
         """The files of a split of the original distribution, each with its names, best first."""

@@ -41,6 +41,7 @@ class Mmmu(DataSet):
 
     name = "mmmu"
     hub_ids = ("MMMU/MMMU",)
+    scored_by = ("mmmu_answer",)
     configs = tuple(SUBJECTS)
     on_hub = Published(validation="dev", test="validation")
     columns = (("id",), ("question",), ("options",), ("answer",), ("question_type",), ("image_1",))

@@ -27,6 +27,7 @@ class OkVqa(DataSet):
 
     name = "okvqa"
     hub_ids = ("lmms-lab-encoder/OK-VQA", "lmms-lab/OK-VQA")
+    scored_by = ("vqa_score",)
     on_hub = Published(train="val2014", test="val2014")
     in_original = Published(train="train", test="val")
     columns = (("question",), ("answers_original", "answers"), ("image",), ("question_id",))

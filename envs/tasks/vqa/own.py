@@ -38,6 +38,7 @@ class OwnDataSet(DataSet):
     """
 
     hub_ids = ()
+    scored_by = ("metrics", "vqa_score")
     columns = (("question",), ("answers",), ("image",))
     key_columns = ("image",)
 

@@ -25,6 +25,7 @@ class TextVqa(DataSet):
 
     name = "text_vqa"
     hub_ids = ("lmms-lab-encoder/textvqa", "lmms-lab/textvqa")
+    scored_by = ("vqa_score",)
     on_hub = Published(train="train", test="validation")
     in_original = Published(train="train", test="val")
     columns = (("question",), ("answers",), ("image",), ("question_id",), ("image_id",))

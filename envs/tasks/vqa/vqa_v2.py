@@ -39,6 +39,7 @@ class Coco2014Vqa(DataSet):
 
     name = "coco_2014_vqa"
     hub_ids = ("lmms-lab-encoder/VQAv2", "lmms-lab/VQAv2")
+    scored_by = ("vqa_score",)
     on_hub = Published(test="validation", train="validation")
     in_original = Published(train="train", test="val")
     columns = (("question",), ("answers",), ("image",), ("question_id",), ("image_id",))

@@ -178,3 +178,14 @@ def test_every_decodable_picture_has_a_key_of_its_pixels():
 def test_broken_pictures_are_told_apart_by_their_row():
     keys = [pixel_key(cell(b"not a picture"), "set", f"row {number}") for number in (3, 4)]
     assert keys == ["set:row 3", "set:row 4"]
+
+
+def test_who_scores_differently_says_so(root: Path):
+    """A profile or checkpoint under another metric does not belong to the same run."""
+    forms = ("text_vqa:parquet", "doc_qa:parquet")
+    for changes, expected in (
+        ({}, ("text_vqa", "doc_qa", "digits")),
+        ({"vqa_score": "vqa_v2"}, ("text_vqa (vqa_score vqa_v2)", "doc_qa", "digits")),
+        ({"mmmu_answer": "mmmu"}, ("text_vqa", "doc_qa", "digits")),
+    ):
+        assert mixed(root, *forms, also=("digits",), **changes).descriptions() == expected

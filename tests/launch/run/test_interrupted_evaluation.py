@@ -88,11 +88,12 @@ def test_it_is_made_up_for_on_resume(tmp_path, settings, undisturbed, moment, nu
 
 
 def test_going_back_drops_the_rows_of_undone_steps(tmp_path):
-    reporter = Reporter(tmp_path, first_step=0, num_steps=9, clock="test")
+    reporter = Reporter(tmp_path, num_steps=9, clock="test")
+    reporter.begin_at(0)
     for step in range(4):
         reporter.scalars(step, {"reward/mean": float(step)})
     time.sleep(1.1)  # TensorBoard orders its files by the second of their names
-    reporter.rewind(2, evaluation_pending=False)
+    reporter.begin_at(2)
     for step in range(2, 5):
         reporter.scalars(step, {"reward/mean": 10.0 + step})
     reporter.close()

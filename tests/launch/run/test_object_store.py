@@ -16,8 +16,9 @@ from ray.train import Checkpoint
 
 from launch.joint_grpo import train
 from launch.run import remote_folder as storage
-from launch.run.object_store import RunStore, staging_folder
+from launch.run.object_store import RunStore
 from launch.run.remote_folder import StoreError, is_uri
+from launch.run.run_folder import staging_folder
 from learner.checkpoint import CheckpointStore
 from learner.manifest import step_folders, verified_manifest
 from policy.weights import weights_sha256
@@ -34,19 +35,6 @@ REFUSES_UPLOADS = {
         }
     ]
 }
-
-
-@pytest.fixture(scope="module")
-def endpoint():
-    with s3_server() as (endpoint, _):
-        yield endpoint
-
-
-@pytest.fixture
-def uri(endpoint):
-    for key in keys(endpoint):
-        client(endpoint).delete_object(Bucket="bucket", Key=f"run/{key}")
-    return uri_of(endpoint, "bucket/run")
 
 
 @pytest.fixture

@@ -45,7 +45,8 @@ def test_a_full_disk_at_the_start_names_its_folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("what", ["scalars", "distributions", "figure"])
 def test_a_disk_that_fills_up_names_the_run_and_the_cure(tmp_path, monkeypatch, what):
-    reporter = Reporter(tmp_path, first_step=0, num_steps=1, clock="test")
+    reporter = Reporter(tmp_path, num_steps=1, clock="test")
+    reporter.begin_at(0)
 
     def full(*_args, **_options):
         raise FULL
@@ -59,5 +60,6 @@ def test_a_disk_that_fills_up_names_the_run_and_the_cure(tmp_path, monkeypatch, 
 
 def test_two_runs_that_start_in_one_second_get_two_folders(tmp_path, monkeypatch):
     monkeypatch.setattr("time.strftime", lambda _format: "20260102-030405")
-    names = [run_folder.new_folder(tmp_path / "runs").name for _ in range(3)]
+    monkeypatch.chdir(tmp_path)
+    names = [run_folder.claimed(run_folder.resolve_run_dir("")).name for _ in range(3)]
     assert names == ["20260102-030405", "20260102-030405-2", "20260102-030405-3"]

@@ -11,26 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from launch.run.object_store import SEEN_NAME, RunStore, TakenOverError, staging_folder
+from launch.run.object_store import SEEN_NAME, RunStore, TakenOverError
+from launch.run.remote_folder import StoreError
+from launch.run.run_folder import staging_folder
 from launch.run.uploads import Uploader
 from learner.checkpoint import CheckpointStore
-from tests.launch.run.s3 import client, keys, s3_server, uri_of, write_step
+from tests.launch.run.s3 import client, keys, uri_of, write_step
 from tests.learner.synthetic import make_controller
 
 MACHINES = ("a", "b")
-
-
-@pytest.fixture(scope="module")
-def endpoint():
-    with s3_server() as (endpoint, _):
-        yield endpoint
-
-
-@pytest.fixture
-def uri(endpoint):
-    for key in keys(endpoint):
-        client(endpoint).delete_object(Bucket="bucket", Key=f"run/{key}")
-    return uri_of(endpoint, "bucket/run")
 
 
 def newest(run_dir: Path) -> int:
@@ -80,6 +69,23 @@ def test_a_machine_that_had_stored_everything_sets_nothing_aside(tmp_path, uri, 
     assert [newest(a), CheckpointStore(a / "checkpoints").best().name] == [7, "step_00000004"]
     assert not list(tmp_path.glob("a-aside-*"))
     assert not [r for r in caplog.records if r.name.startswith("launch")]
+
+
+@pytest.mark.parametrize("is_stored", [True, False])
+def test_a_damaged_store_takes_nothing_away_here(tmp_path, endpoint, uri, is_stored):
+    a, b = tmp_path / "a", tmp_path / "b"
+    RunStore(uri, a).mirror(write_step(a, 4, 0.5))
+    if not is_stored:
+        write_step(a, 5)
+    other = RunStore(uri, b)
+    other.fetch()
+    other.mirror(write_step(b, 7, 0.1))
+    for key in keys(endpoint):
+        if key.endswith("learner.pt"):
+            client(endpoint).put_object(Bucket="bucket", Key=f"run/{key}", Body=b"half")
+    with pytest.raises(StoreError, match="is whole"):
+        RunStore(uri, a).fetch()
+    assert newest(a) == (4 if is_stored else 5)
 
 
 def test_a_machine_that_still_runs_stops_before_it_changes_anything(tmp_path, endpoint, uri):

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from launch.run.object_store import staging_folder
+from launch.run.run_folder import staging_folder
 from launch.run.uploads import Uploader
 from learner.checkpoint import CheckpointStore
 from tests import launch_rig

@@ -1,5 +1,5 @@
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from rollout.profiling.records import (
     ProfileReader,
     ProfileRecord,
     parse_record,
-    write_profile,
+    write_items,
 )
 from tests.rollout.estimator.synthetic import write_profiles
 
@@ -190,13 +190,17 @@ EXECUTION = Execution(
 )
 
 
+def write_records(path, records, facts=FACTS):
+    write_items(path, [record.to_json() for record in records], asdict(facts))
+
+
 def record_of(execution: Execution, score: float = 1.0, sample: Sample = SAMPLE) -> ProfileRecord:
     return ProfileRecord.of(sample, execution, score, clock="wall", calibrated_ms=15.0)
 
 
 def test_written_profiles_are_read_back(tmp_path):
     path = tmp_path / "shapes" / "medium_k5_b14.json"
-    write_profile(path, [record_of(EXECUTION)], FACTS)
+    write_records(path, [record_of(EXECUTION)])
     ((record,), report) = read(tmp_path)
     assert record == LatencyRecord(
         dataset="shapes",
@@ -226,36 +230,36 @@ def test_written_profiles_are_read_back(tmp_path):
 
 def test_an_answer_of_one_token_has_no_decode_time(tmp_path):
     short = replace(EXECUTION, num_output_tokens=1)
-    write_profile(tmp_path / "t" / "a.json", [record_of(short, 0.0)], FACTS)
+    write_records(tmp_path / "t" / "a.json", [record_of(short, 0.0)])
     assert dict(read(tmp_path)[1].omitted_records) == {"T_LLM_decode is zero": 1}
 
 
 def test_the_image_id_comes_from_the_metadata(tmp_path):
     sample = replace(SAMPLE, metadata={"image_id": 7})
-    write_profile(tmp_path / "t" / "a.json", [record_of(EXECUTION, 0.0, sample)], FACTS)
+    write_records(tmp_path / "t" / "a.json", [record_of(EXECUTION, 0.0, sample)])
     assert read(tmp_path)[0][0].sample_key == "image 7"
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "t" / "a.json"
-    write_profile(path, [record_of(EXECUTION)], FACTS)
+    write_records(path, [record_of(EXECUTION)])
     before = path.read_bytes()
     with pytest.raises(ValueError, match="not JSON compliant"):
-        write_profile(path, [record_of(EXECUTION, float("nan"))], FACTS)
+        write_records(path, [record_of(EXECUTION, float("nan"))])
     with pytest.raises(ValueError, match="no records"):
-        write_profile(path, [], FACTS)
+        write_records(path, [])
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
 
 
 def test_profiles_of_two_runtimes_are_refused_and_older_files_are_eager(tmp_path):
     folder = tmp_path / "t"
-    write_profile(folder / "a.json", [record_of(EXECUTION)], FACTS)
+    write_records(folder / "a.json", [record_of(EXECUTION)])
     older = json.loads((folder / "a.json").read_text())
     del older["device"]["runtime"]
     (folder / "b.json").write_text(json.dumps(older))
     assert len(list(ProfileReader(tmp_path))) == 2
-    write_profile(folder / "c.json", [record_of(EXECUTION)], replace(FACTS, runtime="graphs"))
+    write_records(folder / "c.json", [record_of(EXECUTION)], replace(FACTS, runtime="graphs"))
     with pytest.raises(ValueError, match=r"t/a.json .* eager and t/c.json with graphs"):
         list(ProfileReader(tmp_path))
 
