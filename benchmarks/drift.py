@@ -37,13 +37,13 @@ def repeats(seed: int, seconds: float) -> tuple[np.ndarray, np.ndarray]:
     )
     worker.warm_up()
     latencies = [
-        [worker.end_latencies("validation", index) for index in range(4)]
+        [worker.extreme_latencies("validation", index) for index in range(4)]
         for _ in range(CALIBRATION_ROUNDS)
     ]
     calibration = Calibration.of_latencies(np.array(latencies))
 
     def measure(number: int) -> tuple[float, float]:
-        cheapest, full = worker.end_latencies("validation", number)
+        cheapest, full = worker.extreme_latencies("validation", number)
         return cheapest, full
 
     clocks = [FollowedTime(calibration, measure, p) for p in (Pace(), worker.executor.pace)]

@@ -60,7 +60,7 @@ def token_of(executor: MolmoEExecutor, seed: int = 0) -> np.ndarray:
 
 
 def run_group(executor: MolmoEExecutor, sample: Sample, members: list[Knobs]):
-    group = MolmoEGroupSession(executor, sample, 1e9)
+    group = MolmoEGroupSession(executor, sample)
     group.begin([(k.tier, k.position) for k in members], token_of(executor))
     return group, group.finish([(k.top_k, k.num_blocks) for k in members])
 

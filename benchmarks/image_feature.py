@@ -71,10 +71,9 @@ def main() -> None:
     language, pooled = [], []
     for row in rows:
         sample = tasks.sample(row["split"], row["index"])
-        language.append(executor.language_feature(sample))
+        language.append(executor.features(sample, None)[0].language)
         overview = executor.preprocessor.overview(sample.image)
         pooled.append(None if overview is None else poolings(executor, overview.crop))
-    executor.timeline.take()
     scores_S3 = np.array([scores_of(row) for row in rows])
     questions = (scores_S3[:, 0] >= scores_S3[:, 2], scores_S3[:, 2] > scores_S3[:, 1])
     language_SD = np.stack(language)

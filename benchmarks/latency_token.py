@@ -63,12 +63,12 @@ def main() -> None:
     columns = {str(knobs): column for column, knobs in enumerate(all_knobs())}
     executor, tasks = build_executor(WorkerConfig(device="cpu", dtype="float32")), build_tasks()
     samples = [tasks.sample("train", index) for index in range(len(scores_SC))]
-    language_SD = np.stack([executor.language_feature(sample) for sample in samples])
+    language_SD = np.stack([executor.features(sample, None)[0].language for sample in samples])
     tokens = budget_tokens(language_SD, executor.image_dim)
     tokens_KD = np.stack(list(tokens.values())).astype(np.float32)
     found = []
     for sample in samples:
-        group = MolmoEGroupSession(executor, sample, 1e9)
+        group = MolmoEGroupSession(executor, sample)
         group.begin([(Tier.LOW, max(POSITIONS))], None)
         found.append(executor.latency_tokens(group.prefixes[Tier.LOW], tokens_KD))
     latency_SKPD = np.stack(found)

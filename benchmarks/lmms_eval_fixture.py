@@ -2,7 +2,7 @@
 
     python -m benchmarks.lmms_eval_fixture [FOLDER] [--run RUN] [--budget-ms MS]
 
-Needs an environment that has both; see launch/run/lmms_eval_model.py. Two tasks of the same
+Needs an environment that has both; see launch/answering/lmms_eval_model.py. Two tasks of the same
 pictures: `fixture`, whose documents hold prompts that the embedded model knows, and a `docvqa_val`
 of local parquet files, which is asked in Molmo's style (nonsense to the embedded model).
 """
@@ -90,7 +90,7 @@ def main(
     from lmms_eval.tasks import TaskManager
     from lmms_eval.utils import make_table
 
-    from launch.run.lmms_eval_model import MODEL_ID
+    from launch.answering.lmms_eval_model import MODEL_ID
 
     write_tasks(folder)
     answers = folder / "answers.jsonl"

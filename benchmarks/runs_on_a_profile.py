@@ -43,8 +43,8 @@ def greedy_choices(
 ) -> np.ndarray:
     """The most likely choices at each budget, [K, 4]."""
     sees_image = controller.config.sees_image
-    group = MolmoEGroupSession(executor, sample, 1e9, sees_image=sees_image)
-    features = group.features()
+    group = MolmoEGroupSession(executor, sample, sees_image=sees_image)
+    features, _ = group.features()
     group.begin([(tier, max(POSITIONS)) for tier in TIERS], None)
     token_KD = controller.budget_tokens(torch.from_numpy(budgets_ms))
     count = len(budgets_ms)
@@ -57,7 +57,6 @@ def greedy_choices(
     tokens = [executor.latency_tokens(group.prefixes[tier], token_KD.numpy()) for tier in TIERS]
     chosen_KD = np.stack(tokens)[tier_K, np.arange(count), position_K]
     stage2 = controller.stage2_logits(torch.from_numpy(chosen_KD), position_K)
-    executor.timeline.take()
     return torch.stack([tier_K, position_K, *(logits.argmax(-1) for logits in stage2)], -1).numpy()
 
 

@@ -70,8 +70,7 @@ class Seen:
         executor = build_executor(WorkerConfig(device="cpu", dtype="float32"))
         encoder, language, image, tokens = Encoder(), [], [], []
         for sample in samples:
-            features = MolmoEGroupSession(executor, sample, 1e9).features()
-            executor.timeline.take()
+            features, _ = MolmoEGroupSession(executor, sample).features()
             language.append(features.language)
             image.append(features.image)
             answer = encoder.answer_ids(sample.task, sample.answers[0])

@@ -41,8 +41,7 @@ def chosen_tier(
 ) -> str:
     """The most likely tier."""
     sees_image = controller.config.sees_image
-    features = MolmoEGroupSession(executor, sample, budget_ms, sees_image=sees_image).features()
-    executor.timeline.take()
+    features, _ = MolmoEGroupSession(executor, sample, sees_image=sees_image).features()
     logits = controller.stage1_logits(
         torch.from_numpy(features.language)[None],
         controller.budget_tokens(torch.tensor([budget_ms])),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from envs.spec import (
@@ -34,6 +36,6 @@ def stage2_mask(position: int) -> ActionMask:
     return np.ones(len(TOP_KS), dtype=np.int8), num_blocks_mask(position).astype(np.int8)
 
 
-def is_allowed(action: np.ndarray, mask: ActionMask) -> bool:
+def is_allowed(action: np.ndarray | Sequence[int], mask: ActionMask) -> bool:
     """Whether a pair of choice indices is within both masks."""
     return all(0 <= a < len(m) and m[a] == 1 for a, m in zip(action, mask, strict=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Protocol
@@ -189,6 +189,40 @@ class BudgetRange:
         return (check_budget_ms(budget_ms) - self.low_ms) / (self.high_ms - self.low_ms)
 
 
+@dataclass(frozen=True, slots=True)
+class Elapsed:
+    """Milliseconds of one stage: on the clock of the latencies, and on the wall beside it."""
+
+    ms: float = 0.0
+    wall_ms: float = 0.0
+
+    def __add__(self, other: Elapsed) -> Elapsed:
+        return Elapsed(self.ms + other.ms, self.wall_ms + other.wall_ms)
+
+
+Stages = dict[str, Elapsed]
+"""Measured time by stage."""
+
+
+def in_ms(stages: Mapping[str, Elapsed]) -> dict[str, float]:
+    """Milliseconds by stage, on the clock of the latencies."""
+    return {name: elapsed.ms for name, elapsed in stages.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoding:
+    """How an answer is decoded.
+
+    Attributes:
+        max_new_tokens: maximum length of the answer in tokens; None, or more than the executor
+            allows, is the executor's own limit.
+        on_token: told each token as soon as it is read; its time counts as decoding.
+    """
+
+    max_new_tokens: int | None = None
+    on_token: Callable[[int], object] = lambda _token_id: None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
     """The result of running one configuration: the answer and its measured latency.
@@ -234,18 +268,29 @@ class Features:
 
 
 class GroupSession(Protocol):
-    """G episodes of one (sample, budget) in flight on one model."""
+    """G episodes of one sample in flight on one model."""
 
-    def features(self) -> Features:
-        """What stage 1 sees; raises ValueError naming the sample if it is unusable."""
+    def features(self) -> tuple[Features, Stages]:
+        """What stage 1 sees, and the time which that takes a controller beyond an execution's.
+
+        Raises ValueError naming the sample if it is unusable.
+        """
         ...
 
     def begin(self, choices: Sequence[tuple[Tier, int]], budget_token_D: np.ndarray) -> np.ndarray:
         """Runs each episode to its insertion position; returns latency tokens, float32 [G, D]."""
         ...
 
-    def finish(self, choices: Sequence[tuple[int, int] | None]) -> list[Execution | None]:
-        """Runs each episode to its answer with its (top_k, num_blocks); None skips an episode."""
+    def finish(
+        self,
+        choices: Sequence[tuple[int, int] | None],
+        budget_ms: float | None = None,
+        decoding: Decoding | None = None,
+    ) -> list[Execution | None]:
+        """Runs each episode to its answer with its (top_k, num_blocks); None skips an episode.
+
+        Executions that end near `budget_ms`, in ms of the device, may be measured repeatedly.
+        """
         ...
 
     def cheapest_latency_ms(self) -> float:
@@ -266,11 +311,8 @@ class Executor(Protocol):
         """Length of the image feature, 0 without one."""
         ...
 
-    def open(self, sample: Sample, budget_ms: float) -> GroupSession:
-        """Starts a group of episodes on one (sample, budget on the device's present clock).
-
-        Raises ValueError naming the sample if it is unusable.
-        """
+    def open(self, sample: Sample) -> GroupSession:
+        """Starts a group of episodes on one sample."""
         ...
 
 

@@ -29,9 +29,10 @@ from rich.table import Table
 
 from envs.checks import check_within
 from launch.analysis import baselines
-from launch.analysis.baselines import TARGET_VIOLATION, Outcome, Rival
+from launch.analysis.baselines import TARGET_VIOLATION, Outcome
 from launch.analysis.greedy_sweep import GreedySweep
 from launch.analysis.interleaved import Live, run_live, table_factor
+from launch.analysis.knob_table import KnobTable
 from launch.analysis.plots import choices_figure, latency_figure, sweep_figure
 from launch.cluster.config import ClusterConfig
 from launch.cluster.connection import connect
@@ -144,7 +145,7 @@ def measure(
     fleet: Any,
     setup: PolicySetup,
     weights: Any,
-    rivals: dict[str, Rival],
+    rivals: dict[str, KnobTable],
     test: ProfileTable,
     budgets_ms: np.ndarray,
 ) -> tuple[Live, ProfileTable]:
@@ -155,7 +156,7 @@ def measure(
         what was measured now.
     """
     places = places_in("test", test, "the test profile")
-    live = run_live(fleet, setup, weights, rivals, test.configurations, places, budgets_ms)
+    live = run_live(fleet, setup, weights, rivals, places, budgets_ms)
     live, test = live.on_the_samples_of(test)
     return live, replace(test, cheapest_ms=np.median(live.result.cheapest_ms, axis=1))
 
@@ -218,7 +219,7 @@ def parse() -> tuple[EvaluateConfig, Checkpoint]:
     return config, checkpoint
 
 
-def clock_facts(live: Live, rivals: dict[str, Rival], test: ProfileTable) -> dict[str, float]:
+def clock_facts(live: Live, rivals: dict[str, KnobTable], test: ProfileTable) -> dict[str, float]:
     """How fast and how steady the devices were."""
     result = live.result
     log_SR = np.log(result.cheapest_ms)

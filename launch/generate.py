@@ -100,8 +100,8 @@ def answered(config: GenerateConfig) -> dict[str, Any]:
     progress = Console(stderr=True, soft_wrap=True, highlight=False)
     progress.print("loading PyTorch and the model ...")
     from envs.spec import check_budget_ms
+    from launch.answering.answerer import Answerer, as_sample
     from launch.cluster.waiting import telling
-    from launch.run.inference import Answerer, as_sample
 
     # Before the model is loaded, which takes long: the mistakes that are found without it.
     budget_ms = check_budget_ms(config.budget_ms)

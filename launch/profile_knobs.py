@@ -50,8 +50,8 @@ from launch.cluster.usage import options_from
 from launch.run.outputs import writable_folder
 from launch.run.resume import fingerprint_from_state, load_checkpoint, worker_of
 from rollout.build import WorkerConfig
+from rollout.calibrate import ExtremeLatencies
 from rollout.fingerprint import Fingerprint
-from rollout.latency.calibration import EndLatencies
 from rollout.profiling.profile_table import ProfileTable
 from rollout.profiling.records import ProfileRecord, write_items
 
@@ -156,7 +156,7 @@ def measure(config: ProfileConfig, configurations: tuple[Knobs, ...], rows_path:
     if rows:
         calibration = Calibration.from_json(rows[0]["calibration"])
     else:
-        calibration = EndLatencies.measure(fleet, config.calibration_samples).calibration
+        calibration = ExtremeLatencies.measure(fleet, config.calibration_samples).calibration
     common["calibration"] = asdict(calibration)
     results = _profiled(fleet, configurations, config.split, missing, calibration)
     with rows_path.open("a") as file:

@@ -16,9 +16,8 @@ from envs.spec import Knobs
 from policy.config import PolicySetup
 from policy.weights import PolicyWeights
 from rollout.fingerprint import Fingerprint
-from rollout.group_rollout import GroupRollout
 from rollout.latency.clock import DeviceFacts
-from rollout.requests import FailedGroup, GradientRequest, GroupRequest, PrefixRequest
+from rollout.requests import GradientRequest, GreedyRequest, GroupRequest, PrefixRequest
 from rollout.worker import RolloutWorker
 
 FETCH_TIMEOUT_S = 60.0
@@ -132,9 +131,9 @@ class RolloutActor:
             runtime_bytes=self.worker.executor.runtime.num_bytes,
         )
 
-    def end_latencies(self, split: str, index: int) -> Timed:
-        """See `RolloutWorker.end_latencies`."""
-        return self._timed(lambda: self.worker.end_latencies(split, index))
+    def extreme_latencies(self, split: str, index: int) -> Timed:
+        """See `RolloutWorker.extreme_latencies`."""
+        return self._timed(lambda: self.worker.extreme_latencies(split, index))
 
     def cheapest_ms(
         self, split: str, index: int, repeats: int, calibration: Calibration | None
@@ -161,14 +160,18 @@ class RolloutActor:
     ) -> Timed:
         """Runs one group with these weights, which are fetched only if they changed."""
         self._install(setup, weights)
-        return self._timed(lambda: self._rollout(request))
+        return self._timed(lambda: self.worker.rollout(request))
+
+    def greedy(
+        self, request: GreedyRequest, setup: PolicySetup, weights: PublishedWeights
+    ) -> Timed:
+        """Runs one greedy episode with these weights."""
+        self._install(setup, weights)
+        return self._timed(lambda: self.worker.greedy(request))
 
     def budget_gradient(self, request: GradientRequest) -> Timed:
         """See `RolloutWorker.budget_gradient`."""
         return self._timed(lambda: self.worker.budget_gradient(request))
-
-    def _rollout(self, request: GroupRequest) -> GroupRollout | FailedGroup:
-        return self.worker.rollout(request)
 
     def _install(self, setup: PolicySetup, weights: PublishedWeights) -> None:
         if not self.worker.has(setup, weights.version, weights.sha256):

@@ -187,7 +187,7 @@ def build_worker(
 def measure_budgets(worker: RolloutWorker, num_samples: int = 24) -> BudgetSampler:
     """Measures the budget range of this device with the cheapest and the full configuration."""
     worker.warm_up()
-    ends = [worker.end_latencies("train", index) for index in range(num_samples)]
+    ends = [worker.extreme_latencies("train", index) for index in range(num_samples)]
     return BudgetSampler.from_latencies(*zip(*ends, strict=True))
 
 

@@ -13,27 +13,31 @@ a patch, V vision tokens of a crop, I length of the image feature.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from envs.spec import DataError, Execution, Knobs, Sample, Tier
+from envs.spec import (
+    DataError,
+    Decoding,
+    Elapsed,
+    Execution,
+    Features,
+    Knobs,
+    Sample,
+    Stages,
+    Tier,
+    in_ms,
+)
 from rollout.block_skipping import BlockImportance
 from rollout.budget_token_vjp import budget_token_vjp, token_states
 from rollout.executor_config import ExecutorConfig, check_knobs_fit
 from rollout.image_feature import image_dim, pooled
 from rollout.latency.clock import DeviceFacts, clock_for
 from rollout.latency.drift import Pace
-from rollout.latency.hooks import (
-    Elapsed,
-    Stages,
-    Timeline,
-    block_modules,
-    in_ms,
-    module_hooks,
-)
+from rollout.latency.hooks import Timeline, block_modules, module_hooks
 from rollout.latency.simulated import SimulatedLatency
 from rollout.molmoe import ModelInputs, MolmoE, Preprocessor
 from rollout.molmoe.cache import KVCache
@@ -89,8 +93,6 @@ class MolmoEExecutor:
         self.pace = Pace()
         """Of the global crop's encoding, which is the same work for every image."""
         self._current: PreparedSample | None = None
-        self.on_token: Callable[[int], object] = lambda _token_id: None
-        """Told each token of an answer as soon as it is read; its time counts as decoding."""
 
     @property
     def d_model(self) -> int:
@@ -114,17 +116,34 @@ class MolmoEExecutor:
         return "simulated" if self.simulated is not None else self.timeline.clock.name
 
     @torch.inference_mode()
-    def language_feature(self, sample: Sample) -> np.ndarray:
-        """Mean word embedding of the prompt, float32 [D]; raises DataError naming the sample.
+    def features(self, sample: Sample, crop: GlobalCrop | None) -> tuple[Features, Stages]:
+        """What stage 1 sees of a sample, and the time for it beside the vision encoder's.
 
-        Its time stays on the timeline as the span `language_feature` until the caller takes it.
+        Args:
+            sample: the question and its image.
+            crop: the sample's global crop; None for a controller that does not see the image.
+
+        Raises:
+            DataError: the prompt is unusable; names the sample.
         """
-        try:
-            ids = torch.from_numpy(self.preprocessor.encode_prompt(sample.prompt))
-        except ValueError as error:
-            raise DataError(f"sample {sample.id}: {error}") from None
-        with self.timeline.span("language_feature"):
-            return self.model.wte(ids.to(self.model.device)).float().mean(0).cpu().numpy()
+        image_I = np.zeros(0 if crop is None else self.image_dim, np.float32)
+        with self.timeline.recorded() as stages:
+            if crop is not None and crop.features_11PF is not None:
+                with self.timeline.span("image_feature"):
+                    pooled_I = pooled(crop.features_11PF[0, 0], self.model.config)
+                    image_I = pooled_I.cpu().numpy()
+            try:
+                ids = torch.from_numpy(self.preprocessor.encode_prompt(sample.prompt))
+            except ValueError as error:
+                raise DataError(f"sample {sample.id}: {error}") from None
+            with self.timeline.span("language_feature"):
+                words_TD = self.model.wte(ids.to(self.model.device))
+                language_D = words_TD.float().mean(0).cpu().numpy()
+        return Features(language=language_D, image=image_I), self.charged(stages)
+
+    def charged(self, stages: Stages) -> Stages:
+        """The controller's own stages as they count: not at all if latencies are simulated."""
+        return {} if self.simulated is not None else stages
 
     @torch.inference_mode()
     def look(self, sample: Sample) -> GlobalCrop:
@@ -137,28 +156,16 @@ class MolmoEExecutor:
         overview, device = self._prepared(sample).overview(), self.model.device
         staged_11PX = None if overview is None else staged_for(device, overview.crop[None])
         host_ms = (time.perf_counter() - started) * 1e3
-        self.timeline.take()
         features_11PF = None
-        if staged_11PX is not None:
-            with self.timeline.span("copy"):
-                crop_11PX = staged_11PX.to(device, non_blocking=True)
-            with self.timeline.span("vision_global"):
-                features_11PF = self.model.vision.encoder.crop_features(crop_11PX)
-        stages = self.timeline.take()
+        with self.timeline.recorded() as stages:
+            if staged_11PX is not None:
+                with self.timeline.span("copy"):
+                    crop_11PX = staged_11PX.to(device, non_blocking=True)
+                with self.timeline.span("vision_global"):
+                    features_11PF = self.model.vision.encoder.crop_features(crop_11PX)
         if "vision_global" in stages:
             self.pace.note(stages["vision_global"].ms)
         return GlobalCrop(features_11PF=features_11PF, host_ms=host_ms, stages=stages)
-
-    @torch.inference_mode()
-    def image_feature(self, seen: GlobalCrop) -> np.ndarray:
-        """What stage 1 sees of the image, float32 [I] (see `rollout.image_feature`).
-
-        Its time stays on the timeline as the span `image_feature` until the caller takes it.
-        """
-        if seen.features_11PF is None:
-            return np.zeros(self.image_dim, np.float32)
-        with self.timeline.span("image_feature"):
-            return pooled(seen.features_11PF[0, 0], self.model.config).cpu().numpy()
 
     @torch.inference_mode()
     def begin(
@@ -186,13 +193,12 @@ class MolmoEExecutor:
         if budget_token_D is not None:
             token_11D = self._staged(budget_token_D)[None, None]
         host_ms = (time.perf_counter() - started) * 1e3
-        self.timeline.take()
-        with self.timeline.span("copy"):
-            inputs = inputs.to(device)
-            if token_11D is not None:
-                token_11D = token_11D.to(device, non_blocking=True)
-        x_1TD = self._embed(inputs, seen)
-        stages = self.timeline.take()
+        with self.timeline.recorded() as stages:
+            with self.timeline.span("copy"):
+                inputs = inputs.to(device)
+                if token_11D is not None:
+                    token_11D = token_11D.to(device, non_blocking=True)
+            x_1TD = self._embed(inputs, seen)
         for name, elapsed in seen.stages.items():
             stages[name] = stages.get(name, Elapsed()) + elapsed
         return Prefix(
@@ -265,22 +271,22 @@ class MolmoEExecutor:
         model, timeline, start = self.model, self.timeline, prefix.depth
         if position <= start:
             return
-        timeline.take()
-        with module_hooks(timeline, block_modules(model)):
-            prefix.hidden[position] = model.run_blocks(
-                prefix.hidden[start], start, position, cache=prefix.cache
-            )
-        if prefix.budget_token is not None:
-            token_11D = prefix.budget_token
-            for index in range(start, position):
-                with timeline.span(f"budget_{index:02}"):
-                    token_11D = model.run_blocks(
-                        token_11D, index, index + 1, cache=prefix.cache, store=False
-                    )
-            prefix.budget_token = token_11D
-            prefix.latency_tokens[position] = token_11D[0, 0]
+        with timeline.recorded() as stages:
+            with module_hooks(timeline, block_modules(model)):
+                prefix.hidden[position] = model.run_blocks(
+                    prefix.hidden[start], start, position, cache=prefix.cache
+                )
+            if prefix.budget_token is not None:
+                token_11D = prefix.budget_token
+                for index in range(start, position):
+                    with timeline.span(f"budget_{index:02}"):
+                        token_11D = model.run_blocks(
+                            token_11D, index, index + 1, cache=prefix.cache, store=False
+                        )
+                prefix.budget_token = token_11D
+                prefix.latency_tokens[position] = token_11D[0, 0]
         prefix.depth = position
-        prefix.stages.update(timeline.take())
+        prefix.stages.update(stages)
 
     @torch.inference_mode()
     def latency_tokens(self, prefix: Prefix, budget_tokens_KD: np.ndarray) -> np.ndarray:
@@ -297,57 +303,67 @@ class MolmoEExecutor:
         return torch.stack(states).float().cpu().numpy()
 
     @torch.inference_mode()
-    def advance(self, prefix: Prefix, knobs: Knobs, budget_ms: float | None = None) -> Execution:
+    def advance(
+        self,
+        prefix: Prefix,
+        knobs: Knobs,
+        budget_ms: float | None = None,
+        decoding: Decoding | None = None,
+    ) -> Execution:
         """Runs the blocks from the insertion position on and decodes; the prefix stays reusable.
 
         Args:
             prefix: the prompt, run to `knobs.position` by `deepen`.
             knobs: the whole configuration.
             budget_ms: budget for `ExecutorConfig.repeats`; None never repeats.
+            decoding: how the answer is decoded.
 
         Returns:
             The execution; its stages do not include the controller's.
         """
-        execution = self._advance_once(prefix, knobs)
+        decoding = decoding or Decoding()
+        execution = self._advance_once(prefix, knobs, decoding)
         if self.config.repeats == 1 or budget_ms is None:
             return execution
         if abs(execution.latency_ms / budget_ms - 1) > self.config.repeat_band:
             return execution
         runs = [execution]
-        runs += [self._advance_once(prefix, knobs) for _ in range(self.config.repeats - 1)]
+        runs += [
+            self._advance_once(prefix, knobs, decoding) for _ in range(self.config.repeats - 1)
+        ]
         return sorted(runs, key=lambda run: run.latency_ms)[len(runs) // 2]
 
-    def _advance_once(self, prefix: Prefix, knobs: Knobs) -> Execution:
+    def _advance_once(self, prefix: Prefix, knobs: Knobs, decoding: Decoding) -> Execution:
         model, timeline, position = self.model, self.timeline, knobs.position
         num_layers = model.config.n_layers
         skipped = prefix.importance.skipped(position, knobs.num_blocks)
         top_k = [model.config.top_k] * position + [knobs.top_k] * (num_layers - position)
         num_tokens = len(prefix.inputs.token_ids)
         cache = self.runtime.fork(prefix.cache, num_tokens, range(position))
-        timeline.take()
-        with module_hooks(timeline, block_modules(model)):
-            x_1TD = model.run_blocks(
-                prefix.hidden[position],
-                position,
-                num_layers,
-                cache=cache,
+        limit, token_ids = self.config.max_new_tokens, []
+        with timeline.recorded() as stages:
+            with module_hooks(timeline, block_modules(model)):
+                x_1TD = model.run_blocks(
+                    prefix.hidden[position],
+                    position,
+                    num_layers,
+                    cache=cache,
+                    top_k=top_k,
+                    skipped=skipped,
+                )
+            with timeline.span("head"):
+                first_id = model.logits(x_1TD[:, -1]).argmax(-1)
+            for token_id in self.runtime.decode(
+                first_id,
+                cache,
                 top_k=top_k,
                 skipped=skipped,
-            )
-        with timeline.span("head"):
-            first_id = model.logits(x_1TD[:, -1]).argmax(-1)
-        token_ids: list[int] = []
-        for token_id in self.runtime.decode(
-            first_id,
-            cache,
-            top_k=top_k,
-            skipped=skipped,
-            max_new_tokens=self.config.max_new_tokens,
-            timeline=timeline,
-        ):
-            token_ids.append(token_id)
-            self.on_token(token_id)
-        stages = {**prefix.stages_until(position), **timeline.take()}
+                max_new_tokens=min(limit, decoding.max_new_tokens or limit),
+                timeline=timeline,
+            ):
+                token_ids.append(token_id)
+                decoding.on_token(token_id)
+        stages = {**prefix.stages_until(position), **stages}
         if self.simulated is not None:
             table_ms = self.simulated.latency_ms(knobs)
             stages = {"simulated": Elapsed(table_ms, table_ms)}

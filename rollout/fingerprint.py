@@ -50,9 +50,11 @@ class Fingerprint:
     budget_scope: str
 
     @classmethod
-    def of(cls, executor: MolmoEExecutor, tasks: Task) -> Self:
-        """The fingerprint of an executor and its tasks; reads every weight once."""
-        model = executor.model
+    def of(cls, executor: MolmoEExecutor, tasks: Task | None = None) -> Self:
+        """The fingerprint of an executor and its tasks, if any; reads every weight once."""
+        model, names = executor.model, ()
+        if tasks is not None:
+            names = tasks.descriptions() if isinstance(tasks, Mixture) else (type(tasks).__name__,)
         return cls(
             architecture=architecture_fingerprint(executor),
             weights=weights_fingerprint(model),
@@ -60,7 +62,7 @@ class Fingerprint:
             device=model.device.type,
             runtime=executor.runtime.name,
             clock=executor.clock_name,
-            tasks=tasks.descriptions() if isinstance(tasks, Mixture) else (type(tasks).__name__,),
+            tasks=names,
             importance=importance_fingerprint(executor),
             max_new_tokens=executor.config.max_new_tokens,
             budget_scope="prefill" if executor.config.prefill_only else "total",

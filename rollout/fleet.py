@@ -6,17 +6,26 @@ Shapes: G members, D d_model.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 import numpy as np
 
 from envs.calibration import Calibration
+from envs.spec import Knobs
 from envs.tasks.order import PLACES
 from policy.config import PolicySetup
 from rollout.group_rollout import GroupRollout
-from rollout.requests import FailedGroup, GroupRequest
+from rollout.profiling.records import ProfileRecord
+from rollout.requests import (
+    AnyRequest,
+    FailedGroup,
+    GreedyRequest,
+    GroupRequest,
+    Prefixes,
+    PrefixRequest,
+)
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +88,35 @@ class Fleet(Protocol[Weights]):
         """Waits, up to the fleet's time limits, for all groups of a batch."""
         ...
 
+    def evaluate(
+        self, requests: Sequence[GreedyRequest], setup: PolicySetup, weights: Weights
+    ) -> list[GroupRollout]:
+        """Runs greedy episodes under given weights; waits for all of them."""
+        ...
+
+    @property
+    def clock_name(self) -> str:
+        """The clock that latencies are from."""
+        ...
+
+    def extreme_latencies(self, split: str, num_samples: int) -> np.ndarray:
+        """Latencies in ms of the cheapest and the full configuration: [rounds, N, 2]."""
+        ...
+
+    def profile_each(
+        self,
+        plan: Sequence[tuple[int, Sequence[Knobs]]],
+        split: str,
+        what: str,
+        calibration: Calibration | None = None,
+    ) -> Iterator[list[ProfileRecord]]:
+        """Runs each sample's configurations; yields its records, in the order of the plan."""
+        ...
+
+    def prefixes(self, requests: Sequence[PrefixRequest]) -> list[Prefixes]:
+        """Features and latency tokens for a warm start, in the order of the requests."""
+        ...
+
     def cheapest_ms(
         self,
         split: str,
@@ -96,7 +134,7 @@ class Fleet(Protocol[Weights]):
         ...
 
 
-def replacement(request: GroupRequest, failure: FailedGroup, attempts: int) -> GroupRequest:
+def replacement(request: AnyRequest, failure: FailedGroup, attempts: int) -> AnyRequest:
     """The request for another sample in place of an unusable one, which is logged.
 
     Raises:

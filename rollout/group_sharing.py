@@ -1,4 +1,4 @@
-"""G episodes of one (sample, budget) that share the work they have in common.
+"""G episodes of one sample that share the work they have in common.
 
 The image's global crop is encoded once. The other crops and the blocks before the insertion
 position run once per distinct tier (members leave at their own positions), the rest once per
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from envs.spec import CHEAPEST_KNOBS, Execution, Features, Knobs, Sample, Tier, check_budget_ms
+from envs.spec import CHEAPEST_KNOBS, Decoding, Execution, Features, Knobs, Sample, Stages, Tier
 from rollout.executor import MolmoEExecutor
 from rollout.prefix import GlobalCrop, Prefix
 
@@ -26,22 +26,13 @@ class MolmoEGroupSession:
     Args:
         executor: the frozen model.
         sample: the question.
-        budget_ms: latency budget in ms of the device.
         sees_image: whether `features` looks at the image.
     """
 
     def __init__(
-        self,
-        executor: MolmoEExecutor,
-        sample: Sample,
-        budget_ms: float,
-        *,
-        sees_image: bool = True,
+        self, executor: MolmoEExecutor, sample: Sample, *, sees_image: bool = True
     ) -> None:
-        self.executor = executor
-        self.sample = sample
-        self.budget_ms = check_budget_ms(budget_ms)
-        self.sees_image = sees_image
+        self.executor, self.sample, self.sees_image = executor, sample, sees_image
         self.seen: GlobalCrop | None = None
         self.budget_token_D: np.ndarray | None = None
         self.prefixes: dict[Tier, Prefix] = {}
@@ -59,16 +50,15 @@ class MolmoEGroupSession:
         for prefix in self.prefixes.values():
             prefix.trim()
 
-    def features(self) -> Features:
-        """What stage 1 sees; raises DataError naming a sample with an unusable image or prompt.
+    def features(self) -> tuple[Features, Stages]:
+        """What stage 1 sees, and the stages `image_feature` and `language_feature`.
 
-        The time of the vision encoder counts as a stage of every member. The rest stays on the
-        timeline until the caller takes it, as the spans `image_feature` and `language_feature`.
+        The time of the vision encoder counts as a stage of every member's execution.
+
+        Raises:
+            DataError: image or prompt is unusable; names the sample.
         """
-        image_I = np.zeros(0, np.float32)
-        if self.sees_image:
-            image_I = self.executor.image_feature(self._look())
-        return Features(language=self.executor.language_feature(self.sample), image=image_I)
+        return self.executor.features(self.sample, self._look() if self.sees_image else None)
 
     def _look(self) -> GlobalCrop:
         if self.seen is None:
@@ -101,8 +91,18 @@ class MolmoEGroupSession:
             [self.prefixes[tier].latency_tokens[p].float().cpu().numpy() for tier, p in self.stage1]
         )
 
-    def finish(self, choices: Sequence[tuple[int, int] | None]) -> list[Execution | None]:
+    def finish(
+        self,
+        choices: Sequence[tuple[int, int] | None],
+        budget_ms: float | None = None,
+        decoding: Decoding | None = None,
+    ) -> list[Execution | None]:
         """Runs every member to its answer with its (top_k, num_blocks); None skips a member.
+
+        Args:
+            choices: of each member.
+            budget_ms: budget in ms of the device, see `MolmoEExecutor.advance`.
+            decoding: how answers are decoded.
 
         Raises:
             ValueError: a choice is masked at the member's insertion position.
@@ -115,7 +115,8 @@ class MolmoEGroupSession:
                 continue
             knobs = Knobs(tier=tier, position=position, top_k=choice[0], num_blocks=choice[1])
             if knobs not in done:
-                done[knobs] = self.executor.advance(self.prefixes[tier], knobs, self.budget_ms)
+                prefix = self.prefixes[tier]
+                done[knobs] = self.executor.advance(prefix, knobs, budget_ms, decoding)
             results.append(done[knobs])
         return results
 
@@ -172,6 +173,25 @@ class GroupExecutor:
         """Length of the image feature, 0 without one."""
         return self.executor.image_dim if self.sees_image else 0
 
-    def open(self, sample: Sample, budget_ms: float) -> MolmoEGroupSession:
-        """Starts a group of episodes on one (sample, budget)."""
-        return MolmoEGroupSession(self.executor, sample, budget_ms, sees_image=self.sees_image)
+    def open(self, sample: Sample) -> MolmoEGroupSession:
+        """Starts a group of episodes on one sample."""
+        return MolmoEGroupSession(self.executor, sample, sees_image=self.sees_image)
+
+
+def run_configurations(
+    executor: MolmoEExecutor,
+    sample: Sample,
+    configurations: Sequence[Knobs],
+    decoding: Decoding | None = None,
+) -> list[Execution]:
+    """Runs configurations on one sample without a controller or a budget.
+
+    Work that they share is done once.
+
+    Raises:
+        DataError: the sample is unusable; names it.
+    """
+    group = MolmoEGroupSession(executor, sample)
+    group.begin([(knobs.tier, knobs.position) for knobs in configurations], None)
+    chosen = [(knobs.top_k, knobs.num_blocks) for knobs in configurations]
+    return [e for e in group.finish(chosen, decoding=decoding) if e is not None]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from rollout.block_skipping import BlockImportance
-from rollout.latency.hooks import Elapsed, Stages
+from envs.spec import Elapsed, Stages
 from rollout.molmoe import ModelInputs
 from rollout.molmoe.cache import KVCache
 

@@ -24,7 +24,7 @@ class GroupRequest:
         split: split of the tasks.
         index: index of the sample in the split.
         budget_ms: latency budget of every member.
-        group_size: number of members; 0 means one episode with the most likely choices.
+        group_size: number of members.
     """
 
     group_id: int
@@ -34,6 +34,30 @@ class GroupRequest:
     index: int
     budget_ms: float
     group_size: int
+
+    def __post_init__(self) -> None:
+        if self.group_size < 1:
+            raise ValueError(f"group_size is {self.group_size}: a group has at least one episode")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GreedyRequest:
+    """One episode with the most likely choices, as a group of one.
+
+    Attributes:
+        group_id: number of the group in the evaluation.
+        split: split of the tasks.
+        index: index of the sample in the split.
+        budget_ms: latency budget.
+    """
+
+    group_id: int
+    split: str
+    index: int
+    budget_ms: float
+
+
+AnyRequest = GroupRequest | GreedyRequest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

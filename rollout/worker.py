@@ -9,13 +9,12 @@ import logging
 import math
 import zlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
 from envs.calibration import CALIBRATION_SPLIT, Calibration, SteadyTime
-from envs.reward import BudgetReward
 from envs.scoring import score_of
 from envs.spec import (
     CHEAPEST_KNOBS,
@@ -35,12 +34,20 @@ from rollout.executor import MolmoEExecutor
 from rollout.fingerprint import Fingerprint
 from rollout.fleet import MAX_REPLACEMENTS, substitute
 from rollout.group_rollout import GroupRollout
-from rollout.group_runner import GroupRunner
-from rollout.group_sharing import MolmoEGroupSession
+from rollout.group_sharing import MolmoEGroupSession, run_configurations
 from rollout.latency.clock import DeviceFacts
 from rollout.latency.drift import FollowedTime
 from rollout.profiling.records import ProfileRecord
-from rollout.requests import FailedGroup, GradientRequest, GroupRequest, Prefixes, PrefixRequest
+from rollout.requests import (
+    AnyRequest,
+    FailedGroup,
+    GradientRequest,
+    GreedyRequest,
+    GroupRequest,
+    Prefixes,
+    PrefixRequest,
+)
+from rollout.run_group import FinishedGroup, Member, run_group
 from rollout.sample_loader import SampleLoader
 
 log = logging.getLogger(__name__)
@@ -86,7 +93,7 @@ class RolloutWorker:
         self.kept_bytes = kept_groups_mib * 2**20
         self.incarnation = 0
         self._setup: PolicySetup | None = None
-        self._runner: GroupRunner | None = None
+        self._controller: Controller | None = None
         self._weights = (-1, "")
         self._present: dict[Calibration, FollowedTime] = {}
         self._kept: OrderedDict[int, MolmoEGroupSession] = OrderedDict()
@@ -109,20 +116,16 @@ class RolloutWorker:
             ValueError: the weights are damaged or do not fit.
         """
         if setup != self._setup:
-            arguments = {
-                "tasks": self.tasks,
-                "budgets": setup.budgets,
-                "reward": BudgetReward(),
-                "present": self.present_time(setup.calibration),
-            }
             controller = Controller(setup.controller).requires_grad_(False)
-            controller.to(self.executor.model.device)
-            self._runner = GroupRunner(self.executor, controller, arguments)
+            controller.check_compatible(
+                d_model=self.executor.d_model, image_dim=self.executor.image_dim
+            )
+            self._controller = controller.to(self.executor.model.device)
             self._setup, self._weights = setup, (-1, "")
         if (weights.version, weights.sha256) != self._weights:
             weights.check()
-            assert self._runner is not None
-            self._runner.controller.load_numpy(weights.arrays)
+            assert self._controller is not None
+            self._controller.load_numpy(weights.arrays)
             self._weights = (weights.version, weights.sha256)
 
     def present_time(self, calibration: Calibration | None) -> FollowedTime | SteadyTime:
@@ -137,7 +140,7 @@ class RolloutWorker:
         return self._present[calibration]
 
     def _probe(self, number: int) -> tuple[float, float]:
-        cheapest, full = self.end_latencies(CALIBRATION_SPLIT, number)
+        cheapest, full = self.extreme_latencies(CALIBRATION_SPLIT, number)
         return cheapest, full
 
     def has(self, setup: PolicySetup, version: int, sha256: str) -> bool:
@@ -146,21 +149,46 @@ class RolloutWorker:
 
     def rollout(self, request: GroupRequest) -> GroupRollout | FailedGroup:
         """Runs one group with the installed policy; an unusable sample gives a FailedGroup."""
-        assert self._runner is not None, "install a policy first"
+        result = self._run(request, lambda sample: member_generators(request, sample.id))
+        if isinstance(result, FailedGroup):
+            return result
+        finished, record = result
+        session = finished.group.session
+        assert isinstance(session, MolmoEGroupSession)
+        self._keep(request.group_id, session)
+        return record
+
+    def greedy(self, request: GreedyRequest) -> GroupRollout | FailedGroup:
+        """Runs one episode with the installed policy's most likely choices."""
+        result = self._run(request, lambda _sample: (None,))
+        return result if isinstance(result, FailedGroup) else result[1]
+
+    def _run(
+        self, request: AnyRequest, members: Callable[[Sample], Sequence[Member]]
+    ) -> tuple[FinishedGroup, GroupRollout] | FailedGroup:
+        assert self._controller is not None, "install a policy first"
         assert self._setup is not None
-        self._follow(self._setup.calibration)
+        present = self._follow(self._setup.calibration)
         try:
             sample = self._load(request.split, request.index)
-            members: Sequence[torch.Generator | None] = member_generators(request, sample.id)
-            result = self._runner.run(sample, request.budget_ms, members or (None,))
+            finished = run_group(
+                self.executor,
+                self._controller,
+                present,
+                sample,
+                request.budget_ms,
+                members(sample),
+            )
+            return finished, self._record(request, finished)
         except DataError as error:
             return FailedGroup(group_id=request.group_id, reason=str(error))
-        if request.group_size:
-            self._keep(request.group_id, result.session)
-        version, sha256 = self._weights
-        outcomes = result.outcomes
-        budget_token_D = result.session.budget_token_D
-        assert budget_token_D is not None
+
+    def _record(self, request: AnyRequest, finished: FinishedGroup) -> GroupRollout:
+        """What is sent of a group; its answers are scored here."""
+        group, outcomes = finished.group, finished.outcomes
+        sample, (version, sha256) = group.sample, self._weights
+        answers = tuple(outcome.execution.answer for outcome in outcomes)
+        scores = [score_of(self.tasks, sample, answer) for answer in answers]
         return GroupRollout(
             group_id=request.group_id,
             split=request.split,
@@ -170,21 +198,21 @@ class RolloutWorker:
             budget_ms=request.budget_ms,
             policy_version=version,
             policy_sha256=sha256,
-            budget_token=budget_token_D,
-            language_feature=result.features.language,
-            image_feature=result.features.image,
-            actions=result.actions,
-            log_probs=result.log_probs,
-            latency_tokens=result.latency_tokens,
-            scores=np.array([o["score"] for o in outcomes], dtype=np.float32),
-            latencies_ms=np.array([o["latency_ms"] for o in outcomes]),
-            feasible=outcomes[0]["feasible"],
+            budget_token=finished.budget_token,
+            language_feature=finished.features.language,
+            image_feature=finished.features.image,
+            actions=finished.actions,
+            log_probs=finished.log_probs,
+            latency_tokens=finished.latency_tokens,
+            scores=np.array(scores, dtype=np.float32),
+            latencies_ms=np.array([outcome.latency_ms for outcome in outcomes]),
+            feasible=group.is_feasible(),
             clock=self.executor.clock_name,
-            device_budget_ms=outcomes[0]["device_budget_ms"],
-            device_ms=np.array([o["device_ms"] for o in outcomes]),
-            wall_ms=np.array([o["wall_ms"] for o in outcomes]),
-            answers=tuple(o["answer"] for o in outcomes),
-            stages_ms=tuple(o["stages_ms"] for o in outcomes),
+            device_budget_ms=group.device_budget_ms,
+            device_ms=np.array([outcome.device_ms for outcome in outcomes]),
+            wall_ms=np.array([outcome.wall_ms for outcome in outcomes]),
+            answers=answers,
+            stages_ms=tuple(outcome.stages_ms for outcome in outcomes),
             actor=self.name,
             incarnation=self.incarnation,
         )
@@ -197,7 +225,7 @@ class RolloutWorker:
         group, token_D = self._kept.get(request.group_id), request.budget_token_D
         if group is None or group.budget_token_D is None or (group.budget_token_D != token_D).any():
             sample = self._load(request.split, request.index)
-            group = MolmoEGroupSession(self.executor, sample, request.budget_ms)
+            group = MolmoEGroupSession(self.executor, sample)
             stage1 = [(TIERS[t], POSITIONS[p]) for t, p, *_ in request.actions_G4]
             group.begin(stage1, request.budget_token_D)
             self._keep(request.group_id, group)
@@ -206,13 +234,10 @@ class RolloutWorker:
     def execute(self, knobs: Knobs, split: str, index: int) -> tuple[Execution, float]:
         """Runs one configuration on one sample, without a controller: execution and score."""
         sample = self._load(split, index)
-        group = MolmoEGroupSession(self.executor, sample, budget_ms=1e9)
-        group.begin([(knobs.tier, knobs.position)], None)
-        (execution,) = group.finish([(knobs.top_k, knobs.num_blocks)])
-        assert execution is not None
+        (execution,) = run_configurations(self.executor, sample, [knobs])
         return execution, score_of(self.tasks, sample, execution.answer)
 
-    def end_latencies(self, split: str, index: int) -> list[float]:
+    def extreme_latencies(self, split: str, index: int) -> list[float]:
         """Latencies in ms of the cheapest and the full configuration on one sample."""
         return self._latencies_ms((CHEAPEST_KNOBS, FULL_KNOBS), split, index)
 
@@ -262,17 +287,7 @@ class RolloutWorker:
         present = self._follow(calibration)
         try:
             sample = self._load(split, index)
-            group = MolmoEGroupSession(self.executor, sample, budget_ms=1e9)
-            group.begin([(k.tier, k.position) for k in configurations], None)
-        except DataError as error:
-            log.warning("left out: %s", error)
-            return []
-        executions = [
-            execution
-            for execution in group.finish([(k.top_k, k.num_blocks) for k in configurations])
-            if execution is not None
-        ]
-        try:
+            executions = run_configurations(self.executor, sample, configurations)
             scores = [score_of(self.tasks, sample, e.answer) for e in executions]
         except DataError as error:
             log.warning("left out: %s", error)
@@ -291,8 +306,8 @@ class RolloutWorker:
     def prefixes(self, request: PrefixRequest) -> Prefixes:
         """The controller's inputs for one sample; no answer is decoded."""
         sample = self._load(request.split, request.index)
-        group = MolmoEGroupSession(self.executor, sample, budget_ms=1e9)
-        features = group.features()
+        group = MolmoEGroupSession(self.executor, sample)
+        features, _ = group.features()
         group.begin([(tier, max(POSITIONS)) for tier in TIERS], None)
         tokens = [
             self.executor.latency_tokens(group.prefixes[tier], request.budget_tokens_KD)

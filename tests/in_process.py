@@ -14,7 +14,14 @@ from policy.controller import Controller
 from policy.weights import PolicyWeights
 from rollout.fleet import MAX_REPLACEMENTS, FleetStats, replacement
 from rollout.group_rollout import GroupRollout
-from rollout.requests import GradientRequest, GroupRequest, Prefixes, PrefixRequest
+from rollout.requests import (
+    AnyRequest,
+    GradientRequest,
+    GreedyRequest,
+    GroupRequest,
+    Prefixes,
+    PrefixRequest,
+)
 from rollout.worker import RolloutWorker
 
 
@@ -24,11 +31,11 @@ class LocalFleet:
     def __init__(self, worker: RolloutWorker) -> None:
         self.worker = worker
         self.stats = FleetStats()
-        self._batches: dict[int, tuple[list[GroupRequest], PolicySetup, PolicyWeights]] = {}
+        self._batches: dict[int, tuple[list[AnyRequest], PolicySetup, PolicyWeights]] = {}
         self._next_ticket = 0
 
     def submit(
-        self, requests: Sequence[GroupRequest], setup: PolicySetup, weights: PolicyWeights
+        self, requests: Sequence[AnyRequest], setup: PolicySetup, weights: PolicyWeights
     ) -> int:
         """Keeps the batch until it is collected."""
         ticket = self._next_ticket
@@ -44,9 +51,16 @@ class LocalFleet:
         self.stats.slowest = self.worker.name
         return [self._run(request) for request in sorted(requests, key=lambda r: r.group_id)]
 
-    def _run(self, request: GroupRequest) -> GroupRollout:
+    def evaluate(
+        self, requests: Sequence[GreedyRequest], setup: PolicySetup, weights: PolicyWeights
+    ) -> list[GroupRollout]:
+        """Runs greedy episodes one after another."""
+        return self.collect(self.submit(requests, setup, weights))
+
+    def _run(self, request: AnyRequest) -> GroupRollout:
         for attempt in range(MAX_REPLACEMENTS + 1):
-            result = self.worker.rollout(request)
+            is_group = isinstance(request, GroupRequest)
+            result = (self.worker.rollout if is_group else self.worker.greedy)(request)
             if isinstance(result, GroupRollout):
                 return result
             self.stats.failed_samples += 1

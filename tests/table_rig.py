@@ -94,10 +94,10 @@ def features(table: ProfileTable) -> np.ndarray:
 
 def budgets_of(table: ProfileTable) -> BudgetSampler:
     """The budgets that a run would measure on this table."""
-    return BudgetSampler.from_latencies(*end_latencies(table).T)
+    return BudgetSampler.from_latencies(*extreme_latencies(table).T)
 
 
-def end_latencies(table: ProfileTable) -> np.ndarray:
+def extreme_latencies(table: ProfileTable) -> np.ndarray:
     """Latencies of the cheapest and the full configuration, [S, 2]."""
     columns = [table.column(knobs) for knobs in (CHEAPEST_KNOBS, FULL_KNOBS)]
     return table.latencies_ms[:, columns].astype(np.float64)
@@ -105,7 +105,7 @@ def end_latencies(table: ProfileTable) -> np.ndarray:
 
 def calibration_of(table: ProfileTable) -> Calibration:
     """The calibration from all samples of a table."""
-    return Calibration.of_latencies(end_latencies(table)[None])
+    return Calibration.of_latencies(extreme_latencies(table)[None])
 
 
 def fleet_of(

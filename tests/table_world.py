@@ -26,7 +26,7 @@ from policy.weights import PolicyWeights
 from rollout.fleet import FleetStats
 from rollout.group_rollout import HEAD_SIZES, GroupRollout
 from rollout.profiling.profile_table import ProfileTable
-from rollout.requests import GroupRequest, Prefixes, PrefixRequest
+from rollout.requests import AnyRequest, GreedyRequest, GroupRequest, Prefixes, PrefixRequest
 from rollout.worker import member_generators
 
 
@@ -155,16 +155,16 @@ class TableFleet:
         self.slowdown = 1.0
         self.present: PresentTime = SteadyTime()
         self._columns = {name: column_by_action(s.table) for name, s in self.splits.items()}
-        self._batches: dict[int, tuple[list[GroupRequest], PolicySetup, PolicyWeights]] = {}
+        self._batches: dict[int, tuple[list[AnyRequest], PolicySetup, PolicyWeights]] = {}
         self._next_ticket = 0
         self._controller: tuple[PolicySetup, Controller] | None = None
         self._collected: _Collected | None = None
 
     def submit(
-        self, requests: Sequence[GroupRequest], setup: PolicySetup, weights: PolicyWeights
+        self, requests: Sequence[AnyRequest], setup: PolicySetup, weights: PolicyWeights
     ) -> int:
         """Keeps the batch until it is collected; its groups must share one size and split."""
-        if len({(r.split, r.group_size) for r in requests}) != 1:
+        if len({(r.split, _size(r)) for r in requests}) != 1:
             raise ValueError("a table runs batches of one split and one group size: split this one")
         ticket = self._next_ticket
         self._next_ticket += 1
@@ -181,10 +181,11 @@ class TableFleet:
         feature_ND = torch.from_numpy(samples.language_feature_SD[rows])
         image_NI = torch.from_numpy(samples.image_feature_SI[rows])
         token_ND = controller.budget_tokens(torch.tensor([r.budget_ms for r in requests]))
-        size = max(requests[0].group_size, 1)
+        size = _size(requests[0]) or 1
         generators = [
             generator
             for request, row in zip(requests, rows, strict=True)
+            if isinstance(request, GroupRequest)
             for generator in member_generators(request, samples.table.sample_ids[row])
         ] or None
         feature_BD, token_BD = (x.repeat_interleave(size, 0) for x in (feature_ND, token_ND))
@@ -214,6 +215,12 @@ class TableFleet:
             )
             for n, (request, tokens) in enumerate(zip(requests, tokens_NGD, strict=True))
         ]
+
+    def evaluate(
+        self, requests: Sequence[GreedyRequest], setup: PolicySetup, weights: PolicyWeights
+    ) -> list[GroupRollout]:
+        """Greedy episodes, as groups of one."""
+        return self.collect(self.submit(requests, setup, weights))
 
     def cheapest_ms(
         self,
@@ -331,3 +338,8 @@ class TableFleet:
             actor="table",
             incarnation=0,
         )
+
+
+def _size(request: AnyRequest) -> int:
+    """Number of members that sample their choices; 0 for a greedy episode."""
+    return request.group_size if isinstance(request, GroupRequest) else 0

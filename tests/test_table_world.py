@@ -9,7 +9,7 @@ from policy.config import ControllerConfig, PolicySetup
 from policy.controller import Controller
 from policy.weights import PolicyWeights, weights_sha256
 from rollout.profiling.profile_table import ProfileTable
-from rollout.requests import GroupRequest
+from rollout.requests import GreedyRequest, GroupRequest
 from tests.table_world import StandInBlocks, TableFleet, TableSamples, mean_embeddings
 
 D_MODEL, NUM_SAMPLES = 12, 7
@@ -92,8 +92,11 @@ def test_a_group_does_not_depend_on_its_batch():
 
 def test_greedy_groups_have_one_episode_with_the_likeliest_choices():
     world = fleet()
-    greedy = [replace(request, group_size=0) for request in requests()]
-    first, again = (world.collect(world.submit(greedy, SETUP, weights())) for _ in range(2))
+    greedy = [
+        GreedyRequest(group_id=r.group_id, split=r.split, index=r.index, budget_ms=r.budget_ms)
+        for r in requests()
+    ]
+    first, again = (world.evaluate(greedy, SETUP, weights()) for _ in range(2))
     assert all(group.group_size == 1 for group in first)
     assert all(np.array_equal(a.actions, b.actions) for a, b in zip(first, again, strict=True))
 

@@ -53,8 +53,8 @@ def rollout(
     subject: Subject, controller: Controller, index: int, members: list[torch.Generator]
 ) -> MolmoEGroupSession:
     """One group: both stages of the controller around the shared work."""
-    session = MolmoEGroupSession(subject.fast, subject.sample(index), BUDGET_MS)
-    features, device = session.features(), subject.plan.device
+    session = MolmoEGroupSession(subject.fast, subject.sample(index))
+    (features, _), device = session.features(), subject.plan.device
     token_1D = controller.budget_tokens(torch.tensor([BUDGET_MS], device=device))
     language, image = (
         torch.from_numpy(x).to(device)[None] for x in (features.language, features.image)

@@ -126,9 +126,9 @@ def hooks(subject: Subject) -> list[Figure]:
 
     def plain() -> float:
         cache = model.new_cache(x_1TD.shape[1])
-        with outer.span("pass"):
+        with outer.recorded() as stages, outer.span("pass"):
             model.run_blocks(x_1TD, 0, model.config.n_layers, cache=cache)
-        return outer.take()["pass"].ms
+        return stages["pass"].ms
 
     def hooked() -> float:
         inner = Timeline(outer.clock)

@@ -1,16 +1,16 @@
 """The controller's rivals: policies derived from a profile.
 
-A rival maps each budget, and perhaps the kind of question, to a configuration of a profile table.
-It is chosen on one table and scored on another one, or live. Violations count feasible episodes
-only: those whose budget the cheapest configuration meets on the sample.
+A rival is a `KnobTable` of configurations in a profile. It is chosen on one profile and scored on
+another one, or live. Violations count feasible episodes only: those whose budget the cheapest
+configuration meets on the sample.
 
 Shapes: S samples, C configurations, K budgets, T kinds of question in alphabetical order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from scipy.special import ndtr
 
 from envs.reward import is_violation, score_within_budget, violation_rate
 from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, Knobs
+from launch.analysis.knob_table import KnobTable
 from launch.analysis.statistics import Interval, half_widths, or_none
 from rollout.profiling.profile_table import ProfileTable
 
@@ -97,39 +98,46 @@ def outcome(
     return Outcome.of(inside_SK, is_violation(latencies_SK, budgets_ms), feasible_SK, names)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rival:
-    """A table from budgets to configurations.
+def outcome_on(table: ProfileTable, policy: KnobTable, budgets_ms: np.ndarray) -> Outcome:
+    """The outcome of a policy's choices on a profile."""
+    column_of = {knobs: column for column, knobs in enumerate(table.configurations)}
+    columns_TK = {
+        task: [column_of[policy.at(budget_ms, task)] for budget_ms in budgets_ms]
+        for task in set(table.tasks)
+    }
+    columns_SK = np.array([columns_TK[task] for task in table.tasks])
+    return outcome(
+        np.take_along_axis(table.scores, columns_SK, 1),
+        np.take_along_axis(table.latencies_ms, columns_SK, 1),
+        budgets_ms,
+        table.feasible(budgets_ms),
+        [str(policy.at(budget_ms)) for budget_ms in budgets_ms],
+    )
 
-    Attributes:
-        columns: column of a profile table at each budget, [K].
-        by_task: the same for single kinds of question, which replaces `columns` there.
-    """
 
-    columns: tuple[int, ...]
-    by_task: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+def _of_columns(
+    table: ProfileTable,
+    budgets_ms: np.ndarray,
+    columns_K: Sequence[int],
+    columns_TK: Sequence[Sequence[int]] = (),
+) -> KnobTable:
+    """The policy of columns at ascending budgets, and perhaps of others for each task."""
 
-    def columns_for(self, task: str) -> tuple[int, ...]:
-        """The columns for a kind of question, [K]."""
-        return self.by_task.get(task, self.columns)
+    def named(columns: Sequence[int]) -> tuple[Knobs, ...]:
+        return tuple(table.configurations[column] for column in columns)
 
-    def outcome(self, table: ProfileTable, budgets_ms: np.ndarray) -> Outcome:
-        """The outcome on a table."""
-        columns_SK = np.array([self.columns_for(task) for task in table.tasks])
-        names = [str(table.configurations[c]) for c in self.columns]
-        return outcome(
-            np.take_along_axis(table.scores, columns_SK, 1),
-            np.take_along_axis(table.latencies_ms, columns_SK, 1),
-            budgets_ms,
-            table.feasible(budgets_ms),
-            names,
-        )
+    tasks = sorted(set(table.tasks)) if len(columns_TK) else []
+    return KnobTable(
+        budgets_ms=tuple(np.asarray(budgets_ms, np.float64).tolist()),
+        knobs=named(columns_K),
+        by_task=dict(zip(tasks, map(named, columns_TK), strict=True)),
+    )
 
 
 # -- rivals, chosen on a validation table ---------------------------------------------------------
 
 
-def rivals(validation: ProfileTable, budgets_ms: np.ndarray) -> dict[str, Rival]:
+def rivals(validation: ProfileTable, budgets_ms: np.ndarray) -> dict[str, KnobTable]:
     """Every rival that can be chosen without the test samples, by name."""
     every = np.ones(len(validation.configurations), dtype=bool)
     found = {
@@ -145,7 +153,7 @@ def rivals(validation: ProfileTable, budgets_ms: np.ndarray) -> dict[str, Rival]
     return found
 
 
-def lookup(table: ProfileTable, budgets_ms: np.ndarray, allowed: np.ndarray) -> Rival:
+def lookup(table: ProfileTable, budgets_ms: np.ndarray, allowed: np.ndarray) -> KnobTable:
     """For each budget the configuration with the best accuracy within it.
 
     Only configurations count that violate the budget on at most 5 % of the samples for which it is
@@ -163,10 +171,10 @@ def lookup(table: ProfileTable, budgets_ms: np.ndarray, allowed: np.ndarray) -> 
         accuracy_C = np.where(over_C <= limit, (table.scores * ~over_SC).mean(0), -1)
         best = np.flatnonzero(accuracy_C >= accuracy_C.max() - 1e-9)
         columns.append(int(best[mean_C[best].argmin()]))
-    return Rival(columns=tuple(columns))
+    return _of_columns(table, budgets_ms, columns)
 
 
-def lookup_by_kind(table: ProfileTable, budgets_ms: np.ndarray, *, shrinkage: float) -> Rival:
+def lookup_by_kind(table: ProfileTable, budgets_ms: np.ndarray, *, shrinkage: float) -> KnobTable:
     """A lookup table per task.
 
     Accuracies and violations of each kind are drawn to those of the mixture by the share
@@ -176,10 +184,8 @@ def lookup_by_kind(table: ProfileTable, budgets_ms: np.ndarray, *, shrinkage: fl
         table, budgets_ms, max_violation=TARGET_VIOLATION, shrinkage=shrinkage
     ).tolist()
     every = np.ones(len(table.configurations), dtype=bool)
-    return Rival(
-        columns=lookup(table, budgets_ms, every).columns,
-        by_task=dict(zip(sorted(set(table.tasks)), map(tuple, columns_TK), strict=True)),
-    )
+    by_task = _of_columns(table, budgets_ms, columns_TK[0], columns_TK)
+    return replace(by_task, knobs=lookup(table, budgets_ms, every).knobs)
 
 
 def best_shrinkage(table: ProfileTable, budgets_ms: np.ndarray) -> float:
@@ -195,9 +201,11 @@ def best_shrinkage(table: ProfileTable, budgets_ms: np.ndarray) -> float:
         return float(
             np.mean(
                 [
-                    lookup_by_kind(chosen_on, budgets_ms, shrinkage=shrinkage)
-                    .outcome(held_out, budgets_ms)
-                    .accuracy
+                    outcome_on(
+                        held_out,
+                        lookup_by_kind(chosen_on, budgets_ms, shrinkage=shrinkage),
+                        budgets_ms,
+                    ).accuracy
                     for chosen_on, held_out in parts
                 ]
             )
@@ -220,10 +228,10 @@ def single_knob_masks(configurations: Sequence[Knobs]) -> dict[str, np.ndarray]:
     }
 
 
-def best_static(table: ProfileTable, budgets_ms: np.ndarray) -> Rival:
+def best_static(table: ProfileTable, budgets_ms: np.ndarray) -> KnobTable:
     """The one configuration with the best accuracy over all budgets."""
     best = int(_inside(table, budgets_ms).mean((0, 2)).argmax())
-    return Rival(columns=(best,) * len(budgets_ms))
+    return KnobTable.fixed(table.configurations[best])
 
 
 # -- policies scored on the same table: bounds, not rivals ----------------------------------------
@@ -231,17 +239,14 @@ def best_static(table: ProfileTable, budgets_ms: np.ndarray) -> Rival:
 
 def named_statics(table: ProfileTable, budgets_ms: np.ndarray) -> dict[str, Outcome]:
     """The cheapest, the full, and in hindsight the best static configuration."""
-    columns = {
-        f"always {kind} ({knobs})": table.configurations.index(knobs)
+    found = {
+        f"always {kind} ({knobs})": KnobTable.fixed(knobs)
         for kind, knobs in (("cheapest", CHEAPEST_KNOBS), ("full", FULL_KNOBS))
         if knobs in table.configurations
     }
-    best = best_static(table, budgets_ms).columns[0]
-    columns[f"best static in hindsight ({table.configurations[best]})"] = best
-    return {
-        name: Rival(columns=(column,) * len(budgets_ms)).outcome(table, budgets_ms)
-        for name, column in columns.items()
-    }
+    best = best_static(table, budgets_ms)
+    found[f"best static in hindsight ({best.knobs[0]})"] = best
+    return {name: outcome_on(table, policy, budgets_ms) for name, policy in found.items()}
 
 
 def random_policy(table: ProfileTable, budgets_ms: np.ndarray) -> Outcome:
@@ -255,7 +260,7 @@ def random_policy(table: ProfileTable, budgets_ms: np.ndarray) -> Outcome:
 def oracle_per_budget(table: ProfileTable, budgets_ms: np.ndarray) -> Outcome:
     """The best single configuration of each budget, in hindsight on the same table."""
     columns = _inside(table, budgets_ms).mean(0).argmax(0).tolist()
-    return Rival(columns=tuple(columns)).outcome(table, budgets_ms)
+    return outcome_on(table, _of_columns(table, budgets_ms, columns), budgets_ms)
 
 
 def oracle_per_task(
@@ -269,8 +274,8 @@ def oracle_per_task(
     minimised.
     """
     columns_TK = best_by_task(table, budgets_ms, max_violation=max_violation).tolist()
-    by_task = dict(zip(sorted(set(table.tasks)), map(tuple, columns_TK), strict=True))
-    return Rival(columns=(0,) * len(budgets_ms), by_task=by_task).outcome(table, budgets_ms)
+    policy = _of_columns(table, budgets_ms, columns_TK[0], columns_TK)
+    return outcome_on(table, policy, budgets_ms)
 
 
 def oracle_per_sample(table: ProfileTable, budgets_ms: np.ndarray) -> Outcome:
@@ -287,9 +292,10 @@ def constant_per_task(table: ProfileTable, budgets_ms: np.ndarray) -> Outcome:
     This is the best that a policy can do without knowing the budget.
     """
     by_task = {
-        task: best_static(table.only_task(task), budgets_ms).columns for task in set(table.tasks)
+        task: best_static(table.only_task(task), budgets_ms).knobs for task in set(table.tasks)
     }
-    return Rival(columns=(0,) * len(budgets_ms), by_task=by_task).outcome(table, budgets_ms)
+    any_task = KnobTable.fixed(table.configurations[0])
+    return outcome_on(table, replace(any_task, by_task=by_task), budgets_ms)
 
 
 # -- what a configuration is worth for a kind of question -----------------------------------------

@@ -23,7 +23,7 @@ from launch.analysis.statistics import or_none
 from policy.config import PolicySetup
 from rollout.fleet import Fleet
 from rollout.group_rollout import GroupRollout
-from rollout.requests import GroupRequest
+from rollout.requests import GreedyRequest
 
 log = logging.getLogger(__name__)
 
@@ -174,19 +174,16 @@ def greedy_sweep(
     The cheapest configuration runs on each sample as well, to tell what is feasible.
     """
     requests = [
-        GroupRequest(
+        GreedyRequest(
             group_id=FIRST_GROUP_ID + s * len(budgets_ms) + b,
-            run_seed=0,
-            step=0,
             split=split,
             index=index,
             budget_ms=float(budget_ms),
-            group_size=0,
         )
         for s, index in enumerate(indices)
         for b, budget_ms in enumerate(budgets_ms)
     ]
-    groups = fleet.collect(fleet.submit(requests, setup, weights))
+    groups = fleet.evaluate(requests, setup, weights)
     used = [group.index for group in groups[:: len(budgets_ms)]]
     cheapest_NR = fleet.cheapest_ms(split, used, CHEAPEST_REPEATS, setup.calibration)
     sweep = from_groups(groups, np.asarray(budgets_ms, dtype=np.float64), cheapest_NR)

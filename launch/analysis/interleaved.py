@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from envs.spec import Knobs
-from launch.analysis.baselines import Outcome, Rival, outcome
+from launch.analysis.baselines import Outcome, outcome
 from launch.analysis.greedy_sweep import GreedySweep, greedy_sweep, usable
-from launch.cluster.fleet import RayFleet
+from launch.analysis.knob_table import KnobTable
 from policy.config import PolicySetup
+from rollout.fleet import Fleet
 from rollout.profiling.profile_table import ProfileTable
 
 SAMPLES_A_TURN = 10
@@ -77,15 +78,14 @@ class Live:
 
 
 def run_live(
-    fleet: RayFleet,
+    fleet: Fleet[Any],
     setup: PolicySetup,
     weights: Any,
-    rivals: Mapping[str, Rival],
-    configurations: Sequence[Knobs],
+    rivals: Mapping[str, KnobTable],
     indices: Sequence[int],
     budgets_ms: np.ndarray,
 ) -> Live:
-    """Runs samples of the test split by their places; `configurations` are the rivals' columns."""
+    """Runs samples of the test split by their places."""
     turns = []
     for first in range(0, len(indices), SAMPLES_A_TURN):
         result = greedy_sweep(
@@ -96,15 +96,14 @@ def run_live(
             indices=indices[first : first + SAMPLES_A_TURN],
             budgets_ms=budgets_ms.tolist(),
         )
-        turns.append(_with_rivals(fleet, setup, rivals, configurations, result))
+        turns.append(_with_rivals(fleet, setup, rivals, result))
     return Live.joined(turns)
 
 
 def _with_rivals(
-    fleet: RayFleet,
+    fleet: Fleet[Any],
     setup: PolicySetup,
-    rivals: Mapping[str, Rival],
-    configurations: Sequence[Knobs],
+    rivals: Mapping[str, KnobTable],
     ours: GreedySweep,
 ) -> Live:
     """Runs the configurations that any rival chose for its kind of question on each of our samples.
@@ -114,8 +113,8 @@ def _with_rivals(
     """
     plan = []
     for index, task in zip(ours.indices, ours.tasks, strict=True):
-        columns = {c for rival in rivals.values() for c in rival.columns_for(task)}
-        plan.append((index, tuple(configurations[c] for c in sorted(columns))))
+        chosen = {rival.at(ms, task) for rival in rivals.values() for ms in ours.budgets_ms}
+        plan.append((index, tuple(sorted(chosen))))
     found: dict[str, list[list[Any]]] = {name: [] for name in rivals}
     results = list(fleet.profile_each(plan, "test", "episodes of the rivals", setup.calibration))
     is_whole = [len(records) == len(p[1]) for p, records in zip(plan, results, strict=True)]
@@ -123,8 +122,7 @@ def _with_rivals(
     for (_, chosen), task, records in ((plan[r], ours.tasks[r], results[r]) for r in rows):
         by_knobs: dict[Knobs, Any] = dict(zip(chosen, records, strict=True))
         for name, rival in rivals.items():
-            columns_K = rival.columns_for(task)
-            found[name].append([by_knobs[configurations[c]] for c in columns_K])
+            found[name].append([by_knobs[rival.at(ms, task)] for ms in ours.budgets_ms])
     measured = {
         name: (
             np.array([[record.score for record in row] for row in episodes]),
@@ -140,10 +138,12 @@ def _joined(parts: Sequence[Episodes]) -> Episodes:
     return np.concatenate(scores), np.concatenate(latencies)
 
 
-def table_factor(live: Live, rivals: Mapping[str, Rival], test: ProfileTable) -> float:
+def table_factor(live: Live, rivals: Mapping[str, KnobTable], test: ProfileTable) -> float:
     """The ratio of live latencies to those of the test table, median over the rivals' choices."""
-    ratios = []
+    ratios, budgets_ms = [], live.result.budgets_ms
+    column_of = {knobs: column for column, knobs in enumerate(test.configurations)}
     for name, (_, latencies_SK) in live.rivals.items():
-        columns_SK = np.array([rivals[name].columns_for(task) for task in test.tasks])
+        chosen = [[rivals[name].at(ms, task) for ms in budgets_ms] for task in test.tasks]
+        columns_SK = np.array([[column_of[knobs] for knobs in row] for row in chosen])
         ratios.append(latencies_SK / np.take_along_axis(test.latencies_ms, columns_SK, 1))
     return float(np.median(np.stack(ratios)))

@@ -28,7 +28,15 @@ from rollout.fleet import FleetStats, replacement
 from rollout.group_rollout import GroupRollout
 from rollout.latency.simulated import SimulatedLatency
 from rollout.profiling.records import ProfileRecord
-from rollout.requests import FailedGroup, GradientRequest, GroupRequest, Prefixes, PrefixRequest
+from rollout.requests import (
+    AnyRequest,
+    FailedGroup,
+    GradientRequest,
+    GreedyRequest,
+    GroupRequest,
+    Prefixes,
+    PrefixRequest,
+)
 from rollout.worker import RolloutWorker
 
 log = logging.getLogger(__name__)
@@ -56,7 +64,7 @@ class RayFleet:
     ) -> None:
         self.pool = self.pool_class(build, config, **options)
         self.config = config
-        self._batches: dict[int, tuple[list[GroupRequest], PolicySetup, PublishedWeights]] = {}
+        self._batches: dict[int, tuple[list[AnyRequest], PolicySetup, PublishedWeights]] = {}
         self._jobs: dict[int, list[Job]] = {}
         self._next_ticket = 0
         self._measured_at = time.monotonic()
@@ -73,7 +81,7 @@ class RayFleet:
         return sum(slot.is_placed and slot.state != "dead" for slot in self.pool.slots)
 
     def submit(
-        self, requests: Sequence[GroupRequest], setup: PolicySetup, weights: PublishedWeights
+        self, requests: Sequence[AnyRequest], setup: PolicySetup, weights: PublishedWeights
     ) -> int:
         """Queues one job per group and hands out as many as there is room for."""
         ticket, self._next_ticket = self._next_ticket, self._next_ticket + 1
@@ -105,6 +113,12 @@ class RayFleet:
         self._measure()
         return sorted(groups, key=lambda group: group.group_id)
 
+    def evaluate(
+        self, requests: Sequence[GreedyRequest], setup: PolicySetup, weights: PublishedWeights
+    ) -> list[GroupRollout]:
+        """Runs greedy episodes; those with an unusable sample are replaced."""
+        return self.collect(self.submit(requests, setup, weights))
+
     def drop_batches(self) -> None:
         """Drops all submitted batches that were not collected; running calls are ignored."""
         waiting = {id(job) for jobs in self._jobs.values() for job in jobs}
@@ -131,7 +145,7 @@ class RayFleet:
             for group, gradient in zip(groups, gradients, strict=True)
         ]
 
-    def end_latencies(self, split: str, num_samples: int) -> np.ndarray:
+    def extreme_latencies(self, split: str, num_samples: int) -> np.ndarray:
         """Latencies of the cheapest and the full configuration in ms: [rounds, N, 2].
 
         Samples are handed out to all actors at once, so that the driver disturbs them as much as in
@@ -139,7 +153,7 @@ class RayFleet:
         """
         rounds = MEASURING_ROUNDS * self.num_actors
         calls = [
-            lambda h, i=index: h.end_latencies.remote(split, i)
+            lambda h, i=index: h.extreme_latencies.remote(split, i)
             for _ in range(rounds)
             for index in range(num_samples)
         ]
@@ -246,7 +260,7 @@ class RayFleet:
         self.stats.slowest = max(means, key=lambda name: means[name])
 
 
-def _rollout_job(request: GroupRequest, setup: PolicySetup, weights: PublishedWeights) -> Job:
+def _rollout_job(request: AnyRequest, setup: PolicySetup, weights: PublishedWeights) -> Job:
     def check(timed: Timed) -> str:
         group = timed.value
         if isinstance(group, FailedGroup):
@@ -255,9 +269,13 @@ def _rollout_job(request: GroupRequest, setup: PolicySetup, weights: PublishedWe
         owed = (weights.version, weights.sha256, timed.actor, timed.incarnation)
         return "" if proof == owed else f"group {group.group_id} proves {proof}, not {owed}"
 
+    def call(handle: Any) -> Any:
+        method = handle.rollout if isinstance(request, GroupRequest) else handle.greedy
+        return method.remote(request, setup, weights)
+
     return Job(
         what=f"group {request.group_id} ({request.split} sample {request.index})",
-        call=lambda handle: handle.rollout.remote(request, setup, weights),
+        call=call,
         check=check,
         sample=(request.split, request.index),
     )

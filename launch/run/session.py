@@ -56,10 +56,10 @@ from learner.learner import Learner, NonFiniteUpdateError
 from policy.config import PolicySetup
 from rollout.block_skipping import BlockImportance
 from rollout.build import model_source
+from rollout.calibrate import ExtremeLatencies
 from rollout.executor_config import check_knobs_fit
 from rollout.fingerprint import Fingerprint
 from rollout.image_feature import image_dim
-from rollout.latency.calibration import EndLatencies
 from rollout.latency.simulated import SimulatedLatency
 from rollout.molmoe.checkpoint import check_shards
 from rollout.molmoe.config import resolve_config
@@ -243,7 +243,7 @@ class Session:
             return budgets_from_state(checkpoint.state)
         settings = self.config.budget
         _say(f"measuring latencies on {settings.num_samples} samples")
-        measured, stated = EndLatencies.measure(fleet, settings.num_samples), settings.fixed()
+        measured, stated = ExtremeLatencies.measure(fleet, settings.num_samples), settings.fixed()
         self.calibration = measured.calibration
         if stated is not None:
             measured.check_straddles(stated)

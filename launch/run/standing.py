@@ -105,7 +105,6 @@ def compare(run: Run, fleet: RayFleet, profile: ProfileTable, budgets_ms: np.nda
         run.setup,
         run.learner.weights(),
         {name: found[name] for name in RIVALS},
-        profile.configurations,
         range(run.config.evaluation.num_samples),
         budgets_ms,
     )

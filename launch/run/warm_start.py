@@ -6,8 +6,7 @@ of a grid, G kinds of question.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +16,11 @@ from envs.spec import BudgetSampler
 from launch.analysis.baselines import priced_gains
 from learner.imitation import WarmStartConfig, WarmStartExamples, WarmStartRecord, warm_start
 from policy.controller import Controller
+from rollout.fleet import Fleet
 from rollout.group_rollout import HEAD_SIZES
 from rollout.profiling.conversion import sample_place
 from rollout.profiling.profile_table import ProfileTable
-from rollout.requests import Prefixes, PrefixRequest
+from rollout.requests import PrefixRequest
 
 MAX_VIOLATION = 0.04
 """Maximum violation rate of the best configurations at a budget: below the target of 5 %, because
@@ -30,14 +30,6 @@ NUM_PRICED = 200
 """Number of budgets at which gains are computed; others take those of the next lower one."""
 
 BUDGETS_OF_A_SAMPLE = 16
-
-
-class PrefixSource(Protocol):
-    """The part of a fleet that a warm start needs."""
-
-    def prefixes(self, requests: Sequence[PrefixRequest]) -> list[Prefixes]:
-        """Language features and latency tokens, in the order of the requests."""
-        ...
 
 
 def gains(
@@ -73,7 +65,7 @@ def examples_from_profile(
     controller: Controller,
     table: ProfileTable,
     budgets: BudgetSampler,
-    source: PrefixSource,
+    fleet: Fleet[Any],
     *,
     scatter: float = 0.0,
     num_budgets: int = BUDGETS_OF_A_SAMPLE,
@@ -93,7 +85,7 @@ def examples_from_profile(
             strict=True,
         )
     ]
-    prefixes = source.prefixes(requests)
+    prefixes = fleet.prefixes(requests)
 
     def repeated(rows: ArrayLike) -> np.ndarray:
         return np.repeat(rows, num_budgets, axis=0)
@@ -112,7 +104,7 @@ def warm_start_from_profile(
     controller: Controller,
     table: ProfileTable,
     budgets: BudgetSampler,
-    source: PrefixSource,
+    fleet: Fleet[Any],
     config: WarmStartConfig | None = None,
     *,
     scatter: float = 0.0,
@@ -122,5 +114,5 @@ def warm_start_from_profile(
     The table's latencies must be in the run's calibrated ms and without noise, and `scatter` is the
     noise of a single measurement on the run's devices.
     """
-    examples = examples_from_profile(controller, table, budgets, source, scatter=scatter)
+    examples = examples_from_profile(controller, table, budgets, fleet, scatter=scatter)
     return warm_start(controller, examples, config or WarmStartConfig())

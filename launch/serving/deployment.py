@@ -70,11 +70,11 @@ class ReplicaDeployment:
 
     def __init__(self, settings: ReplicaSettings) -> None:
         # The gateway, which imports this module too, needs no PyTorch.
-        from launch.run.policies import Policies
+        from launch.answering.policy_set import PolicySet
         from launch.serving.replica import Replica
 
         load = partial(
-            Policies.load,
+            PolicySet.load,
             settings.run,
             worker_settings=settings.worker,
             executor_settings=settings.executor,

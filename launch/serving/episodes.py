@@ -38,7 +38,7 @@ class EpisodeRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpisodeResult:
-    """An answer as a replica reports it; see `launch.run.inference.Answer`.
+    """An answer as a replica reports it; see `launch.answering.answerer.Answer`.
 
     Attributes:
         text: the answer.

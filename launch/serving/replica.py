@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from PIL import Image
 
-from launch.run.inference import WARM_UP_IMAGE_SIZE, Answer, Answerer, as_sample
-from launch.run.policies import Policies
+from launch.answering.answerer import WARM_UP_IMAGE_SIZE, Answer, Answerer, as_sample
+from launch.answering.policy_set import PolicySet
 from launch.serving.episodes import CHEAPEST, EpisodeRequest, EpisodeResult, ReplicaFacts
 from launch.serving.errors import invalid
 from launch.serving.estimates import CheapestTimes
@@ -32,7 +32,7 @@ class Replica:
         episode_timeout_s: time after which an episode counts as stuck.
     """
 
-    def __init__(self, load: Callable[[], Policies], episode_timeout_s: float) -> None:
+    def __init__(self, load: Callable[[], PolicySet], episode_timeout_s: float) -> None:
         self._thread = ThreadPoolExecutor(1, "episodes")
         self._episode_timeout_s = episode_timeout_s
         self._started_s: float | None = None

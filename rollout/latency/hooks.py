@@ -3,34 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from torch import nn
 
+from envs.spec import Elapsed, Stages
 from rollout.latency.clock import Clock, Mark
 from rollout.molmoe import MolmoE
-
-
-@dataclass(frozen=True, slots=True)
-class Elapsed:
-    """Milliseconds of one stage: on the clock of the latencies, and on the wall beside it."""
-
-    ms: float = 0.0
-    wall_ms: float = 0.0
-
-    def __add__(self, other: Elapsed) -> Elapsed:
-        return Elapsed(self.ms + other.ms, self.wall_ms + other.wall_ms)
-
-
-Stages = dict[str, Elapsed]
-"""Measured time by stage."""
-
-
-def in_ms(stages: Mapping[str, Elapsed]) -> dict[str, float]:
-    """Milliseconds by stage, on the clock of the latencies."""
-    return {name: elapsed.ms for name, elapsed in stages.items()}
 
 
 class Timeline:
@@ -64,10 +44,22 @@ class Timeline:
         """Adds a span whose ends are already marked."""
         self._spans.append((name, start, end))
 
-    def take(self) -> Stages:
-        """Returns all spans, those of one name added up, and clears them."""
-        spans, self._spans = self._spans, []
+    @contextmanager
+    def recorded(self) -> Iterator[Stages]:
+        """Gives the spans of the `with` block by name, once it has ended.
+
+        Spans of one name are added up. A block that raises leaves none. Blocks do not nest.
+        """
         stages: Stages = {}
+        self._spans = []
+        try:
+            yield stages
+            stages.update(self._read())
+        finally:
+            self._spans = []
+
+    def _read(self) -> Stages:
+        spans, stages = self._spans, Stages()
         if not spans:
             return stages
         reads = time.perf_counter_ns()

@@ -8,7 +8,7 @@ from envs.action_masks import stage2_mask
 from envs.latency_budget import LatencyBudgetEnv, LatencyBudgetVectorEnv
 from envs.spec import Tier
 from rollout.executor import MolmoEExecutor
-from rollout.group_sharing import GroupExecutor
+from rollout.group_sharing import GroupExecutor, MolmoEGroupSession
 from tests.rollout import rig
 
 
@@ -32,7 +32,8 @@ def test_an_episode_is_two_steps(env):
     observation, info = env.reset(seed=3)
     assert env.observation_space.contains(observation)
     language, image, (_, step, position) = np.split(observation, [32, -3])
-    features = env.group.features
+    sample = rig.NoiseTask().sample("train", int(info["sample_id"].rpartition("/")[2]))
+    features, _ = env.group.executor.open(sample).features()
     assert np.array_equal(language, features.language)
     assert np.array_equal(image, features.image)
     assert image.any()
@@ -57,8 +58,8 @@ def test_the_cheapest_configuration_runs_only_where_no_member_met_the_budget():
     ran = []
 
     class Watched(GroupExecutor):
-        def open(self, sample, budget_ms):
-            session = super().open(sample, budget_ms)
+        def open(self, sample):
+            session = super().open(sample)
             measure = session.cheapest_latency_ms
             session.cheapest_latency_ms = lambda: ran.append(measure()) or ran[-1]
             return session
@@ -89,7 +90,7 @@ def test_masked_random_agent_never_errs(env):
 @pytest.mark.parametrize("first", [(3, 0), (4, 4)])
 def test_invalid_stage1_ends_the_episode_without_running_the_model(env, monkeypatch, first):
     env.reset(seed=0)
-    monkeypatch.setattr(env.group.session, "begin", None)
+    monkeypatch.setattr(MolmoEGroupSession, "begin", None)
     _, reward, terminated, _, info = env.step(np.array(first))
     assert (reward, terminated, info["invalid_action"]) == (-1.0, True, True)
 
@@ -130,7 +131,7 @@ def test_seeds_and_options(env):
     assert info["budget_ms"] == info_again["budget_ms"]
     sample = rig.NoiseTask().sample("train", 5)
     _, info = env.reset(options={"sample": sample, "budget_ms": 33})
-    assert (info["sample_id"], info["budget_ms"]) == ("train-5", 33)
+    assert (info["sample_id"], info["budget_ms"]) == ("noise/train/5", 33)
     with pytest.raises(ValueError, match="unknown reset option bugdet"):
         env.reset(options={"bugdet": 1})
 

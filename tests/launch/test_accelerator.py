@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from launch.analysis.greedy_sweep import greedy_sweep
-from launch.run.inference import Answerer
+from launch.answering.answerer import Answerer
 from policy.weights import PolicyWeights, weights_sha256
 from rollout.executor import MolmoEExecutor
 from rollout.molmoe import load_model

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from launch.answering.answerer import Answerer
 from launch.cluster.console import nearest
-from launch.run.inference import Answerer
 from tests.rollout import rig
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"

@@ -31,7 +31,7 @@ class DriftingFleet(TableFleet):
             self.present = FollowedTime(calibration, self.probe, now=lambda: self.seconds)
 
     def probe(self, number: int) -> tuple[float, float]:
-        cheapest, full = (table_rig.end_latencies(self.table)[number] * self.slowdown).tolist()
+        cheapest, full = (table_rig.extreme_latencies(self.table)[number] * self.slowdown).tolist()
         self.seconds += (cheapest + full) / 1e3
         return cheapest, full
 

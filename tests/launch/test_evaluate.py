@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from envs.spec import CHEAPEST_KNOBS, DataError, all_knobs
-from launch.analysis.baselines import Rival, oracle_per_task, outcome, rivals
+from launch.analysis.baselines import oracle_per_task, outcome, rivals
 from launch.analysis.greedy_sweep import GreedySweep
 from launch.analysis.interleaved import Live, table_factor
+from launch.analysis.knob_table import KnobTable
 from launch.evaluate import (
     BY_KIND,
     BY_SAMPLE,
@@ -37,11 +38,18 @@ def table():
     return table_rig.synthetic_table(60)
 
 
+def by_columns(table, *columns):
+    knobs = tuple(table.configurations[column] for column in columns)
+    return KnobTable(budgets_ms=tuple(BUDGETS), knobs=knobs)
+
+
 def live(table, rivals, factor=1.25):
     """Rivals run live, so many times as slow as their table says, and a controller at 15 ms."""
     shape = (len(table.sample_ids), len(BUDGETS))
     columns = {
-        name: np.array([rival.columns_for(task) for task in table.tasks])
+        name: np.array(
+            [[table.column(rival.at(ms, task)) for ms in BUDGETS] for task in table.tasks]
+        )
         for name, rival in rivals.items()
     }
     runs = {
@@ -68,7 +76,7 @@ def live(table, rivals, factor=1.25):
 
 
 def test_the_clock_is_described_by_what_was_measured(table):
-    rivals = {"lookup": Rival(columns=(3, 3, 70)), "static": Rival(columns=(0, 0, 0))}
+    rivals = {"lookup": by_columns(table, 3, 3, 70), "static": by_columns(table, 0, 0, 0)}
     measured = live(table, rivals)
     measured.rivals["lookup"][1][:5] *= 10  # a slow moment
     assert table_factor(measured, rivals, table) == pytest.approx(1.25)
@@ -79,7 +87,7 @@ def test_the_clock_is_described_by_what_was_measured(table):
 
 
 def test_outcomes_of_what_ran_live_and_of_bounds(table):
-    rivals = {"lookup": Rival(columns=(3, 3, 70))}
+    rivals = {"lookup": by_columns(table, 3, 3, 70)}
     found = collect_outcomes(live(table, rivals), table)
     assert list(found)[:3] == ["controller", "lookup", "random"]
     assert found["controller"].in_budget_accuracy.tolist() == [0, 1, 1]

@@ -31,7 +31,7 @@ class Problem:
             BlockImportance(scores=tuple(map(float, range(16)))),
         )
         self.sample = rig.NoiseTask().sample("train", 0)
-        feature = self.executor.language_feature(self.sample)
+        feature = self.executor.features(self.sample, None)[0].language
         self.language_1D = torch.from_numpy(feature).double()[None]
         self.rewards = torch.from_numpy(np.random.default_rng(0).normal(size=225))
         torch.manual_seed(0)
@@ -144,7 +144,7 @@ def test_most_of_the_encoders_gradient_may_come_through_the_frozen_blocks(proble
 
 def test_latency_tokens_keep_the_models_dtype_until_they_are_recorded(problem):
     token_D = problem.controller.budget_tokens(BUDGET_MS)[0].detach().numpy()
-    group = MolmoEGroupSession(problem.executor, problem.sample, 37.0)
+    group = MolmoEGroupSession(problem.executor, problem.sample)
     recorded = group.begin([(TIERS[0], 2)], token_D)
     assert recorded.dtype == np.float32
     assert group.prefixes[TIERS[0]].latency_tokens[2].dtype == torch.float64

@@ -1,6 +1,6 @@
 """A whole system in small: a random model of 16 blocks with all knobs, and tasks for it."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from envs.calibration import SteadyTime
 from envs.reward import BudgetReward
 from envs.spec import BudgetSampler, Sample
 from policy.config import ControllerConfig
@@ -16,9 +17,9 @@ from policy.controller import Controller
 from rollout.block_skipping import BlockImportance
 from rollout.executor import MolmoEExecutor
 from rollout.executor_config import ExecutorConfig
-from rollout.group_runner import GroupRunner
 from rollout.image_feature import image_dim
 from rollout.molmoe import Preprocessor, save_model
+from rollout.run_group import FinishedGroup, run_group
 from tests.rollout.molmoe.tiny import TINY, random_model
 
 SIXTEEN = replace(TINY, n_layers=16, num_experts=16, top_k=8)
@@ -69,7 +70,7 @@ class NoiseTask:
         pixels = rng.integers(0, 255, (height, width, 3), dtype=np.uint8)
         words = " ".join(rng.choice(["what", "is", "it", "which", "word"], 4))
         return Sample(
-            id=f"{split}-{index}",
+            id=f"{self.name}/{split}/{index}",
             task=self.name,
             image=Image.fromarray(pixels),
             prompt=words,
@@ -84,8 +85,19 @@ def env_arguments() -> dict[str, Any]:
     return {"tasks": NoiseTask(), "budgets": BUDGETS, "reward": BudgetReward()}
 
 
-def runner(**config: Any) -> GroupRunner:
-    return GroupRunner(executor(**config), controller(), env_arguments())
+@dataclass
+class Runner:
+    """An executor and a controller on a steady device."""
+
+    executor: MolmoEExecutor
+    controller: Controller
+
+    def run(self, sample: Sample, budget_ms: float, members: Any = (None,)) -> FinishedGroup:
+        return run_group(self.executor, self.controller, SteadyTime(), sample, budget_ms, members)
+
+
+def runner(**config: Any) -> Runner:
+    return Runner(executor(**config), controller())
 
 
 def write_model_folder(folder: Any) -> None:

@@ -9,7 +9,6 @@ from learner.imitation import WarmStartConfig, warm_start
 from rollout.build import make_env
 from rollout.executor import MolmoEExecutor
 from rollout.executor_config import ExecutorConfig
-from rollout.group_runner import GroupRunner
 from rollout.molmoe import load_model
 from rollout.molmoe.generation import generate
 from tests.learner.synthetic import make_controller
@@ -32,7 +31,11 @@ def runners(accelerator, model_folder):
     )
     controller = rig.controller().to(DEVICE)
     accelerator.reads.clear()
-    return here, GroupRunner(there, controller, rig.env_arguments())
+    return here, rig.Runner(there, controller)
+
+
+def answers(finished):
+    return [outcome.execution.answer for outcome in finished.outcomes]
 
 
 def members(count):
@@ -89,12 +92,12 @@ def test_sampled_group_and_its_gradient(runners, index):
     sample = rig.NoiseTask().sample("train", index)
     expected, result = (runner.run(sample, 40.0, members(4)) for runner in runners)
     assert np.array_equal(result.actions, expected.actions)
-    assert [o["answer"] for o in result.outcomes] == [o["answer"] for o in expected.outcomes]
+    assert answers(result) == answers(expected)
     assert np.allclose(result.log_probs, expected.log_probs, **CLOSE)
     assert np.allclose(result.latency_tokens, expected.latency_tokens, **CLOSE)
     rows = np.random.default_rng(index).normal(size=(4, 32)).astype(np.float32)
-    ours = result.session.budget_gradient(rows)
-    assert np.allclose(ours, expected.session.budget_gradient(rows), **CLOSE)
+    ours = result.group.session.budget_gradient(rows)
+    assert np.allclose(ours, expected.group.session.budget_gradient(rows), **CLOSE)
 
 
 def test_greedy_group(runners):
@@ -102,13 +105,13 @@ def test_greedy_group(runners):
         sample = rig.NoiseTask().sample("train", index)
         expected, result = (runner.run(sample, 40.0) for runner in runners)
         assert np.array_equal(result.actions, expected.actions)
-        assert result.outcomes[0]["answer"] == expected.outcomes[0]["answer"]
+        assert answers(result) == answers(expected)
 
 
 def test_text_only_samples(runners):
     sample = rig.Sample(id="text", task="t", image=None, prompt="what is it", answers=())
     expected, result = (runner.run(sample, 40.0) for runner in runners)
-    assert result.outcomes[0]["answer"] == expected.outcomes[0]["answer"]
+    assert answers(result) == answers(expected)
 
 
 def test_latency_tokens_for_a_warm_start(runners):

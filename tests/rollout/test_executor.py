@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from envs.spec import FULL_KNOBS, Knobs, Sample, Tier, all_knobs
+from envs.spec import FULL_KNOBS, Elapsed, Knobs, Sample, Tier, all_knobs
 from envs.tasks import DataError
 from rollout.block_skipping import BlockImportance
 from rollout.executor import MolmoEExecutor
 from rollout.group_sharing import MolmoEGroupSession
-from rollout.latency.hooks import Elapsed, Timeline, module_hooks
+from rollout.latency.hooks import Timeline, module_hooks
 from rollout.molmoe import MolmoE
 from rollout.molmoe.generation import generate
 from rollout.molmoe.moe import SparseMoE
@@ -138,8 +138,8 @@ def test_every_crop_is_encoded_once_the_global_one_first(executor, encoded):
 def test_a_group_encodes_the_global_crop_once_and_each_tiers_others_once(
     executor, encoded, sees_image
 ):
-    group = MolmoEGroupSession(executor, BIG, 50.0, sees_image=sees_image)
-    assert len(group.features().image) == (executor.image_dim if sees_image else 0)
+    group = MolmoEGroupSession(executor, BIG, sees_image=sees_image)
+    assert len(group.features()[0].image) == (executor.image_dim if sees_image else 0)
     assert len(encoded) == sees_image, "the tier is chosen before its crops are encoded"
     group.begin([(Tier.HIGH, 1), (Tier.LOW, 2), (Tier.HIGH, 3), (Tier.LOW, 2)], TOKEN)
     group.finish([(4, 12), (8, 16), (4, 14), None])
@@ -170,13 +170,12 @@ def test_the_image_feature_is_the_mean_patch_of_the_first_selected_layer(executo
     crop = executor.preprocessor(BIG.image, BIG.prompt, 1).images[:1]
     width = executor.model.config.vision.dim
     mean = executor.model.vision.encoder.image_vit(crop)[0, :, :width].mean(0)
-    executor.timeline.take()
-    feature = executor.image_feature(seen)
-    assert executor.timeline.take()["image_feature"].ms > 0
-    assert np.allclose(feature, [*mean, 1.0], atol=1e-6)
-    assert feature.dtype == np.float32
+    features, stages = executor.features(BIG, seen)
+    assert stages["image_feature"].ms > 0
+    assert np.allclose(features.image, [*mean, 1.0], atol=1e-6)
+    assert features.image.dtype == np.float32
     text = replace(SAMPLE, image=None)
-    assert not executor.image_feature(executor.look(text)).any()
+    assert not executor.features(text, executor.look(text))[0].image.any()
 
 
 def test_the_answer_is_the_same_with_and_without_the_budget_token(executor):
@@ -218,9 +217,9 @@ def test_stages_add_up_to_the_wall_clock(executor):
 
 
 def test_the_language_feature_is_on_the_clock(executor):
-    executor.timeline.take()
-    executor.language_feature(SAMPLE)
-    assert executor.timeline.take()["language_feature"].ms > 0
+    features, stages = executor.features(SAMPLE, None)
+    assert stages["language_feature"].ms > 0
+    assert features.image.shape == (0,)
 
 
 def test_a_fixed_configuration_runs_and_pays_for_no_budget_token(executor):
@@ -230,7 +229,7 @@ def test_a_fixed_configuration_runs_and_pays_for_no_budget_token(executor):
     prefix = executor.begin(SAMPLE, Tier.LOW, None)
     executor.deepen(prefix, 3)
     assert prefix.latency_tokens == {}
-    group = MolmoEGroupSession(executor, SAMPLE, 50.0)
+    group = MolmoEGroupSession(executor, SAMPLE)
     assert group.begin([(Tier.LOW, 1), (Tier.LOW, 2)], None).shape == (2, 0)
 
 
@@ -332,7 +331,7 @@ def test_unusable_samples_are_named(executor, tmp_path):
         executor.begin(broken, Tier.LOW, TOKEN)
     empty = Sample(id="s8", task="t", image=None, prompt=" ", answers=())
     with pytest.raises(DataError, match="sample s8: the prompt is empty"):
-        executor.language_feature(empty)
+        executor.features(empty, None)
     long = Sample(id="s9", task="t", image=None, prompt="what " * 256, answers=())
     with pytest.raises(DataError, match="sample s9: prompt and answer may take 265 tokens"):
         executor.begin(long, Tier.LOW, TOKEN)

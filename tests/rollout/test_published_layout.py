@@ -92,7 +92,7 @@ def test_published_geometry_runs_from_a_folder(tmp_path, scores):
     sample = Sample(
         id="s", task="t", image=Image.new("RGB", (1200, 800)), prompt="what is it", answers=()
     )
-    group = MolmoEGroupSession(executor, sample, 1e9)
+    group = MolmoEGroupSession(executor, sample)
     group.begin([(FULL_KNOBS.tier, FULL_KNOBS.position)], None)
     (execution,) = group.finish([(FULL_KNOBS.top_k, FULL_KNOBS.num_blocks)])
     assert execution is not None

@@ -21,7 +21,7 @@ def test_200_random_groups_equal_independent_runs():
         token = rng.normal(size=worker.executor.d_model).astype(np.float32)
 
         def run(knobs, sample=sample, token=token):
-            group = MolmoEGroupSession(worker.executor, sample, 1e9)
+            group = MolmoEGroupSession(worker.executor, sample)
             tokens = group.begin([(k.tier, k.position) for k in knobs], token)
             done = group.finish([(k.top_k, k.num_blocks) for k in knobs])
             return tokens, [execution.answer for execution in done]

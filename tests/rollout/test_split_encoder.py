@@ -19,7 +19,7 @@ def test_answers_equal_those_of_one_batch_at_every_tier():
     limit = executor.config.max_new_tokens
     for number in range(NUM_SAMPLES):
         sample = worker.tasks.sample("validation", number)
-        group = MolmoEGroupSession(executor, sample, 1e9)
+        group = MolmoEGroupSession(executor, sample)
         group.begin([(tier, 1) for tier in TIERS], None)
         split = group.finish([(8, 16)] * len(TIERS))
         for tier, execution in zip(TIERS, split, strict=True):

@@ -10,10 +10,12 @@ from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS
 from envs.tasks import DataError
 from policy.weights import PolicyWeights, weights_sha256
 from rollout.group_rollout import GroupRollout
-from rollout.requests import FailedGroup, GradientRequest, GroupRequest
+from rollout.requests import FailedGroup, GradientRequest, GreedyRequest, GroupRequest
 from rollout.worker import RolloutWorker
 from tests import launch_rig
 from tests.rollout import rig
+
+GREEDY = GreedyRequest(group_id=0, split="train", index=0, budget_ms=40.0)
 
 
 def request(group_id, group_size=2):
@@ -82,7 +84,7 @@ def test_budgets_follow_a_device_that_has_become_slower(monkeypatch):
         probed.append((split, index))
         return [1.3 * ms for ms in CALIBRATION.probes_ms[index]]
 
-    monkeypatch.setattr(worker, "end_latencies", slower)
+    monkeypatch.setattr(worker, "extreme_latencies", slower)
     arrays = rig.controller().to_numpy()
     weights = PolicyWeights(version=0, sha256=weights_sha256(arrays), arrays=arrays)
     worker.install(replace(launch_rig.setup(), calibration=CALIBRATION), weights)
@@ -123,7 +125,7 @@ def test_a_budget_is_feasible_if_the_cheapest_configuration_meets_it(
 
 
 def test_greedy_groups_are_not_kept(worker):
-    assert isinstance(worker.rollout(request(0, group_size=0)), GroupRollout)
+    assert isinstance(worker.greedy(GREEDY), GroupRollout)
     assert not worker._kept
     worker.rollout(request(1))
     assert list(worker._kept) == [1]

@@ -7,7 +7,8 @@ import pytest
 
 from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, Knobs
 from launch.analysis import baselines
-from launch.analysis.baselines import Rival
+from launch.analysis.baselines import outcome_on
+from launch.analysis.knob_table import KnobTable
 from rollout.profiling.profile_table import ProfileTable
 from tests import table_rig
 
@@ -32,19 +33,20 @@ def table():
 def test_violations_count_feasible_episodes(table):
     """At 10 ms the second sample is infeasible: only the first one counts."""
     assert table.feasible(BUDGETS).tolist() == [[True] * 3, [False, True, True]]
-    cheapest = Rival(columns=(0, 0, 0)).outcome(table, BUDGETS)
+    cheapest = outcome_on(table, KnobTable.fixed(CHEAPEST_KNOBS), BUDGETS)
     assert cheapest.in_budget_accuracy.tolist() == [0.5, 0.5, 0.5]
     assert cheapest.violation.tolist() == [0, 0, 0]
-    full = Rival(columns=(2, 2, 2)).outcome(table, BUDGETS)
+    full = outcome_on(table, KnobTable.fixed(FULL_KNOBS), BUDGETS)
     assert full.in_budget_accuracy.tolist() == [0, 0, 1]
     assert full.violation.tolist() == [1, 1, 0]
     assert full.violation_rate == pytest.approx(3 / 5)
 
 
 def test_lookup_takes_the_most_accurate_within_each_budget(table):
-    assert baselines.lookup(table, BUDGETS, EVERY).columns == (0, 0, 2)
+    found = baselines.lookup(table, BUDGETS, EVERY)
+    assert found.knobs == (CHEAPEST_KNOBS, CHEAPEST_KNOBS, FULL_KNOBS)
     only_middle = np.array([False, True, False])
-    assert baselines.lookup(table, BUDGETS, only_middle).columns == (1, 1, 1)
+    assert baselines.lookup(table, BUDGETS, only_middle).knobs == (MIDDLE,) * 3
 
 
 def test_lookup_has_a_margin_of_its_own_at_each_budget():
@@ -62,18 +64,20 @@ def test_lookup_has_a_margin_of_its_own_at_each_budget():
         latencies_ms=latencies,
         cheapest_ms=np.full(10, 10, np.float32),
     )
-    assert baselines.lookup(made, np.array([20.0, 30.0]), EVERY).columns == (0, 1)
+    found = baselines.lookup(made, np.array([20.0, 30.0]), EVERY)
+    assert found.knobs == (CHEAPEST_KNOBS, MIDDLE)
     infeasible = replace(made, cheapest_ms=np.array([21] + [10] * 9, np.float32))
-    assert baselines.lookup(infeasible, np.array([20.0]), EVERY).columns == (1,)
+    assert baselines.lookup(infeasible, np.array([20.0]), EVERY).knobs == (MIDDLE,)
 
 
 def test_lookup_by_kind_is_drawn_to_the_mixture_by_its_shrinkage(table):
     free = baselines.lookup_by_kind(table, BUDGETS, shrinkage=0.0)
-    assert free.columns_for("easy") == (0, 0, 0), "of equals the fastest"
-    assert free.columns_for("hard")[2] == 2
+    assert free.by_task["easy"] == (CHEAPEST_KNOBS,) * 3, "of equals the fastest"
+    assert free.at(BUDGETS[2], "hard") == FULL_KNOBS
     alike = baselines.lookup_by_kind(table, BUDGETS, shrinkage=1.0)
-    assert alike.columns_for("easy") == alike.columns_for("hard")
-    assert alike.columns_for("unknown") == baselines.lookup(table, BUDGETS, EVERY).columns
+    assert alike.by_task["easy"] == alike.by_task["hard"]
+    whole = baselines.lookup(table, BUDGETS, EVERY)
+    assert [alike.at(ms, "unknown") for ms in BUDGETS] == list(whole.knobs)
 
 
 def test_shrinkage_is_chosen_by_cross_validation():
@@ -95,8 +99,8 @@ def test_rivals_are_chosen_without_the_test_table(table):
         "blocks only",
         "static",
     }
-    assert found["static"].columns == (0, 0, 0)
-    assert found["tier only"].columns == (2, 2, 2), "the table has no other tier at full"
+    assert found["static"] == KnobTable.fixed(CHEAPEST_KNOBS)
+    assert found["tier only"].knobs == (FULL_KNOBS,) * 3, "the table has no other tier at full"
 
 
 def test_oracles(table):
@@ -108,7 +112,9 @@ def test_oracles(table):
 
 
 def test_differences_are_taken_sample_by_sample(table):
-    full, cheapest = (Rival(columns=(c,) * 3).outcome(table, BUDGETS) for c in (2, 0))
+    full, cheapest = (
+        outcome_on(table, KnobTable.fixed(knobs), BUDGETS) for knobs in (FULL_KNOBS, CHEAPEST_KNOBS)
+    )
     assert full.by_sample == pytest.approx([1 / 3, 1 / 3])
     assert cheapest.by_sample == pytest.approx([1.0, 0.0])
     assert full.accuracy == pytest.approx(1 / 3)

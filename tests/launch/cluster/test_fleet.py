@@ -268,14 +268,14 @@ def no_samples(_split, _index):
 
 def worker_without_samples():
     worker = launch_rig.worker()
-    worker.end_latencies = no_samples
+    worker.extreme_latencies = no_samples
     return worker
 
 
 def test_an_error_of_the_data_ends_the_run_at_once():
     ray_fleet = fleet(worker_without_samples, num_actors=1)
     with pytest.raises(GroupFailedError, match="none of ai2d has a validation split: add a data"):
-        ray_fleet.end_latencies("validation", 1)
+        ray_fleet.extreme_latencies("validation", 1)
     assert ray_fleet.stats.restarts == 0
     ray_fleet.shutdown()
 

@@ -4,9 +4,9 @@ import shutil
 
 import pytest
 
+from launch.answering.answerer import Answerer
 from launch.run import resume
 from launch.run.fetched_run import absolute_run, local_folder
-from launch.run.inference import Answerer
 from launch.run.object_store import RunStore
 from learner.checkpoint import find_controller
 from tests.launch.run.s3 import write_step

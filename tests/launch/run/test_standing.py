@@ -117,7 +117,7 @@ def test_with_a_profile_the_run_ends_next_to_its_rivals(tmp_path, capsys):
     saved = json.loads((tmp_path / "evaluation.json").read_text())
     assert list(saved["rivals"]) == list(RIVALS)
     assert np.shape(saved["scores"]) == (2, 2)
-    assert BROKEN not in {int(name.rpartition("-")[2]) for name in saved["sample_ids"]}
+    assert BROKEN not in {int(name.rpartition("/")[2]) for name in saved["sample_ids"]}
     for row in saved["rivals"].values():
         assert len(row["by_sample"]) == 2
         assert 0 <= row["violation_rate"] <= 1

@@ -82,7 +82,7 @@ def test_a_worker_gives_the_tokens_of_a_rollout():
     prefixes = worker.prefixes(PrefixRequest(split="train", index=1, budget_tokens_KD=token))
     sample = worker.tasks.sample("train", 1)
     for tier, position in ((Tier.LOW, 1), (Tier.HIGH, 4)):
-        group = MolmoEGroupSession(worker.executor, sample, 50.0)
+        group = MolmoEGroupSession(worker.executor, sample)
         (alone,) = group.begin([(tier, position)], token[1])
         assert np.array_equal(prefixes.latency_tokens[1, tier, position - 1], alone)
 

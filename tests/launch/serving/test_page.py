@@ -62,7 +62,7 @@ def test_everything_that_can_be_used_has_a_label():
 
 
 def test_the_page_knows_every_stage_of_an_answer():
-    from launch.run.inference import grouped
+    from launch.answering.answerer import grouped
 
     page = render([], 100.0)
     for stage in grouped({}):

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from envs.spec import CHEAPEST_KNOBS
-from launch.run.policies import Policies
+from launch.answering.policy_set import PolicySet
 from launch.serving import replica as module
 from launch.serving.episodes import EpisodeRequest, EpisodeResult
 from launch.serving.errors import ApiError
@@ -22,7 +22,7 @@ def replica(model_folder, tmp_path_factory):
     rig.controller().save(folder)
     settings = {"model": str(model_folder), "device": "cpu"}
     return Replica(
-        lambda: Policies.load(
+        lambda: PolicySet.load(
             folder, worker_settings=settings, executor_settings={"max_new_tokens": 6}
         ),
         episode_timeout_s=5.0,

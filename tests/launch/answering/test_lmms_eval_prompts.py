@@ -2,7 +2,7 @@
 
 import pytest
 
-from launch.run.lmms_eval_prompts import PROMPTS, images_of, prompt_of
+from launch.answering.lmms_eval_prompts import PROMPTS, images_of, prompt_of
 
 SCIENCE = {"question": "Which is it?", "choices": ["a cat", "a dog"], "hint": ""}
 CHOICE = {

@@ -13,16 +13,18 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
+from envs.episode import Outcome
 from envs.reward import is_violation
-from envs.spec import Knobs, Sample, check_budget_ms
-from launch.run.deciders import Decider, Say, Settings, load_controller, load_default
-from launch.run.streaming import OnToken, TextPieces, in_thread
+from envs.spec import Decoding, Knobs, Sample, check_budget_ms
+from launch.answering.loading import Settings, load_controller, load_default
+from launch.answering.policies import Policy, Say
+from launch.answering.streaming import OnToken, TextPieces, in_thread
 
 logger = logging.getLogger(__name__)
 
@@ -91,8 +93,8 @@ class Answerer:
     Latencies are those of a device that runs nothing else: do not answer in several threads.
     """
 
-    def __init__(self, decider: Decider) -> None:
-        self._decider = decider
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
 
     @classmethod
     def load(
@@ -121,12 +123,12 @@ class Answerer:
                 trained on another model.
         """
         settings = (worker_settings, executor_settings)
-        decider: Decider = (
+        policy: Policy = (
             load_default(*settings) if run is None else load_controller(run, *settings, say)
         )
         say("warming up ...")
-        warm_up(decider)
-        return cls(decider)
+        warm_up(policy)
+        return cls(policy)
 
     def answer(
         self, question: str, *, budget_ms: float, image: Image.Image | Path | str | None = None
@@ -143,7 +145,7 @@ class Answerer:
             ValueError: an unusable budget, question or image.
         """
         budget_ms, sample = check_budget_ms(budget_ms), as_sample(question, image)
-        self._decider.follow()
+        self._policy.follow()
         return self.run(sample, budget_ms)
 
     def stream(
@@ -158,7 +160,7 @@ class Answerer:
             ValueError: an unusable budget, question or image.
         """
         budget_ms, sample = check_budget_ms(budget_ms), as_sample(question, image)
-        self._decider.follow()
+        self._policy.follow()
         pieces = self.pieces()
         for report in in_thread(lambda tell: self.run(sample, budget_ms, on_token=tell)):
             if isinstance(report, Answer):
@@ -170,13 +172,13 @@ class Answerer:
 
     def pieces(self) -> TextPieces:
         """Turns the tokens of one answer into text."""
-        executor = self._decider.executor
+        executor = self._policy.executor
         return TextPieces(executor.preprocessor.decode, executor.model.config.eos_token_id)
 
     @property
     def max_new_tokens(self) -> int:
         """Maximum length of an answer, in tokens."""
-        return self._decider.executor.config.max_new_tokens
+        return self._policy.executor.config.max_new_tokens
 
     def run(
         self,
@@ -197,42 +199,39 @@ class Answerer:
         Raises:
             ValueError: an unusable budget, question or image.
         """
-        executor = self._decider.executor
-        config, unheard = executor.config, executor.on_token
-        if max_new_tokens is not None:
-            limit = min(max_new_tokens, config.max_new_tokens)
-            executor.config = replace(config, max_new_tokens=limit)
-        executor.on_token = on_token or unheard
-        try:
-            return self._as_answer(self._decider.run(sample, budget_ms), budget_ms)
-        finally:
-            executor.on_token, executor.config = unheard, config
+        decoding = Decoding(max_new_tokens=max_new_tokens, on_token=on_token or _unheard)
+        return self._as_answer(self._policy.run(sample, budget_ms, decoding), budget_ms)
 
     def follow(self) -> None:
         """Probes how fast the device is now, if that is due and the decider wants to know."""
-        self._decider.follow()
+        self._policy.follow()
 
-    def _as_answer(self, outcome: Mapping[str, Any], budget_ms: float) -> Answer:
+    def _as_answer(self, outcome: Outcome, budget_ms: float) -> Answer:
+        execution = outcome.execution
         return Answer(
-            text=outcome["answer"],
-            knobs=outcome["knobs"],
-            stages_ms=grouped(outcome["stages_ms"]),
-            latency_ms=outcome["device_ms"],
-            wall_ms=outcome["wall_ms"],
-            host_ms=outcome["host_ms"],
+            text=execution.answer,
+            knobs=execution.knobs,
+            stages_ms=grouped(outcome.stages_ms),
+            latency_ms=outcome.device_ms,
+            wall_ms=outcome.wall_ms,
+            host_ms=execution.host_ms,
             budget_ms=budget_ms,
-            finished=outcome["finished"],
-            num_output_tokens=outcome["num_output_tokens"],
-            num_prompt_tokens=outcome["num_prompt_tokens"],
-            clock=self._decider.executor.clock_name,
-            decided_by=self._decider.source,
+            finished=execution.finished,
+            num_output_tokens=execution.num_output_tokens,
+            num_prompt_tokens=execution.num_vision_tokens + execution.num_text_tokens,
+            clock=self._policy.executor.clock_name,
+            decided_by=self._policy.source,
         )
 
 
-def warm_up(decider: Decider) -> None:
+def _unheard(_token_id: int) -> None:
+    """Told the tokens of an answer that nobody reads piece by piece."""
+
+
+def warm_up(policy: Policy) -> None:
     """Runs questions on a large image and without one, so that no later question runs cold."""
     image = Image.new("RGB", WARM_UP_IMAGE_SIZE, "grey")
-    decider.warm_up(as_sample("what is it", image), as_sample("what is it", None))
+    policy.warm_up(as_sample("what is it", image), as_sample("what is it", None))
 
 
 def as_sample(question: str, image: Image.Image | Path | str | None) -> Sample:

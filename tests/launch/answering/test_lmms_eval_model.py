@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from envs.spec import CHEAPEST_KNOBS
-from launch.run.inference import Answer
-from launch.run.lmms_eval_model import AnswerFile, ModelArguments, latency_metrics
+from launch.answering.answerer import Answer
+from launch.answering.lmms_eval_model import AnswerFile, ModelArguments, latency_metrics
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -98,7 +98,9 @@ def test_the_entry_point_names_a_function_that_needs_no_pytorch():
 @pytest.mark.slow
 def test_the_harness_answers_a_task_of_local_fixtures(tmp_path):
     if importlib.util.find_spec("lmms_eval") is None:
-        pytest.skip("needs lmms-eval in the same environment; see launch/run/lmms_eval_model.py")
+        pytest.skip(
+            "needs lmms-eval in the same environment; see launch/answering/lmms_eval_model.py"
+        )
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.lmms_eval_fixture", str(tmp_path)],
         cwd=ROOT,

@@ -18,9 +18,9 @@ from lmms_eval.models.model_utils.gen_metrics import (  # pyright: ignore[report
 from loguru import logger  # pyright: ignore[reportMissingImports]
 from tqdm import tqdm
 
-from launch.run.inference import Answer, Answerer
-from launch.run.lmms_eval_model import MODEL_ID, AnswerFile, ModelArguments, latency_metrics
-from launch.run.lmms_eval_prompts import PROMPTS, images_of, prompt_of
+from launch.answering.answerer import Answer, Answerer
+from launch.answering.lmms_eval_model import MODEL_ID, AnswerFile, ModelArguments, latency_metrics
+from launch.answering.lmms_eval_prompts import PROMPTS, images_of, prompt_of
 
 
 class LatencyBudgetMolmoE(lmms):

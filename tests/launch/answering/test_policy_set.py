@@ -5,11 +5,12 @@ from dataclasses import asdict, replace
 import pytest
 
 from envs.calibration import SteadyTime
-from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS
-from launch.run import policies
-from launch.run.deciders import DEFAULT_KNOBS
-from launch.run.inference import as_sample
-from launch.run.policies import LookupTable, Policies, tables
+from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, Decoding
+from launch.analysis.knob_table import KnobTable
+from launch.answering import policy_set
+from launch.answering.answerer import as_sample
+from launch.answering.policies import DEFAULT_KNOBS, TablePolicy
+from launch.answering.policy_set import PolicySet, tables
 from launch.run.recipes import SHIPPED_PROFILE
 from rollout.profiling.profile_table import ProfileTable
 from tests.rollout import rig
@@ -17,7 +18,7 @@ from tests.rollout import rig
 
 def test_without_a_run_there_are_fixed_configurations(model_folder):
     settings = {"model": str(model_folder), "device": "cpu"}
-    found = Policies.load(worker_settings=settings, executor_settings={"max_new_tokens": 2})
+    found = PolicySet.load(worker_settings=settings, executor_settings={"max_new_tokens": 2})
     assert found.names == ("default", "full", "cheapest")
     assert found.default == "default"
     assert found.budget_range_ms() is None
@@ -31,10 +32,11 @@ def test_without_a_run_there_are_fixed_configurations(model_folder):
 
 
 def test_a_lookup_table_takes_the_largest_budget_that_is_not_above():
-    entries = {20.0: CHEAPEST_KNOBS, 40.0: DEFAULT_KNOBS, 60.0: FULL_KNOBS}
-    table = LookupTable(rig.executor(), entries, SteadyTime(), "a test")
-    sample = as_sample("what is it", None)
-    chosen = [table.run(sample, ms)["knobs"] for ms in (1, 20, 39.9, 40, 59, 60, 1e6)]
+    entries = (CHEAPEST_KNOBS, DEFAULT_KNOBS, FULL_KNOBS)
+    table = KnobTable(budgets_ms=(20.0, 40.0, 60.0), knobs=entries)
+    policy, sample = TablePolicy(rig.executor(), table, "a test"), as_sample("what is it", None)
+    outcomes = [policy.run(sample, ms, Decoding()) for ms in (1, 20, 39.9, 40, 59, 60, 1e6)]
+    chosen = [outcome.execution.knobs for outcome in outcomes]
     assert chosen == [
         *(CHEAPEST_KNOBS, CHEAPEST_KNOBS, CHEAPEST_KNOBS),
         *(DEFAULT_KNOBS, DEFAULT_KNOBS, FULL_KNOBS, FULL_KNOBS),
@@ -64,9 +66,9 @@ class FakeStore:
 
 
 def test_tables_are_chosen_on_the_shipped_profile(tmp_path, monkeypatch):
-    (tmp_path / policies.STATE_NAME).write_text("{}")
+    (tmp_path / policy_set.STATE_NAME).write_text("{}")
     state = state_of_a_run(ProfileTable.load(SHIPPED_PROFILE))
-    monkeypatch.setattr(policies, "CheckpointStore", FakeStore(state))
+    monkeypatch.setattr(policy_set, "CheckpointStore", FakeStore(state))
     found = tables(tmp_path, FakeController(), pytest.fail)
     assert list(found) == ["lookup", "static"]
     assert "best static configuration" in found["static"].source
@@ -75,13 +77,13 @@ def test_tables_are_chosen_on_the_shipped_profile(tmp_path, monkeypatch):
 def test_there_are_no_tables_for_another_model_or_simulated_latencies(tmp_path, monkeypatch):
     said = []
     assert tables(tmp_path, FakeController(), said.append) == {}
-    (tmp_path / policies.STATE_NAME).write_text("{}")
+    (tmp_path / policy_set.STATE_NAME).write_text("{}")
     profile = ProfileTable.load(SHIPPED_PROFILE)
     state = state_of_a_run(profile)
     other = replace(profile.fingerprint, weights="0" * 64).to_json()
     simulated = {**state["calibration"], "clock": "simulated"}
     for changed in ({"fingerprint": other}, {"calibration": simulated}, {"fingerprint": None}):
-        monkeypatch.setattr(policies, "CheckpointStore", FakeStore({**state, **changed}))
+        monkeypatch.setattr(policy_set, "CheckpointStore", FakeStore({**state, **changed}))
         assert tables(tmp_path, FakeController(), said.append) == {}
     reasons = ("saved outside a run", "weights: ", "were simulated", "were simulated")
     assert all(reason in line for reason, line in zip(reasons, said, strict=True))

@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 
 from envs.calibration import CALIBRATION_SPLIT, Calibration
 from envs.spec import BudgetSampler
-
-
-class Devices(Protocol):
-    """The part of a fleet that a calibration needs."""
-
-    def end_latencies(self, split: str, num_samples: int) -> np.ndarray:
-        """Latencies in ms of the cheapest and the full configuration: [R, N, 2], see `measure`."""
-        ...
-
-    @property
-    def clock_name(self) -> str:
-        """The clock that latencies are from."""
-        ...
+from rollout.fleet import Fleet
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class EndLatencies:
+class ExtremeLatencies:
     """Present latencies of the cheapest and the full configuration on the devices.
 
     Attributes:
@@ -37,9 +25,9 @@ class EndLatencies:
     clock: str = ""
 
     @classmethod
-    def measure(cls, devices: Devices, num_samples: int) -> Self:
+    def measure(cls, fleet: Fleet[Any], num_samples: int) -> Self:
         """Measures on all devices at once, each sample several times."""
-        return cls(devices.end_latencies(CALIBRATION_SPLIT, num_samples), devices.clock_name)
+        return cls(fleet.extreme_latencies(CALIBRATION_SPLIT, num_samples), fleet.clock_name)
 
     @property
     def calibration(self) -> Calibration:

@@ -8,7 +8,6 @@ import torch
 
 from envs.spec import Knobs, Tier, all_knobs
 from policy.controller import Controller
-from rollout.group_runner import GroupRunner
 from rollout.group_sharing import MolmoEGroupSession
 from tests.policy.evaluating import evaluate
 from tests.rollout import rig
@@ -35,7 +34,7 @@ def test_group_equals_independent_runs(runner, seed):
     token = rng.normal(size=32).astype(np.float32)
 
     def play(members: list[Knobs]):
-        group = MolmoEGroupSession(runner.executor, sample, 50.0)
+        group = MolmoEGroupSession(runner.executor, sample)
         tokens = group.begin([(k.tier, k.position) for k in members], token)
         return tokens, group.finish([(k.top_k, k.num_blocks) for k in members])
 
@@ -60,7 +59,7 @@ def test_work_that_members_share_runs_once(runner, monkeypatch):
         monkeypatch.setattr(type(runner.executor), name, counted)
     one = Knobs(tier=0, position=1, top_k=4, num_blocks=12)
     two = Knobs(tier=0, position=3, top_k=4, num_blocks=14)
-    group = MolmoEGroupSession(runner.executor, rig.NoiseTask().sample("train", 0), 50.0)
+    group = MolmoEGroupSession(runner.executor, rig.NoiseTask().sample("train", 0))
     members = [one, two, one, two, one]
     group.begin([(k.tier, k.position) for k in members], np.zeros(32, dtype=np.float32))
     group.finish([(k.top_k, k.num_blocks) for k in members])
@@ -81,9 +80,9 @@ def test_runner_is_repeatable_and_members_are_independent(runner):
 
 def test_the_prompt_is_looked_up_once(runner, monkeypatch):
     calls = []
-    original = runner.executor.language_feature
+    original = runner.executor.features
     monkeypatch.setattr(
-        runner.executor, "language_feature", lambda sample: calls.append(1) or original(sample)
+        runner.executor, "features", lambda *seen: calls.append(1) or original(*seen)
     )
     runner.run(rig.NoiseTask().sample("train", 3), 40.0, generators(1, 3))
     assert calls == [1]
@@ -91,7 +90,7 @@ def test_the_prompt_is_looked_up_once(runner, monkeypatch):
 
 def test_a_trimmed_group_is_smaller_and_keeps_its_gradient(runner):
     sample, rows = rig.NoiseTask().sample("train", 4), np.ones((2, 32), np.float32)
-    group = MolmoEGroupSession(runner.executor, sample, 50.0)
+    group = MolmoEGroupSession(runner.executor, sample)
     group.begin([(Tier.LOW, 2), (Tier.HIGH, 4)], np.ones(32, np.float32))
     before, num_bytes = group.budget_gradient(rows), group.num_bytes
     group.trim()
@@ -103,11 +102,11 @@ def test_a_trimmed_group_is_smaller_and_keeps_its_gradient(runner):
 def test_outcomes_carry_the_controllers_time(runner):
     result = runner.run(rig.NoiseTask().sample("train", 3), 40.0, generators(1, 3))
     for outcome, action in zip(result.outcomes, result.actions, strict=True):
-        assert outcome["knobs"].indices() == tuple(action)
-        assert outcome["stages_ms"]["language_feature"] > 0
-        assert outcome["stages_ms"]["stage1"] > 0
-        assert outcome["stages_ms"]["stage2"] > 0
-        assert outcome["latency_ms"] == pytest.approx(sum(outcome["stages_ms"].values()))
+        assert outcome.execution.knobs.indices() == tuple(action)
+        assert outcome.stages_ms["language_feature"] > 0
+        assert outcome.stages_ms["stage1"] > 0
+        assert outcome.stages_ms["stage2"] > 0
+        assert outcome.latency_ms == pytest.approx(sum(outcome.stages_ms.values()))
 
 
 def test_greedy_single_episode(runner):
@@ -139,7 +138,7 @@ def test_group_gradient_is_the_sum_of_its_members(runner):
     gradients[1] = 0
 
     def gradient(chosen, rows):
-        group = MolmoEGroupSession(runner.executor, sample, 50.0)
+        group = MolmoEGroupSession(runner.executor, sample)
         group.begin([(k.tier, k.position) for k in chosen], token)
         return group.budget_gradient(rows)
 
@@ -153,12 +152,12 @@ def test_group_gradient_is_the_sum_of_its_members(runner):
 
 def test_a_controller_that_does_not_see_the_image_pays_for_no_feature(runner):
     blind = Controller(replace(runner.controller.config, image_dim=0))
-    group = GroupRunner(runner.executor, blind, rig.env_arguments())
+    group = rig.Runner(runner.executor, blind)
     sample = rig.NoiseTask().sample("train", 3)
     result, seeing = group.run(sample, 40.0), runner.run(sample, 40.0)
     assert result.features.image.shape == (0,)
     assert seeing.features.image.any()
     (outcome,), (other,) = result.outcomes, seeing.outcomes
-    assert "vision_global" in outcome["stages_ms"]
-    assert "image_feature" not in outcome["stages_ms"]
-    assert other["stages_ms"]["image_feature"] > 0
+    assert "vision_global" in outcome.stages_ms
+    assert "image_feature" not in outcome.stages_ms
+    assert other.stages_ms["image_feature"] > 0

@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from launch.run.inference import Answer, Answerer
-from launch.run.streaming import TextPieces, in_thread
+from launch.answering.answerer import Answer, Answerer
+from launch.answering.streaming import TextPieces, in_thread
 from tests.rollout import rig
 
 WORDS = {1: "It", 2: " is", 3: "\N{REPLACEMENT CHARACTER}", 4: " late", 9: "<end>"}
@@ -93,7 +93,7 @@ def test_a_piece_is_yielded_before_the_next_token_is_decoded(answerer, monkeypat
 
 
 def test_tokens_are_told_as_they_come_and_an_answer_may_be_shorter(answerer):
-    from launch.run.inference import as_sample
+    from launch.answering.answerer import as_sample
 
     told = []
     answer = answerer.run(

@@ -3,9 +3,9 @@ import pytest
 
 from envs.calibration import CALIBRATION_SPLIT
 from envs.spec import BudgetSampler
-from rollout.latency.calibration import EndLatencies
+from rollout.calibrate import ExtremeLatencies
 
-ENDS = EndLatencies(np.array([[[10.0, 90.0], [12.0, 88.0]]]))
+ENDS = ExtremeLatencies(np.array([[[10.0, 90.0], [12.0, 88.0]]]))
 
 
 class Devices:
@@ -13,14 +13,14 @@ class Devices:
 
     clock_name = "sundial"
 
-    def end_latencies(self, split: str, num_samples: int) -> np.ndarray:
+    def extreme_latencies(self, split: str, num_samples: int) -> np.ndarray:
         assert split == CALIBRATION_SPLIT
         once = np.array([[10.0, 90.0], [14.0, 86.0]])[:num_samples]
         return np.array([once, 2 * once, 4 * once])
 
 
 def test_budgets_span_the_cheapest_median_and_the_full_95th_percentile():
-    measured = EndLatencies.measure(Devices(), 2)
+    measured = ExtremeLatencies.measure(Devices(), 2)
     assert measured.calibration.cheapest_ms == np.median([10, 14, 20, 28, 40, 56])
     assert measured.calibration.clock == "sundial"
     budgets = measured.budgets(share_below=0.05)

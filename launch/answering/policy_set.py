@@ -6,29 +6,18 @@ A server offers them as models, so that a load test compares them on the same de
 from __future__ import annotations
 
 import logging
-from bisect import bisect_right
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from envs.calibration import PresentTime
-from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, BudgetRange, Knobs, Sample, knobs_by_name
+from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, Knobs, knobs_by_name
 from launch.analysis.baselines import best_static, lookup
-from launch.run.deciders import (
-    Decider,
-    FixedKnobs,
-    Say,
-    Settings,
-    TrainedController,
-    known_budget_ms,
-    load_controller,
-    load_default,
-    run_knobs,
-)
+from launch.analysis.knob_table import KnobTable
+from launch.answering.answerer import Answerer, warm_up
+from launch.answering.loading import Settings, load_controller, load_default
+from launch.answering.policies import ControllerPolicy, Policy, Say, TablePolicy
 from launch.run.fetched_run import local_folder
-from launch.run.inference import Answerer, warm_up
 from launch.run.recipes import SHIPPED_PROFILE
 from launch.run.resume import calibration_from_state, fingerprint_from_state
 from learner.checkpoint import CheckpointStore, find_controller
@@ -43,53 +32,18 @@ TABLE_BUDGETS = 16
 """Number of budgets in a lookup table."""
 
 
-class LookupTable:
-    """Decides by the budget alone: the entry of the largest budget that is not above it.
-
-    Args:
-        executor: the frozen model.
-        entries: configurations by budget in calibrated ms, in ascending order.
-        present: how fast the device runs, by the calibration.
-        source: where the table comes from, in words.
-    """
-
-    def __init__(
-        self,
-        executor: MolmoEExecutor,
-        entries: Mapping[float, Knobs],
-        present: PresentTime,
-        source: str,
-    ) -> None:
-        self.executor, self.source = executor, source
-        self._budgets_ms, self._knobs = list(entries), list(entries.values())
-        self._range = BudgetRange(low_ms=self._budgets_ms[0], high_ms=self._budgets_ms[-1])
-        self._present = present
-
-    def run(self, sample: Sample, budget_ms: float) -> Mapping[str, Any]:
-        """See `Decider.run`."""
-        known_ms = known_budget_ms(budget_ms, self._range, self._present, lambda _text: None)
-        knobs = self._knobs[bisect_right(self._budgets_ms, known_ms) - 1]
-        return run_knobs(self.executor, sample, knobs, budget_ms)
-
-    def warm_up(self, picture: Sample, text: Sample) -> None:
-        """Does nothing: whoever owns the model has run every tier."""
-
-    def follow(self) -> None:
-        """Does nothing: the controller that shares the device follows it."""
-
-
-class Policies:
+class PolicySet:
     """Answerers by the name of their policy, over one frozen model.
 
     Args:
         default: name of the policy that answers if none is asked for.
-        deciders: the policies by name, all on the same executor, which is warm.
+        policies: the policies by name, all on the same executor, which is warm.
     """
 
-    def __init__(self, default: str, deciders: Mapping[str, Decider]) -> None:
+    def __init__(self, default: str, policies: Mapping[str, Policy]) -> None:
         self.default = default
-        self._deciders = dict(deciders)
-        self._executor = deciders[default].executor
+        self._policies = dict(policies)
+        self._executor = policies[default].executor
 
     @classmethod
     def load(
@@ -99,7 +53,7 @@ class Policies:
         worker_settings: Settings = None,
         executor_settings: Settings = None,
         say: Say = log.info,
-    ) -> Policies:
+    ) -> PolicySet:
         """Loads a model with all policies that there are for it, and warms it up.
 
         Args:
@@ -112,29 +66,29 @@ class Policies:
             ValueError: see `Answerer.load`.
         """
         settings = (worker_settings, executor_settings)
-        deciders: dict[str, Decider] = {}
+        policies: dict[str, Policy] = {}
         if run is None:
-            first: Decider = load_default(*settings)
-            deciders["default"] = first
+            policies["default"] = load_default(*settings)
         else:
-            first = controller = load_controller(run, *settings, lambda _text: None)
-            deciders["controller"] = controller
-            deciders |= tables(find_controller(local_folder(run)), controller, say)
+            controller = load_controller(run, *settings, lambda _text: None)
+            policies["controller"] = controller
+            policies |= tables(find_controller(local_folder(run)), controller, say)
+        default, first = next(iter(policies.items()))
         fixed = {"full": FULL_KNOBS, "cheapest": CHEAPEST_KNOBS}
-        deciders |= {name: _fixed(first.executor, knobs) for name, knobs in fixed.items()}
+        policies |= {name: _fixed(first.executor, knobs) for name, knobs in fixed.items()}
         say("warming up ...")
         warm_up(first)
-        return cls(next(iter(deciders)), deciders)
+        return cls(default, policies)
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the policies, the default one first; single configurations left out."""
-        return tuple(self._deciders)
+        return tuple(self._policies)
 
     def budget_range_ms(self) -> tuple[float, float] | None:
         """The budgets that the controller was trained for, in ms of the device as it is now."""
-        first = self._deciders[self.default]
-        if not isinstance(first, TrainedController):
+        first = self._policies[self.default]
+        if not isinstance(first, ControllerPolicy):
             return None
         low_ms, high_ms = first.range.low_ms, first.range.high_ms
         return first.present.to_present(low_ms), first.present.to_present(high_ms)
@@ -145,16 +99,16 @@ class Policies:
         Raises:
             KeyError: there is none.
         """
-        if name in self._deciders:
-            return Answerer(self._deciders[name])
+        if name in self._policies:
+            return Answerer(self._policies[name])
         return Answerer(_fixed(self._executor, knobs_by_name()[name]))
 
 
-def _fixed(executor: MolmoEExecutor, knobs: Knobs) -> FixedKnobs:
-    return FixedKnobs(executor, knobs, f"configuration {knobs}")
+def _fixed(executor: MolmoEExecutor, knobs: Knobs) -> TablePolicy:
+    return TablePolicy(executor, KnobTable.fixed(knobs), f"configuration {knobs}")
 
 
-def tables(folder: Path, controller: TrainedController, say: Say) -> dict[str, Decider]:
+def tables(folder: Path, controller: ControllerPolicy, say: Say) -> dict[str, Policy]:
     """The best static configuration and the lookup table, chosen on the shipped profile.
 
     They are for the budgets of the controller's run, in its milliseconds. There are none, and a
@@ -175,11 +129,15 @@ def tables(folder: Path, controller: TrainedController, say: Say) -> dict[str, D
     table, own = calibrated(profile, calibration), controller.range
     budgets_ms = np.linspace(own.low_ms, own.high_ms, TABLE_BUDGETS)
     every = np.ones(len(table.configurations), dtype=bool)
-    chosen = [table.configurations[c] for c in lookup(table, budgets_ms, every).columns]
-    static = table.configurations[best_static(table, budgets_ms).columns[0]]
-    entries = dict(zip(budgets_ms.tolist(), chosen, strict=True))
-    executor, source = controller.executor, "lookup table from the shipped profile"
+    executor, static = controller.executor, best_static(table, budgets_ms)
     return {
-        "lookup": LookupTable(executor, entries, controller.present, source),
-        "static": FixedKnobs(executor, static, f"best static configuration {static}"),
+        "lookup": TablePolicy(
+            executor,
+            lookup(table, budgets_ms, every),
+            "lookup table from the shipped profile",
+            controller.present,
+        ),
+        "static": TablePolicy(
+            executor, static, f"best static configuration {static.knobs[0]}", controller.present
+        ),
     }

@@ -12,7 +12,7 @@ those of a task that Molmo has no style for are asked in the harness' words. Of 
 model sees the first one. Decoding is greedy, and an answer's length is limited as in the
 controller's run, whatever the task's generation arguments say.
 
-`launch.run.lmms_eval_chat` holds the model's class; only the harness imports it.
+`launch.answering.lmms_eval_chat` holds the model's class; only the harness imports it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import numpy as np
 from envs.spec import check_budget_ms
 
 if TYPE_CHECKING:  # The harness lists its models without loading PyTorch.
-    from launch.run.inference import Answer
+    from launch.answering.answerer import Answer
 
 MODEL_ID = "latency_budget_molmoe"
 """The harness' name of the model."""
@@ -41,7 +41,7 @@ def manifest() -> Any:
     )
 
     return ModelManifest(
-        model_id=MODEL_ID, chat_class_path="launch.run.lmms_eval_chat.LatencyBudgetMolmoE"
+        model_id=MODEL_ID, chat_class_path="launch.answering.lmms_eval_chat.LatencyBudgetMolmoE"
     )
 
 

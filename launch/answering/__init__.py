@@ -1,0 +1,1 @@
+"""One loaded run that answers: policies over one frozen model, streaming, evaluation harness."""

@@ -1,0 +1,165 @@
+"""Policies over one frozen model: a trained controller, or a table of configurations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol
+
+from envs.calibration import PresentTime, SteadyTime
+from envs.episode import Outcome
+from envs.spec import FULL_KNOBS, TIERS, BudgetRange, Decoding, Knobs, Sample, Tier
+from launch.analysis.knob_table import KnobTable
+from policy.controller import Controller
+from rollout.executor import MolmoEExecutor
+from rollout.group_sharing import run_configurations
+from rollout.latency.drift import FollowedTime
+from rollout.run_group import run_group
+
+DEFAULT_KNOBS = Knobs(tier=Tier.MEDIUM, position=1, top_k=6, num_blocks=14)
+"""The configuration that runs, at any budget, without a trained controller."""
+
+WORTH_SAYING = 0.02
+"""Relative difference between the milliseconds of a device and of a run that is told."""
+
+Say = Callable[[str], object]
+"""Called with progress messages."""
+
+
+class Policy(Protocol):
+    """Answers questions with a frozen model, each with the configuration that it chooses."""
+
+    @property
+    def executor(self) -> MolmoEExecutor:
+        """The frozen model."""
+        ...
+
+    @property
+    def source(self) -> str:
+        """Where the policy comes from, in words."""
+        ...
+
+    def run(self, sample: Sample, budget_ms: float, decoding: Decoding) -> Outcome:
+        """One answer; the budget is in ms of the device as it is now.
+
+        Raises:
+            DataError: the sample is unusable; names it.
+        """
+        ...
+
+    def warm_up(self, picture: Sample, text: Sample) -> None:
+        """Runs a question on a large image and one without, so that no later one runs cold."""
+        ...
+
+    def follow(self) -> None:
+        """Probes how fast the device is now, if that is due and of use."""
+        ...
+
+
+class TablePolicy:
+    """The configuration of a table, which may be the same for every budget.
+
+    Args:
+        executor: the frozen model.
+        table: configurations by budget in calibrated ms.
+        source: see `Policy`.
+        present: how fast the device runs, by the calibration.
+    """
+
+    def __init__(
+        self,
+        executor: MolmoEExecutor,
+        table: KnobTable,
+        source: str,
+        present: PresentTime | None = None,
+    ) -> None:
+        self.executor, self.table, self.source = executor, table, source
+        self._present = present or SteadyTime()
+
+    def run(self, sample: Sample, budget_ms: float, decoding: Decoding) -> Outcome:
+        """See `Policy.run`."""
+        return run_knobs(
+            self.executor, sample, self.table.at(self._present.to_calibrated(budget_ms)), decoding
+        )
+
+    def warm_up(self, picture: Sample, text: Sample) -> None:
+        """See `Policy.warm_up`; runs every configuration of the table."""
+        for knobs in sorted(set(self.table.knobs)):
+            for sample in (picture, text):
+                run_knobs(self.executor, sample, knobs)
+
+    def follow(self) -> None:
+        """Does nothing: whoever shares the device with a controller has it followed."""
+
+
+class ControllerPolicy:
+    """A controller chooses, by a budget in the milliseconds of its run.
+
+    Args:
+        executor: the frozen model.
+        controller: the controller, on the model's device.
+        present: how fast the device runs, by the calibration of the controller's run.
+        source: see `Policy`.
+        say: told when the controller sees another budget than the one that was asked for.
+    """
+
+    def __init__(
+        self,
+        executor: MolmoEExecutor,
+        controller: Controller,
+        present: PresentTime,
+        source: str,
+        say: Say,
+    ) -> None:
+        controller.check_compatible(d_model=executor.d_model, image_dim=executor.image_dim)
+        self.executor, self.controller, self.source = executor, controller, source
+        self.range, self.present, self._say = controller.config.budget_range, present, say
+
+    def run(self, sample: Sample, budget_ms: float, decoding: Decoding) -> Outcome:
+        """See `Policy.run`."""
+        known_ms = known_budget_ms(budget_ms, self.range, self.present, self._say)
+        return self._run(sample, known_ms, decoding)
+
+    def warm_up(self, picture: Sample, text: Sample) -> None:
+        """See `Policy.warm_up`; runs every tier, because the controller may choose any.
+
+        The device is probed after that, when it is warm.
+        """
+        for tier in TIERS:
+            run_knobs(self.executor, picture, replace(FULL_KNOBS, tier=tier))
+        for sample in (picture, text):
+            self._run(sample, self.range.high_ms, Decoding())
+        self.follow()
+
+    def follow(self) -> None:
+        """See `Policy.follow`."""
+        if isinstance(self.present, FollowedTime):
+            self.present.follow()
+
+    def _run(self, sample: Sample, budget_ms: float, decoding: Decoding) -> Outcome:
+        finished = run_group(
+            self.executor, self.controller, self.present, sample, budget_ms, (None,), decoding
+        )
+        return finished.outcomes[0]
+
+
+def known_budget_ms(budget_ms: float, own: BudgetRange, present: PresentTime, say: Say) -> float:
+    """The budget in the controller's milliseconds, clipped to its range; says what that changes."""
+    device_ms, budget_ms = budget_ms, present.to_calibrated(budget_ms)
+    if abs(device_ms / budget_ms - 1) > WORTH_SAYING:
+        say(f"{device_ms:g} ms of this device now are {budget_ms:.1f} ms of the run's calibration")
+    known_ms = min(max(budget_ms, own.low_ms), own.high_ms)
+    if known_ms != budget_ms:
+        say(
+            f"the controller was trained for budgets of {own.low_ms:g} to {own.high_ms:g} ms: it "
+            f"chooses as if the budget were {known_ms:g} ms"
+        )
+    return known_ms
+
+
+def run_knobs(
+    executor: MolmoEExecutor, sample: Sample, knobs: Knobs, decoding: Decoding | None = None
+) -> Outcome:
+    """Runs one configuration without a controller, on a device taken as steady."""
+    (execution,) = run_configurations(executor, sample, [knobs], decoding)
+    return Outcome.of(execution, {}, SteadyTime())
