@@ -39,9 +39,7 @@ from launch.cluster.connection import connect
 from launch.cluster.console import check_local_paths, one_clear_error, wide_console
 from launch.cluster.fleet import RayFleet, check_census, open_fleet
 from launch.cluster.usage import options_from
-from launch.run.outputs import writable_folder
 from launch.run.recipes import SHIPPED_PROFILE
-from launch.run.remote_folder import is_uri
 from launch.run.resume import (
     budgets_from_state,
     calibration_from_state,
@@ -49,6 +47,8 @@ from launch.run.resume import (
     load_checkpoint,
     worker_of,
 )
+from launch.storage.outputs import writable_folder
+from launch.storage.remote_folder import is_uri
 from learner.checkpoint import Checkpoint
 from policy.config import PolicySetup
 from policy.weights import weights_sha256

@@ -28,7 +28,7 @@ from launch.analysis.latency_plots import plot_errors, plot_predictions
 from launch.cluster.console import check_local_paths, one_clear_error
 from launch.cluster.ray_train import start_ray
 from launch.cluster.usage import options_from
-from launch.run.outputs import writable_folder
+from launch.storage.outputs import writable_folder
 from rollout.estimator.estimator import LatencyEstimator
 from rollout.estimator.fit import EpochRecord, EstimatorFit, FitConfig
 from rollout.estimator.latency_table import LatencyTable, split_by_sample

@@ -33,7 +33,7 @@ from launch.analysis.statistics import Interval
 from launch.cluster.console import check_local_paths, one_clear_error, wide_console
 from launch.cluster.usage import options_from
 from launch.cluster.waiting import telling
-from launch.run.outputs import writable_file
+from launch.storage.outputs import writable_file
 from rollout.block_skipping import BlockImportance
 from rollout.build import WorkerConfig, load_frozen_model
 from rollout.fleet import MAX_REPLACEMENTS

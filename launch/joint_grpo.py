@@ -14,22 +14,26 @@ if __name__ == "__main__":
     stop_quietly()
 
 from launch.cluster.console import one_clear_error
+from launch.cluster.doctor import doctor
 from launch.cluster.signals import Stopped
-from launch.run.session import run_command
+from launch.run.command_line import configuration, print_configuration
+from launch.run.held_out import evaluate
+from launch.run.opening import open_run
 from launch.run.state import Run
-from learner.scalars import rewards_of
+from launch.run.step_report import report_step
+from launch.run.supervise import supervise
 
 
 def train(run: Run) -> None:
-    """The loop: submit, collect, compute gradients through the model, update, broadcast."""
+    """The loop: broadcast, collect, compute gradients through the model, update."""
     watch = run.watch
     if run.evaluation_pending:
-        run.evaluate()  # the last invocation ended before it or within it
+        evaluate(run)  # the last invocation ended before it or within it
     for step in range(run.next_step, run.config.steps):
-        run.submit()
+        run.broadcast()
         run.commit_if_due()
         groups = run.collect()
-        reward = rewards_of(groups, run.reward_function())
+        reward = run.rewards(groups)
         with watch.part("learn"):
             pending = run.learner.prepare(
                 groups, reward.score, reward.constraint, run.lambda_control.costs
@@ -39,9 +43,9 @@ def train(run: Run) -> None:
         with watch.part("learn"):
             update = run.learner.apply(pending, gradients)
         run.finish_step(groups)
-        run.report(step, groups, reward, update)
+        report_step(run, step, groups, reward, update)
         if run.evaluation_pending:
-            run.evaluate()
+            evaluate(run)
         if run.is_stopping():
             raise Stopped
     run.commit()
@@ -49,7 +53,14 @@ def train(run: Run) -> None:
 
 def main() -> int:
     """Reads the command line and runs it."""
-    return run_command(train)
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["doctor"]:
+        return doctor(arguments[1:])
+    config = configuration(arguments, __doc__)
+    if config.print_config:
+        return print_configuration(config)
+    with open_run(config) as run:
+        return supervise(run, train)
 
 
 if __name__ == "__main__":

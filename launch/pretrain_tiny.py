@@ -29,7 +29,7 @@ from launch.cluster.usage import options_from
 from launch.pretraining.blueprint import write_folder
 from launch.pretraining.held_out import Evaluator, held_out
 from launch.pretraining.stages import Pretraining, TrainConfig
-from launch.run.outputs import writable_folder
+from launch.storage.outputs import writable_folder
 
 MAX_FAILURES = 3
 

@@ -47,8 +47,8 @@ from launch.cluster.connection import connect
 from launch.cluster.console import check_local_paths, one_clear_error, wide_console
 from launch.cluster.fleet import RayFleet, check_census, open_fleet
 from launch.cluster.usage import options_from
-from launch.run.outputs import writable_folder
 from launch.run.resume import fingerprint_from_state, load_checkpoint, worker_of
+from launch.storage.outputs import writable_folder
 from rollout.build import WorkerConfig
 from rollout.calibrate import ExtremeLatencies
 from rollout.fingerprint import Fingerprint

@@ -65,7 +65,7 @@ def serve(config: ServeConfig, console: Console) -> int:
 def _check_run(config: ServeConfig) -> None:
     """Refuses a folder without a controller before Ray is started."""
     if config.run is not None:
-        from launch.run.fetched_run import local_folder
+        from launch.storage.fetched_run import local_folder
         from learner.checkpoint import find_controller
 
         find_controller(local_folder(config.run))

@@ -88,6 +88,10 @@ class Fleet(Protocol[Weights]):
         """Waits, up to the fleet's time limits, for all groups of a batch."""
         ...
 
+    def drop_batches(self) -> None:
+        """Forgets all batches that were submitted and not collected."""
+        ...
+
     def evaluate(
         self, requests: Sequence[GreedyRequest], setup: PolicySetup, weights: Weights
     ) -> list[GroupRollout]:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from rollout.block_skipping import BlockImportance
 from envs.spec import Elapsed, Stages
+from rollout.block_skipping import BlockImportance
 from rollout.molmoe import ModelInputs
 from rollout.molmoe.cache import KVCache
 

@@ -19,10 +19,10 @@ ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "tests" / "launch"
 RAY_FILES = {
     *LAUNCH.glob("cluster/*.py"),
-    LAUNCH / "run" / "test_uploads.py",
+    LAUNCH / "storage" / "test_uploads.py",
     LAUNCH / "run" / "test_run_metrics.py",
     LAUNCH / "serving" / "test_server.py",
-    LAUNCH / "run" / "test_object_store.py",
+    LAUNCH / "storage" / "test_object_store.py",
     *(LAUNCH / f"test_{name}.py" for name in ("chain", "cli", "commands")),
     *(LAUNCH / f"test_{name}.py" for name in ("fit_latency_estimator", "pretrain_tiny")),
 }

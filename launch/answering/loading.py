@@ -10,8 +10,8 @@ from typing import Any
 from envs.calibration import PresentTime, SteadyTime
 from launch.analysis.knob_table import KnobTable
 from launch.answering.policies import DEFAULT_KNOBS, ControllerPolicy, Say, TablePolicy
-from launch.run.fetched_run import local_folder
 from launch.run.resume import calibration_from_state, fingerprint_from_state, worker_of
+from launch.storage.fetched_run import local_folder
 from learner.checkpoint import Checkpoint, CheckpointStore, find_controller
 from learner.manifest import STATE_NAME
 from policy.controller import Controller

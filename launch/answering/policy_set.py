@@ -17,9 +17,9 @@ from launch.analysis.knob_table import KnobTable
 from launch.answering.answerer import Answerer, warm_up
 from launch.answering.loading import Settings, load_controller, load_default
 from launch.answering.policies import ControllerPolicy, Policy, Say, TablePolicy
-from launch.run.fetched_run import local_folder
 from launch.run.recipes import SHIPPED_PROFILE
 from launch.run.resume import calibration_from_state, fingerprint_from_state
+from launch.storage.fetched_run import local_folder
 from learner.checkpoint import CheckpointStore, find_controller
 from learner.manifest import STATE_NAME
 from rollout.executor import MolmoEExecutor

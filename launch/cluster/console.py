@@ -17,7 +17,7 @@ from typing import Any, get_type_hints
 from rich.console import Console
 from rich.logging import RichHandler
 
-from launch.cluster.signals import INTERRUPTED
+from launch.cluster.signals import INTERRUPTED, TERMINATED, Stopped
 
 BROKEN_PIPE = 128 + signal.SIGPIPE
 """Exit code of a program whose reader, such as `head`, has closed the pipe."""
@@ -43,6 +43,9 @@ def one_clear_error(command: Callable[[], int]) -> int:
             return command()
         finally:
             sys.stdout.flush()
+    except Stopped:
+        logging.warning("stopped before the first step: there was nothing to save")
+        return TERMINATED
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted")
         return INTERRUPTED

@@ -11,6 +11,9 @@ from types import FrameType
 INTERRUPTED = 128 + signal.SIGINT
 """Exit code of a program that Ctrl-C stopped, as shells have it."""
 
+TERMINATED = 128 + signal.SIGTERM
+"""Exit code of a run that was asked to stop."""
+
 
 class Stopped(Exception):
     """The run was asked to stop; whoever called the loop writes a checkpoint."""

@@ -9,8 +9,8 @@ from typing import Any
 
 from envs.calibration import Calibration
 from envs.spec import BudgetRange, BudgetSampler
-from launch.run.fetched_run import local_folder
 from launch.run.recipes import JointGRPOConfig, from_json, to_json
+from launch.storage.fetched_run import local_folder
 from learner.checkpoint import Checkpoint, CheckpointStore
 from rollout.build import WorkerConfig
 from rollout.fingerprint import Fingerprint

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from envs.spec import Knobs
-from learner.scalars import violations
+from learner.rewards import violations
 from rollout.group_rollout import GroupRollout
 
 BOUNDARIES_MS = [20.0, 35.0, 50.0, 75.0, 100.0, 150.0, 200.0, 300.0, 500.0, 1000.0, 3000.0]

@@ -18,7 +18,6 @@ from launch.analysis.baselines import TARGET_VIOLATION, Outcome, oracle_per_task
 from launch.analysis.greedy_sweep import greedy_sweep
 from launch.analysis.interleaved import Live, run_live
 from launch.analysis.plots import curves_figure, sweep_figure
-from launch.cluster.fleet import RayFleet
 from launch.run.state import Run
 from rollout.fingerprint import Fingerprint
 from rollout.profiling.conversion import calibrated
@@ -52,14 +51,14 @@ def best_table_accuracy(profile: ProfileTable | None, budgets_ms: np.ndarray) ->
     return oracle_per_task(profile, budgets_ms, max_violation=TARGET_VIOLATION).accuracy
 
 
-def finish(run: Run, fleet: RayFleet, profile: ProfileTable | None, label: str) -> None:
+def finish(run: Run) -> None:
     """Evaluates on the test split, next to rivals if there is a profile, and draws both."""
-    settings, folder = run.config.evaluation, run.store.root.parent
+    settings, folder, profile = run.config.evaluation, run.store.root.parent, run.comparison
     budgets_ms = run.setup.budgets.evenly(settings.num_budgets)
     found: dict[str, Outcome] = {}
     if profile is None:
         result = greedy_sweep(
-            fleet,
+            run.fleet,
             run.setup,
             run.learner.weights(),
             split="test",
@@ -67,13 +66,13 @@ def finish(run: Run, fleet: RayFleet, profile: ProfileTable | None, label: str) 
             budgets_ms=budgets_ms.tolist(),
         )
     else:
-        live = compare(run, fleet, profile, budgets_ms)
+        live = compare(run, profile, budgets_ms)
         result, found = live.result, live.outcomes()
         run.reporter.console.print(standing_table(found))
         shown = {name: row.to_json() for name, row in found.items()}
         sweep_figure(budgets_ms.tolist(), shown).savefig(folder / "sweep.png", dpi=110)
     row = {
-        "latency_source": label or "measured",
+        "latency_source": run.reporter.label or "measured",
         "clock": run.calibration.clock,
         **result.to_json(),
         "rivals": {name: found[name].to_json() for name in RIVALS if name in found},
@@ -97,11 +96,11 @@ def _left_out(num_samples: int) -> str:
     return f"  LEFT OUT: {num_samples} groups whose sample was unusable; the warnings say why"
 
 
-def compare(run: Run, fleet: RayFleet, profile: ProfileTable, budgets_ms: np.ndarray) -> Live:
+def compare(run: Run, profile: ProfileTable, budgets_ms: np.ndarray) -> Live:
     """Runs the controller and its rivals; the profile is in the run's calibrated ms."""
     found = rivals(profile, budgets_ms)
     return run_live(
-        fleet,
+        run.fleet,
         run.setup,
         run.learner.weights(),
         {name: found[name] for name in RIVALS},

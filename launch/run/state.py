@@ -14,10 +14,8 @@ import numpy as np
 import torch
 
 from envs.calibration import Calibration
-from envs.reward import BudgetReward, Reward, RewardFunction
+from envs.reward import BudgetReward, Reward
 from envs.tasks.order import first_index
-from launch.analysis.greedy_sweep import greedy_sweep
-from launch.analysis.plots import choices_figure, latency_figure
 from launch.cluster.versions import git_revision, package_versions, python_version
 from launch.run.recipes import JointGRPOConfig, to_json
 from launch.run.reporting import Reporter
@@ -26,19 +24,14 @@ from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.lambda_control import LambdaControl
 from learner.learner import UpdateRecord
 from learner.replay import ViolationCost
-from learner.scalars import (
-    rollout_scalars,
-    speed_scalars,
-    stage_scalars,
-    update_scalars,
-    violations,
-)
+from learner.rewards import rewards_of, violations
 from policy.config import PolicySetup
 from policy.controller import Controller
 from policy.weights import PolicyWeights, weights_sha256
 from rollout.fingerprint import Fingerprint
 from rollout.fleet import Fleet
 from rollout.group_rollout import GroupRollout
+from rollout.profiling.profile_table import ProfileTable
 from rollout.requests import GroupRequest
 
 
@@ -132,6 +125,8 @@ class Run:
         lambda_control: lambda by range of budgets.
         calibration: speed of the devices when the run began, which its milliseconds refer to.
         fingerprint: fingerprint of the frozen model, its tasks and devices; None in some tests.
+        comparison: profile of the validation split in the run's milliseconds, whose best tables the
+            run is compared with at its end; None compares it with nothing.
         best_table_accuracy: accuracy within the evaluation's budgets of the best table by kind of
             question and budget, in hindsight on the comparison profile; None without a profile.
         next_step: the first step that is not done yet.
@@ -152,6 +147,7 @@ class Run:
     lambda_control: LambdaControl
     calibration: Calibration
     fingerprint: Fingerprint | None = None
+    comparison: ProfileTable | None = None
     best_table_accuracy: float | None = None
     next_step: int = 0
     evaluation_pending: bool = False
@@ -186,7 +182,7 @@ class Run:
             for number in range(self.config.groups_per_step)
         ]
 
-    def submit(self) -> None:
+    def broadcast(self) -> None:
         """Submits the batches of up to `max_staleness` steps ahead, with the current weights."""
         ahead = self.next_step + self.config.max_staleness
         drawn = self.in_flight[-1].step + 1 if self.in_flight else self.next_step
@@ -206,12 +202,12 @@ class Run:
                 self._collected = self.fleet.collect(self.in_flight[0].ticket)
         return self._collected
 
-    def reward_function(self) -> RewardFunction:
-        """The run's reward function with the current lambda."""
-        reward = self.config.reward_function()
-        if isinstance(reward, BudgetReward):
-            reward.violation_cost = self.lambda_control.costs
-        return reward
+    def rewards(self, groups: Sequence[GroupRollout]) -> Reward:
+        """The rewards of a batch with the current lambda, [N, G] each."""
+        function = self.config.reward_function()
+        if isinstance(function, BudgetReward):
+            function = BudgetReward(violation_cost=self.lambda_control.costs)
+        return rewards_of(groups, function)
 
     def finish_step(self, groups: Sequence[GroupRollout]) -> None:
         """Updates lambda from the violation rates and marks the step as done.
@@ -229,80 +225,10 @@ class Run:
         self.in_flight.popleft()
         self._collected = None
 
-    def report(
-        self, step: int, groups: Sequence[GroupRollout], reward: Reward, update: UpdateRecord
-    ) -> None:
-        """Writes the scalars, histograms and progress line of a step."""
-        stats = self.fleet.stats
-        times = self.watch.take()
-        num_episodes = sum(g.group_size for g in groups)
-        busy = list(stats.busy_share.values())
-        scalars = {
-            **update_scalars(update, reward),
-            **self.lambda_control.scalars(),
-            **rollout_scalars(groups, self.setup.budgets),
-            **stage_scalars(groups),
-            **speed_scalars(groups),
-            **times,
-            "time/rollout_s": float(np.mean(busy)) * times["time/step_s"] if busy else 0.0,
-            "time/episodes_per_s": num_episodes / max(times["time/step_s"], 1e-9),
-            "fleet/failed_samples": stats.failed_samples,
-            "fleet/reruns": stats.reruns,
-            "fleet/restarts": stats.restarts,
-            "fleet/rejected": stats.rejected,
-            **{f"fleet_busy/{name}": share for name, share in stats.busy_share.items()},
-            **{f"fleet_waiting/{name}": share for name, share in stats.waiting_share.items()},
-        }
-        self.reporter.scalars(step, scalars)
-        self.on_step(step, groups, scalars)
-        self.reporter.progress(step, scalars, stats.slowest)
-        if step % 10 == 0:
-            self.reporter.choices(step, groups)
-            self.reporter.distributions(step, "reward/episodes", reward.total.ravel())
-
     def _is_evaluation_due(self) -> bool:
         """Whether the last step was reached or the interval between evaluations has passed."""
         is_last = self.next_step == self.config.steps
         return is_last or self.next_step % self.config.evaluation.every == 0
-
-    def evaluate(self) -> None:
-        """Evaluates the last step's weights greedily on held-out samples, and commits.
-
-        The result is written before it is committed: an evaluation that is killed in between runs
-        again, and its rows replace those of the killed one.
-        """
-        settings, started, step = self.config.evaluation, time.perf_counter(), self.next_step - 1
-        self.commit()
-        self.reporter.say(
-            f"evaluating after step {step + 1}: {settings.num_samples} held-out samples, "
-            f"{settings.num_budgets} budgets"
-        )
-        result = greedy_sweep(
-            self.fleet,
-            self.setup,
-            self.learner.weights(),
-            split="validation",
-            indices=settings.indices,
-            budgets_ms=self.setup.budgets.evenly(settings.num_budgets).tolist(),
-        )
-        scalars = {**result.scalars(), "time/evaluate_s": time.perf_counter() - started}
-        if self.best_table_accuracy:
-            share = result.in_budget_accuracy / self.best_table_accuracy
-            scalars["at_a_glance/share_of_best_table"] = share
-        self.reporter.scalars(step, scalars)
-        self.reporter.figure(
-            step, "evaluation/choices", choices_figure(result.budgets_ms, result.actions)
-        )
-        self.reporter.figure(
-            step, "evaluation/latency", latency_figure(result.budgets_ms, result.latencies_ms)
-        )
-        self.reporter.say(
-            f"evaluation after step {step + 1}: in budget "
-            f"{scalars['at_a_glance/accuracy_held_out']:.3f}, violations "
-            f"{scalars['at_a_glance/violation_held_out']:.1%}"
-        )
-        self.evaluation_pending = False
-        self.commit(metric=result.in_budget_accuracy)
 
     def commit_if_due(self) -> None:
         """Commits the previous step, at the configured interval, while the fleet runs the next."""

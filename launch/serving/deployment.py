@@ -19,7 +19,6 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
 from launch.cluster.waiting import Waiting, telling
-from launch.run.fetched_run import absolute_run
 from launch.serving.admission import Admission
 from launch.serving.app import AppConfig, build_app
 from launch.serving.body import BoundedBodies
@@ -31,6 +30,7 @@ from launch.serving.gateway import Gateway
 from launch.serving.limits import Limits
 from launch.serving.metrics import ServingMetrics, count_replica_start
 from launch.serving.page import render, shipped_examples
+from launch.storage.fetched_run import absolute_run
 
 APPLICATION = "latency-budget"
 REPLICAS = "replicas"

@@ -151,7 +151,7 @@ def test_print_config_shows_the_whole_tree():
 
 
 def test_run_folders_that_do_not_last_are_refused(monkeypatch, tmp_path):
-    from launch.run.run_folder import resolve_run_dir
+    from launch.storage.run_folder import resolve_run_dir
 
     job = tmp_path / "working_dir_files" / "pkg"
     job.mkdir(parents=True)

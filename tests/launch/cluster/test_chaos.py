@@ -20,10 +20,11 @@ from launch.cluster.config import ClusterConfig
 from launch.cluster.fleet import RayFleet
 from launch.cluster.remote_learner import RemoteLearner
 from launch.joint_grpo import train
+from launch.run.opening import Opening
+from launch.run.preflight import Preflight
 from launch.run.recipes import BudgetConfig
-from launch.run.session import Session
 from launch.run.state import Run
-from learner.checkpoint import CheckpointStore
+from launch.run.supervise import supervise
 from policy.weights import weights_sha256
 from rollout.image_feature import image_dim
 from tests import launch_rig
@@ -101,24 +102,15 @@ def test_chaos_changes_nothing(cluster, tmp_path, monkeypatch):
     fleet = RayFleet(functools.partial(hanging_worker, str(tmp_path / "hang")), settings.cluster)
     counted = []
     original = Run.finish_step
-    session = Session(settings, train)
-    session.widths = rig.SIXTEEN.d_model, image_dim(rig.SIXTEEN)
-    learners, restarts = [], []
-    assemble, restart = session._assemble, RemoteLearner.restart
-
-    def remember(*arguments):
-        run = assemble(*arguments)
-        learners.append(run.learner)
-        return run
+    learners, restarts, restart = [], [], RemoteLearner.restart
 
     def counted_restart(learner):
         restarts.append(learner)
         restart(learner)
 
-    session._assemble = remember
     monkeypatch.setattr(RemoteLearner, "restart", counted_restart)
     (tmp_path / "chaos").mkdir()
-    store = CheckpointStore(tmp_path / "chaos" / "checkpoints")
+    opening = Opening(settings, tmp_path / "chaos")
     chaos = Chaos(fleet, cluster, learners)
 
     def finish_step(run, groups):
@@ -129,7 +121,12 @@ def test_chaos_changes_nothing(cluster, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Run, "finish_step", finish_step)
     chaos.start()
-    assert session._train_until_done(fleet, store, None) == 0
+    widths = rig.SIXTEEN.d_model, image_dim(rig.SIXTEEN)
+    run = opening.run(fleet, Preflight(widths=widths), None)
+    learners.append(run.learner)
+    run.reporter.begin_at(0)
+    run.commit()
+    assert supervise(run, train) == 0
     chaos.done.set()
     chaos.join()
     fleet.shutdown()
@@ -140,7 +137,7 @@ def test_chaos_changes_nothing(cluster, tmp_path, monkeypatch):
     assert (tmp_path / "hang" / "hung").exists()
     whole = [list(range(3 * step, 3 * step + 3)) for step in range(40)]
     assert all(ids in whole for ids in counted)
-    final = store.load_latest()
+    final = opening.store.load_latest()
     assert final.state["next_step"] == 40
     ours = weights_sha256(final.controller.to_numpy())
     assert ours == weights_sha256(quiet.learner.controller.to_numpy())

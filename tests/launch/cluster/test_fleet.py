@@ -22,7 +22,7 @@ from launch.cluster.fleet import RayFleet
 from launch.cluster.remote_learner import LearnerLostError, RemoteLearner
 from launch.cluster.slots import GroupFailedError
 from launch.joint_grpo import train
-from launch.run.session import Session
+from launch.run.supervise import train_over_lost_learners
 from policy.weights import weights_sha256
 from tests import launch_rig
 
@@ -334,7 +334,7 @@ def test_a_learner_whose_state_is_gone_too_goes_back_to_the_last_commit(
         return original(*arguments)
 
     run.learner.prepare = prepare
-    Session(settings, train)._train_over_lost_learners(run, two_actors)
+    train_over_lost_learners(run, train)
     assert final_sha256(run) == final_sha256(expected) != undisturbed
 
 

@@ -13,9 +13,11 @@ from launch.cluster import fleet as clusters
 from launch.cluster.config import ClusterConfig
 from launch.cluster.fleet import open_fleet, placed
 from launch.joint_grpo import train
+from launch.run.opening import open_run
+from launch.run.preflight import Preflight
 from launch.run.recipes import BudgetConfig
-from launch.run.session import Session
 from launch.run.state import Run
+from launch.run.supervise import supervise
 from learner.checkpoint import CheckpointStore
 from rollout.build import WorkerConfig
 from rollout.image_feature import image_dim
@@ -96,11 +98,11 @@ def settings(tmp_path, **changes):
 
 def trained(tmp_path, monkeypatch, loop=train, **changes):
     """A whole session on the cluster, except for reading a real model's folder."""
-    session = Session(settings(tmp_path, **changes), loop)
-    monkeypatch.setattr("launch.run.session.connect", lambda _address: None)
+    monkeypatch.setattr("launch.run.opening.connect", lambda _address: None)
     widths = rig.SIXTEEN.d_model, image_dim(rig.SIXTEEN)
-    session._check_before_ray = lambda: setattr(session, "widths", widths)
-    assert session.run() == 0
+    monkeypatch.setattr(Preflight, "of", lambda _config: Preflight(widths=widths))
+    with open_run(settings(tmp_path, **changes)) as run:
+        assert supervise(run, loop) == 0
     return CheckpointStore(tmp_path / "run" / "checkpoints").load_latest()
 
 

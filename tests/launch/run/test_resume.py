@@ -7,10 +7,10 @@ import pytest
 
 from launch.cluster.config import ClusterConfig
 from launch.joint_grpo import train
-from launch.run.lock import RunLock
+from launch.run.opening import open_run
 from launch.run.recipes import RECIPES, EvaluationConfig, from_json, to_json
 from launch.run.resume import check_resumable
-from launch.run.session import Session
+from launch.storage.lock import RunLock
 from learner.config import LearnerConfig
 from rollout.build import WorkerConfig
 from tests import launch_rig
@@ -93,24 +93,24 @@ def test_mistakes_are_found_before_ray_starts_and_leave_no_folder(
     tmp_path, monkeypatch, changes, message
 ):
     monkeypatch.setattr(
-        "launch.run.session.connect", lambda _address: pytest.fail("Ray was started")
+        "launch.run.opening.connect", lambda _address: pytest.fail("Ray was started")
     )
     config = launch_rig.config(run_dir=str(tmp_path / "run"), **changes)
     with pytest.raises(ValueError, match=message):
-        Session(config, train).run()
+        open_run(config).__enter__()
     assert not (tmp_path / "run").exists()
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "launch.run.session.connect", lambda _address: pytest.fail("Ray was started")
+        "launch.run.opening.connect", lambda _address: pytest.fail("Ray was started")
     )
     (tmp_path / "run").mkdir()
     with RunLock(tmp_path / "run"), pytest.raises(RuntimeError, match="is in use by process"):
-        Session(launch_rig.config(run_dir=str(tmp_path / "run")), train).run()
+        open_run(launch_rig.config(run_dir=str(tmp_path / "run"))).__enter__()
 
 
 def test_a_run_folder_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "run").touch()
     with pytest.raises(ValueError, match="is a file: give a folder"):
-        Session(launch_rig.config(run_dir=str(tmp_path / "run")), train).run()
+        open_run(launch_rig.config(run_dir=str(tmp_path / "run"))).__enter__()

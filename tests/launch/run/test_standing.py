@@ -11,6 +11,7 @@ from rich.console import Console
 
 from envs.spec import CHEAPEST_KNOBS, DataError, all_knobs
 from launch.analysis.baselines import outcome
+from launch.run.held_out import evaluate
 from launch.run.recipes import SHIPPED_PROFILE
 from launch.run.standing import RIVALS, best_table_accuracy, comparable, finish, standing_table
 from rollout.profiling.profile_table import ProfileTable
@@ -112,8 +113,9 @@ def test_with_a_profile_the_run_ends_next_to_its_rivals(tmp_path, capsys):
     worker.loader.tasks = BrokenTest()
     fleet, profile = ProfilingFleet(worker), random_profile()
     run = launch_rig.local_run(tmp_path, launch_rig.config(steps=1), fleet)
-    run.evaluate()
-    finish(run, fleet, profile, "")
+    run.comparison = profile
+    evaluate(run)
+    finish(run)
     saved = json.loads((tmp_path / "evaluation.json").read_text())
     assert list(saved["rivals"]) == list(RIVALS)
     assert np.shape(saved["scores"]) == (2, 2)
@@ -129,8 +131,9 @@ def test_with_a_profile_the_run_ends_next_to_its_rivals(tmp_path, capsys):
 
 def test_without_a_profile_the_run_ends_with_its_own_sweep(tmp_path, capsys):
     run = launch_rig.local_run(tmp_path, launch_rig.config(steps=1))
-    run.evaluate()
-    finish(run, run.fleet, None, "SIMULATED LATENCY")
+    run.reporter.label = "SIMULATED LATENCY"
+    evaluate(run)
+    finish(run)
     saved = json.loads((tmp_path / "evaluation.json").read_text())
     assert saved["latency_source"] == "SIMULATED LATENCY"
     assert saved["rivals"] == {}

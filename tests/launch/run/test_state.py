@@ -116,7 +116,7 @@ def test_the_best_checkpoint_is_the_one_that_was_evaluated(tmp_path, monkeypatch
         def scalars(self):
             return {"at_a_glance/accuracy_held_out": 0.0, "at_a_glance/violation_held_out": 0.0}
 
-    monkeypatch.setattr("launch.run.state.greedy_sweep", lambda *_a, **_k: Result())
+    monkeypatch.setattr("launch.run.held_out.greedy_sweep", lambda *_a, **_k: Result())
     settings = launch_rig.config(steps=6, keep_last=6)
     run = launch_rig.local_run(tmp_path, settings)
     train(run)

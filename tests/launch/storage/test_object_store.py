@@ -15,15 +15,15 @@ import pytest
 from ray.train import Checkpoint
 
 from launch.joint_grpo import train
-from launch.run import remote_folder as storage
-from launch.run.object_store import RunStore
-from launch.run.remote_folder import StoreError, is_uri
-from launch.run.run_folder import staging_folder
+from launch.storage import remote_folder as storage
+from launch.storage.object_store import RunStore
+from launch.storage.remote_folder import StoreError, is_uri
+from launch.storage.run_folder import staging_folder
 from learner.checkpoint import CheckpointStore
 from learner.manifest import step_folders, verified_manifest
 from policy.weights import weights_sha256
 from tests import launch_rig
-from tests.launch.run.s3 import client, history, keys, s3_server, uri_of, write_step
+from tests.launch.storage.s3 import client, history, keys, s3_server, uri_of, write_step
 
 REFUSES_UPLOADS = {
     "Statement": [
@@ -178,8 +178,8 @@ def test_unusable_uris_are_one_clear_error(tmp_path, endpoint, impatient):
 CHILD = """
 import sys, time
 from pathlib import Path
-from launch.run.object_store import RunStore
-from tests.launch.run.s3 import write_step
+from launch.storage.object_store import RunStore
+from tests.launch.storage.s3 import write_step
 uri, run_dir = sys.argv[1], Path(sys.argv[2])
 store = RunStore(uri, run_dir)
 print("ready", flush=True)

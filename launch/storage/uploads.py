@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 from launch.cluster.waiting import telling
-from launch.run.object_store import RunStore, TakenOverError
+from launch.storage.object_store import RunStore, TakenOverError
 
 logger = logging.getLogger(__name__)
 

@@ -6,10 +6,10 @@ import pytest
 
 from launch.answering.answerer import Answerer
 from launch.run import resume
-from launch.run.fetched_run import absolute_run, local_folder
-from launch.run.object_store import RunStore
+from launch.storage.fetched_run import absolute_run, local_folder
+from launch.storage.object_store import RunStore
 from learner.checkpoint import find_controller
-from tests.launch.run.s3 import write_step
+from tests.launch.storage.s3 import write_step
 from tests.rollout import rig
 
 

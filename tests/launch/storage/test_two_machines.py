@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from launch.run.object_store import SEEN_NAME, RunStore, TakenOverError
-from launch.run.remote_folder import StoreError
-from launch.run.run_folder import staging_folder
-from launch.run.uploads import Uploader
+from launch.storage.object_store import SEEN_NAME, RunStore, TakenOverError
+from launch.storage.remote_folder import StoreError
+from launch.storage.run_folder import staging_folder
+from launch.storage.uploads import Uploader
 from learner.checkpoint import CheckpointStore
-from tests.launch.run.s3 import client, keys, uri_of, write_step
+from tests.launch.storage.s3 import client, keys, uri_of, write_step
 from tests.learner.synthetic import make_controller
 
 MACHINES = ("a", "b")
@@ -187,7 +187,7 @@ def wait_for(more: int, journal: Path) -> None:
 def interleaving(seed: int, uri: str, folder: Path) -> tuple[int, int]:
     """Runs, kills and brings back two machines at random; returns steps stored and turns."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["launch.run.object_store", "tests.launch.run.s3"])
+    context.set_forkserver_preload(["launch.storage.object_store", "tests.launch.storage.s3"])
     rng, journal = random.Random(seed), folder / "journal"
     journal.touch()
     turns = 6

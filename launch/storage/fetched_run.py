@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 
 from launch.cluster.waiting import telling
-from launch.run.object_store import RunStore
-from launch.run.remote_folder import RemoteFolder, is_uri
+from launch.storage.object_store import RunStore
+from launch.storage.remote_folder import RemoteFolder, is_uri
 from learner.manifest import MANIFEST_NAME
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.launch.run.s3 import client, keys, s3_server, uri_of
+from tests.launch.storage.s3 import client, keys, s3_server, uri_of
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ import time
 
 import pytest
 
-from launch.run.run_folder import staging_folder
-from launch.run.uploads import Uploader
+from launch.storage.run_folder import staging_folder
+from launch.storage.uploads import Uploader
 from learner.checkpoint import CheckpointStore
 from tests import launch_rig
-from tests.launch.run.s3 import client, keys, s3_server
+from tests.launch.storage.s3 import client, keys, s3_server
 from tests.launch.test_cli import command
 from tests.rollout import rig
 
@@ -68,7 +68,7 @@ def test_a_store_that_fails_ends_neither_the_thread_nor_the_run(caplog):
 
 
 def test_the_last_upload_is_awaited_within_a_limit(monkeypatch, caplog):
-    monkeypatch.setattr("launch.run.uploads.LAST_UPLOAD_S", 0.1)
+    monkeypatch.setattr("launch.storage.uploads.LAST_UPLOAD_S", 0.1)
     store = SlowStore()
     uploader = Uploader(store)
     uploader.submit("one")

@@ -9,12 +9,12 @@ import threading
 
 import pytest
 
-from launch.run.lock import RunLock
+from launch.storage.lock import RunLock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from launch.run.lock import RunLock
+from launch.storage.lock import RunLock
 lock = RunLock(Path(sys.argv[1]))
 lock.acquire()
 print("held", flush=True)

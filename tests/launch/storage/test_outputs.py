@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from launch.run import run_folder
-from launch.run.outputs import writable_file, writable_folder
 from launch.run.reporting import Reporter
+from launch.storage import run_folder
+from launch.storage.outputs import writable_file, writable_folder
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
