@@ -130,7 +130,7 @@ def test_seeds_and_options(env):
     assert info["budget_ms"] == info_again["budget_ms"]
     sample = rig.NoiseTask().sample("train", 5)
     _, info = env.reset(options={"sample": sample, "budget_ms": 33})
-    assert (info["sample_id"], info["budget_ms"]) == ("train-5", 33)
+    assert (info["sample_id"], info["budget_ms"]) == ("noise/train/5", 33)
     with pytest.raises(ValueError, match="unknown reset option bugdet"):
         env.reset(options={"bugdet": 1})
 

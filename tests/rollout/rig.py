@@ -69,7 +69,7 @@ class NoiseTask:
         pixels = rng.integers(0, 255, (height, width, 3), dtype=np.uint8)
         words = " ".join(rng.choice(["what", "is", "it", "which", "word"], 4))
         return Sample(
-            id=f"{split}-{index}",
+            id=f"{self.name}/{split}/{index}",
             task=self.name,
             image=Image.fromarray(pixels),
             prompt=words,

@@ -71,7 +71,7 @@ def test_prepared_samples_have_the_same_inputs(num_threads: int, preprocessor: P
         ahead.prepare("train", index)
     for index in range(2 * num_threads + 2):
         one, other = ahead.load("train", index), plain.load("train", index)
-        assert one.sample.id == other.sample.id == f"train-{index}"
+        assert one.sample.id == other.sample.id == f"noise/train/{index}"
         assert one.sample.prompt == other.sample.prompt
         for tier in TIERS:
             assert_equal(one.inputs(tier), other.inputs(tier))
@@ -108,10 +108,10 @@ def test_an_unusable_sample_raises_when_it_is_loaded(num_threads: int, preproces
         loader.prepare("test", index)
     with pytest.raises(DataError, match="sample test-1: its image is missing"):
         loader.load("test", 1)
-    with pytest.raises(DataError, match="sample test-3: the prompt is empty: ask a question"):
+    with pytest.raises(DataError, match="sample noise/test/3: the prompt is empty: ask a question"):
         loader.load("test", 3).inputs(TIERS[0])
-    assert loader.load("test", 0).sample.id == "test-0"
-    assert loader.load("test", 2).sample.id == "test-2"
+    assert loader.load("test", 0).sample.id == "noise/test/0"
+    assert loader.load("test", 2).sample.id == "noise/test/2"
     with pytest.raises(DataError, match="test-1"):
         loader.load("test", 1)
 
@@ -124,10 +124,11 @@ def test_few_samples_wait_and_those_that_nobody_took_are_never_made(preprocessor
         assert len(loader._pending) <= 4
     started = time.perf_counter()
     for index in (46, 47, 48, 49):
-        assert loader.load("train", index).sample.id == f"train-{index}"
+        assert loader.load("train", index).sample.id == f"noise/train/{index}"
     assert time.perf_counter() - started < 25 * DELAY_S, "not behind 48 samples of no use"
     assert len(task.loaded) <= 8
-    assert loader.load("train", 0).sample.id == "train-0", "a dropped one is loaded all the same"
+    again = loader.load("train", 0)
+    assert again.sample.id == "noise/train/0", "a dropped one is loaded all the same"
 
 
 def test_preparing_twice_is_preparing_once(preprocessor: Preprocessor):
@@ -171,7 +172,7 @@ def test_many_threads_prepare_and_load_at_once(preprocessor: Preprocessor):
             if rng.random() < 0.6:
                 loader.prepare("train", index)
             else:
-                assert loader.load("train", index).sample.id == f"train-{index}"
+                assert loader.load("train", index).sample.id == f"noise/train/{index}"
 
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(use, range(6)))
@@ -279,5 +280,5 @@ def test_a_lazy_file_that_breaks_later_names_its_sample(preprocessor: Preprocess
     lazy = Image.open(io.BytesIO(buffer.getvalue()[: len(buffer.getvalue()) // 2]))
     broken = replace(task.sample("train", 7), image=lazy)
     task.sample = lambda split, index: broken
-    with pytest.raises(DataError, match=r"sample train-7: .*cannot be decoded"):
+    with pytest.raises(DataError, match=r"sample noise/train/7: .*cannot be decoded"):
         SampleLoader(task, preprocessor).load("train", 7).overview()
