@@ -52,7 +52,7 @@ def test_numbers_of_any_kind_are_scores(sample, value):
 
 def test_every_way_to_an_episode_checks_its_score(caplog):
     worker = launch_rig.worker()
-    worker.loader.tasks = Careless(float("nan"), ("test-1",))
+    worker.loader.tasks = Careless(float("nan"), ("noise/test/1",))
     arrays = rig.controller(seed=3).to_numpy()
     weights = PolicyWeights(version=1, sha256=weights_sha256(arrays), arrays=arrays)
     worker.install(launch_rig.setup(), weights)
@@ -61,7 +61,7 @@ def test_every_way_to_an_episode_checks_its_score(caplog):
     )
     found = worker.rollout(request)
     assert isinstance(found, FailedGroup)
-    assert "sample test-1 the score nan" in found.reason
+    assert "sample noise/test/1 the score nan" in found.reason
     knobs = list(all_knobs())[:2]
     assert worker.profile(knobs, "test", 1) == []
     assert len(worker.profile(knobs, "test", 2)) == 2

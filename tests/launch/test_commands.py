@@ -5,12 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from launch.answering.answerer import Answerer
 from launch.cluster.console import nearest
+from rollout.profiling.profile_table import ProfileTable
 from tests.rollout import rig
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
@@ -125,52 +127,68 @@ def test_importance_measures_every_block(folder, tmp_path):
     assert "by importance" in done.stdout
 
 
-@pytest.mark.slow
-def test_profile_resumes_and_is_read_by_the_estimator(folder, tmp_path):
-    options = (
-        *("--configurations", "corners", "--worker.model", folder),
-        *("--worker.executor.max-new-tokens", 4, "--cluster.num-actors", 1),
+def profile(folder, output, count):
+    """Profiles so many test samples at eight configurations; returns the lines of the samples."""
+    done = run(
+        *("profile_knobs.py", output, "--split", "test", "--num-samples", count),
+        *("--configurations", "corners", "--calibration-samples", 2, *options(folder)),
     )
-    first = run("profile_knobs.py", tmp_path, "--num-samples", 2, *options)
-    assert first.returncode == 0, first.stderr
-    rows = (tmp_path / "rows.jsonl").read_text()
-    (tmp_path / "rows.jsonl").write_text(rows + '{"index": 9, "torn')
-    second = run("profile_knobs.py", tmp_path, "--num-samples", 3, *options)
-    assert second.returncode == 0, second.stderr
-    assert (tmp_path / "rows.jsonl").read_text().startswith(rows)
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["num_samples"] == 3
+    assert done.returncode == 0, done.stderr
+    return (output / "rows.jsonl").read_text()
+
+
+def options(folder):
+    return (
+        *("--worker.model", folder, "--worker.executor.max-new-tokens", 3),
+        *("--cluster.num-actors", 1),
+    )
+
+
+@pytest.fixture(scope="module")
+def profiled(folder, tmp_path_factory):
+    """A profile of twelve samples, and its lines before it was interrupted at the twelfth."""
+    output = tmp_path_factory.mktemp("profile")
+    rows = profile(folder, output, 11)
+    (output / "rows.jsonl").write_text(rows + '{"index": 11, "torn')
+    profile(folder, output, 12)
+    return output, rows
+
+
+@pytest.mark.slow
+def test_profile_resumes_and_is_read_by_the_estimator(profiled):
+    output, rows = profiled
+    assert (output / "rows.jsonl").read_text().startswith(rows)
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["num_samples"] == 12
     assert len(summary["configurations"]) == 8
-    assert (tmp_path / "pareto.png").stat().st_size > 1000
+    assert (output / "pareto.png").stat().st_size > 1000
     from rollout.profiling.records import ProfileReader
 
-    records = list(ProfileReader(tmp_path / "results"))
+    records = list(ProfileReader(output / "results"))
     assert records
-    other = run("profile_knobs.py", tmp_path, "--num-samples", 3, "--configurations", "grid")
+    other = run("profile_knobs.py", output, "--split", "test", "--configurations", "grid")
     assert other.returncode == 1
     assert "use a new folder" in other.stderr
 
 
 @pytest.mark.slow
-def test_evaluation_takes_turns_and_writes_every_policy(folder, tmp_path):
-    options = ("--worker.model", folder, "--worker.executor.max-new-tokens", 3)
-    options += ("--cluster.num-actors", 1)
-    for split, count in (("validation", 2), ("test", 12)):
-        size = ("--split", split, "--num-samples", count, "--configurations", "corners")
-        size += ("--calibration-samples", 2)
-        done = run("profile_knobs.py", tmp_path / split, *size, *options)
-        assert done.returncode == 0, done.stderr
+def test_evaluation_takes_turns_and_writes_every_policy(folder, profiled, tmp_path):
+    test, validation = profiled[0] / "table.npz", tmp_path / "validation.npz"
+    # The figures do not matter here: another split's are as good, under its names.
+    table = ProfileTable.load(test)
+    names = tuple(name.replace("/test/", "/validation/") for name in table.sample_ids)
+    replace(table, sample_ids=names).save(validation)
     small = ("--groups-per-step", 2, "--group-size", 3, "--evaluation.num-samples", 1)
     budgets = ("--budget.low-ms", 1, "--budget.high-ms", 900)
     budgets += ("--budget.num-samples", 2)
     learned = run(
         "joint_grpo.py",
         *("embedded", "--run-dir", tmp_path / "run", "--steps", 1, *small, *budgets),
-        *options,
+        *options(folder),
     )
     assert learned.returncode == 0, learned.stdout + learned.stderr
-    tables = ("--validation", tmp_path / "validation/table.npz", "--test")
-    done = run("evaluate.py", tmp_path / "run", *tables, tmp_path / "test/table.npz", *options)
+    tables = ("--validation", validation, "--test", test)
+    done = run("evaluate.py", tmp_path / "run", *tables, *options(folder))
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "run/evaluation/evaluation.json").read_text())
     assert found["num_samples"] == 12

@@ -31,8 +31,6 @@ from tests import launch_rig
 from tests.launch.cluster.test_fleet import hanging_worker
 from tests.rollout import rig
 
-NUM_KILLS = 10
-
 
 @pytest.fixture
 def cluster():
@@ -49,20 +47,21 @@ def cluster():
 class Chaos(threading.Thread):
     """Kills actors at random times; meanwhile replaces a node and kills the learner."""
 
-    def __init__(self, fleet, cluster, learners):
+    def __init__(self, fleet, cluster, learners, num_kills):
         super().__init__(daemon=True)
         self.fleet, self.cluster, self.learners = fleet, cluster, learners
+        self.num_kills = num_kills
         self.kills, self.done = 0, threading.Event()
         self.learner_killed = self.node_replaced = False
 
     def run(self):
         rng = np.random.default_rng(1)
-        while not self.done.is_set() and not (self.learner_killed and self.kills >= NUM_KILLS):
+        while not self.done.is_set() and not (self.learner_killed and self.kills >= self.num_kills):
             time.sleep(float(rng.uniform(0.3, 2.0)))
-            if self.kills >= 6 and self.learners and not self.learner_killed:
+            if self.kills >= 3 and self.learners and not self.learner_killed:
                 ray.kill(self.learners[-1].actor)
                 self.learner_killed = True
-            if self.kills >= NUM_KILLS:
+            if self.kills >= self.num_kills:
                 continue  # all actors were killed before the learner was started
             facts = self.fleet.pool.slots[int(rng.integers(len(self.fleet.pool.slots)))].facts
             if facts is None:
@@ -79,7 +78,7 @@ class Chaos(threading.Thread):
 
     def replace_node(self):
         """Replaces a node, once, after some kills; only the main thread may start nodes."""
-        if self.kills >= 3 and not self.node_replaced:
+        if self.kills >= 2 and not self.node_replaced:
             self.node_replaced = True
             self.cluster.remove_node(next(iter(self.cluster.worker_nodes)))
             self.cluster.add_node(num_cpus=1)
@@ -87,9 +86,12 @@ class Chaos(threading.Thread):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_chaos_changes_nothing(cluster, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("steps", "num_kills"), [(20, 5), pytest.param(40, 10, marks=pytest.mark.soak)]
+)
+def test_chaos_changes_nothing(cluster, tmp_path, monkeypatch, steps, num_kills):
     settings = launch_rig.config(
-        steps=40,
+        steps=steps,
         run_dir=str(tmp_path / "chaos"),
         budget=BudgetConfig(low_ms=10, high_ms=100, share_below=0.1, num_samples=4),
         cluster=ClusterConfig(
@@ -111,12 +113,12 @@ def test_chaos_changes_nothing(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(RemoteLearner, "restart", counted_restart)
     (tmp_path / "chaos").mkdir()
     opening = Opening(settings, tmp_path / "chaos")
-    chaos = Chaos(fleet, cluster, learners)
+    chaos = Chaos(fleet, cluster, learners, num_kills)
 
     def finish_step(run, groups):
         counted.append([g.group_id for g in groups])
         chaos.replace_node()
-        chaos.await_kills((run.next_step + 4) * NUM_KILLS // 40)
+        chaos.await_kills((run.next_step + 4) * num_kills // steps)
         original(run, groups)
 
     monkeypatch.setattr(Run, "finish_step", finish_step)
@@ -130,14 +132,14 @@ def test_chaos_changes_nothing(cluster, tmp_path, monkeypatch):
     chaos.done.set()
     chaos.join()
     fleet.shutdown()
-    assert chaos.kills >= NUM_KILLS
+    assert chaos.kills >= num_kills
     assert chaos.learner_killed
     assert chaos.node_replaced
     assert restarts
     assert (tmp_path / "hang" / "hung").exists()
-    whole = [list(range(3 * step, 3 * step + 3)) for step in range(40)]
+    whole = [list(range(3 * step, 3 * step + 3)) for step in range(steps)]
     assert all(ids in whole for ids in counted)
     final = opening.store.load_latest()
-    assert final.state["next_step"] == 40
+    assert final.state["next_step"] == steps
     ours = weights_sha256(final.controller.to_numpy())
     assert ours == weights_sha256(quiet.learner.controller.to_numpy())

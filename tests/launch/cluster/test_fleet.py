@@ -146,17 +146,6 @@ def hanging_worker(folder):
     return worker
 
 
-@pytest.mark.slow
-def test_an_actor_that_hangs_is_replaced(tmp_path, undisturbed):
-    ray_fleet = fleet(functools.partial(hanging_worker, str(tmp_path)), group_timeout_s=4)
-    run = remote_run(tmp_path / "run", launch_rig.config(), ray_fleet)
-    train(run)
-    assert (tmp_path / "hung").exists()
-    assert ray_fleet.stats.restarts == 1
-    assert final_sha256(run) == undisturbed
-    ray_fleet.shutdown()
-
-
 def fails_often(request, original, folder):
     marks = list(folder.glob("*"))
     if request.group_id == 4 and len(marks) < 2:
@@ -165,22 +154,40 @@ def fails_often(request, original, folder):
     return original(request)
 
 
-def failing_worker(folder):
-    worker = launch_rig.worker()
-    worker.rollout = functools.partial(fails_often, original=worker.rollout, folder=folder)
+def faulty_worker(folder):
+    worker = hanging_worker(str(folder))
+    worker.rollout = functools.partial(
+        fails_often, original=worker.rollout, folder=folder / "marks"
+    )
     return worker
 
 
-@pytest.mark.slow
-def test_an_actor_that_raises_is_started_again_and_its_group_runs_elsewhere(tmp_path, undisturbed):
-    (tmp_path / "marks").mkdir()
-    ray_fleet = fleet(functools.partial(failing_worker, tmp_path / "marks"))
-    run = remote_run(tmp_path / "run", launch_rig.config(), ray_fleet)
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory):
+    """A folder, the number of restarts, and the weights of a run whose actors hang and raise."""
+    folder = tmp_path_factory.mktemp("faulty")
+    (folder / "marks").mkdir()
+    ray_fleet = fleet(functools.partial(faulty_worker, folder), group_timeout_s=4)
+    run = remote_run(folder / "run", launch_rig.config(), ray_fleet)
     train(run)
-    assert len(list((tmp_path / "marks").glob("*"))) == 2
-    assert ray_fleet.stats.restarts == 2
-    assert final_sha256(run) == undisturbed
     ray_fleet.shutdown()
+    return folder, ray_fleet.stats.restarts, final_sha256(run)
+
+
+@pytest.mark.slow
+def test_an_actor_that_hangs_is_replaced(faulty, undisturbed):
+    folder, restarts, sha256 = faulty
+    assert (folder / "hung").exists()
+    assert restarts == 3, "one that hung, and two that raised"
+    assert sha256 == undisturbed
+
+
+@pytest.mark.slow
+def test_an_actor_that_raises_is_started_again_and_its_group_runs_elsewhere(faulty, undisturbed):
+    folder, restarts, sha256 = faulty
+    assert len(list((folder / "marks").glob("*"))) == 2
+    assert restarts == 3
+    assert sha256 == undisturbed
 
 
 def always_fails(request, original):

@@ -26,6 +26,7 @@ from tests.rollout import rig
 SCRIPT = Path(__file__).resolve().parents[3] / "launch" / "joint_grpo.py"
 STEPS = 12
 NUM_KILLS = 2
+EVALUATIONS = ("--evaluation.every", "6", "--evaluation.num-samples", "20")
 STARTS = re.compile(r"(?:resumes at|starts with) step (\d+)")
 DONE = re.compile(r"step (\d+)/")
 
@@ -48,11 +49,12 @@ def staleness():
 
 @pytest.fixture(scope="module")
 def undisturbed(folder, staleness, tmp_path_factory):
+    """The folder of a whole run, with the evaluations that a test below interrupts."""
     run_dir = tmp_path_factory.mktemp(f"undisturbed{staleness}")
-    process = start(folder, run_dir, staleness)
+    process = start(folder, run_dir, staleness, *EVALUATIONS)
     output = process.communicate(timeout=600)[0]
     assert process.returncode == 0, output
-    return final_weights(run_dir)
+    return run_dir
 
 
 def start(folder, run_dir, staleness, *more):
@@ -92,20 +94,18 @@ def last_reported_step(run_dir):
 
 def test_a_killed_driver_does_at_most_one_step_again(folder, staleness, undisturbed, tmp_path):
     rng = np.random.default_rng(staleness)
-    reported = -1
-    for _ in range(NUM_KILLS):
-        process = start(folder, tmp_path, staleness)
-        first = read_until(process, STARTS)
-        assert first - 1 >= reported, f"step {reported + 1} was reported, and it starts at {first}"
-        read_until(process, DONE)
-        time.sleep(float(rng.uniform(0, 1.5)))
-        process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=60)
-        reported = last_reported_step(tmp_path)
     process = start(folder, tmp_path, staleness)
+    read_until(process, DONE)
+    time.sleep(float(rng.uniform(0, 1.5)))
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    reported = last_reported_step(tmp_path)
+    process = start(folder, tmp_path, staleness)
+    first = read_until(process, STARTS)
+    assert first - 1 >= reported, f"step {reported + 1} was reported, and it starts at {first}"
     output = process.communicate(timeout=600)[0]
     assert process.returncode == 0, output
-    assert final_weights(tmp_path) == undisturbed
+    assert final_weights(tmp_path) == final_weights(undisturbed)
 
 
 def learner_of(process):
@@ -135,13 +135,7 @@ def test_a_killed_learner_costs_no_step(folder, staleness, undisturbed, tmp_path
     assert output.count("continues where the last update left off") >= 1
     steps = [int(number) for number in DONE.findall(output)]
     assert steps == list(range(1, STEPS + 1)), "every step was done once"
-    assert final_weights(tmp_path) == undisturbed
-
-
-EVALUATIONS = (
-    *("--steps", "6", "--evaluation.every", "3"),
-    *("--evaluation.num-samples", "20"),
-)
+    assert final_weights(tmp_path) == final_weights(undisturbed)
 
 
 def held_out(run_dir):
@@ -151,21 +145,18 @@ def held_out(run_dir):
     return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_an_evaluation_that_a_signal_ends_is_made_up_for(folder, staleness, tmp_path, number):
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    process = start(folder, whole, staleness, *EVALUATIONS)
-    assert process.wait(timeout=600) == 0, process.stdout.read()
-    for step in (3, 6):
-        process = start(folder, cut, staleness, *EVALUATIONS)
+def test_evaluations_that_signals_end_are_made_up_for(folder, staleness, undisturbed, tmp_path):
+    """One by SIGKILL, and the last one by SIGTERM."""
+    for step, number in ((6, signal.SIGKILL), (12, signal.SIGTERM)):
+        process = start(folder, tmp_path, staleness, *EVALUATIONS)
         read_until(process, re.compile(rf"evaluating after step ({step}):"))
         time.sleep(0.5)
         process.send_signal(number)
         process.communicate(timeout=120)
-        checkpoint = CheckpointStore(cut / "checkpoints").load_latest()
+        checkpoint = CheckpointStore(tmp_path / "checkpoints").load_latest()
         assert checkpoint.step == step
         assert checkpoint.state["evaluation_pending"]
-    process = start(folder, cut, staleness, *EVALUATIONS)
+    process = start(folder, tmp_path, staleness, *EVALUATIONS)
     assert process.wait(timeout=600) == 0, process.stdout.read()
-    assert held_out(cut) == held_out(whole)
-    assert [row["step"] for row in held_out(cut)] == [2, 5]
+    assert held_out(tmp_path) == held_out(undisturbed)
+    assert [row["step"] for row in held_out(tmp_path)] == [5, 11]
