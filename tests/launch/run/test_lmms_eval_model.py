@@ -100,7 +100,7 @@ def test_the_harness_answers_a_task_of_local_fixtures(tmp_path):
     if importlib.util.find_spec("lmms_eval") is None:
         pytest.skip("needs lmms-eval in the same environment; see launch/run/lmms_eval_model.py")
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.lmms_eval_fixture", str(tmp_path)],
+        [sys.executable, "-m", "studies.lmms_eval_fixture", str(tmp_path)],
         cwd=ROOT,
         capture_output=True,
         text=True,

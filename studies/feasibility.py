@@ -1,6 +1,6 @@
 """How often training misjudges whether a budget is feasible.
 
-    python -m benchmarks.feasibility RUN_DIR --num-groups 400
+    python -m studies.feasibility RUN_DIR --num-groups 400
 
 In training a budget counts as feasible for a sample if any member of the group met it, or else if
 one run of the cheapest configuration does. Here the cheapest configuration runs several times more

@@ -1,7 +1,7 @@
 """Scores the controllers of several runs on one test profile, in seconds instead of live turns.
 
     python launch/profile_knobs.py T --split test --num-samples 300
-    python -m benchmarks.runs_on_a_profile T/table.npz RUN RUN ...
+    python -m studies.runs_on_a_profile T/table.npz RUN RUN ...
 
 Choices are made by the controllers from the real model's features and latency tokens; scores and
 latencies of the chosen configurations are the profile's, in each run's own milliseconds. The rivals

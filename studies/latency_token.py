@@ -1,7 +1,7 @@
 """What stage 2 can know from the latency token, for several starts of the budget token.
 
-    python -m benchmarks.outcomes OUT --split train --num-samples 1152
-    python -m benchmarks.latency_token OUT
+    python -m studies.outcomes OUT --split train --num-samples 1152
+    python -m studies.latency_token OUT
 
 Area under the curve of a logistic regression, five-fold over the samples that the low tier answers
 in full, for two questions: top-k 4 suffices, and 12 blocks suffice. The budget token is that of
@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.image_feature import area
 from envs.spec import POSITIONS, BudgetRange, Knobs, Tier, all_knobs
 from envs.tasks import build_tasks
 from policy.config import ControllerConfig
 from policy.controller import Controller
 from rollout.build import WorkerConfig, build_executor
 from rollout.group_sharing import MolmoEGroupSession
+from studies.image_feature import area
 
 NUM_SEEDS = 3
 BUDGETS = BudgetRange(low_ms=30, high_ms=100)

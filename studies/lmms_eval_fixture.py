@@ -1,6 +1,6 @@
 """Runs lmms-eval on local fixtures with the embedded model and prints the harness' tables.
 
-    python -m benchmarks.lmms_eval_fixture [FOLDER] [--run RUN] [--budget-ms MS]
+    python -m studies.lmms_eval_fixture [FOLDER] [--run RUN] [--budget-ms MS]
 
 Needs an environment that has both; see launch/run/lmms_eval_model.py. Two tasks of the same
 pictures: `fixture`, whose documents hold prompts that the embedded model knows, and a `docvqa_val`

@@ -1,6 +1,6 @@
 """A picture of the tiers that a trained controller chooses for small and large objects.
 
-    python -m benchmarks.tier_picture runs/RUN docs/tiers.png --budget-ms 60
+    python -m studies.tier_picture runs/RUN docs/tiers.png --budget-ms 60
 
 Of the first test images with handwritten digits, the three with the smallest and the three with the
 largest digits are shown, and the shares of the tiers are printed for all of them. Nothing is chosen

@@ -2,7 +2,7 @@
 
     python launch/profile_knobs.py OUT --split train --num-samples 1500 \
         --configurations low-p1-k8-b16 medium-p1-k8-b16 high-p1-k8-b16
-    python -m benchmarks.image_feature OUT/rows.jsonl
+    python -m studies.image_feature OUT/rows.jsonl
 
 Area under the curve of a logistic regression on the prompt's mean embedding and one way of pooling,
 five-fold over the profiled samples, for two questions: the low tier scores as much as the high one,

@@ -1,6 +1,6 @@
 """Scores of all 225 configurations of the small model on many samples, without latencies.
 
-    python -m benchmarks.outcomes OUT --split train --num-samples 1024
+    python -m studies.outcomes OUT --split train --num-samples 1024
 
 About twice as fast as profiling: samples run in batches, teacher-forced, and configurations share
 the blocks that they have in common. An answer counts if greedy decoding gives exactly this answer,

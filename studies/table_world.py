@@ -1,11 +1,11 @@
 """Trains recipes on a table of real outcomes and scores them on samples that they never saw.
 
-    python -m benchmarks.outcomes O/train --num-samples 1152
-    python -m benchmarks.outcomes O/test --split test --num-samples 384
-    python -m benchmarks.table_world O --seeds 0 1 2
-    python -m benchmarks.table_world O --seeds 0 1 2 --no-image
-    python -m benchmarks.table_world O --recipe embedded-warm --steps 1
-    python -m benchmarks.table_world O --seeds 0 1 2 --shuffle prompts
+    python -m studies.outcomes O/train --num-samples 1152
+    python -m studies.outcomes O/test --split test --num-samples 384
+    python -m studies.table_world O --seeds 0 1 2
+    python -m studies.table_world O --seeds 0 1 2 --no-image
+    python -m studies.table_world O --recipe embedded-warm --steps 1
+    python -m studies.table_world O --seeds 0 1 2 --shuffle prompts
 
 A run takes one minute instead of ten. Scores are the model's own, as are both features. Each sample
 takes the latencies of a sample of the shipped profile, of the same kind and with as many tokens,
@@ -28,8 +28,8 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from tests.table_world import StandInBlocks, TableFleet, TableSamples
 
-from benchmarks import supervised
 from envs.spec import Sample, all_knobs
 from envs.tasks import build_tasks
 from launch.analysis.baselines import Outcome, outcome, rivals
@@ -44,8 +44,8 @@ from rollout.build import WorkerConfig, build_executor
 from rollout.group_sharing import MolmoEGroupSession
 from rollout.profiling.conversion import sample_place
 from rollout.profiling.profile_table import ProfileTable
+from studies import supervised
 from tests import table_rig
-from tests.table_world import StandInBlocks, TableFleet, TableSamples
 
 NUM_BUDGETS = 8
 SAMPLE_SCATTER, SCATTER = 0.03, 0.045
@@ -97,10 +97,10 @@ class Seen:
 
 
 def load_scores(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Indices [S] and scores [S, C] that `benchmarks.outcomes` wrote."""
+    """Indices [S] and scores [S, C] that `studies.outcomes` wrote."""
     files = [np.load(file) for file in sorted(folder.glob("*.npz"))]
     if not files:
-        raise SystemExit(f"{folder} holds no outcomes: run benchmarks.outcomes first")
+        raise SystemExit(f"{folder} holds no outcomes: run studies.outcomes first")
     return np.concatenate([f["index"] for f in files]), np.concatenate([f["scores"] for f in files])
 
 

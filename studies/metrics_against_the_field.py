@@ -1,6 +1,6 @@
 """Compares our answer metrics with the field's own code on random cases.
 
-Example: python -m benchmarks.metrics_against_the_field --cases 2000 --mmmu eval/eval_utils.py
+Example: python -m studies.metrics_against_the_field --cases 2000 --mmmu eval/eval_utils.py
 
 Into a copy of the project's environment: pip install --no-deps pycocoevalcap anls lmms-eval
 

@@ -14,7 +14,7 @@ from envs.spec import all_knobs
 from launch.analysis.baselines import Outcome, outcome
 from learner.experience import Episodes
 from learner.outcome_model import OutcomeModel, OutcomeModelConfig
-from tests.table_world import TableSamples
+from rollout.simulation.table_samples import TableSamples
 
 STEPS, BATCH, LEARNING_RATE = 3000, 64, 5e-3
 VIOLATION_COST = 0.8
