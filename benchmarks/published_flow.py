@@ -28,6 +28,7 @@ class PlainLoop(torch.nn.Module):
         ]
 
     def forward(self, x_TD: torch.Tensor, top_k: int) -> torch.Tensor:
+        """The weighted sum of the k chosen experts, [T, D]."""
         probs = F.softmax(self.gate(x_TD), dim=1, dtype=torch.float)
         weights, selected = torch.topk(probs, top_k, dim=-1)
         weights = weights.to(x_TD.dtype)
@@ -54,6 +55,7 @@ class PublishedFlow:
         self.loops = [PlainLoop(block.mlp) for block in model.blocks]
 
     def embed(self, ids_1T: torch.Tensor) -> torch.Tensor:
+        """Embeddings [1, T, D] from both tables."""
         tables = torch.cat([self.model.wte.embedding, self.model.wte.new_embedding])
         return F.embedding(ids_1T, tables)
 
