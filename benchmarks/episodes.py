@@ -266,7 +266,10 @@ def section_vision(worker: RolloutWorker, samples: list[Sample]) -> None:
     ratios |= {"low and medium": [], "all three": []}
     for sample in seen * 3:
         inputs = [executor.preprocessor(sample.image, sample.prompt, t.max_crops) for t in Tier]
-        crops = [(i.images[None], i.image_masks[None]) for i in inputs if i.images is not None]
+        crops = []
+        for i in inputs:
+            assert i.images is not None and i.image_masks is not None  # noqa: PT018
+            crops.append((i.images[None], i.image_masks[None]))
 
         def whole(places: list[int], crops=crops) -> None:
             for place in places:

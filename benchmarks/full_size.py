@@ -33,7 +33,7 @@ ANSWER = """
 import pathlib, torch
 from benchmarks.full_size import run
 torch.set_num_threads({threads})
-run(pathlib.Path({folder!r}))
+run(pathlib.Path({folder!r}), is_quick={quick})
 """
 
 
@@ -57,6 +57,11 @@ class FullSizeConfig:
 QUICK = FullSizeConfig(quick=True, layers=2)
 
 
+def geometry(*, is_quick: bool) -> MolmoEConfig:
+    """The published geometry, or a miniature."""
+    return MINIATURE if is_quick else MolmoEConfig()
+
+
 def image_inputs(config: MolmoEConfig) -> ModelInputs:
     """Inputs of a noise image, tiled 3x4, and 20 text ids."""
     pixels = np.random.default_rng(0).integers(0, 255, (700, 940, 3), dtype=np.uint8)
@@ -64,12 +69,12 @@ def image_inputs(config: MolmoEConfig) -> ModelInputs:
 
 
 @torch.no_grad()
-def run(folder: Path) -> None:
+def run(folder: Path, *, is_quick: bool) -> None:
     """Loads the model and answers, in its own process."""
     started = time.perf_counter()
     model = load_model(folder, dtype=torch.bfloat16)
     load_s = time.perf_counter() - started
-    inputs = image_inputs(model.config)
+    inputs = image_inputs(geometry(is_quick=is_quick))
     cache = model.new_cache(len(inputs.token_ids) + 40)
     started = time.perf_counter()
     x = model.embed_inputs(inputs)
@@ -103,10 +108,10 @@ def main() -> int:
     folder = options.folder or Path(tempfile.mkdtemp(prefix="full-size-"))
     try:
         started = time.perf_counter()
-        geometry = MINIATURE if options.quick else MolmoEConfig()
-        total = write(folder, replace(geometry, n_layers=options.layers))
+        config = replace(geometry(is_quick=options.quick), n_layers=options.layers)
+        total = write(folder, config)
         print(f"wrote {total / 1e9:.3g} GB in {time.perf_counter() - started:.0f} s", flush=True)
-        code = ANSWER.format(threads=options.threads, folder=str(folder))
+        code = ANSWER.format(threads=options.threads, folder=str(folder), quick=options.quick)
         subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -75,7 +75,6 @@ class SlowDisk:
 
     def __init__(self, task: Task, delay_ms: float) -> None:
         self.task = task
-        self.name = task.name
         self.delay_ms = delay_ms
 
     def sample(self, split: str, index: int) -> Sample:

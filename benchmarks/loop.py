@@ -203,7 +203,8 @@ def sleeping_fleet(pools: Sequence[Any], config: ClusterConfig) -> RayFleet:
     class SleepingFleet(RayFleet):
         pool_class = SleepingPool
 
-    return SleepingFleet(lambda: None, config)
+    no_worker: Any = lambda: None  # noqa: E731
+    return SleepingFleet(no_worker, config)
 
 
 class Unevaluated(Run):
@@ -242,7 +243,8 @@ def main() -> int:
     """Runs the loop, and prints how busy actors and driver were."""
     options = read_options(QUICK, __doc__)
     connect("local")
-    pool_class = ray.remote(num_cpus=0, max_concurrency=1000)(Pool)
+    actors: Any = ray.remote(Pool)
+    pool_class = actors.options(num_cpus=0, max_concurrency=1000)
     pools = [pool_class.remote(options.sleep_s) for _ in range(2)]
     fleet = sleeping_fleet(pools, ClusterConfig(num_actors=options.actors))
     recipe = replace(molmoe_h100(), steps=options.steps, max_staleness=options.max_staleness)

@@ -29,6 +29,7 @@ from benchmarks.gpu.plan import Plan
 from benchmarks.gpu.report import Figure, Report
 from benchmarks.gpu.subject import Subject
 from rollout.latency.clock import DeviceFacts
+from rollout.molmoe.graphs import CudaGraphs
 
 Section = Callable[[Subject], list[Figure]]
 
@@ -90,6 +91,7 @@ def facts(subject: Subject) -> dict[str, object]:
     }
     if plan.device.type == "cuda":
         found["cuda"] = torch.version.cuda
+    if isinstance(subject.launcher, CudaGraphs):
         found["capture, s"] = round(subject.launcher.capture_s, 1)
     return found
 
