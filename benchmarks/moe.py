@@ -65,7 +65,7 @@ class MoEConfig:
 
 
 QUICK = MoEConfig(
-    quick=True, sizes=("mid",), dtypes=("float32",), tokens=(1,), rounds=2, seconds=0.1
+    quick=True, threads=1, sizes=("mid",), dtypes=("float32",), tokens=(1,), rounds=2, seconds=0.1
 )
 
 

@@ -47,7 +47,7 @@ class WholeModelConfig:
     threads: int = 2
 
 
-QUICK = WholeModelConfig(quick=True, embedded=True, past=40, room=8, steps=2)
+QUICK = WholeModelConfig(quick=True, embedded=True, past=40, room=8, steps=2, threads=1)
 
 
 def random_weights(num_layers: int, dtype: torch.dtype) -> MolmoE:
