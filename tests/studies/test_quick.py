@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import studies
+from studies import tier_picture
 from tests.quick import run_quick
 
 DEFAULT = {
@@ -48,13 +49,7 @@ def test_a_table_world_with_something_shuffled(what, monkeypatch, capfd):
 def test_an_input_that_is_needed_is_named(monkeypatch):
     monkeypatch.setattr("sys.argv", ["tier_picture"])
     with pytest.raises(ValueError, match="RUN, the folder of a training run, is needed"):
-        studies_main("tier_picture")
-
-
-def studies_main(name):
-    import importlib
-
-    return importlib.import_module(f"studies.{name}").main()
+        tier_picture.main()
 
 
 def test_no_program_is_left_out():
