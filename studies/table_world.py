@@ -54,6 +54,7 @@ from studies.known_outcomes import Outcomes
 from studies.table_run import quiet_settings, table_run
 
 NUM_BUDGETS = 8
+NUM_QUICK = 100
 SAMPLE_SCATTER, SCATTER = 0.03, 0.045
 """Standard deviations of log latency: between equal samples, and between repeats of one."""
 
@@ -173,7 +174,7 @@ class MisledController(Controller):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """Training and test samples, and the shipped profile for rivals and warm starts.
+    """Training and test samples, and the profile for rivals and warm starts.
 
     Attributes:
         splits: samples by split, with what is seen of them.
@@ -186,9 +187,9 @@ class World:
     controller_class: type[Controller] = Controller
 
     @classmethod
-    def of(cls, train: Outcomes, test: Outcomes) -> "World":
-        """Gives the outcomes latencies like those of the shipped profile."""
-        profile, tasks = ProfileTable.load(SHIPPED_PROFILE), build_tasks()
+    def of(cls, train: Outcomes, test: Outcomes, profile: ProfileTable) -> "World":
+        """Gives the outcomes latencies like those of a profile."""
+        tasks = build_tasks()
         seen = Seen.of([tasks.sample(*sample_place(name)) for name in profile.sample_ids])
         half, end = len(profile.sample_ids) // 2, len(profile.sample_ids)
         return cls(
@@ -242,11 +243,14 @@ def by_budget(name: str, rows: Sequence[Outcome]) -> str:
 
 def world_of(options: TableWorldConfig) -> World:
     """The world that is asked for."""
+    profile = ProfileTable.load(SHIPPED_PROFILE)
     if options.quick and options.outcomes is None:
-        world = World.of(Outcomes.shipped(range(40)), Outcomes.shipped(range(40, 60)))
+        train, test = Outcomes.shipped(range(40)), Outcomes.shipped(range(40, 60))
+        world = World.of(train, test, profile.rows(range(NUM_QUICK)))
     else:
         folder = needed(options.outcomes, "OUTCOMES, the folder of studies.outcomes,")
-        world = World.of(*(Outcomes.load(folder / name, name) for name in ("train", "test")))
+        train, test = (Outcomes.load(folder / name, name) for name in ("train", "test"))
+        world = World.of(train, test, profile)
     world = replace(world, image=not options.no_image)
     if options.shuffle == "budgets":
         return replace(world, controller_class=MisledController)
