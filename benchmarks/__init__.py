@@ -1,0 +1,1 @@
+"""Speed benchmarks: programs that measure how fast this project runs."""

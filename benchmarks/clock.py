@@ -19,9 +19,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 
+from benchmarks.options import read_options
 from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS
+from launch.cluster.console import one_clear_error
 from rollout.build import WorkerConfig, build_worker
 
 BUSY_LOOP = "while True: pass"
@@ -37,26 +38,33 @@ class ClockConfig:
     """One measurement.
 
     Attributes:
+        quick: tiny sizes, to see within a minute that it runs.
         out: JSON file for the results; none is written by default.
         repeats: number of runs of each configuration on each sample under each load.
         num_samples: number of samples.
         num_loads: number of processes that disturb.
+        settle_s: seconds between the start of these processes and the first run.
     """
 
+    quick: bool = False
     out: Path | None = None
     repeats: int = 60
     num_samples: int = 6
     num_loads: int = 2
+    settle_s: float = 5.0
+
+
+QUICK = ClockConfig(quick=True, repeats=2, num_samples=1, num_loads=1, settle_s=0.2)
 
 
 @contextmanager
-def beside(code: str, count: int) -> Iterator[None]:
-    """Runs the block while processes of this code run."""
+def beside(code: str, count: int, settle_s: float = 5.0) -> Iterator[None]:
+    """Runs the block while processes of this code run, which get some seconds to start."""
     processes = [
         subprocess.Popen([sys.executable, "-c", code]) for _ in range(count if code else 0)
     ]
     try:
-        time.sleep(5 if processes else 0)
+        time.sleep(settle_s if processes else 0)
         yield
     finally:
         for process in processes:
@@ -64,14 +72,15 @@ def beside(code: str, count: int) -> Iterator[None]:
             process.wait()
 
 
-def main(config: ClockConfig) -> None:
+def main() -> int:
     """Measures, and prints one row per load, configuration and clock."""
+    config = read_options(QUICK, __doc__)
     torch.set_num_threads(1)
     worker = build_worker(WorkerConfig(device="cpu"))
     worker.warm_up()
     runs: dict[tuple[str, str, str], np.ndarray] = {}
     for load, code in LOADS.items():
-        with beside(code, config.num_loads):
+        with beside(code, config.num_loads, config.settle_s):
             for name, knobs in (("cheapest", CHEAPEST_KNOBS), ("full", FULL_KNOBS)):
                 done = [
                     [worker.execute(knobs, "test", index)[0] for index in range(config.num_samples)]
@@ -92,7 +101,8 @@ def main(config: ClockConfig) -> None:
         )
     if config.out is not None:
         config.out.write_text(json.dumps(rows, indent=1) + "\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main(tyro.cli(ClockConfig, description=__doc__))
+    sys.exit(one_clear_error(main))

@@ -1,6 +1,6 @@
 """Opens all nine data sets at their published size, as every rollout actor does.
 
-    python -m benchmarks.data_sets [--folder DIR] [--code OTHER_CHECKOUT] [--small]
+    python -m benchmarks.data_sets [--folder DIR] [--code OTHER_CHECKOUT] [--quick]
 
 The records are made up, their numbers and fields are those of the published files; no pictures but
 those of the two sets that lie in parquet, 48 x 36 pixels each. Each line is a process of its own
@@ -12,7 +12,6 @@ version, opens the same files.
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import os
@@ -21,7 +20,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from benchmarks.options import read_options
+from launch.cluster.console import one_clear_error
+
+ROOT = Path(__file__).parents[1]
 NAMES = (
     *("coco_2014_vqa", "coco_caption", "doc_qa", "mmmu", "okvqa", "science_qa_img"),
     *("st_qa", "tally_qa", "text_vqa"),
@@ -65,20 +69,38 @@ print(json.dumps([opened_s, after[0] - before[0], after[1] - before[1], peak, en
 """What a process of either checkout runs."""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--folder", type=Path, help="where the records are, or are written to")
-    parser.add_argument("--code", type=Path, default=Path.cwd(), help="checkout that opens them")
-    parser.add_argument("--names", nargs="+", default=[*NAMES], help="data sets")
-    parser.add_argument("--small", action="store_true", help="a hundredth of the records")
-    options = parser.parse_args()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSetsConfig:
+    """One measurement.
+
+    Attributes:
+        quick: two data sets of a thousandth of the size, to see within a minute that it runs.
+        folder: where the records are, or are written to; by default a temporary folder.
+        code: checkout that opens them; by default this one.
+        names: data sets that are opened.
+        part: the number of records is the published one over this.
+    """
+
+    quick: bool = False
+    folder: Path | None = None
+    code: Path = ROOT
+    names: tuple[str, ...] = NAMES
+    part: int = 1
+
+
+QUICK = DataSetsConfig(quick=True, names=("okvqa", "mmmu"), part=1000)
+
+
+def main() -> int:
+    """Writes the records, and prints one row per data set and state of the cache."""
+    options = read_options(QUICK, __doc__)
     folder = options.folder or Path(tempfile.mkdtemp(prefix="data-sets-"))
     if not (folder / "whole").is_file():
-        write_all(folder, 100 if options.small else 1)
+        write_all(folder, options.part)
     cache = Path(tempfile.mkdtemp(prefix="data-sets-cache-"))
     print(f"{'data set':16} {'cache':6} {'s':>7} {'private MB':>11} {'shared MB':>10} "
           f"{'peak MB':>8} {'ms/entry':>9}  train, validation, test, dropped")  # fmt: skip
-    for names in [*([name] for name in options.names), options.names]:
+    for names in [*((name,) for name in options.names), options.names]:
         for state in ("empty", "full"):
             seconds, private, share, peak, entry_ms, census = opened(
                 names, folder, options.code, cache
@@ -91,17 +113,22 @@ def main() -> None:
     shutil.rmtree(cache)
     if options.folder is None:
         shutil.rmtree(folder)
+    return 0
 
 
-def opened(names: list[str], folder: Path, code: Path, cache: Path) -> list[Any]:
-    """What a fresh process of a checkout measures."""
+def opened(names: Sequence[str], folder: Path, code: Path, cache: Path) -> list[Any]:
+    """What a fresh process of a checkout measures.
+
+    Raises:
+        RuntimeError: it failed; holds the end of what it said.
+    """
     environment = {**os.environ, "PYTHONPATH": str(code), "HF_DATASETS_CACHE": str(cache)}
     command = [sys.executable, "-c", OPEN, ",".join(names), str(folder)]
     done = subprocess.run(
         command, env=environment, cwd=code, capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise SystemExit(done.stderr[-2000:])
+        raise RuntimeError(f"{code} cannot open {', '.join(names)}: {done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -333,4 +360,4 @@ def _write_rows(path: Path, rows: list[dict[str, Any]], image: pa.DataType) -> N
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(one_clear_error(main))

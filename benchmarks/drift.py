@@ -10,16 +10,19 @@ as in a run.
 Shapes: N repeats, C clocks.
 """
 
-import argparse
 import multiprocessing
+import sys
 import time
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from benchmarks.options import read_options
 from envs.calibration import Calibration
 from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS
 from envs.tasks import build_tasks
+from launch.cluster.console import one_clear_error
 from rollout.build import WorkerConfig, build_executor
 from rollout.latency.drift import FollowedTime, Pace
 from rollout.worker import RolloutWorker
@@ -27,6 +30,24 @@ from rollout.worker import RolloutWorker
 NUM_SAMPLES = 24
 CALIBRATION_ROUNDS = 5
 CLOCKS = ("of the device", "followed by probes", "followed by probes and pace")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriftConfig:
+    """One measurement.
+
+    Attributes:
+        quick: tiny sizes, to see within a minute that it runs.
+        workers: number of workers at the same time, each in a process of its own.
+        seconds: duration.
+    """
+
+    quick: bool = False
+    workers: int = 2
+    seconds: float = 100.0
+
+
+QUICK = DriftConfig(quick=True, workers=1, seconds=2.0)
 
 
 def repeats(seed: int, seconds: float) -> tuple[np.ndarray, np.ndarray]:
@@ -68,18 +89,17 @@ def scatter(what_N2: np.ndarray, log_ms_NC: np.ndarray) -> np.ndarray:
     return rest_NC.std(0)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=100)
-    options = parser.parse_args()
+def main() -> int:
+    """Measures, and prints one row per worker."""
+    options = read_options(QUICK, __doc__)
     jobs = [(seed, options.seconds) for seed in range(options.workers)]
     with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
         for seed, (what, log_ms) in enumerate(pool.starmap(repeats, jobs)):
             figures = zip(CLOCKS, scatter(what, log_ms), strict=True)
             text = ", ".join(f"{name} {value:.3f}" for name, value in figures)
             print(f"worker {seed}, {len(what)} episodes: scatter of log milliseconds {text}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(one_clear_error(main))

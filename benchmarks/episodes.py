@@ -1,6 +1,6 @@
 """Measures the time saved by shared groups and the reliability of measured latencies.
 
-Example: python -m benchmarks.episodes --model embedded --samples 12 --groups 60
+    python -m benchmarks.episodes --samples 12 --groups 60
 
 Sections: sum of the stages against the wall clock; overhead of the hooks; repeatability of three
 fixed configurations; composed latencies of a shared group against unshared runs; speed of a shared
@@ -9,15 +9,20 @@ vision encoder in two passes against one batch, of the published size too; cost 
 vector-Jacobian product; cost of the controller. All comparisons are interleaved, on one thread.
 """
 
-import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, Knobs, Sample, Tier, all_knobs
+from benchmarks.options import read_options
+from benchmarks.random_model import MINIATURE
+from envs.checks import check_within
+from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, Execution, Knobs, Sample, Tier, all_knobs
+from launch.cluster.console import one_clear_error
 from policy.config import ControllerConfig
 from policy.controller import Controller, choose
 from rollout.build import WorkerConfig, build_worker
@@ -31,13 +36,46 @@ from rollout.worker import RolloutWorker
 MIDDLE = Knobs(tier=Tier.MEDIUM, position=2, top_k=6, num_blocks=14)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpisodesConfig:
+    """One measurement.
+
+    Attributes:
+        quick: tiny sizes, to see within a minute that it runs.
+        model: the frozen model.
+        samples: number of samples.
+        groups: number of groups for composed latencies.
+        repeats: number of runs of each of three configurations.
+        pairs: number of runs of each sample with and without hooks.
+        published_rounds: number of rounds of the encoder of the published size, of 20 s each.
+        executor: answer length, budget scope, repeated measurements.
+    """
+
+    quick: bool = False
+    model: str = "embedded"
+    samples: int = 12
+    groups: int = 60
+    repeats: int = 50
+    pairs: int = 12
+    published_rounds: int = 5
+    executor: ExecutorConfig = field(default_factory=lambda: ExecutorConfig(max_new_tokens=16))
+
+    def __post_init__(self) -> None:
+        check_within(self, "samples", "groups", "repeats", "pairs", "published_rounds", low=2)
+
+
+QUICK = EpisodesConfig(quick=True, samples=2, groups=2, repeats=2, pairs=2, published_rounds=2)
+
+
 def milliseconds(call: Callable[[], object]) -> float:
+    """Wall time of one call."""
     started = time.perf_counter()
     call()
     return (time.perf_counter() - started) * 1e3
 
 
 def spread(values: list[float], unit: str = "ms") -> str:
+    """The median with quartiles."""
     low, middle, high = statistics.quantiles(values, n=4)
     return f"{middle:.3f} {unit} [{low:.3f} {high:.3f}]"
 
@@ -51,18 +89,24 @@ def median_interval(values_SR: np.ndarray) -> str:
 
 
 def interquartile(values: np.ndarray) -> float:
+    """The distance of the quartiles."""
     low, high = np.quantile(values, (0.25, 0.75))
     return float(high - low)
 
 
 def token_of(executor: MolmoEExecutor, seed: int = 0) -> np.ndarray:
+    """A random budget token, float32 [D]."""
     return np.random.default_rng(seed).normal(size=executor.d_model).astype(np.float32)
 
 
-def run_group(executor: MolmoEExecutor, sample: Sample, members: list[Knobs]):
+def run_group(
+    executor: MolmoEExecutor, sample: Sample, members: list[Knobs]
+) -> tuple[MolmoEGroupSession, list[Execution]]:
+    """Runs a group that shares work; its members' executions come in their order."""
     group = MolmoEGroupSession(executor, sample)
     group.begin([(k.tier, k.position) for k in members], token_of(executor))
-    return group, group.finish([(k.top_k, k.num_blocks) for k in members])
+    done = group.finish([(k.top_k, k.num_blocks) for k in members])
+    return group, [execution for execution in done if execution is not None]
 
 
 def earlier_episode(executor: MolmoEExecutor, sample: Sample, knobs: Knobs, *, whole: bool) -> None:
@@ -85,6 +129,7 @@ def earlier_episode(executor: MolmoEExecutor, sample: Sample, knobs: Knobs, *, w
 
 
 def section_clock(worker: RolloutWorker, samples: list[Sample]) -> None:
+    """The sum of the stages against the wall clock."""
     executor, ratios = worker.executor, []
     for sample in samples:
         for knobs in (FULL_KNOBS, MIDDLE, CHEAPEST_KNOBS):
@@ -95,7 +140,8 @@ def section_clock(worker: RolloutWorker, samples: list[Sample]) -> None:
     print(f"sum of stages and host work / wall clock of the episode: {spread(ratios, '')}")
 
 
-def section_hooks(worker: RolloutWorker, samples: list[Sample]) -> None:
+def section_hooks(worker: RolloutWorker, samples: list[Sample], num_pairs: int) -> None:
+    """What the hooks add to a full episode."""
     executor = worker.executor
     ratios = []
     for sample in samples:
@@ -109,7 +155,7 @@ def section_hooks(worker: RolloutWorker, samples: list[Sample]) -> None:
             return execution.wall_ms - execution.stages_ms["budget_token"]
 
         pairs = []
-        for turn in range(12):
+        for turn in range(num_pairs):
             if turn % 2:
                 took, without = hooked(), milliseconds(bare)
             else:
@@ -120,16 +166,19 @@ def section_hooks(worker: RolloutWorker, samples: list[Sample]) -> None:
     print(f"overhead of the hooks in a full episode, in per cent: {interval}")
 
 
-def section_repeatability(worker: RolloutWorker, sample: Sample) -> None:
+def section_repeatability(worker: RolloutWorker, sample: Sample, repeats: int) -> None:
+    """How much three fixed configurations vary on one sample."""
     runs: dict[Knobs, list[float]] = {k: [] for k in (CHEAPEST_KNOBS, MIDDLE, FULL_KNOBS)}
-    for _ in range(50):
+    for _ in range(repeats):
         for knobs, values in runs.items():
             _, (execution,) = run_group(worker.executor, sample, [knobs])
             values.append(execution.latency_ms)
     for knobs, values in runs.items():
         median, cv = statistics.median(values), np.std(values) / np.mean(values)
         tail = float(np.quantile(values, 0.95)) / median
-        print(f"50 repeats of {knobs}: median {median:.2f} ms, CV {cv:.1%}, p95/p50 {tail:.3f}")
+        print(
+            f"{repeats} repeats of {knobs}: median {median:.2f} ms, CV {cv:.1%}, p95/p50 {tail:.3f}"
+        )
 
 
 def section_composed(worker: RolloutWorker, samples: list[Sample]) -> None:
@@ -162,6 +211,7 @@ def section_composed(worker: RolloutWorker, samples: list[Sample]) -> None:
 
 
 def section_sharing(worker: RolloutWorker, samples: list[Sample]) -> None:
+    """A shared group against the two-pass flow of this training's first version."""
     rng, every = np.random.default_rng(1), list(all_knobs())
     for name, distinct in (("uniform over 225", 225), ("three distinct", 3)):
         ratios: dict[bool, list[float]] = {True: [], False: []}
@@ -216,7 +266,10 @@ def section_vision(worker: RolloutWorker, samples: list[Sample]) -> None:
     ratios |= {"low and medium": [], "all three": []}
     for sample in seen * 3:
         inputs = [executor.preprocessor(sample.image, sample.prompt, t.max_crops) for t in Tier]
-        crops = [(i.images[None], i.image_masks[None]) for i in inputs if i.images is not None]
+        crops = []
+        for i in inputs:
+            assert i.images is not None and i.image_masks is not None  # noqa: PT018
+            crops.append((i.images[None], i.image_masks[None]))
 
         def whole(places: list[int], crops=crops) -> None:
             for place in places:
@@ -238,10 +291,9 @@ def section_vision(worker: RolloutWorker, samples: list[Sample]) -> None:
         print(f"vision encoder, {name}: two passes over one batch {spread(found, '')}")
 
 
-def section_published_vision(rounds: int) -> None:
-    """The same for four crops and an encoder of the published size, with random weights."""
+def section_random_vision(config: MolmoEConfig, rounds: int) -> None:
+    """The same for four crops and an encoder of another size, with random weights."""
     torch.manual_seed(0)
-    config = MolmoEConfig()
     encoder = ImageEncoder(config).eval()
     images = torch.randn(1, 4, config.vision.grid**2, config.vision.patch_dim)
     masks = torch.ones(images.shape[:3])
@@ -261,10 +313,12 @@ def section_published_vision(rounds: int) -> None:
             call()
             took[call] = time.thread_time() - started
         ratios.append(took[split] / took[whole])
-    print(f"vision encoder of the published size, low tier: {spread(ratios, '')}")
+    size = f"width {config.vision.dim}, random weights"
+    print(f"vision encoder of {size}, low tier: {spread(ratios, '')}")
 
 
 def section_gradient(worker: RolloutWorker, samples: list[Sample]) -> None:
+    """The vector-Jacobian product as a share of its group's rollout."""
     rng, every, shares = np.random.default_rng(2), list(all_knobs()), []
     for sample in samples:
         members = [every[i] for i in rng.integers(0, len(every), 8)]
@@ -279,6 +333,7 @@ def section_gradient(worker: RolloutWorker, samples: list[Sample]) -> None:
 
 
 def section_controller(worker: RolloutWorker, samples: list[Sample]) -> None:
+    """Both stages and the budget token, at this model's width and at the published one."""
     for d_model in (worker.executor.d_model, 2048):
         # The width of the published model's vision encoder is half of its own.
         width = worker.executor.image_dim if d_model < 2048 else 1025
@@ -307,32 +362,28 @@ def section_controller(worker: RolloutWorker, samples: list[Sample]) -> None:
     print(f"for comparison, an episode of {MIDDLE}: {spread(medians)}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="embedded")
-    parser.add_argument("--samples", type=int, default=12)
-    parser.add_argument("--groups", type=int, default=60, help="groups for composed latencies")
-    parser.add_argument("--max-new-tokens", type=int, default=16)
-    parser.add_argument("--published-rounds", type=int, default=5, help="20 s each, 2 at least")
-    options = parser.parse_args()
-    executor = ExecutorConfig(max_new_tokens=options.max_new_tokens)
-    worker = build_worker(WorkerConfig(model=options.model, executor=executor))
+def main() -> int:
+    """Runs all sections."""
+    options = read_options(QUICK, __doc__)
+    worker = build_worker(WorkerConfig(model=options.model, executor=options.executor))
     torch.set_num_threads(1)
     worker.warm_up()
     many = [worker.tasks.sample("validation", index) for index in range(options.groups)]
     samples = many[: options.samples]
     section_clock(worker, samples)
-    section_hooks(worker, samples)
-    section_repeatability(worker, samples[0])
+    section_hooks(worker, samples, options.pairs)
+    section_repeatability(worker, samples[0], options.repeats)
     section_composed(worker, many)
     section_sharing(worker, samples)
     section_further_sharing(worker)
     with torch.no_grad():
         section_vision(worker, samples)
-        section_published_vision(options.published_rounds)
+        geometry = MINIATURE if options.quick else MolmoEConfig()
+        section_random_vision(geometry, options.published_rounds)
     section_gradient(worker, samples)
     section_controller(worker, samples)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(one_clear_error(main))

@@ -1,14 +1,12 @@
 """Runs a full-size model with random weights in the published layout on this machine.
 
-Example: python -m benchmarks.full_size --layers 16
+    python -m benchmarks.full_size --layers 16
 
 Writes a sharded float32 checkpoint (about 29 GB), loads it in bfloat16 in a new process, and
 answers one prompt with an image. Prints peak memory and the times of loading, prefill and decode.
 The folder is deleted afterwards.
 """
 
-import argparse
-import json
 import resource
 import shutil
 import statistics
@@ -16,73 +14,52 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
-from rollout.molmoe import MolmoE, MolmoEConfig, Preprocessor, load_model
-from rollout.molmoe.checkpoint import INDEX, tensor_slots
+from benchmarks.options import read_options
+from benchmarks.random_model import MINIATURE, BarePreprocessor, write
+from launch.cluster.console import one_clear_error
+from rollout.molmoe import MolmoEConfig, load_model
 from rollout.molmoe.generation import decode_step
 from rollout.molmoe.preprocess import ModelInputs
 
-SHARD_BYTES = 2 * 10**9
+ROOT = Path(__file__).parents[1]
+ANSWER = """
+import pathlib, torch
+from benchmarks.full_size import run
+torch.set_num_threads({threads})
+run(pathlib.Path({folder!r}), is_quick={quick})
+"""
 
 
-def write(folder: Path, config: MolmoEConfig, *, dtype: torch.dtype = torch.float32) -> int:
-    """Writes random shards one by one, so that only one is in memory; returns the bytes.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FullSizeConfig:
+    """One measurement.
 
-    They are drawn on the GPU where there is one, which takes seconds instead of minutes.
+    Attributes:
+        quick: a miniature instead, to see within a minute that it runs.
+        layers: number of decoder blocks.
+        folder: folder for the shards; by default a temporary one.
+        threads: number of threads.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    with torch.device("meta"):
-        slots = tensor_slots(MolmoE(config))
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config.to_dict()))
-    generator = torch.Generator(device).manual_seed(0)
-    shard: dict[str, torch.Tensor] = {}
-    size = total = number = 0
-    weight_map: dict[str, str] = {}
 
-    def flush() -> None:
-        nonlocal shard, size, number
-        file = f"model-{number:05}.safetensors"
-        save_file(shard, folder / file, metadata={"format": "pt"})
-        weight_map.update(dict.fromkeys(shard, file))
-        shard, size, number = {}, 0, number + 1
-
-    for name, slot in slots.items():
-        is_gain = slot.ndim == 1 and name.endswith("weight")
-        values = torch.empty(slot.shape, dtype=dtype, device=device)
-        std = 0.02 if slot.ndim > 1 else 0.0
-        values = values.fill_(1) if is_gain else values.normal_(0, std, generator=generator)
-        shard[name] = values.cpu()
-        size += values.nbytes
-        total += values.nbytes
-        if size > SHARD_BYTES:
-            flush()
-    if shard:
-        flush()
-    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    return total
+    quick: bool = False
+    layers: int = 16
+    folder: Path | None = None
+    threads: int = 2
 
 
-class BarePreprocessor(Preprocessor):
-    """A preprocessor without tokenizer files: every prompt has the same 20 tokens."""
+QUICK = FullSizeConfig(quick=True, layers=2)
 
-    def __init__(self, config: MolmoEConfig) -> None:
-        self.config, self.bos = config, config.eos_token_id
-        specials = (config.eos_token_id + offset for offset in range(1, 5))
-        self.im_start, self.im_end, self.im_patch, self.im_col = specials
 
-    def encode_prompt(self, prompt: str) -> np.ndarray:
-        return np.arange(20) + 10
-
-    def decode(self, token_ids: list[int]) -> str:
-        return " ".join(map(str, token_ids))
+def geometry(*, is_quick: bool) -> MolmoEConfig:
+    """The published geometry, or a miniature."""
+    return MINIATURE if is_quick else MolmoEConfig()
 
 
 def image_inputs(config: MolmoEConfig) -> ModelInputs:
@@ -92,12 +69,12 @@ def image_inputs(config: MolmoEConfig) -> ModelInputs:
 
 
 @torch.no_grad()
-def run(folder: Path) -> None:
+def run(folder: Path, *, is_quick: bool) -> None:
     """Loads the model and answers, in its own process."""
     started = time.perf_counter()
     model = load_model(folder, dtype=torch.bfloat16)
     load_s = time.perf_counter() - started
-    inputs = image_inputs(model.config)
+    inputs = image_inputs(geometry(is_quick=is_quick))
     cache = model.new_cache(len(inputs.token_ids) + 40)
     started = time.perf_counter()
     x = model.embed_inputs(inputs)
@@ -124,27 +101,22 @@ def run(folder: Path) -> None:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--layers", type=int, default=16, help="decoder blocks")
-    parser.add_argument("--folder", type=Path, default=None, help="folder for the shards")
-    parser.add_argument("--run", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
+def main() -> int:
+    """Writes the shards and measures in a new process."""
+    options = read_options(QUICK, __doc__)
     torch.set_num_threads(options.threads)
-    if options.run:
-        run(options.folder)
-        return
     folder = options.folder or Path(tempfile.mkdtemp(prefix="full-size-"))
     try:
         started = time.perf_counter()
-        total = write(folder, replace(MolmoEConfig(), n_layers=options.layers))
-        print(f"wrote {total / 1e9:.1f} GB in {time.perf_counter() - started:.0f} s", flush=True)
-        command = [sys.executable, __file__, "--run", "--folder", str(folder)]
-        subprocess.run([*command, "--threads", str(options.threads)], check=True)
+        config = replace(geometry(is_quick=options.quick), n_layers=options.layers)
+        total = write(folder, config)
+        print(f"wrote {total / 1e9:.3g} GB in {time.perf_counter() - started:.0f} s", flush=True)
+        code = ANSWER.format(threads=options.threads, folder=str(folder), quick=options.quick)
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(one_clear_error(main))

@@ -7,60 +7,78 @@ Requests arrive by a Poisson process, whether or not earlier ones were answered 
 policy gets the same questions, budgets and arrival times at a rate, on the same server, in turns of
 a few seconds. Latency is measured here, at the client: from the moment a request is due to the end
 of its answer. A request misses its budget if its answer comes late, or not at all.
+`--quick` needs no server: it asks a stand-in of its own, which always gives the same answer.
 """
 
 import asyncio
 import json
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import aiohttp
 import numpy as np
-import tyro
+from aiohttp import web
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.options import read_options
 from envs.scoring import score_of
 from envs.spec import Sample, Task
 from envs.tasks import build_tasks
+from launch.cluster.console import one_clear_error
 from launch.serving.page import data_url
 
 GIVE_UP_S = 20.0
 """Time limit of one request."""
 
-PAUSE_S = 1.5
-"""Rest between two turns, so that no queue is handed on."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoadConfig:
+class GoodputConfig:
     """One load test.
 
     Attributes:
+        quick: few requests to a stand-in for a server, to see within a minute that it runs.
         url: address of the server.
         policies: models that are compared.
         rates: requests per second.
         budgets_ms: budgets of the mixture, equally frequent.
         turn_s: length of one turn of a policy, in seconds.
         turns: number of turns of each policy at each rate.
+        pause_s: rest between two turns, so that no queue is handed on.
         num_samples: number of questions of the test split, drawn with replacement.
         seed: seed of arrivals, questions and budgets.
         output: figure; the numbers are written beside it, as .json.
     """
 
+    quick: bool = False
     url: str = "http://127.0.0.1:8000"
     policies: tuple[str, ...] = ("controller", "full", "cheapest", "static", "lookup")
     rates: tuple[float, ...] = (1.0, 2.0, 4.0, 6.0, 8.0)
     budgets_ms: tuple[float, ...] = (150.0, 250.0, 500.0)
     turn_s: float = 15.0
     turns: int = 3
+    pause_s: float = 1.5
     num_samples: int = 200
     seed: int = 0
     output: Path = Path("goodput.png")
+
+
+QUICK = GoodputConfig(
+    quick=True,
+    policies=("controller", "full"),
+    rates=(10.0,),
+    turn_s=0.5,
+    turns=1,
+    pause_s=0.1,
+    num_samples=4,
+    output=Path(tempfile.gettempdir()) / "goodput-quick.png",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +177,7 @@ def _content(sample: Sample) -> list[dict[str, object]]:
     return parts
 
 
-def schedule(config: LoadConfig, rate: float, turn: int) -> list[Arrival]:
+def schedule(config: GoodputConfig, rate: float, turn: int) -> list[Arrival]:
     """The arrivals of one turn, the same for every policy."""
     rng = np.random.default_rng([config.seed, round(1000 * rate), turn])
     arrivals, due_s = [], rng.exponential(1 / rate)
@@ -176,7 +194,7 @@ def schedule(config: LoadConfig, rate: float, turn: int) -> list[Arrival]:
 
 
 async def play(
-    config: LoadConfig, questions: Questions, policy: str, arrivals: Sequence[Arrival]
+    config: GoodputConfig, questions: Questions, policy: str, arrivals: Sequence[Arrival]
 ) -> list[Reply]:
     """Sends the requests of one turn when they are due, and waits for all replies."""
     timeout = aiohttp.ClientTimeout(total=GIVE_UP_S)
@@ -212,7 +230,34 @@ async def _post(session: aiohttp.ClientSession, url: str, body: bytes) -> tuple[
         return "failed", ""
 
 
-async def measure(config: LoadConfig, console: Console) -> list[Row]:
+@asynccontextmanager
+async def stand_in_server() -> AsyncIterator[str]:
+    """A server that answers every question with the same word; yields its address."""
+
+    async def answer(_request: web.Request) -> web.Response:
+        return web.json_response({"choices": [{"message": {"content": "yes"}}]})
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+async def rows_of(config: GoodputConfig, console: Console) -> list[Row]:
+    """The measurement, on a stand-in server if it is a quick one."""
+    if not config.quick:
+        return await measure(config, console)
+    async with stand_in_server() as url:
+        return await measure(replace(config, url=url), console)
+
+
+async def measure(config: GoodputConfig, console: Console) -> list[Row]:
     """All policies at all rates, in turns."""
     questions = Questions(config.num_samples)
     rows = []
@@ -222,7 +267,7 @@ async def measure(config: LoadConfig, console: Console) -> list[Row]:
             for policy in config.policies:
                 arrivals = schedule(config, rate, turn)
                 replies[policy] += await play(config, questions, policy, arrivals)
-                await asyncio.sleep(PAUSE_S)
+                await asyncio.sleep(config.pause_s)
         seconds = config.turns * config.turn_s
         new = [Row.of(policy, rate, found, seconds) for policy, found in replies.items()]
         for row in new:
@@ -235,16 +280,16 @@ async def measure(config: LoadConfig, console: Console) -> list[Row]:
     return rows
 
 
-def figure_of(rows: Sequence[Row], config: LoadConfig) -> Figure:
+def figure_of(rows: Sequence[Row], config: GoodputConfig) -> Figure:
     """Goodput and missed budgets against the rate."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for policy in config.policies:
         ours = [row for row in rows if row.policy == policy]
-        style = {"linewidth": 2.5} if policy == "controller" else {"linewidth": 1.3}
+        width = 2.5 if policy == "controller" else 1.3
         rates = [row.rate for row in ours]
-        left.plot(rates, [row.goodput for row in ours], "o-", label=policy, **style)
-        right.plot(rates, [100 * row.missed for row in ours], "o-", label=policy, **style)
+        left.plot(rates, [row.goodput for row in ours], "o-", label=policy, linewidth=width)
+        right.plot(rates, [100 * row.missed for row in ours], "o-", label=policy, linewidth=width)
     budgets = ", ".join(f"{ms:g}" for ms in config.budgets_ms)
     left.set(ylabel="correct answers within budget, 1/s", title=f"budgets {budgets} ms")
     right.set(ylabel="requests not answered within budget, %", ylim=(0, 100))
@@ -269,9 +314,9 @@ def verdict(rows: Sequence[Row]) -> str:
 
 def main() -> int:
     """Runs the load test."""
-    config = tyro.cli(LoadConfig, prog="goodput.py", description=__doc__)
+    config = read_options(QUICK, __doc__)
     console = Console(soft_wrap=True, highlight=False)
-    rows = asyncio.run(measure(config, console))
+    rows = asyncio.run(rows_of(config, console))
     figure_of(rows, config).savefig(config.output, dpi=120)
     content = {"config": asdict(config) | {"output": ""}, "rows": [asdict(row) for row in rows]}
     config.output.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
@@ -284,4 +329,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(one_clear_error(main))

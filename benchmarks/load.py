@@ -5,37 +5,45 @@ python -m benchmarks.load --minutes 12
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass
 
-import tyro
-
 from benchmarks.clock import BUSY_LOOP, beside
+from benchmarks.options import read_options
+from launch.cluster.console import one_clear_error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoadConfig:
+class DisturbanceConfig:
     """One disturbance.
 
     Attributes:
+        quick: tiny sizes, to see within a minute that it runs.
         minutes: how long it lasts.
         processes: number of busy loops.
         period_s: seconds that the loops run, and then rest.
     """
 
+    quick: bool = False
     minutes: float = 12.0
     processes: int = 2
     period_s: float = 60.0
 
 
-def main(config: LoadConfig) -> None:
+QUICK = DisturbanceConfig(quick=True, minutes=0.01, processes=1, period_s=0.2)
+
+
+def main() -> int:
     """Switches the load on and off until the time is over."""
+    config = read_options(QUICK, __doc__)
     ends = time.monotonic() + 60 * config.minutes
     while time.monotonic() < ends:
-        with beside(BUSY_LOOP, config.processes):
+        with beside(BUSY_LOOP, config.processes, settle_s=0.0):
             time.sleep(config.period_s)
         time.sleep(config.period_s)
+    return 0
 
 
 if __name__ == "__main__":
-    main(tyro.cli(LoadConfig, description=__doc__))
+    sys.exit(one_clear_error(main))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -21,12 +22,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 from PIL import Image
 
+from benchmarks.options import read_options
 from envs.spec import TIERS, Sample, Task
 from envs.tasks.registry import load_tasks
 from envs.tasks.vqa.config import DataConfig
+from launch.cluster.console import one_clear_error
 from rollout.build import EMBEDDED
 from rollout.molmoe import Preprocessor
 from rollout.sample_loader import SampleLoader
@@ -37,6 +39,7 @@ class LoadingConfig:
     """One measurement.
 
     Attributes:
+        quick: tiny sizes, to see within a minute that it runs.
         model: folder with config.json and tokenizer.json, whose geometry is measured; by default
             the embedded model's.
         num_threads: numbers of loading threads to measure; 0 loads each sample when it is needed.
@@ -48,6 +51,7 @@ class LoadingConfig:
         groups_per_s: groups per second that one device runs.
     """
 
+    quick: bool = False
     model: Path = EMBEDDED
     num_threads: tuple[int, ...] = (0, 1, 2, 4)
     num_samples: int = 48
@@ -56,6 +60,9 @@ class LoadingConfig:
     height: int = 768
     delay_ms: float = 0.0
     groups_per_s: float = 20.0
+
+
+QUICK = LoadingConfig(quick=True, num_threads=(0, 1), num_samples=4, num_pictures=2)
 
 
 class SlowDisk:
@@ -68,7 +75,6 @@ class SlowDisk:
 
     def __init__(self, task: Task, delay_ms: float) -> None:
         self.task = task
-        self.name = task.name
         self.delay_ms = delay_ms
 
     def sample(self, split: str, index: int) -> Sample:
@@ -132,8 +138,9 @@ def measured_s(loader: SampleLoader, num_samples: int) -> tuple[float, float]:
     return time.perf_counter() - started, time.process_time() - cpu_started
 
 
-def main(config: LoadingConfig) -> None:
+def main() -> int:
     """Measures, and prints one row per number of threads."""
+    config = read_options(QUICK, __doc__)
     torch.set_num_threads(1)
     preprocessor = Preprocessor.from_pretrained(config.model)
     with tempfile.TemporaryDirectory() as name:
@@ -153,7 +160,8 @@ def main(config: LoadingConfig) -> None:
             rate, cpu_ms = config.num_samples / wall_s, 1000 * cpu_s / config.num_samples
             share = rate / config.groups_per_s
             print(f"{num_threads:7d}  {rate:9.1f}  {cpu_ms:11.1f}  {share:.2f} x")
+    return 0
 
 
 if __name__ == "__main__":
-    main(tyro.cli(LoadingConfig, description=__doc__))
+    sys.exit(one_clear_error(main))

@@ -1,6 +1,6 @@
 """Measures how busy the recipe `molmoe-h100` keeps its devices, with actors that only sleep.
 
-Example: python -m benchmarks.loop --actors 64 --sleep 1.0 --max-staleness 1
+    python -m benchmarks.loop --actors 64 --sleep-s 1.0 --max-staleness 1
 
 The loop of `launch/joint_grpo.py` runs with the real fleet, checkpoints, reports, and the real
 learner at full width; only the rollout actors sleep instead of computing. All of them live in a
@@ -8,22 +8,27 @@ few asynchronous Ray actors, in which each serves one call at a time. Prints the
 which the actors were busy, and the driver's time by part of a step.
 """
 
-import argparse
 import asyncio
+import sys
 import tempfile
 import time
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import ray
 
+from benchmarks.options import read_options
 from envs.calibration import Calibration
+from envs.checks import check_within
 from envs.spec import BudgetSampler
 from launch.cluster.actor_pool import ActorPool
 from launch.cluster.config import ClusterConfig
 from launch.cluster.connection import connect
+from launch.cluster.console import one_clear_error
 from launch.cluster.fleet import RayFleet
 from launch.cluster.remote_learner import RemoteLearner
 from launch.joint_grpo import train
@@ -33,10 +38,12 @@ from launch.run.state import Run
 from learner.checkpoint import CheckpointStore
 from learner.lambda_control import LambdaControl
 from policy.config import PolicySetup
+from policy.weights import PolicyWeights
 from rollout.actor import ActorFacts, Timed
 from rollout.fingerprint import Fingerprint
 from rollout.group_rollout import GroupRollout
 from rollout.latency.clock import DeviceFacts
+from rollout.requests import GradientRequest, GroupRequest
 
 WIDTH = 2048
 FACTS = DeviceFacts(
@@ -58,6 +65,31 @@ GRADIENT_SHARE = 0.05
 """Duration of a vector-Jacobian product relative to that of its group's rollout."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopConfig:
+    """One measurement.
+
+    Attributes:
+        quick: few actors that sleep briefly, to see within a minute that it runs.
+        actors: number of rollout actors.
+        sleep_s: seconds that an actor sleeps per group.
+        steps: number of steps of the run; the first two do not count.
+        max_staleness: how many steps actors may be ahead.
+    """
+
+    quick: bool = False
+    actors: int = 64
+    sleep_s: float = 1.0
+    steps: int = 8
+    max_staleness: int = molmoe_h100().max_staleness
+
+    def __post_init__(self) -> None:
+        check_within(self, "steps", low=3)
+
+
+QUICK = LoopConfig(quick=True, actors=2, sleep_s=0.01, steps=3)
+
+
 class Pool:
     """Many simulated rollout actors in one process."""
 
@@ -66,6 +98,7 @@ class Pool:
         self.locks: dict[str, asyncio.Lock] = {}
 
     async def start(self, name: str, incarnation: int) -> ActorFacts:
+        """As `rollout.actor`."""
         return ActorFacts(
             name=name,
             incarnation=incarnation,
@@ -78,10 +111,19 @@ class Pool:
         )
 
     async def work(self, name: str, seconds: float) -> None:
+        """Keeps one actor busy."""
         async with self.locks.setdefault(name, asyncio.Lock()):
             await asyncio.sleep(seconds)
 
-    async def rollout(self, name, incarnation, request, setup, weights) -> Timed:
+    async def rollout(
+        self,
+        name: str,
+        incarnation: int,
+        request: GroupRequest,
+        setup: PolicySetup,
+        weights: PolicyWeights,
+    ) -> Timed:
+        """A group of invented outcomes, after its time."""
         await self.work(name, self.sleep_s)
         rng, size = np.random.default_rng(request.group_id), request.group_size
         group = GroupRollout(
@@ -115,10 +157,12 @@ class Pool:
             value=group, seconds=self.sleep_s, waited_s=0.0, actor=name, incarnation=incarnation
         )
 
-    async def status(self, name, _incarnation):
+    async def status(self, name: str, _incarnation: int) -> dict[str, str]:
+        """The actor is alive."""
         return {"name": name}
 
-    async def budget_gradient(self, name, incarnation, request) -> Timed:
+    async def budget_gradient(self, name: str, incarnation: int, request: GradientRequest) -> Timed:
+        """An invented gradient, after its time."""
         seconds = GRADIENT_SHARE * self.sleep_s
         await self.work(name, seconds)
         value = request.gradients_GD.sum(0)
@@ -130,34 +174,37 @@ class Pool:
 class SleepingActors:
     """Stands where the fleet expects an actor class; its handles speak to a pool."""
 
-    def __init__(self, pools) -> None:
+    def __init__(self, pools: Sequence[Any]) -> None:
         self.pools = pools
 
-    def options(self, **_options):
+    def options(self, **_options: Any) -> "SleepingActors":
+        """Ray's options, which do not matter here."""
         return self
 
-    def remote(self, _build, name: str, incarnation: int, _threads: int):
+    def remote(self, _build: Any, name: str, incarnation: int, _threads: int) -> SimpleNamespace:
+        """The handle of an actor in one of the pools."""
         pool = self.pools[int(name.rpartition("-")[2]) % len(self.pools)]
 
-        def method(remote):
+        def method(remote: Any) -> SimpleNamespace:
             return SimpleNamespace(remote=lambda *call: remote.remote(name, incarnation, *call))
 
         methods = ("status", "start", "rollout", "budget_gradient")
         return SimpleNamespace(**{m: method(getattr(pool, m)) for m in methods})
 
 
-def sleeping_fleet(pools, config: ClusterConfig) -> RayFleet:
+def sleeping_fleet(pools: Sequence[Any], config: ClusterConfig) -> RayFleet:
     """The fleet with another actor class, and nothing else changed."""
 
     class SleepingPool(ActorPool):
-        def _start(self, slot) -> None:
+        def _start(self, slot: Any) -> None:
             self.actor_class = SleepingActors(pools)
             super()._start(slot)
 
     class SleepingFleet(RayFleet):
         pool_class = SleepingPool
 
-    return SleepingFleet(lambda: None, config)
+    no_worker: Any = lambda: None  # noqa: E731
+    return SleepingFleet(no_worker, config)
 
 
 class Unevaluated(Run):
@@ -192,16 +239,13 @@ def make_run(fleet: RayFleet, config: JointGRPOConfig, folder: Path) -> Run:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--actors", type=int, default=64)
-    parser.add_argument("--sleep", type=float, default=1.0, help="seconds per group")
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--max-staleness", type=int, default=molmoe_h100().max_staleness)
-    options = parser.parse_args()
+def main() -> int:
+    """Runs the loop, and prints how busy actors and driver were."""
+    options = read_options(QUICK, __doc__)
     connect("local")
-    pool_class = ray.remote(num_cpus=0, max_concurrency=1000)(Pool)
-    pools = [pool_class.remote(options.sleep) for _ in range(2)]
+    actors: Any = ray.remote(Pool)
+    pool_class = actors.options(num_cpus=0, max_concurrency=1000)
+    pools = [pool_class.remote(options.sleep_s) for _ in range(2)]
     fleet = sleeping_fleet(pools, ClusterConfig(num_actors=options.actors))
     recipe = replace(molmoe_h100(), steps=options.steps, max_staleness=options.max_staleness)
     config = recipe.sized_for(options.actors)
@@ -223,7 +267,8 @@ def main() -> None:
     for part in ("broadcast", "checkpoint", "wait", "gradient", "learn"):
         seconds = [row.get(f"time/{part}_s", 0.0) for row in rows]
         print(f"  {part:<11}{np.median(seconds):7.3f} s per step")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(one_clear_error(main))

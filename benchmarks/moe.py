@@ -1,18 +1,20 @@
 """Times our MoE layer, mid-size and full-size, against two other implementations.
 
-Example: python -m benchmarks.moe --quick --sizes full --dtypes bfloat16 --tokens 1 64
+    python -m benchmarks.moe --sizes full --dtypes bfloat16 --tokens 1 64
 
 The others are a plain loop over all experts, as in the published code, and transformers' OLMoE
 block with each of its expert implementations. All run in one process, interleaved in random order
 (a call that follows a large allocation is slower); the table shows medians with quartiles.
 """
 
-import argparse
 import functools
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,15 +24,16 @@ from rich.table import Table
 from transformers import OlmoeConfig
 from transformers.models.olmoe.modeling_olmoe import OlmoeSparseMoeBlock
 
+from benchmarks.options import read_options
 from benchmarks.published_flow import PlainLoop
+from launch.cluster.console import one_clear_error
 from rollout.molmoe import MolmoEConfig
-from rollout.molmoe.moe import SparseMoE, grouped_experts, looped_experts
+from rollout.molmoe.moe import ExpertFunction, SparseMoE, grouped_experts, looped_experts
 
 SIZES = {
     "mid": MolmoEConfig(d_model=512, n_heads=8, num_experts=64, expert_hidden=256),
     "full": MolmoEConfig(),
 }
-TOKENS = (1, 64, 400, 1200)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 OURS = ("looped", "grouped")
 OTHERS = ("plain loop", "eager", "batched_mm", "grouped_mm")
@@ -38,7 +41,37 @@ LARGE_BYTES = 2**30
 """If batched_mm gathers more than this, it is timed only once, after all others."""
 
 
-def olmoe(ours: SparseMoE, config: MolmoEConfig, top_k: int, implementation: str):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoEConfig:
+    """One measurement.
+
+    Attributes:
+        quick: one row, to see within a minute that it runs.
+        threads: number of threads.
+        sizes: sizes of the layer.
+        dtypes: dtypes of the weights.
+        tokens: numbers of tokens.
+        rounds: minimum number of runs of each implementation.
+        seconds: minimum duration of a row.
+    """
+
+    quick: bool = False
+    threads: int = 2
+    sizes: tuple[Literal["mid", "full"], ...] = ("mid", "full")
+    dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+    tokens: tuple[int, ...] = (1, 64, 400, 1200)
+    rounds: int = 5
+    seconds: float = 10.0
+
+
+QUICK = MoEConfig(
+    quick=True, threads=1, sizes=("mid",), dtypes=("float32",), tokens=(1,), rounds=2, seconds=0.1
+)
+
+
+def olmoe(
+    ours: SparseMoE, config: MolmoEConfig, top_k: int, implementation: str
+) -> Callable[[torch.Tensor], torch.Tensor]:
     """Transformers' OLMoE block on the same weights, without copying them."""
     settings = OlmoeConfig(
         hidden_size=config.d_model,
@@ -91,17 +124,10 @@ def once_ms(call: Callable[[], object]) -> float:
 
 
 @torch.no_grad()
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="less time per row")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
-    parser.add_argument("--rounds", type=int, default=5, help="minimum number of runs of each")
-    parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))
-    parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS))
-    options = parser.parse_args()
+def main() -> int:
+    """Measures, and prints one row per size, dtype, number of tokens and top-k."""
+    options = read_options(QUICK, __doc__)
     torch.set_num_threads(options.threads)
-    seconds = 0.5 if options.quick else 10.0
     table = Table(
         "size", "dtype", "tokens", "k", *OURS, *OTHERS, "ours / best other", "copy / ours"
     )
@@ -115,40 +141,43 @@ def main() -> None:
             layer = layer.to(dtype)
             loop = PlainLoop(layer)
             for tokens in options.tokens:
+                x_TD = torch.randn(tokens, config.d_model, dtype=dtype)
                 for top_k in (4, 8):
-                    x = torch.randn(tokens, config.d_model, dtype=dtype)
-                    cells = row(layer, loop, config, x, top_k, seconds, options.rounds)
+                    cells = row(layer, loop, config, x_TD, top_k, options)
                     table.add_row(size, dtype_name, str(tokens), str(top_k), *cells)
             del layer, loop
     Console(width=220).print(table)
     print("medians in ms with quartiles; *: chosen by our rule; ratios: medians over the rounds;")
     print("copy: a plain copy of the number of bytes of the k experts' weights, at one token")
+    return 0
 
 
-def row(layer, loop, config, x, top_k, seconds, rounds) -> list[str]:
-    """Cells of one row of the table; a dash for an implementation that fails."""
+def ways_of(
+    layer: SparseMoE, loop: PlainLoop, config: MolmoEConfig, x_TD: torch.Tensor, top_k: int
+) -> tuple[dict[str, Callable[[], object]], dict[str, Callable[[], object]]]:
+    """The implementations that work here, and those that are too large to be timed often."""
 
-    def ours(function):
-        def call():
-            probs = F.softmax(layer.gate(x), dim=-1, dtype=torch.float32)
+    def ours(function: ExpertFunction) -> Callable[[], object]:
+        def call() -> object:
+            probs = F.softmax(layer.gate(x_TD), dim=-1, dtype=torch.float32)
             weights, experts = probs.topk(top_k, dim=-1)
-            return function(x, weights.to(x.dtype), experts, layer.gate_up, layer.down)
+            return function(x_TD, weights.to(x_TD.dtype), experts, layer.gate_up, layer.down)
 
         return call
 
-    ways = {
+    ways: dict[str, Callable[[], object]] = {
         "looped": ours(looped_experts),
         "grouped": ours(grouped_experts),
-        "plain loop": lambda: loop(x, top_k),
+        "plain loop": lambda: loop(x_TD, top_k),
     }
-    expert_bytes = 3 * config.d_model * config.expert_hidden * x.element_size()
-    large = {}
+    expert_bytes = 3 * config.d_model * config.expert_hidden * x_TD.element_size()
+    large: dict[str, Callable[[], object]] = {}
     for name in ("eager", "batched_mm", "grouped_mm"):
-        call = functools.partial(olmoe(layer, config, top_k, name), x)
+        call = functools.partial(olmoe(layer, config, top_k, name), x_TD)
         gathers = name == "batched_mm"  # a copy of k experts' weights for every token
-        if gathers and len(x) > 64:
+        if gathers and len(x_TD) > 64:
             continue
-        if gathers and len(x) * top_k * expert_bytes > LARGE_BYTES:
+        if gathers and len(x_TD) * top_k * expert_bytes > LARGE_BYTES:
             large[name] = call
             continue
         try:
@@ -156,10 +185,23 @@ def row(layer, loop, config, x, top_k, seconds, rounds) -> list[str]:
         except (RuntimeError, ValueError, KeyError, NotImplementedError):
             continue
         ways[name] = call
-    if len(x) == 1:
+    if len(x_TD) == 1:
         ways["copy"] = plain_copy(top_k * expert_bytes)
-    times = interleaved(ways, seconds, rounds)
-    rule = layer.experts_for(x, top_k)
+    return ways, large
+
+
+def row(
+    layer: SparseMoE,
+    loop: PlainLoop,
+    config: MolmoEConfig,
+    x_TD: torch.Tensor,
+    top_k: int,
+    options: MoEConfig,
+) -> list[str]:
+    """Cells of one row of the table; a dash for an implementation that fails."""
+    ways, large = ways_of(layer, loop, config, x_TD, top_k)
+    times = interleaved(ways, options.seconds, options.rounds)
+    rule = layer.experts_for(x_TD, top_k)
     chosen = np.array(times["looped" if rule is looped_experts else "grouped"])
     medians = {name: once_ms(call) for name, call in large.items()}
     cells = []
@@ -178,4 +220,4 @@ def row(layer, loop, config, x, top_k, seconds, rounds) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(one_clear_error(main))

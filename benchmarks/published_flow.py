@@ -6,13 +6,21 @@ keys and values into a new cache, and applies the head to every position.
 Shapes: T tokens, D d_model.
 """
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 
 from rollout.molmoe import MolmoE
+from rollout.molmoe.decoder import Block
 from rollout.molmoe.moe import SparseMoE
 
 KeysAndValues = tuple[torch.Tensor, torch.Tensor]
+
+
+def blocks_of(model: MolmoE) -> list[Block]:
+    """The blocks with their type, which `ModuleList` does not know."""
+    return [cast(Block, block) for block in model.blocks]
 
 
 class PlainLoop(torch.nn.Module):
@@ -28,6 +36,7 @@ class PlainLoop(torch.nn.Module):
         ]
 
     def forward(self, x_TD: torch.Tensor, top_k: int) -> torch.Tensor:
+        """The weighted sum of the k chosen experts, [T, D]."""
         probs = F.softmax(self.gate(x_TD), dim=1, dtype=torch.float)
         weights, selected = torch.topk(probs, top_k, dim=-1)
         weights = weights.to(x_TD.dtype)
@@ -51,9 +60,10 @@ class PublishedFlow:
 
     def __init__(self, model: MolmoE, past: list[KeysAndValues] | None = None) -> None:
         self.model, self.past = model, past or []
-        self.loops = [PlainLoop(block.mlp) for block in model.blocks]
+        self.loops = [PlainLoop(block.mlp) for block in blocks_of(model)]
 
     def embed(self, ids_1T: torch.Tensor) -> torch.Tensor:
+        """Embeddings [1, T, D] from both tables."""
         tables = torch.cat([self.model.wte.embedding, self.model.wte.new_embedding])
         return F.embedding(ids_1T, tables)
 
@@ -65,7 +75,7 @@ class PublishedFlow:
         cos, sin = self.model._rotary.table(total, self.model.device)
         cos, sin = cos[past_length:total], sin[past_length:total]
         past, self.past = self.past, []
-        for index, (block, loop) in enumerate(zip(self.model.blocks, self.loops, strict=True)):
+        for index, (block, loop) in enumerate(zip(blocks_of(self.model), self.loops, strict=True)):
             attention = block.attn
             q, k, v = attention.att_proj(attention.attn_norm(x)).chunk(3, -1)
             q, k = attention.q_norm(q), attention.k_norm(k)

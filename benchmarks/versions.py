@@ -1,21 +1,27 @@
 """Times whole episodes of this checkout and of another one, in turns, to show what a change costs.
 
-Example: python -m benchmarks.versions ../other --pairs 9
+    python -m benchmarks.versions ../other --pairs 9
 
 Each checkout runs in a process of its own with one thread. Both run the same configurations on the
 same sample of the embedded model, one after the other in alternating order; latencies are CPU time.
 Two processes with the same code differ by up to 2 %, so several pairs of them are compared, each on
-a third of the configurations and on a sample of its own.
+a third of the configurations and on a sample of its own. `--quick` compares
+this checkout with itself.
 """
 
-import argparse
 import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import tyro
+
+from benchmarks.options import needed, read_options
+from launch.cluster.console import one_clear_error
 
 SERVE = """
 import json, sys
@@ -30,7 +36,27 @@ for line in sys.stdin:
     print(json.dumps([execution.latency_ms, execution.answer]), flush=True)
 """
 NUM_CONFIGURATIONS = 225
-STRIDE = 3
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionsConfig:
+    """One comparison.
+
+    Attributes:
+        quick: this checkout against itself on few configurations, to see that it runs.
+        other: another checkout of this project.
+        pairs: number of pairs of processes.
+        stride: one pair runs one of so many configurations.
+    """
+
+    quick: bool = False
+    other: Annotated[Path | None, tyro.conf.Positional] = None
+    pairs: int = 9
+    stride: int = 3
+
+
+QUICK = VersionsConfig(quick=True, other=ROOT, pairs=1, stride=50)
 
 
 class Checkout:
@@ -67,13 +93,13 @@ class Checkout:
         self.process.wait()
 
 
-def compare(here: Path, there: Path, pair: int) -> tuple[float, int]:
+def compare(here: Path, there: Path, pair: int, stride: int) -> tuple[float, int]:
     """Mean logarithm of the ratio of latencies in a new pair of processes; differing answers."""
-    folders = (here, there) if pair // STRIDE % 2 else (there, here)
+    folders = (here, there) if pair // stride % 2 else (there, here)
     started = [Checkout(folder) for folder in folders]  # which one comes first may matter
-    ours, theirs = started if folders[0] is here else reversed(started)
+    ours, theirs = started if folders[0] == here else reversed(started)
     logs, differing = [], 0
-    for number in range(pair % STRIDE, NUM_CONFIGURATIONS, STRIDE):
+    for number in range(pair % stride, NUM_CONFIGURATIONS, stride):
         order = (ours, theirs) if number % 2 else (theirs, ours)
         runs = {checkout: checkout.run(number, pair) for checkout in order}
         logs.append(np.log(runs[ours][0] / runs[theirs][0]))
@@ -83,13 +109,11 @@ def compare(here: Path, there: Path, pair: int) -> tuple[float, int]:
     return float(np.mean(logs)), differing
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("other", type=Path, help="another checkout of this project")
-    parser.add_argument("--pairs", type=int, default=9)
-    options = parser.parse_args()
-    here, there = Path(__file__).parents[1], options.other.resolve()
-    results = [compare(here, there, pair) for pair in range(options.pairs)]
+def main() -> int:
+    """Compares, and prints the mean ratio of latencies."""
+    options = read_options(QUICK, __doc__)
+    there = needed(options.other, "OTHER, another checkout of this project,").resolve()
+    results = [compare(ROOT, there, pair, options.stride) for pair in range(options.pairs)]
     logs, rng = np.array([log for log, _ in results]), np.random.default_rng(0)
     means = [rng.choice(logs, len(logs)).mean() for _ in range(2000)]
     low, high = np.exp(np.quantile(means, (0.025, 0.975)))
@@ -98,7 +122,8 @@ def main() -> None:
         f"95 % interval {low:.4f} to {high:.4f}; each: {np.exp(logs).round(3).tolist()}; "
         f"{sum(number for _, number in results)} answers differ"
     )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(one_clear_error(main))

@@ -1,28 +1,57 @@
 """Times one decode step: the growing cache, the fixed shape, the published flow.
 
-Example: python -m benchmarks.whole_model --layers 2
+    python -m benchmarks.whole_model --layers 2
 
 The growing cache is what a CPU decodes with, the fixed shape (here by plain calls) what CUDA graphs
 hold, and the published flow that of `benchmarks.published_flow`. At full width with random weights;
 `--embedded` takes the model that ships.
 """
 
-import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
-from benchmarks.published_flow import PublishedFlow
+from benchmarks.options import read_options
+from benchmarks.published_flow import KeysAndValues, PublishedFlow
+from launch.cluster.console import one_clear_error
 from rollout.build import EMBEDDED
 from rollout.molmoe import MolmoE, MolmoEConfig, load_model
 from rollout.molmoe.fixed_shape import FixedShapeDecoder, PlainCalls
 from rollout.molmoe.generation import decode_step
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WholeModelConfig:
+    """One measurement.
+
+    Attributes:
+        quick: few steps of the model that ships, to see within a minute that it runs.
+        embedded: the model that ships, float32, instead of one at full width.
+        layers: number of blocks of the model at full width.
+        past: number of tokens in the cache.
+        room: number of tokens beyond these that the cache has room for.
+        steps: number of steps that are timed.
+        threads: number of threads.
+    """
+
+    quick: bool = False
+    embedded: bool = False
+    layers: int = 2
+    past: int = 400
+    room: int = 64
+    steps: int = 40
+    threads: int = 2
+
+
+QUICK = WholeModelConfig(quick=True, embedded=True, past=40, room=8, steps=2, threads=1)
+
+
 def random_weights(num_layers: int, dtype: torch.dtype) -> MolmoE:
+    """A model at full width."""
     model = MolmoE(replace(MolmoEConfig(), n_layers=num_layers))
     for weight in model.parameters():
         weight.normal_(0, 0.02)
@@ -35,8 +64,11 @@ def ways_to_decode(model: MolmoE, num_past: int, room: int) -> dict[str, Callabl
     cache = model.new_cache(num_past + room)
     prompt = torch.randint(0, config.embedding_size, (1, num_past))
     model.run_blocks(model.embed(prompt), 0, config.n_layers, cache=cache)
-    past = [tuple(t.clone() for t in cache.block(i).valid()) for i in range(config.n_layers)]
     published = PublishedFlow(model)
+    past: list[KeysAndValues] = []
+    for index in range(config.n_layers):
+        keys, values = cache.block(index).valid()
+        past.append((keys.clone(), values.clone()))
     decoder = FixedShapeDecoder(model, (config.top_k,), num_past + room, PlainCalls())
     decoder.fork(cache, num_past, range(config.n_layers))
     running = [(block, config.top_k) for block in range(config.n_layers)]
@@ -57,6 +89,7 @@ def ways_to_decode(model: MolmoE, num_past: int, room: int) -> dict[str, Callabl
 
 
 def compare(model: MolmoE, num_past: int, room: int, rounds: int) -> None:
+    """Times all ways in turns, after two rounds that do not count."""
     ways = ways_to_decode(model, num_past, room)
     times: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 2):
@@ -75,23 +108,18 @@ def compare(model: MolmoE, num_past: int, room: int, rounds: int) -> None:
 
 
 @torch.no_grad()
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--embedded", action="store_true", help="the model that ships, float32")
-    parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--past", type=int, default=400, help="tokens in the cache")
-    parser.add_argument("--room", type=int, default=64, help="tokens beyond these")
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
+def main() -> int:
+    """Measures, and prints one row per way to decode."""
+    options = read_options(QUICK, __doc__)
     torch.set_num_threads(options.threads)
     if options.embedded:
         compare(load_model(EMBEDDED), options.past, options.room, options.steps)
-        return
+        return 0
     for dtype in (torch.float32, torch.bfloat16):
         model = random_weights(options.layers, dtype)
         compare(model, options.past, options.room, options.steps)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(one_clear_error(main))

@@ -5,7 +5,7 @@ own graph, and through the latency token, which passed the frozen model. The lea
 that model, so an update is two calls with a vector-Jacobian product on the rollout actors in
 between:
 
-    pending = learner.prepare(groups, score_rewards_NG, constraint_rewards_NG)
+    pending = learner.prepare(groups, score_NG, constraint_NG)
     # the actors map pending.latency_token_grads to budget_token_grads
     record = learner.apply(pending, budget_token_grads)
 
@@ -133,8 +133,8 @@ class Learner:
     def prepare(
         self,
         groups: Sequence[GroupRollout],
-        score_rewards_NG: np.ndarray,
-        constraint_rewards_NG: np.ndarray,
+        score_NG: np.ndarray,
+        constraint_NG: np.ndarray,
         violation_cost: ViolationCost | None = None,
     ) -> PendingUpdate:
         """Computes the loss and its gradients down to the latency tokens.
@@ -142,8 +142,8 @@ class Learner:
         Args:
             groups: of one size. Their order is the order of summation: keep it (by group_id, for
                 one) where updates must be repeatable to the bit.
-            score_rewards_NG: the part of each episode's reward that comes from its score.
-            constraint_rewards_NG: the rest, -(lambda * violation + 0.5 * overshoot).
+            score_NG: the part of each episode's reward that comes from its score.
+            constraint_NG: the rest, -(lambda * violation + 0.5 * overshoot).
             violation_cost: lambda at budgets in ms, for replay; without it there is none.
 
         Raises:
@@ -151,7 +151,7 @@ class Learner:
         """
         form = ADVANTAGE_FORMS[self.config.advantage]
         like = next(self.controller.parameters())
-        batch = make_batch(groups, score_rewards_NG, constraint_rewards_NG, form, like)
+        batch = make_batch(groups, score_NG, constraint_NG, form, like)
         batch.latency_token_BD.requires_grad_()
         self.optimizer.zero_grad()
         log_probs_B, metrics = self._backward(batch, batch.latency_token_BD, None)
@@ -161,8 +161,8 @@ class Learner:
         grads_NGD = grads_BD.view(len(groups), batch.group_size, -1).float().cpu().numpy()
         self._pending = PendingUpdate(
             groups=groups,
-            score_rewards_NG=score_rewards_NG,
-            constraint_rewards_NG=constraint_rewards_NG,
+            score_rewards_NG=score_NG,
+            constraint_rewards_NG=constraint_NG,
             violation_cost=violation_cost,
             batch=batch,
             proximal_log_probs_B=log_probs_B,

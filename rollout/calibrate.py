@@ -9,7 +9,7 @@ import numpy as np
 
 from envs.calibration import CALIBRATION_SPLIT, Calibration
 from envs.spec import BudgetSampler
-from rollout.fleet import Fleet
+from rollout.fleet import MeasuringFleet
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,7 +25,7 @@ class ExtremeLatencies:
     clock: str = ""
 
     @classmethod
-    def measure(cls, fleet: Fleet[Any], num_samples: int) -> Self:
+    def measure(cls, fleet: MeasuringFleet[Any], num_samples: int) -> Self:
         """Measures on all devices at once, each sample several times."""
         return cls(fleet.extreme_latencies(CALIBRATION_SPLIT, num_samples), fleet.clock_name)
 

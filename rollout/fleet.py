@@ -98,25 +98,6 @@ class Fleet(Protocol[Weights]):
         """Runs greedy episodes under given weights; waits for all of them."""
         ...
 
-    @property
-    def clock_name(self) -> str:
-        """The clock that latencies are from."""
-        ...
-
-    def extreme_latencies(self, split: str, num_samples: int) -> np.ndarray:
-        """Latencies in ms of the cheapest and the full configuration: [rounds, N, 2]."""
-        ...
-
-    def profile_each(
-        self,
-        plan: Sequence[tuple[int, Sequence[Knobs]]],
-        split: str,
-        what: str,
-        calibration: Calibration | None = None,
-    ) -> Iterator[list[ProfileRecord]]:
-        """Runs each sample's configurations; yields its records, in the order of the plan."""
-        ...
-
     def prefixes(self, requests: Sequence[PrefixRequest]) -> list[Prefixes]:
         """Features and latency tokens for a warm start, in the order of the requests."""
         ...
@@ -135,6 +116,29 @@ class Fleet(Protocol[Weights]):
         self, groups: Sequence[GroupRollout], gradients: Sequence[np.ndarray]
     ) -> list[np.ndarray]:
         """Maps dL/d(latency token) [G, D] of each group to dL/d(budget token) [D]."""
+        ...
+
+
+class MeasuringFleet(Fleet[Weights], Protocol[Weights]):
+    """A fleet on devices with a clock, which runs single configurations without a controller."""
+
+    @property
+    def clock_name(self) -> str:
+        """The clock that latencies are from."""
+        ...
+
+    def extreme_latencies(self, split: str, num_samples: int) -> np.ndarray:
+        """Latencies in ms of the cheapest and the full configuration: [rounds, N, 2]."""
+        ...
+
+    def profile_each(
+        self,
+        plan: Sequence[tuple[int, Sequence[Knobs]]],
+        split: str,
+        what: str,
+        calibration: Calibration | None = None,
+    ) -> Iterator[list[ProfileRecord]]:
+        """Runs each sample's configurations; yields its records, in the order of the plan."""
         ...
 
 

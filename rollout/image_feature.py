@@ -2,7 +2,7 @@
 
 Only the first of the encoder's selected layers is averaged. On the embedded tasks no other pooling,
 and no pair of poolings, tells more about the tier that a question needs
-(`python -m benchmarks.image_feature`).
+(`python -m studies.image_feature`).
 
 Shapes: P patches of a crop, E encoder width, F = E x selected layers, I = E + 1.
 """

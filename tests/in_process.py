@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from envs.calibration import Calibration
-from learner.learner import Learner
 from policy.config import PolicySetup
-from policy.controller import Controller
 from policy.weights import PolicyWeights
 from rollout.fleet import MAX_REPLACEMENTS, FleetStats, replacement
 from rollout.group_rollout import GroupRollout
@@ -93,19 +90,3 @@ class LocalFleet:
     def prefixes(self, requests: Sequence[PrefixRequest]) -> list[Prefixes]:
         """Language features and latency tokens, for a warm start."""
         return [self.worker.prefixes(request) for request in requests]
-
-
-class LocalLearner(Learner):
-    """A `Learner` that hands out its controller and state for checkpoints."""
-
-    def snapshot(self) -> tuple[Controller, dict[str, Any]]:
-        """The controller and the learner's state after the last update."""
-        return self.controller, self.state_dict()
-
-    def publish(self, weights: PolicyWeights) -> PolicyWeights:
-        """Returns the weights themselves: one process needs no references."""
-        return weights
-
-    def fetch(self, weights: PolicyWeights) -> PolicyWeights:
-        """Returns the weights themselves."""
-        return weights

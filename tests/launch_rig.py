@@ -13,13 +13,14 @@ from launch.run.state import Run
 from learner.checkpoint import CheckpointStore
 from learner.config import LearnerConfig
 from learner.lambda_control import LambdaControl
+from learner.local import LocalLearner
 from policy.config import PolicySetup
 from policy.controller import Controller
 from rollout.executor import MolmoEExecutor
 from rollout.image_feature import image_dim
 from rollout.latency.simulated import SimulatedLatency
 from rollout.worker import RolloutWorker
-from tests.in_process import LocalFleet, LocalLearner
+from tests.in_process import LocalFleet
 from tests.rollout import rig
 
 CALIBRATION = Calibration(cheapest_ms=15.0, full_ms=85.0, scatter=0.0, num_samples=4)

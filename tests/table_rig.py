@@ -1,27 +1,17 @@
-"""Learning on a table: a synthetic profile with known latencies, and runs of the loop on it."""
+"""Table worlds for tests: a synthetic profile with known latencies, and a fleet on a table."""
 
 import zlib
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from scipy.stats import norm
 
-from envs.calibration import Calibration
-from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, BudgetSampler, all_knobs
+from envs.spec import CHEAPEST_KNOBS, all_knobs
 from envs.tasks import build_tasks
-from launch.run.recipes import EvaluationConfig, JointGRPOConfig
-from launch.run.reporting import Reporter
-from launch.run.state import Run
-from learner.checkpoint import CheckpointStore
-from learner.lambda_control import LambdaControl
-from policy.config import PolicySetup
-from policy.controller import Controller
 from rollout.build import EMBEDDED
 from rollout.profiling.profile_table import ProfileTable
-from tests.in_process import LocalLearner
-from tests.table_world import StandInBlocks, TableFleet, TableSamples, mean_embeddings
+from rollout.simulation.stand_in_blocks import StandInBlocks
+from rollout.simulation.table_fleet import TableFleet
+from rollout.simulation.table_samples import TableSamples, mean_embeddings
 
 D_MODEL = 96
 PROFILE = EMBEDDED / "profile.npz"
@@ -92,22 +82,6 @@ def features(table: ProfileTable) -> np.ndarray:
     return mean_embeddings(table.prompts, encode, embedding_VD)
 
 
-def budgets_of(table: ProfileTable) -> BudgetSampler:
-    """The budgets that a run would measure on this table."""
-    return BudgetSampler.from_latencies(*extreme_latencies(table).T)
-
-
-def extreme_latencies(table: ProfileTable) -> np.ndarray:
-    """Latencies of the cheapest and the full configuration, [S, 2]."""
-    columns = [table.column(knobs) for knobs in (CHEAPEST_KNOBS, FULL_KNOBS)]
-    return table.latencies_ms[:, columns].astype(np.float64)
-
-
-def calibration_of(table: ProfileTable) -> Calibration:
-    """The calibration from all samples of a table."""
-    return Calibration.of_latencies(extreme_latencies(table)[None])
-
-
 def fleet_of(
     table: ProfileTable, feature_SD: np.ndarray | None = None, image_SI: np.ndarray | None = None
 ) -> TableFleet:
@@ -117,37 +91,3 @@ def fleet_of(
     samples = TableSamples(table=table, language_feature_SD=language_SD, image_feature_SI=image_SI)
     splits = {"train": samples, "validation": samples}
     return TableFleet(splits, StandInBlocks(samples.language_feature_SD.shape[1]))
-
-
-def _reporter(run_dir: Path, num_steps: int) -> Reporter:
-    reporter = Reporter(run_dir, num_steps=num_steps, clock="table")
-    reporter.begin_at(0)
-    return reporter
-
-
-def table_run(run_dir: Path, settings: JointGRPOConfig, fleet: TableFleet) -> Run:
-    """A new run that trains and evaluates on the same table."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    samples = fleet.splits["train"]
-    budgets = budgets_of(samples.table)
-    widths = samples.language_feature_SD.shape[1], samples.image_feature_SI.shape[1]
-    setup = PolicySetup.of(*widths, budgets, calibration_of(samples.table))
-    torch.manual_seed(settings.seed)
-    return Run(
-        config=settings,
-        setup=setup,
-        fleet=fleet,
-        learner=LocalLearner(Controller(setup.controller), settings.learner),
-        reporter=_reporter(run_dir, settings.steps),
-        store=CheckpointStore(run_dir / "checkpoints", settings.keep_last),
-        lambda_control=LambdaControl(settings.pid, budgets),
-        calibration=calibration_of(samples.table),
-    )
-
-
-def settings(base: JointGRPOConfig, **changes: Any) -> JointGRPOConfig:
-    """A recipe's settings with few checkpoints and a single evaluation."""
-    from dataclasses import replace
-
-    quiet = {"checkpoint_every": 10**6, "evaluation": EvaluationConfig(every=10**6, num_samples=2)}
-    return replace(base, **{**quiet, **changes})

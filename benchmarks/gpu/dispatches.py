@@ -1,6 +1,6 @@
 """Counts operations that are dispatched for a decoded token and for a prefill; runs no kernel.
 
-Example: python -m benchmarks.gpu.dispatches
+    python -m benchmarks.gpu.dispatches
 
 The published geometry on the meta device. Norms and attention count as one operation each, as on
 CUDA. Views launch nothing, so they are counted apart. A graph counts as one launch.
@@ -8,6 +8,7 @@ CUDA. Views launch nothing, so they are counted apart. A graph counts as one lau
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -15,13 +16,29 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.gpu.plan import Plan
+from benchmarks.options import read_options
+from benchmarks.random_model import MINIATURE
+from launch.cluster.console import one_clear_error
 from rollout.molmoe import MolmoE, MolmoEConfig
 from rollout.molmoe.fixed_shape import FixedShapeDecoder, Part, PlainCalls
 from rollout.molmoe.generation import decode_step
 
 PROMPT_TOKENS = 1217
 CROPS = 13
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DispatchesConfig:
+    """One count.
+
+    Attributes:
+        quick: counts a miniature's operations.
+    """
+
+    quick: bool = False
+
+
+QUICK = DispatchesConfig(quick=True)
 
 
 @dataclass(slots=True)
@@ -121,16 +138,19 @@ def meta_model(config: MolmoEConfig) -> MolmoE:
         return MolmoE(config).to(torch.bfloat16)
 
 
-def main() -> None:
+def main() -> int:
     """Prints a table for the published geometry."""
-    model = meta_model(Plan.published(torch.device("meta")).config)
+    options = read_options(QUICK, __doc__)
+    model = meta_model(MINIATURE if options.quick else MolmoEConfig())
     print("| one token, 16 blocks, k 8 | operations | views | launches |")
     print("| --- | --- | --- | --- |")
-    for name, (counts, launches) in decode_counts(model, PROMPT_TOKENS + 64).items():
+    num_tokens, num_crops = (100, 2) if options.quick else (PROMPT_TOKENS, CROPS)
+    for name, (counts, launches) in decode_counts(model, num_tokens + 64).items():
         print(f"| {name} | {counts.launching} | {counts.views} | {launches} |")
-    for name, counts in prefill_counts(model, PROMPT_TOKENS, CROPS).items():
+    for name, counts in prefill_counts(model, num_tokens, num_crops).items():
         print(f"| prefill: {name} | {counts.launching} | {counts.views} | {counts.launching} |")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(one_clear_error(main))

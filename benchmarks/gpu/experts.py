@@ -9,9 +9,10 @@ import torch
 from benchmarks.gpu.report import Figure
 from benchmarks.gpu.speed import interleaved
 from benchmarks.gpu.subject import Subject, launcher_for, quartiles
+from benchmarks.published_flow import blocks_of
 from rollout.latency.hooks import Timeline
 from rollout.molmoe.fixed_shape import Launcher, Part
-from rollout.molmoe.moe import ExpertFunction, gathered_experts, grouped_experts
+from rollout.molmoe.moe import ExpertFunction, SparseMoE, gathered_experts, grouped_experts
 
 PASSES = 10
 """Passes through the experts of all blocks in one measurement."""
@@ -52,13 +53,13 @@ class AllBlocks:
         self.out_1D, self.experts = torch.zeros_like(self.x_1D), experts
         self.launcher: Launcher = launcher_for(device)
         parts: dict[Part, Callable[[], None]] = {}
-        for index, block in enumerate(subject.model.blocks):
+        for index, block in enumerate(blocks_of(subject.model)):
             chosen_1k = torch.randperm(config.num_experts, generator=generator)[None, :top_k]
             parts[index, top_k] = self._part(block.mlp, chosen_1k.to(device))
         self.names = list(parts)
         self.launcher.prepare(parts)
 
-    def _part(self, mlp: torch.nn.Module, chosen_1k: torch.Tensor) -> Callable[[], None]:
+    def _part(self, mlp: SparseMoE, chosen_1k: torch.Tensor) -> Callable[[], None]:
         def work() -> None:
             self.out_1D.copy_(
                 self.experts(self.x_1D, self.weights_1k, chosen_1k, mlp.gate_up, mlp.down)

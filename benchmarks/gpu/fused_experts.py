@@ -6,6 +6,9 @@ a C compiler beside it. `TRITON_INTERPRET=1` runs it on a CPU.
 Shapes: D d_model, H expert width, k experts per token.
 """
 
+# Triton comes with torch for CUDA only, and its kernels are launched by subscripts.
+# pyright: reportMissingImports=false, reportIndexIssue=false
+
 from __future__ import annotations
 
 import torch

@@ -15,7 +15,7 @@ from transformers.models.olmoe.modeling_olmoe import OlmoeRotaryEmbedding
 from benchmarks.gpu.report import Figure
 from benchmarks.gpu.speed import interleaved
 from benchmarks.gpu.subject import Subject, quartiles
-from benchmarks.published_flow import PublishedFlow
+from benchmarks.published_flow import PublishedFlow, blocks_of
 from envs.spec import Tier
 from rollout.latency.clock import clock_for
 from rollout.molmoe import MolmoE
@@ -43,8 +43,8 @@ def olmoe(ours: MolmoE, experts: str) -> OlmoeForCausalLM:
         pad_token_id=1,
         bos_token_id=None,
         eos_token_id=None,
-        attn_implementation="sdpa",
-        experts_implementation=experts,
+        attn_implementation="sdpa",  # pyright: ignore[reportCallIssue]: of the base class
+        experts_implementation=experts,  # pyright: ignore[reportCallIssue]
     )
     with torch.device("meta"):
         model = OlmoeForCausalLM(settings)
@@ -59,7 +59,7 @@ def _olmoe_weights(ours: MolmoE) -> dict[str, torch.Tensor]:
         "model.norm.weight": ours.ln_f.weight,
         "lm_head.weight": ours.lm_head.weight,
     }
-    for index, block in enumerate(ours.blocks):
+    for index, block in enumerate(blocks_of(ours)):
         q, k, v = block.attn.att_proj.weight.chunk(3)
         parts = {
             "self_attn.q_proj.weight": q,

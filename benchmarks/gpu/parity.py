@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.full_size import BarePreprocessor
 from benchmarks.gpu.report import Figure
 from benchmarks.gpu.subject import Subject, knobs, launcher_for
+from benchmarks.random_model import BarePreprocessor
 from envs.spec import TOP_KS, Tier
 from rollout.molmoe import MolmoE, MolmoEConfig
 from rollout.molmoe.fixed_shape import EMBED, FixedShapeDecoder, Launcher, Part, PlainCalls

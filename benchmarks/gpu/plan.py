@@ -7,6 +7,7 @@ from typing import Self
 
 import torch
 
+from benchmarks.random_model import MINIATURE
 from rollout.molmoe import MolmoEConfig, VisionConfig
 
 
@@ -97,25 +98,9 @@ class Plan:
     @classmethod
     def miniature(cls, device: torch.device) -> Self:
         """The same run in seconds, on any device; its times say nothing."""
-        vision = VisionConfig(
-            num_layers=3, dim=16, num_heads=2, mlp_dim=32, patch_size=4, image_size=32
-        )
-        config = MolmoEConfig(
-            d_model=32,
-            n_heads=4,
-            embedding_size=96,
-            additional_vocab_size=4,
-            num_experts=16,
-            expert_hidden=16,
-            max_position_embeddings=512,
-            eos_token_id=80,
-            vit_layers=(-1, -3),
-            overlap_margins=(2, 2),
-            vision=vision,
-        )
         return cls(
-            config=config,
-            small=config,
+            config=MINIATURE,
+            small=MINIATURE,
             dtype=torch.bfloat16,
             device=device,
             image_size=(90, 120),

@@ -98,19 +98,21 @@ def prefill(subject: Subject) -> list[Figure]:
     """Milliseconds up to the first token, by tier and stage."""
     goals, figures = subject.plan.goals, []
     for tier in Tier:
-        runs = []
+        runs, length = [], 0
         for _ in range(subject.plan.rounds + 1):
             prefix = subject.prefix(tier)
             execution = subject.fast.advance(prefix, knobs(8, 16, tier))
             runs.append(execution.stages_ms)
-        length = len(prefix.inputs.token_ids)
+            length = len(prefix.inputs.token_ids)
         kinds = {"copy": "copy", "vision": "vision_", "projector": "projector", "embed": "embed"}
         kinds |= {"blocks": "block_", "budget token": "budget_token", "head": "head"}
         sums = {
-            kind: [sum(ms for n, ms in run.items() if n.startswith(start)) for run in runs[1:]]
+            kind: [
+                sum((ms for n, ms in run.items() if n.startswith(start)), 0.0) for run in runs[1:]
+            ]
             for kind, start in kinds.items()
         }
-        whole = [sum(parts) for parts in zip(*sums.values(), strict=True)]
+        whole = [sum(parts, 0.0) for parts in zip(*sums.values(), strict=True)]
         limit = goals.prefill_ms if goals and tier is Tier.HIGH else None
         name = f"{tier.name.lower()} tier, {length} tokens"
         figures.append(_figure(f"{name}: whole", whole, "ms", limit))

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.full_size import BarePreprocessor, write
 from benchmarks.gpu.plan import Plan
+from benchmarks.random_model import BarePreprocessor, write
 from envs.spec import Knobs, Sample, Tier
 from rollout.block_skipping import BlockImportance
 from rollout.executor import MolmoEExecutor

@@ -16,7 +16,7 @@ from launch.analysis.baselines import Outcome, outcome
 from launch.analysis.greedy_sweep import GreedySweep, greedy_sweep, usable
 from launch.analysis.knob_table import KnobTable
 from policy.config import PolicySetup
-from rollout.fleet import Fleet
+from rollout.fleet import MeasuringFleet
 from rollout.profiling.profile_table import ProfileTable
 
 SAMPLES_A_TURN = 10
@@ -77,8 +77,21 @@ class Live:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """What a controller is compared with.
+
+    Attributes:
+        profile: of the validation split, in the run's milliseconds; rivals are chosen on it.
+        fleet: runs the rivals' configurations.
+    """
+
+    profile: ProfileTable
+    fleet: MeasuringFleet[Any]
+
+
 def run_live(
-    fleet: Fleet[Any],
+    fleet: MeasuringFleet[Any],
     setup: PolicySetup,
     weights: Any,
     rivals: Mapping[str, KnobTable],
@@ -101,7 +114,7 @@ def run_live(
 
 
 def _with_rivals(
-    fleet: Fleet[Any],
+    fleet: MeasuringFleet[Any],
     setup: PolicySetup,
     rivals: Mapping[str, KnobTable],
     ours: GreedySweep,

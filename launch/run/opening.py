@@ -16,6 +16,7 @@ from rich.console import Console
 
 from envs.calibration import Calibration
 from envs.spec import BudgetSampler
+from launch.analysis.interleaved import Comparison
 from launch.cluster.connection import connect
 from launch.cluster.fleet import RayFleet, check_census, open_fleet
 from launch.cluster.remote_learner import RemoteLearner
@@ -179,7 +180,9 @@ class Opening:
             lambda_control=LambdaControl(config.pid, budgets),
             calibration=calibration,
             fingerprint=facts.fingerprint,
-            comparison=comparison,
+            comparison=(
+                None if comparison is None else Comparison(profile=comparison, fleet=fleet)
+            ),
             best_table_accuracy=best_table_accuracy(
                 comparison, budgets.evenly(config.evaluation.num_budgets)
             ),

@@ -16,7 +16,7 @@ from rich.table import Table
 from envs.calibration import Calibration
 from launch.analysis.baselines import TARGET_VIOLATION, Outcome, oracle_per_task, rivals
 from launch.analysis.greedy_sweep import greedy_sweep
-from launch.analysis.interleaved import Live, run_live
+from launch.analysis.interleaved import Comparison, Live, run_live
 from launch.analysis.plots import curves_figure, sweep_figure
 from launch.run.state import Run
 from rollout.fingerprint import Fingerprint
@@ -46,17 +46,17 @@ def comparable(
 
 def best_table_accuracy(profile: ProfileTable | None, budgets_ms: np.ndarray) -> float | None:
     """Accuracy within budget of the best table by kind and budget, in hindsight on the profile."""
-    if profile is None:
+    if run.comparison is None:
         return None
     return oracle_per_task(profile, budgets_ms, max_violation=TARGET_VIOLATION).accuracy
 
 
 def finish(run: Run) -> None:
     """Evaluates on the test split, next to rivals if there is a profile, and draws both."""
-    settings, folder, profile = run.config.evaluation, run.store.root.parent, run.comparison
+    settings, folder = run.config.evaluation, run.store.root.parent
     budgets_ms = run.setup.budgets.evenly(settings.num_budgets)
     found: dict[str, Outcome] = {}
-    if profile is None:
+    if run.comparison is None:
         result = greedy_sweep(
             run.fleet,
             run.setup,
@@ -66,7 +66,7 @@ def finish(run: Run) -> None:
             budgets_ms=budgets_ms.tolist(),
         )
     else:
-        live = compare(run, profile, budgets_ms)
+        live = compare(run, run.comparison, budgets_ms)
         result, found = live.result, live.outcomes()
         run.reporter.console.print(standing_table(found))
         shown = {name: row.to_json() for name, row in found.items()}
@@ -96,11 +96,11 @@ def _left_out(num_samples: int) -> str:
     return f"  LEFT OUT: {num_samples} groups whose sample was unusable; the warnings say why"
 
 
-def compare(run: Run, profile: ProfileTable, budgets_ms: np.ndarray) -> Live:
+def compare(run: Run, comparison: Comparison, budgets_ms: np.ndarray) -> Live:
     """Runs the controller and its rivals; the profile is in the run's calibrated ms."""
-    found = rivals(profile, budgets_ms)
+    found = rivals(comparison.profile, budgets_ms)
     return run_live(
-        run.fleet,
+        comparison.fleet,
         run.setup,
         run.learner.weights(),
         {name: found[name] for name in RIVALS},

@@ -16,6 +16,7 @@ import torch
 from envs.calibration import Calibration
 from envs.reward import BudgetReward, Reward
 from envs.tasks.order import first_index
+from launch.analysis.interleaved import Comparison
 from launch.cluster.versions import git_revision, package_versions, python_version
 from launch.run.recipes import JointGRPOConfig, to_json
 from launch.run.reporting import Reporter
@@ -31,7 +32,6 @@ from policy.weights import PolicyWeights, weights_sha256
 from rollout.fingerprint import Fingerprint
 from rollout.fleet import Fleet
 from rollout.group_rollout import GroupRollout
-from rollout.profiling.profile_table import ProfileTable
 from rollout.requests import GroupRequest
 
 
@@ -125,8 +125,7 @@ class Run:
         lambda_control: lambda by range of budgets.
         calibration: speed of the devices when the run began, which its milliseconds refer to.
         fingerprint: fingerprint of the frozen model, its tasks and devices; None in some tests.
-        comparison: profile of the validation split in the run's milliseconds, whose best tables the
-            run is compared with at its end; None compares it with nothing.
+        comparison: what the run is compared with at its end; None for nothing.
         best_table_accuracy: accuracy within the evaluation's budgets of the best table by kind of
             question and budget, in hindsight on the comparison profile; None without a profile.
         next_step: the first step that is not done yet.
@@ -147,7 +146,7 @@ class Run:
     lambda_control: LambdaControl
     calibration: Calibration
     fingerprint: Fingerprint | None = None
-    comparison: ProfileTable | None = None
+    comparison: Comparison | None = None
     best_table_accuracy: float | None = None
     next_step: int = 0
     evaluation_pending: bool = False

@@ -29,7 +29,7 @@ ABSENT = "ray gymnasium tyro rich tensorboard sklearn scipy rapidfuzz easy_vqa p
 RUN = """
 import runpy, sys
 sys.modules.update(dict.fromkeys({absent!r}.split()))
-sys.argv = ["gpu", "--miniature", "--out", {out!r}]
+sys.argv = ["gpu", "--quick", "--out", {out!r}]
 runpy.run_module("benchmarks.gpu", run_name="__main__")
 """
 

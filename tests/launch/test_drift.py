@@ -9,8 +9,10 @@ from launch.run.recipes import embedded_warm
 from launch.run.state import Run
 from launch.run.warm_start import warm_start_from_profile
 from rollout.latency.drift import FollowedTime
+from rollout.simulation.table_fleet import TableFleet
+from rollout.simulation.table_samples import calibration_of, extreme_latencies
+from studies.table_run import quiet_settings, table_run
 from tests import table_rig
-from tests.table_world import TableFleet
 
 STEPS = 100
 
@@ -27,11 +29,11 @@ class DriftingFleet(TableFleet):
         super().__init__(like.splits, like.blocks)
         self.table, self.seconds, self.num_batches = table, 0.0, 0
         if follows:
-            calibration = table_rig.calibration_of(table)
+            calibration = calibration_of(table)
             self.present = FollowedTime(calibration, self.probe, now=lambda: self.seconds)
 
     def probe(self, number: int) -> tuple[float, float]:
-        cheapest, full = (table_rig.extreme_latencies(self.table)[number] * self.slowdown).tolist()
+        cheapest, full = (extreme_latencies(self.table)[number] * self.slowdown).tolist()
         self.seconds += (cheapest + full) / 1e3
         return cheapest, full
 
@@ -50,7 +52,7 @@ class DriftingFleet(TableFleet):
 
 def learned(tmp_path, fleet: TableFleet, weights) -> GreedySweep:
     """The greedy sweep at the end of a short run, over the whole table."""
-    run = table_run(tmp_path, fleet)
+    run = drifting_run(tmp_path, fleet)
     run.learner.controller.load_numpy(weights)
     train(run)
     table = fleet.splits["train"].table
@@ -64,14 +66,14 @@ def learned(tmp_path, fleet: TableFleet, weights) -> GreedySweep:
     )
 
 
-def table_run(tmp_path, fleet: TableFleet) -> Run:
-    settings = table_rig.settings(embedded_warm(), seed=0, steps=STEPS)
-    return table_rig.table_run(tmp_path, settings, fleet)
+def drifting_run(tmp_path, fleet: TableFleet) -> Run:
+    settings = quiet_settings(embedded_warm(), seed=0, steps=STEPS)
+    return table_run(tmp_path, settings, fleet)
 
 
 def test_a_device_that_slows_down_changes_neither_accuracy_nor_violations(tmp_path):
     table = table_rig.synthetic_table(240)
-    start = table_run(tmp_path / "start", table_rig.fleet_of(table))
+    start = drifting_run(tmp_path / "start", table_rig.fleet_of(table))
     controller = start.learner.controller
     warm_start_from_profile(controller, table, start.setup.budgets, start.fleet)
     weights = controller.to_numpy()

@@ -26,6 +26,7 @@ from launch.evaluate import (
 from launch.run.warm_start import gains
 from policy.weights import PolicyWeights, weights_sha256
 from rollout.profiling.profile_table import ProfileTable
+from rollout.simulation.table_samples import budgets_of
 from tests import launch_rig, table_rig
 from tests.launch.run.test_standing import ProfilingFleet
 from tests.rollout import rig
@@ -122,7 +123,7 @@ def test_the_verdict_names_the_strongest_rival():
 
 
 def test_what_earns_most_is_the_oracles_choice_between_two_budgets(table):
-    budgets = table_rig.budgets_of(table)
+    budgets = budgets_of(table)
     ms = np.array([budgets.range.low_ms, budgets.uniform_from_ms, budgets.range.high_ms])
     columns_SK = gains(table, np.tile(ms, (60, 1)), max_violation=0.05).argmax(-1)
     best = oracle_per_task(table, ms[[0, 2]], max_violation=0.05)

@@ -27,8 +27,10 @@ from launch.run.recipes import JointGRPOConfig, embedded, embedded_warm
 from launch.run.warm_start import warm_start_from_profile
 from rollout.profiling.profile_table import ProfileTable
 from rollout.requests import GroupRequest
+from rollout.simulation.table_fleet import TableFleet
+from rollout.simulation.table_samples import budgets_of
+from studies.table_run import quiet_settings, table_run
 from tests import table_rig
-from tests.table_world import TableFleet
 
 NUM_BUDGETS = 9
 EPISODES = 20_000
@@ -73,7 +75,7 @@ def whole_table() -> ProfileTable:
 
 
 def budgets_ms(table: ProfileTable) -> np.ndarray:
-    return table_rig.budgets_of(table).evenly(NUM_BUDGETS)
+    return budgets_of(table).evenly(NUM_BUDGETS)
 
 
 def learn(
@@ -89,8 +91,8 @@ def learn(
     steps = max(1, episodes // (base.groups_per_step * base.group_size))
     entropy = replace(base.learner.entropy, steps=steps)
     learner = replace(base.learner, entropy=entropy, lr_steps=steps)
-    settings = table_rig.settings(base, seed=seed, steps=steps, learner=learner)
-    run = table_rig.table_run(tmp_path / f"{base.recipe}-{seed}", settings, fleet)
+    settings = quiet_settings(base, seed=seed, steps=steps, learner=learner)
+    run = table_run(tmp_path / f"{base.recipe}-{seed}", settings, fleet)
     table = fleet.splits["train"].table
     if base.warm_start_profile:
         warm_start_from_profile(run.learner.controller, table, run.setup.budgets, fleet)
@@ -223,7 +225,7 @@ def test_the_profile_alone_comes_close_to_the_optimum(tmp_path, seed):
 def test_shuffled_budgets_tell_nothing(tmp_path):
     table = whole_table()
     fleet = ShuffledBudgets(table_rig.fleet_of(table).splits, table_rig.fleet_of(table).blocks)
-    fleet.budgets = table_rig.budgets_of(table)
+    fleet.budgets = budgets_of(table)
     result = learn(tmp_path, fleet, 0)
     bound = constant_per_task(table, budgets_ms(table)).in_budget_accuracy.mean()
     informed = oracle_per_task(table, budgets_ms(table)).in_budget_accuracy.mean()

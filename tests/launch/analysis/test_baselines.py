@@ -10,6 +10,7 @@ from launch.analysis import baselines
 from launch.analysis.baselines import outcome_on
 from launch.analysis.knob_table import KnobTable
 from rollout.profiling.profile_table import ProfileTable
+from rollout.simulation.table_samples import budgets_of
 from tests import table_rig
 
 MIDDLE = Knobs(tier=1, position=1, top_k=6, num_blocks=14)
@@ -82,7 +83,7 @@ def test_lookup_by_kind_is_drawn_to_the_mixture_by_its_shrinkage(table):
 
 def test_shrinkage_is_chosen_by_cross_validation():
     many = table_rig.synthetic_table(600)
-    budgets = table_rig.budgets_of(many).evenly(4)
+    budgets = budgets_of(many).evenly(4)
     assert baselines.best_shrinkage(many, budgets) < 1, "kinds differ, and samples suffice"
     noise = np.random.default_rng(0).random(many.scores.shape) < 0.5
     guessing = replace(many, scores=noise.astype(np.float32), tasks=tuple("abcdef") * 100)

@@ -102,7 +102,7 @@ def test_the_harness_answers_a_task_of_local_fixtures(tmp_path):
             "needs lmms-eval in the same environment; see launch/answering/lmms_eval_model.py"
         )
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.lmms_eval_fixture", str(tmp_path)],
+        [sys.executable, "-m", "studies.lmms_eval_fixture", str(tmp_path)],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -77,7 +77,7 @@ def test_without_an_address_ray_is_this_programs_own(started, monkeypatch):
 
 
 def test_there_is_one_way_to_start_ray():
-    packages = ("envs", "policy", "rollout", "learner", "launch", "benchmarks")
+    packages = ("envs", "policy", "rollout", "learner", "launch", "benchmarks", "studies")
     files = [path for name in packages for path in (ROOT / name).rglob("*.py")]
     starters = [path.name for path in files if re.search(r"\bray\.init\(", path.read_text())]
     assert starters == ["connection.py"]

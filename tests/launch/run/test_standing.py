@@ -11,6 +11,7 @@ from rich.console import Console
 
 from envs.spec import CHEAPEST_KNOBS, DataError, all_knobs
 from launch.analysis.baselines import outcome
+from launch.analysis.interleaved import Comparison
 from launch.run.held_out import evaluate
 from launch.run.recipes import SHIPPED_PROFILE
 from launch.run.standing import RIVALS, best_table_accuracy, comparable, finish, standing_table
@@ -113,7 +114,7 @@ def test_with_a_profile_the_run_ends_next_to_its_rivals(tmp_path, capsys):
     worker.loader.tasks = BrokenTest()
     fleet, profile = ProfilingFleet(worker), random_profile()
     run = launch_rig.local_run(tmp_path, launch_rig.config(steps=1), fleet)
-    run.comparison = profile
+    run.comparison = Comparison(profile=profile, fleet=fleet)
     evaluate(run)
     finish(run)
     saved = json.loads((tmp_path / "evaluation.json").read_text())

@@ -11,6 +11,8 @@ from learner.imitation import WarmStartConfig
 from rollout.build import WorkerConfig
 from rollout.group_sharing import MolmoEGroupSession
 from rollout.requests import PrefixRequest
+from rollout.simulation.table_samples import budgets_of
+from studies.table_run import quiet_settings, table_run
 from tests import launch_rig, table_rig
 from tests.in_process import LocalFleet
 from tests.rollout import rig
@@ -22,7 +24,7 @@ def table():
 
 
 def test_targets_keep_their_budget_over_all_kinds(table):
-    budgets = table_rig.budgets_of(table)
+    budgets = budgets_of(table)
     budgets_SK = np.tile([budgets.range.low_ms, budgets.range.high_ms], (60, 1))
     columns_SK = gains(table, budgets_SK, max_violation=0.05).argmax(-1)
     tasks = np.array(table.tasks)
@@ -56,7 +58,7 @@ def test_the_shipped_profile_is_refused_for_another_model_or_other_tasks():
 
 def test_examples_hold_what_the_controller_would_see(table, tmp_path):
     fleet = table_rig.fleet_of(table)
-    run = table_rig.table_run(tmp_path, table_rig.settings(embedded()), fleet)
+    run = table_run(tmp_path, quiet_settings(embedded()), fleet)
     controller = run.learner.controller
     examples = examples_from_profile(controller, table, run.setup.budgets, fleet, num_budgets=3)
     assert len(examples.budgets_ms_B) == 180

@@ -4,20 +4,21 @@ import numpy as np
 import pytest
 
 from rollout.profiling.conversion import calibrated, check_held_out, places_in, sample_place
+from rollout.simulation.table_samples import calibration_of, extreme_latencies
 from tests import table_rig
 
 
 @pytest.fixture(scope="module")
 def table():
     made = table_rig.synthetic_table(60)
-    return replace(made, calibration=table_rig.calibration_of(made))
+    return replace(made, calibration=calibration_of(made))
 
 
 def test_a_profile_takes_another_calibration_at_both_ends_and_keeps_the_order(table):
     to = table.calibration.slowed(2.0, 3.0)
     moved = calibrated(table, to)
     assert moved.calibration == to
-    ends = np.median(table_rig.extreme_latencies(moved), axis=0)
+    ends = np.median(extreme_latencies(moved), axis=0)
     assert ends == pytest.approx([to.cheapest_ms, to.full_ms], rel=1e-5)
     before, after = (np.median(t.latencies_ms, axis=0) for t in (table, moved))
     assert (np.argsort(before) == np.argsort(after)).all()

@@ -14,14 +14,14 @@ from envs.spec import all_knobs
 from launch.analysis.baselines import Outcome, outcome
 from learner.experience import Episodes
 from learner.outcome_model import OutcomeModel, OutcomeModelConfig
-from tests.table_world import TableSamples
+from rollout.simulation.table_samples import TableSamples
 
-STEPS, BATCH, LEARNING_RATE = 3000, 64, 5e-3
+BATCH, LEARNING_RATE = 64, 5e-3
 VIOLATION_COST = 0.8
 ACTIONS_C4 = torch.tensor([knobs.indices() for knobs in all_knobs()])
 
 
-def fit(train: TableSamples, other: TableSamples, seed: int = 0) -> OutcomeModel:
+def fit(train: TableSamples, other: TableSamples, steps: int, seed: int = 0) -> OutcomeModel:
     """Fits a model to all outcomes of one split; its spread is measured on another one."""
     torch.manual_seed(seed)
     episodes = _all_outcomes(train)
@@ -31,9 +31,9 @@ def fit(train: TableSamples, other: TableSamples, seed: int = 0) -> OutcomeModel
     model.observe(episodes)
     weights, decay = model.parameters(), config.weight_decay
     optimizer = torch.optim.AdamW(weights, lr=LEARNING_RATE, weight_decay=decay)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, STEPS)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, steps)
     model.train()
-    for _ in range(STEPS):
+    for _ in range(steps):
         loss = model.loss(episodes.rows(torch.randint(len(episodes), (BATCH,))))
         optimizer.zero_grad()
         loss.backward()

@@ -1,21 +1,50 @@
 """Runs lmms-eval on local fixtures with the embedded model and prints the harness' tables.
 
-    python -m benchmarks.lmms_eval_fixture [FOLDER] [--run RUN] [--budget-ms MS]
+    python -m studies.lmms_eval_fixture [FOLDER] [--run RUN] [--budget-ms MS]
 
 Needs an environment that has both; see launch/answering/lmms_eval_model.py. Two tasks of the same
 pictures: `fixture`, whose documents hold prompts that the embedded model knows, and a `docvqa_val`
-of local parquet files, which is asked in Molmo's style (nonsense to the embedded model).
+of local parquet files, which is asked in Molmo's style (nonsense to the embedded model). `--quick`
+writes the tasks and leaves the harness out.
 """
+
+# lmms-eval lives in an environment of its own.
+# pyright: reportMissingImports=false
 
 import io
 import os
+import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from benchmarks.options import read_options
+from launch.cluster.console import one_clear_error
+
 NUM_DOCS = 18
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FixtureConfig:
+    """One run of the harness.
+
+    Attributes:
+        quick: the tasks are written, and the harness is left out.
+        folder: where to write; a temporary folder by default.
+        run: a training run on the embedded model; a fixed configuration by default.
+        budget_ms: latency budget in ms.
+    """
+
+    quick: bool = False
+    folder: Annotated[Path | None, tyro.conf.Positional] = None
+    run: Path | None = None
+    budget_ms: float = 150.0
+
+
+QUICK = FixtureConfig(quick=True)
 
 CODE = """
 def images(doc):
@@ -59,7 +88,9 @@ def write_tasks(folder: Path) -> None:
     mixture = build_tasks(tuple(WEIGHTS))
     samples = (mixture.sample("test", index) for index in range(10 * NUM_DOCS))
     rows = []
-    for sample in (sample for sample in samples if sample.image is not None):
+    for sample in samples:
+        if sample.image is None:
+            continue
         encoded = io.BytesIO()
         sample.image.save(encoded, format="PNG")
         image = {"bytes": encoded.getvalue(), "path": None}
@@ -71,20 +102,20 @@ def write_tasks(folder: Path) -> None:
         (folder / f"{task}.yaml").write_text(TASK.format(task=task, data=folder / "docs.parquet"))
 
 
-def main(
-    folder: Annotated[Path | None, tyro.conf.Positional] = None,
-    /,
-    run: Path | None = None,
-    budget_ms: float = 150.0,
-) -> None:
-    """Writes the fixtures and runs the harness on them, without a network.
+def main() -> int:
+    """Writes the fixtures and runs the harness on them, without a network."""
+    options = read_options(QUICK, __doc__)
+    folder = options.folder or Path(tempfile.mkdtemp(prefix="lmms_eval_"))
+    write_tasks(folder)
+    if options.quick:
+        print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+    else:
+        run_harness(options, folder)
+    return 0
 
-    Args:
-        folder: where to write; a temporary folder by default.
-        run: a training run on the embedded model; a fixed configuration by default.
-        budget_ms: latency budget in ms.
-    """
-    folder = folder or Path(tempfile.mkdtemp(prefix="lmms_eval_"))
+
+def run_harness(options: FixtureConfig, folder: Path) -> None:
+    """Prints the tables of the harness, and an answer."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "cache")}
     from lmms_eval.evaluator import simple_evaluate
     from lmms_eval.tasks import TaskManager
@@ -92,11 +123,11 @@ def main(
 
     from launch.answering.lmms_eval_model import MODEL_ID
 
-    write_tasks(folder)
     answers = folder / "answers.jsonl"
     results = simple_evaluate(
         model=MODEL_ID,
-        model_args=f"budget_ms={budget_ms},answers={answers}" + (f",run={run}" if run else ""),
+        model_args=f"budget_ms={options.budget_ms},answers={answers}"
+        + (f",run={options.run}" if options.run else ""),
         tasks=list(TASKS),
         batch_size=1,
         task_manager=TaskManager(
@@ -109,4 +140,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    sys.exit(one_clear_error(main))

@@ -1,31 +1,35 @@
 """What stage 2 can know from the latency token, for several starts of the budget token.
 
-    python -m benchmarks.outcomes OUT --split train --num-samples 1152
-    python -m benchmarks.latency_token OUT
+    python -m studies.outcomes OUT --split train --num-samples 1152
+    python -m studies.latency_token OUT
 
 Area under the curve of a logistic regression, five-fold over the samples that the low tier answers
 in full, for two questions: top-k 4 suffices, and 12 blocks suffice. The budget token is that of
 untrained budget encoders, the mean embedding of prompts, or both added at equal length. It takes
-ten minutes.
+ten minutes. `--quick` takes samples of the shipped profile.
 
 Shapes: S samples, K budget tokens, P insertion positions, D d_model.
 """
 
-import argparse
+import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+import tyro
 
-from benchmarks.image_feature import area
+from benchmarks.options import needed, read_options
 from envs.spec import POSITIONS, BudgetRange, Knobs, Tier, all_knobs
-from envs.tasks import build_tasks
+from launch.cluster.console import one_clear_error
 from policy.config import ControllerConfig
 from policy.controller import Controller
 from rollout.build import WorkerConfig, build_executor
 from rollout.group_sharing import MolmoEGroupSession
+from studies.image_feature import area
+from studies.known_outcomes import Outcomes
 
-NUM_SEEDS = 3
 BUDGETS = BudgetRange(low_ms=30, high_ms=100)
 FULL = Knobs(tier=Tier.LOW, position=1, top_k=8, num_blocks=16)
 CUTS = {
@@ -34,11 +38,31 @@ CUTS = {
 }
 
 
-def budget_tokens(language_SD: np.ndarray, image_dim: int) -> dict[str, np.ndarray]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyTokenConfig:
+    """One study.
+
+    Attributes:
+        quick: one start of the budget token, on samples of the shipped profile.
+        outcomes: folder of studies.outcomes, of the training split.
+        num_seeds: number of untrained budget encoders.
+    """
+
+    quick: bool = False
+    outcomes: Annotated[Path | None, tyro.conf.Positional] = None
+    num_seeds: int = 3
+
+
+NUM_QUICK = 60
+
+QUICK = LatencyTokenConfig(quick=True, num_seeds=0)
+
+
+def budget_tokens(language_SD: np.ndarray, image_dim: int, num_seeds: int) -> dict[str, np.ndarray]:
     """Budget tokens [D] by name."""
     mean_D = language_SD.mean(0)
     found = {"mean prompt": mean_D}
-    for seed in range(NUM_SEEDS):
+    for seed in range(num_seeds):
         torch.manual_seed(seed)
         config = ControllerConfig(
             d_model=len(mean_D),
@@ -55,16 +79,19 @@ def budget_tokens(language_SD: np.ndarray, image_dim: int) -> dict[str, np.ndarr
 
 
 @torch.no_grad()
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("outcomes", type=Path)
-    files = sorted(parser.parse_args().outcomes.glob("*.npz"))
-    scores_SC = np.concatenate([np.load(path)["scores"] for path in files])
+def main() -> int:
+    """Prints the areas, for the prompt and every start, at all positions."""
+    options = read_options(QUICK, __doc__)
+    if options.quick and options.outcomes is None:
+        outcomes = Outcomes.shipped(range(NUM_QUICK))
+    else:
+        folder = needed(options.outcomes, "OUTCOMES, a folder of studies.outcomes,")
+        outcomes = Outcomes.load(folder, "train")
     columns = {str(knobs): column for column, knobs in enumerate(all_knobs())}
-    executor, tasks = build_executor(WorkerConfig(device="cpu", dtype="float32")), build_tasks()
-    samples = [tasks.sample("train", index) for index in range(len(scores_SC))]
+    executor = build_executor(WorkerConfig(device="cpu", dtype="float32"))
+    samples, scores_SC = outcomes.samples(), outcomes.scores_SC
     language_SD = np.stack([executor.features(sample, None)[0].language for sample in samples])
-    tokens = budget_tokens(language_SD, executor.image_dim)
+    tokens = budget_tokens(language_SD, executor.image_dim, options.num_seeds)
     tokens_KD = np.stack(list(tokens.values())).astype(np.float32)
     found = []
     for sample in samples:
@@ -80,7 +107,8 @@ def main() -> None:
         for number, name in enumerate(tokens):
             areas = [area(latency_SKPD[answered, number, p], labels) for p in range(len(POSITIONS))]
             print(f"  {name:28}{'  '.join(f'{value:.3f}' for value in areas)}", flush=True)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(one_clear_error(main))

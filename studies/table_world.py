@@ -1,60 +1,96 @@
 """Trains recipes on a table of real outcomes and scores them on samples that they never saw.
 
-    python -m benchmarks.outcomes O/train --num-samples 1152
-    python -m benchmarks.outcomes O/test --split test --num-samples 384
-    python -m benchmarks.table_world O --seeds 0 1 2
-    python -m benchmarks.table_world O --seeds 0 1 2 --no-image
-    python -m benchmarks.table_world O --recipe embedded-warm --steps 1
-    python -m benchmarks.table_world O --seeds 0 1 2 --shuffle prompts
+    python -m studies.outcomes O/train --num-samples 1152
+    python -m studies.outcomes O/test --split test --num-samples 384
+    python -m studies.table_world O --seeds 0 1 2
+    python -m studies.table_world O --seeds 0 1 2 --no-image
+    python -m studies.table_world O --recipe embedded-warm --steps 1
+    python -m studies.table_world O --seeds 0 1 2 --shuffle prompts
 
 A run takes one minute instead of ten. Scores are the model's own, as are both features. Each sample
 takes the latencies of a sample of the shipped profile, of the same kind and with as many tokens,
 from its first half in training and from its second half in the test; sample and measurement scatter
 on top. Latency tokens come from a fixed random network. The rivals are chosen on the whole profile,
 the best by kind in hindsight on the test samples themselves; a supervised model is fitted to all
-outcomes of the training samples.
+outcomes of the training samples. `--quick` takes a few samples of the shipped profile for both.
 
 Shapes: S samples, C configurations, K budgets.
 """
 
-import argparse
 import contextlib
 import io
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from unittest.mock import patch
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+import tyro
 
-from benchmarks import supervised
+from benchmarks.options import needed, read_options
 from envs.spec import Sample, all_knobs
 from envs.tasks import build_tasks
-from launch.analysis.baselines import Outcome, outcome, rivals
+from launch.analysis.baselines import Outcome, outcome, outcome_on, rivals
 from launch.analysis.greedy_sweep import greedy_sweep
 from launch.analysis.statistics import Interval
+from launch.cluster.console import one_clear_error
 from launch.joint_grpo import train
 from launch.pretraining.batches import Encoder
 from launch.run.recipes import RECIPES, SHIPPED_PROFILE, JointGRPOConfig
 from launch.run.warm_start import warm_start_from_profile
-from policy.budget_encoder import BudgetEncoder
+from policy.controller import Controller
 from rollout.build import WorkerConfig, build_executor
 from rollout.group_sharing import MolmoEGroupSession
 from rollout.profiling.conversion import sample_place
 from rollout.profiling.profile_table import ProfileTable
-from tests import table_rig
-from tests.table_world import StandInBlocks, TableFleet, TableSamples
+from rollout.simulation.stand_in_blocks import StandInBlocks
+from rollout.simulation.table_fleet import TableFleet
+from rollout.simulation.table_samples import TableSamples, budgets_of
+from studies import supervised
+from studies.known_outcomes import Outcomes
+from studies.table_run import quiet_settings, table_run
 
 NUM_BUDGETS = 8
+NUM_QUICK = 100
 SAMPLE_SCATTER, SCATTER = 0.03, 0.045
 """Standard deviations of log latency: between equal samples, and between repeats of one."""
 
-ENCODE = BudgetEncoder.forward
-
 ANSWER_TOKEN_WEIGHT = 2
 """Weight of an answer's token against a prompt's in the search for a sample of like latency."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableWorldConfig:
+    """One study.
+
+    Attributes:
+        quick: few steps on few samples of the shipped profile; their figures say nothing.
+        outcomes: folder with the outcomes of both splits, in `train` and `test`.
+        recipe: the recipe that is trained.
+        no_image: the controller does not see the image.
+        shuffle: takes each sample's prompt or image from another sample, or tells the controller
+            other budgets than those that count.
+        groups: groups per step and their size, instead of the recipe's.
+        steps: steps instead of the recipe's.
+        seeds: seeds of the runs.
+        supervised_steps: steps in which the supervised model is fitted.
+    """
+
+    quick: bool = False
+    outcomes: Annotated[Path | None, tyro.conf.Positional] = None
+    recipe: Literal["embedded", "embedded-warm"] = "embedded"
+    no_image: bool = False
+    shuffle: Literal["prompts", "images", "budgets"] | None = None
+    groups: tuple[int, int] | None = None
+    steps: int | None = None
+    seeds: tuple[int, ...] = (0,)
+    supervised_steps: int = 3000
+
+
+QUICK = TableWorldConfig(quick=True, groups=(4, 2), steps=2, supervised_steps=5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +103,7 @@ class Seen:
 
     @classmethod
     def of(cls, samples: list[Sample]) -> "Seen":
+        """What the embedded model makes of them."""
         executor = build_executor(WorkerConfig(device="cpu", dtype="float32"))
         encoder, language, image, tokens = Encoder(), [], [], []
         for sample in samples:
@@ -89,27 +126,18 @@ class Seen:
         return replace(self, image_SI=self.image_SI[rows_S])
 
     def samples(self, table: ProfileTable, *, image: bool) -> TableSamples:
+        """A table with these features, or without those of the image."""
         image_SI = self.image_SI if image else self.image_SI[:, :0]
         return TableSamples(
             table=table, language_feature_SD=self.language_SD, image_feature_SI=image_SI
         )
 
 
-def load_scores(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Indices [S] and scores [S, C] that `benchmarks.outcomes` wrote."""
-    files = [np.load(file) for file in sorted(folder.glob("*.npz"))]
-    if not files:
-        raise SystemExit(f"{folder} holds no outcomes: run benchmarks.outcomes first")
-    return np.concatenate([f["index"] for f in files]), np.concatenate([f["scores"] for f in files])
-
-
 def split_table(
-    folder: Path, profile: ProfileTable, profile_seen: Seen, rows: range
+    outcomes: Outcomes, profile: ProfileTable, profile_seen: Seen, rows: range
 ) -> tuple[ProfileTable, Seen]:
     """The samples of one split, with latencies like those of some rows of the profile."""
-    indices, scores = load_scores(folder)
-    tasks = build_tasks()
-    samples = [tasks.sample(folder.name, int(index)) for index in indices]
+    samples, scores = outcomes.samples(), outcomes.scores_SC
     seen, rng = Seen.of(samples), np.random.default_rng(len(rows) + rows.start)
     steady, kinds = profile.denoised(), np.array(profile.tasks)[rows]
     weights = np.array([1, ANSWER_TOKEN_WEIGHT])
@@ -126,43 +154,65 @@ def split_table(
         sample_ids=tuple(sample.id for sample in samples),
         tasks=tuple(sample.task for sample in samples),
         prompts=tuple(sample.prompt for sample in samples),
-        scores=scores.astype(np.float32),
+        scores=scores,
         latencies_ms=(steady.latencies_ms[alike][:, columns] * np.exp(noise)).astype(np.float32),
         cheapest_ms=(profile.cheapest_ms[alike] * np.exp(own[:, 0])).astype(np.float32),
     )
     return table, seen
 
 
+class MisledController(Controller):
+    """A controller that is told budgets that have nothing to do with those that count."""
+
+    def budget_tokens(self, budgets_ms_B: torch.Tensor) -> torch.Tensor:
+        """The tokens of other budgets, the same ones for equal budgets."""
+        told = self.config.budget_range
+        chaos_B = (budgets_ms_B.double() * 12345.678).frac()
+        return super().budget_tokens(told.low_ms + (told.high_ms - told.low_ms) * chaos_B)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """Training and test samples, and the shipped profile for rivals and warm starts."""
+    """Training and test samples, and the profile for rivals and warm starts.
 
-    splits: dict[str, tuple[ProfileTable, Seen]]
+    Attributes:
+        splits: samples by split, with what is seen of them.
+        image: whether the controller sees the image.
+        controller_class: the controller that is trained.
+    """
+
+    splits: Mapping[str, tuple[ProfileTable, Seen]]
+    image: bool = True
+    controller_class: type[Controller] = Controller
 
     @classmethod
-    def load(cls, folder: Path) -> "World":
-        profile, tasks = ProfileTable.load(SHIPPED_PROFILE), build_tasks()
+    def of(cls, train: Outcomes, test: Outcomes, profile: ProfileTable) -> "World":
+        """Gives the outcomes latencies like those of a profile."""
+        tasks = build_tasks()
         seen = Seen.of([tasks.sample(*sample_place(name)) for name in profile.sample_ids])
         half, end = len(profile.sample_ids) // 2, len(profile.sample_ids)
         return cls(
             splits={
-                "train": split_table(folder / "train", profile, seen, range(half)),
-                "test": split_table(folder / "test", profile, seen, range(half, end)),
+                "train": split_table(train, profile, seen, range(half)),
+                "test": split_table(test, profile, seen, range(half, end)),
                 "validation": (profile, seen),
             }
         )
 
-    def run(self, base: JointGRPOConfig, budgets_ms: np.ndarray, *, image: bool) -> Outcome:
+    def samples(self) -> dict[str, TableSamples]:
+        """The splits as the fleet has them."""
+        return {n: seen.samples(t, image=self.image) for n, (t, seen) in self.splits.items()}
+
+    def run(self, base: JointGRPOConfig, budgets_ms: np.ndarray) -> Outcome:
         """Trains one controller and scores it on the test samples."""
-        splits = {
-            name: seen.samples(table, image=image) for name, (table, seen) in self.splits.items()
-        }
-        fleet = TableFleet(splits, StandInBlocks(splits["test"].language_feature_SD.shape[1]))
+        splits = self.samples()
+        blocks = StandInBlocks(splits["test"].language_feature_SD.shape[1])
+        fleet = TableFleet(splits, blocks, self.controller_class)
         validation = splits["validation"].table
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-            run = table_rig.table_run(Path(folder) / "run", table_rig.settings(base), fleet)
+            run = table_run(Path(folder) / "run", quiet_settings(base), fleet)
             if base.warm_start_profile:
-                controller = run.learner.controller
+                controller, _ = run.learner.snapshot()
                 warm_start_from_profile(controller, validation, run.setup.budgets, fleet)
             train(run)
             result = greedy_sweep(
@@ -175,18 +225,11 @@ class World:
             )
         return outcome(result.scores, result.latencies_ms, result.budgets_ms, result.feasible)
 
-    def supervised(self, budgets_ms: np.ndarray, *, image: bool) -> Outcome:
+    def supervised(self, budgets_ms: np.ndarray, steps: int) -> Outcome:
         """The choices of a model that was fitted to everything known of the training samples."""
-        splits = {n: seen.samples(table, image=image) for n, (table, seen) in self.splits.items()}
-        model = supervised.fit(splits["train"], splits["validation"])
+        splits = self.samples()
+        model = supervised.fit(splits["train"], splits["validation"], steps)
         return supervised.choices(model, splits["test"], budgets_ms)
-
-
-def scrambled(encoder: BudgetEncoder, budgets_ms_B: torch.Tensor) -> torch.Tensor:
-    """The tokens of budgets that have nothing to do with those that were asked for."""
-    low_ms, high_ms = encoder.budget_range.low_ms, encoder.budget_range.high_ms
-    chaos_B = (budgets_ms_B.double() * 12345.678).frac()
-    return ENCODE(encoder, low_ms + (high_ms - low_ms) * chaos_B)
 
 
 def by_budget(name: str, rows: Sequence[Outcome]) -> str:
@@ -197,17 +240,27 @@ def by_budget(name: str, rows: Sequence[Outcome]) -> str:
     return f"{name:>21}: {'  '.join(cells)}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("outcomes", type=Path)
-    parser.add_argument("--recipe", default="embedded", choices=("embedded", "embedded-warm"))
-    parser.add_argument("--no-image", action="store_true")
-    parser.add_argument("--shuffle", choices=("prompts", "images", "budgets"))
-    parser.add_argument("--groups", type=int, nargs=2, metavar=("GROUPS", "MEMBERS"))
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+def world_of(options: TableWorldConfig) -> World:
+    """The world that is asked for."""
+    profile = ProfileTable.load(SHIPPED_PROFILE)
+    if options.quick and options.outcomes is None:
+        train, test = Outcomes.shipped(range(40)), Outcomes.shipped(range(40, 60))
+        world = World.of(train, test, profile.rows(range(NUM_QUICK)))
+    else:
+        folder = needed(options.outcomes, "OUTCOMES, the folder of studies.outcomes,")
+        train, test = (Outcomes.load(folder / name, name) for name in ("train", "test"))
+        world = World.of(train, test, profile)
+    world = replace(world, image=not options.no_image)
+    if options.shuffle == "budgets":
+        return replace(world, controller_class=MisledController)
+    if options.shuffle is None:
+        return world
+    shuffled = {n: (t, s.shuffled(options.shuffle)) for n, (t, s) in world.splits.items()}
+    return replace(world, splits=shuffled)
+
+
+def recipe_of(options: TableWorldConfig) -> JointGRPOConfig:
+    """The recipe with the groups and steps that are asked for."""
     base = RECIPES[options.recipe]()
     if options.groups:
         groups, size = options.groups
@@ -216,32 +269,13 @@ def main() -> None:
         schedule = replace(base.learner.entropy, steps=options.steps)
         learner = replace(base.learner, lr_steps=options.steps, entropy=schedule)
         base = replace(base, steps=options.steps, learner=learner)
-    world = World.load(options.outcomes)
-    if options.shuffle == "budgets":
-        patch.object(BudgetEncoder, "forward", scrambled).start()
-    elif options.shuffle:
-        world = World(
-            splits={n: (t, seen.shuffled(options.shuffle)) for n, (t, seen) in world.splits.items()}
-        )
-    validation, test = world.splits["validation"][0], world.splits["test"][0]
-    budgets_ms = table_rig.budgets_of(validation).evenly(NUM_BUDGETS)
-    found = rivals(validation, budgets_ms)
-    others = {n: found[n].outcome(test, budgets_ms) for n in ("lookup", "lookup by kind", "static")}
-    best = rivals(test, budgets_ms)["lookup by kind"].outcome(test, budgets_ms)
-    others["by kind, in hindsight"] = best
-    others["supervised"] = world.supervised(budgets_ms, image=not options.no_image)
-    for name, row in others.items():
-        print(f"{name}: {row.accuracy:.3f}, violations {row.violation_rate:.1%}")
-    runs = []
-    for seed in options.seeds:
-        row = world.run(replace(base, seed=seed), budgets_ms, image=not options.no_image)
-        runs.append(row)
-        worst = np.nanmax(row.violation)
-        print(
-            f"seed {seed}: {row.accuracy:.4f}, violations {row.violation_rate:.1%}, at the worst "
-            f"budget {worst:.0%}",
-            flush=True,
-        )
+    return base
+
+
+def report(
+    runs: Sequence[Outcome], others: Mapping[str, Outcome], best: Outcome, budgets_ms: np.ndarray
+) -> None:
+    """Prints the runs next to their rivals, by budget, as shares of the best, and as leads."""
     print("by budget:", "  ".join(f"{budget_ms:.0f} ms" for budget_ms in budgets_ms))
     for name, rows in {"controller": runs, **{n: [row] for n, row in others.items()}}.items():
         print(by_budget(name, rows))
@@ -253,5 +287,36 @@ def main() -> None:
         print(f"mean of the seeds {mean_S.mean():.4f}, lead on {name} {lead}")
 
 
+def main() -> int:
+    """Trains one controller per seed, and prints it next to its rivals."""
+    options = read_options(QUICK, __doc__)
+    torch.set_num_threads(1)
+    base, world = recipe_of(options), world_of(options)
+    validation, test = world.splits["validation"][0], world.splits["test"][0]
+    budgets_ms = budgets_of(validation).evenly(NUM_BUDGETS)
+    found = rivals(validation, budgets_ms)
+    others = {
+        name: outcome_on(test, found[name], budgets_ms)
+        for name in ("lookup", "lookup by kind", "static")
+    }
+    best = outcome_on(test, rivals(test, budgets_ms)["lookup by kind"], budgets_ms)
+    others["by kind, in hindsight"] = best
+    others["supervised"] = world.supervised(budgets_ms, options.supervised_steps)
+    for name, row in others.items():
+        print(f"{name}: {row.accuracy:.3f}, violations {row.violation_rate:.1%}")
+    runs = []
+    for seed in options.seeds:
+        row = world.run(replace(base, seed=seed), budgets_ms)
+        runs.append(row)
+        worst = np.nanmax(row.violation)
+        print(
+            f"seed {seed}: {row.accuracy:.4f}, violations {row.violation_rate:.1%}, at the worst "
+            f"budget {worst:.0%}",
+            flush=True,
+        )
+    report(runs, others, best, budgets_ms)
+    return 0
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(one_clear_error(main))

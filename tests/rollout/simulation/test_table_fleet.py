@@ -10,7 +10,9 @@ from policy.controller import Controller
 from policy.weights import PolicyWeights, weights_sha256
 from rollout.profiling.profile_table import ProfileTable
 from rollout.requests import GreedyRequest, GroupRequest
-from tests.table_world import StandInBlocks, TableFleet, TableSamples, mean_embeddings
+from rollout.simulation.stand_in_blocks import StandInBlocks
+from rollout.simulation.table_fleet import TableFleet
+from rollout.simulation.table_samples import TableSamples, mean_embeddings
 
 D_MODEL, NUM_SAMPLES = 12, 7
 SETUP = PolicySetup(

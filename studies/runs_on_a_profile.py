@@ -1,24 +1,31 @@
 """Scores the controllers of several runs on one test profile, in seconds instead of live turns.
 
     python launch/profile_knobs.py T --split test --num-samples 300
-    python -m benchmarks.runs_on_a_profile T/table.npz RUN RUN ...
+    python -m studies.runs_on_a_profile T/table.npz RUN RUN ...
 
 Choices are made by the controllers from the real model's features and latency tokens; scores and
 latencies of the chosen configurations are the profile's, in each run's own milliseconds. The rivals
-are chosen on the shipped validation profile.
+are chosen on the shipped validation profile. `--quick` scores a run of one step on a few samples of
+that profile.
 
 Shapes: K budgets, D d_model, I length of the image feature.
 """
 
-import argparse
+import sys
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+import tyro
 
+from benchmarks.options import needed, read_options
 from envs.spec import POSITIONS, TIERS, Sample
 from envs.tasks.registry import build_tasks
-from launch.analysis.baselines import Outcome, outcome, rivals
+from launch.analysis.baselines import Outcome, outcome, outcome_on, rivals
+from launch.cluster.console import one_clear_error
 from launch.run.recipes import SHIPPED_PROFILE
 from launch.run.resume import (
     budgets_from_state,
@@ -33,9 +40,29 @@ from rollout.executor import MolmoEExecutor
 from rollout.group_sharing import MolmoEGroupSession
 from rollout.profiling.conversion import calibrated, sample_place
 from rollout.profiling.profile_table import ProfileTable
+from studies.small_run import small_run
 
 NUM_BUDGETS = 8
 RIVALS = ("lookup", "lookup by kind", "static")
+NUM_QUICK = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunsConfig:
+    """One comparison.
+
+    Attributes:
+        quick: a run of one step on a few samples of the shipped profile.
+        table: file table.npz of a test profile of all configurations.
+        runs: folders of training runs.
+    """
+
+    quick: bool = False
+    table: Annotated[Path | None, tyro.conf.Positional] = None
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+
+
+QUICK = RunsConfig(quick=True)
 
 
 def greedy_choices(
@@ -79,17 +106,28 @@ def scored(checkpoint: Checkpoint, test: ProfileTable) -> tuple[Outcome, dict[st
     )
     validation = calibrated(ProfileTable.load(SHIPPED_PROFILE), calibration)
     found = rivals(validation, budgets_ms)
-    return own, {name: found[name].outcome(table, budgets_ms) for name in RIVALS}
+    return own, {name: outcome_on(table, found[name], budgets_ms) for name in RIVALS}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("table", type=Path)
-    parser.add_argument("runs", type=Path, nargs="+")
-    options = parser.parse_args()
+def main() -> int:
+    """Scores the runs, and prints each next to its rivals."""
+    options = read_options(QUICK, __doc__)
     torch.set_num_threads(1)
-    test = ProfileTable.load(options.table)
-    for run in options.runs:
+    if options.quick and options.table is None:
+        with tempfile.TemporaryDirectory() as folder:
+            test = ProfileTable.load(SHIPPED_PROFILE).rows(range(NUM_QUICK))
+            compare(options.runs or (small_run(Path(folder)),), test)
+        return 0
+    table = needed(options.table, "TABLE, the table.npz of a test profile,")
+    if not options.runs:
+        raise ValueError("RUNS are needed: name the folders of one or more training runs")
+    compare(options.runs, ProfileTable.load(table))
+    return 0
+
+
+def compare(runs: tuple[Path, ...], test: ProfileTable) -> None:
+    """Prints one row per run, and one per rival."""
+    for run in runs:
         own, others = scored(load_checkpoint(run), test)
         worst = np.nanmax(own.violation)
         print(
@@ -101,4 +139,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(one_clear_error(main))

@@ -1,15 +1,17 @@
 """How often training misjudges whether a budget is feasible.
 
-    python -m benchmarks.feasibility RUN_DIR --num-groups 400
+    python -m studies.feasibility RUN_DIR --num-groups 400
 
 In training a budget counts as feasible for a sample if any member of the group met it, or else if
 one run of the cheapest configuration does. Here the cheapest configuration runs several times more
 on every sample, and the median of these runs is the truth. Groups are drawn as in training, by the
-run's controller and by an untrained one.
+run's controller and by an untrained one. `--quick` makes a run of one step for it.
 """
 
 from __future__ import annotations
 
+import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +20,8 @@ import numpy as np
 import torch
 import tyro
 
+from benchmarks.options import needed, read_options
+from launch.cluster.console import one_clear_error
 from launch.run.resume import (
     budgets_from_state,
     calibration_from_state,
@@ -30,6 +34,7 @@ from policy.weights import PolicyWeights, weights_sha256
 from rollout.build import build_worker
 from rollout.group_rollout import GroupRollout
 from rollout.requests import GroupRequest
+from studies.small_run import small_run
 
 REPEATS = 7
 
@@ -39,20 +44,36 @@ class FeasibilityConfig:
     """One measurement.
 
     Attributes:
+        quick: few groups, of a run of one step.
         run_dir: folder of a training run.
         num_groups: number of groups by each controller.
         group_size: number of members of a group.
     """
 
-    run_dir: Annotated[Path, tyro.conf.Positional]
+    quick: bool = False
+    run_dir: Annotated[Path | None, tyro.conf.Positional] = None
     num_groups: int = 400
     group_size: int = 4
 
 
-def main(config: FeasibilityConfig) -> None:
+QUICK = FeasibilityConfig(quick=True, num_groups=2, group_size=2)
+
+
+def main() -> int:
     """Measures, and prints one row per controller."""
+    config = read_options(QUICK, __doc__)
     torch.set_num_threads(1)
-    checkpoint = load_checkpoint(config.run_dir)
+    with tempfile.TemporaryDirectory() as folder:
+        if config.quick and config.run_dir is None:
+            measure(config, small_run(Path(folder)))
+        else:
+            measure(config, needed(config.run_dir, "RUN_DIR, the folder of a training run,"))
+    return 0
+
+
+def measure(config: FeasibilityConfig, run_dir: Path) -> None:
+    """Prints how many groups of the trained and of an untrained controller are misjudged."""
+    checkpoint = load_checkpoint(run_dir)
     calibration = calibration_from_state(checkpoint.state)
     setup = PolicySetup(
         controller=checkpoint.controller.config,
@@ -100,4 +121,4 @@ def main(config: FeasibilityConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(FeasibilityConfig, description=__doc__))
+    sys.exit(one_clear_error(main))

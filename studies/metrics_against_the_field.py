@@ -1,34 +1,35 @@
 """Compares our answer metrics with the field's own code on random cases.
 
-Example: python -m benchmarks.metrics_against_the_field --cases 2000 --mmmu eval/eval_utils.py
+    python -m studies.metrics_against_the_field --cases 2000 --mmmu eval/eval_utils.py
 
 Into a copy of the project's environment: pip install --no-deps pycocoevalcap anls lmms-eval
 
 It prints, for every metric, the largest difference. `--mmmu` takes the file eval/eval_utils.py of
 MMMU-Benchmark/MMMU, which is in no package; the two draw other letters where an answer names no
 option, so those answers are left out. With Java, captions are tokenised by the PTB tokenizer too.
+`--quick` leaves out, and names, every comparison whose package is absent.
 """
 
-import argparse
 import importlib.metadata
 import importlib.util
 import random
 import shutil
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
-from anls import anls_score
-from pycocoevalcap.cider.cider import Cider
-from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
+from benchmarks.options import read_options
 from envs.tasks.vqa.caption_tokens import caption_tokens
 from envs.tasks.vqa.cider import DocumentFrequencies, cider_d, corpus_cider_d
 from envs.tasks.vqa.mmmu_answers import mmmu_choice, mmmu_open_score, mmmu_open_values
 from envs.tasks.vqa.soft_accuracy import CONTRACTIONS, normalize_vqa, vqa_v2_soft_accuracy
 from envs.tasks.vqa.text_match import molmo_anls
+from launch.cluster.console import one_clear_error
 
 WORDS = (
     "a the man woman dog cat's red on of with two in table sitting don't (left) t-shirt half-eaten "
@@ -42,7 +43,32 @@ OPTIONS = ("blue whale", "ice", "blue", "MgS")
 REFERENCES = ("MgS", "3.5", "1200", "b", "Tampa", "12.35", "2000")
 
 
-def sentence(rng: random.Random, words: tuple[str, ...] | list[str], longest: int) -> str:
+class AbsentError(ValueError):
+    """A package of the field is not installed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FieldConfig:
+    """One comparison.
+
+    Attributes:
+        quick: few cases, with the packages that are there.
+        cases: number of random cases of each metric.
+        seed: seed of the cases.
+        mmmu: eval_utils.py of MMMU-Benchmark/MMMU.
+    """
+
+    quick: bool = False
+    cases: int = 2000
+    seed: int = 0
+    mmmu: Path | None = None
+
+
+QUICK = FieldConfig(quick=True, cases=20)
+
+
+def sentence(rng: random.Random, words: Sequence[str], longest: int) -> str:
+    """Some of these words, at random."""
     return " ".join(rng.choices(words, k=rng.randint(1, longest)))
 
 
@@ -68,10 +94,12 @@ def captions(rng: random.Random, cases: int) -> tuple[list[str], list[list[str]]
 
 
 def compare_cider(rng: random.Random, cases: int) -> Iterator[tuple[str, float]]:
+    """CIDEr-D, and with Java the tokens of captions."""
+    cider = foreign("pycocoevalcap.cider.cider").Cider()
     candidates, references = captions(rng, cases)
     own = [" ".join(caption_tokens(text)) for text in candidates]
     own_references = [[" ".join(caption_tokens(t)) for t in refs] for refs in references]
-    field, field_each = Cider().compute_score(
+    field, field_each = cider.compute_score(
         dict(enumerate(own_references)), {i: [text] for i, text in enumerate(own)}
     )
     frequencies = DocumentFrequencies.from_references(references)
@@ -79,8 +107,12 @@ def compare_cider(rng: random.Random, cases: int) -> Iterator[tuple[str, float]]
     yield "CIDEr-D per image", float(np.abs(np.subtract(each, field_each)).max())
     yield f"CIDEr-D of a corpus ({field:.6f})", abs(corpus_cider_d(candidates, references) - field)
     if shutil.which("java"):
-        ptb = PTBTokenizer().tokenize(
-            {i: [{"caption": text} for text in refs] for i, refs in enumerate(references)}
+        ptb = (
+            foreign("pycocoevalcap.tokenizer.ptbtokenizer")
+            .PTBTokenizer()
+            .tokenize(
+                {i: [{"caption": text} for text in refs] for i, refs in enumerate(references)}
+            )
         )
         pairs = [
             (ours, theirs)
@@ -96,7 +128,7 @@ def compare_cider(rng: random.Random, cases: int) -> Iterator[tuple[str, float]]
 
 def compare_anls(rng: random.Random, cases: int) -> Iterator[tuple[str, float]]:
     """Without double and outer spaces: `anls` collapses them, Molmo does not."""
-    worst = 0.0
+    anls_score, worst = foreign("anls").anls_score, 0.0
     for _ in range(cases):
         answer = sentence(rng, list("abAB"), 8)
         references = [sentence(rng, list("abAB"), 8) for _ in range(rng.randint(1, 4))]
@@ -106,7 +138,10 @@ def compare_anls(rng: random.Random, cases: int) -> Iterator[tuple[str, float]]:
 
 def compare_vqa(rng: random.Random, cases: int) -> Iterator[tuple[str, float]]:
     """The two steps of lmms-eval's processor that are the official ones."""
-    distribution = importlib.metadata.distribution("lmms-eval")
+    try:
+        distribution = importlib.metadata.distribution("lmms-eval")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise AbsentError("lmms-eval is absent: install the packages of --help") from error
     path = distribution.locate_file("lmms_eval/tasks/_task_utils/vqa_eval_metric.py")
     processor = module("vqa_eval_metric", Path(str(path))).EvalAIAnswerProcessor()
 
@@ -137,6 +172,7 @@ def official(answer: str, references: list[str], normalize: Callable[[str], str]
 
 
 def compare_mmmu(rng: random.Random, cases: int, field: Any) -> Iterator[tuple[str, float]]:
+    """Choices and open answers, where the field does not guess."""
     letters = "ABCD"
     by_letter = dict(zip(letters, OPTIONS, strict=True))
     choices = parses = scores = drawn = 0
@@ -157,6 +193,18 @@ def compare_mmmu(rng: random.Random, cases: int, field: Any) -> Iterator[tuple[s
     yield "MMMU open score, share unlike", scores / cases
 
 
+def foreign(name: str) -> Any:
+    """A module of another package, which this project does not need.
+
+    Raises:
+        AbsentError: the package is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise AbsentError(f"{error.name} is absent: install the packages of --help") from error
+
+
 def module(name: str, path: Path) -> ModuleType:
     """Loads a single file, without the package around it."""
     spec = importlib.util.spec_from_file_location(name, path)
@@ -167,20 +215,23 @@ def module(name: str, path: Path) -> ModuleType:
     return loaded
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--mmmu", type=Path, help="eval_utils.py of MMMU-Benchmark/MMMU")
-    options = parser.parse_args()
-    rng = random.Random(options.seed)
-    comparisons = [compare_cider, compare_anls, compare_vqa]
-    rows = [row for compare in comparisons for row in compare(rng, options.cases)]
+def main() -> int:
+    """Prints the largest difference of every metric."""
+    options = read_options(QUICK, __doc__)
+    rng, rows = random.Random(options.seed), []
+    for compare in (compare_cider, compare_anls, compare_vqa):
+        try:
+            rows += compare(rng, options.cases)
+        except AbsentError as error:
+            if not options.quick:
+                raise
+            print(f"{compare.__name__} is left out: {error}")
     if options.mmmu:
         rows += compare_mmmu(rng, options.cases, module("mmmu_eval_utils", options.mmmu))
     for name, difference in rows:
         print(f"{name:60} {difference:.3g}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(one_clear_error(main))

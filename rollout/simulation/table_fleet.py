@@ -5,123 +5,31 @@ of every configuration on every sample; the latency token comes from a fixed ran
 place of the frozen blocks, and gradients through it are exact. Everything else (the loop, the
 controller, the learner and the rewards) is the same as in a real run.
 
-Shapes: S samples, C configurations, N groups, G members, B = N G episodes, D d_model, 4 heads,
-I length of the image feature, P positions, K budgets, V vocabulary.
+Shapes: N groups, G members, B = N G episodes, D d_model, 4 heads, I length of the image feature,
+K budgets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from envs.calibration import Calibration, PresentTime, SteadyTime
-from envs.spec import POSITIONS, TIERS, Features
+from envs.spec import POSITIONS, TIERS
 from policy.config import PolicySetup
 from policy.controller import Controller, choose
 from policy.weights import PolicyWeights
 from rollout.fleet import FleetStats
-from rollout.group_rollout import HEAD_SIZES, GroupRollout
+from rollout.group_rollout import GroupRollout
 from rollout.profiling.profile_table import ProfileTable
 from rollout.requests import AnyRequest, GreedyRequest, GroupRequest, Prefixes, PrefixRequest
+from rollout.simulation.stand_in_blocks import StandInBlocks
+from rollout.simulation.table_samples import TableSamples, column_by_action
 from rollout.worker import member_generators
-
-
-def mean_embeddings(
-    prompts: Sequence[str], encode: Callable[[str], np.ndarray], embedding_VD: np.ndarray
-) -> np.ndarray:
-    """Language features of prompts, float32 [S, D], like `MolmoEExecutor.language_feature`.
-
-    Args:
-        prompts: S prompts.
-        encode: maps a prompt to token ids, for instance `Preprocessor.encode_prompt`.
-        embedding_VD: word embeddings of the frozen model.
-    """
-    return np.stack([embedding_VD[encode(prompt)].mean(0) for prompt in prompts]).astype(np.float32)
-
-
-class StandInBlocks(nn.Module):
-    """A fixed random network in place of the frozen blocks up to the insertion position.
-
-    Each block is a residual step, as in the model: h + W2 tanh(W1 norm(h) + context), where the
-    context is a linear function of the image tier and of the sample's language feature.
-    """
-
-    def __init__(self, d_model: int, seed: int = 0) -> None:
-        super().__init__()
-        rng = torch.Generator().manual_seed(seed)
-        depth = max(POSITIONS)
-
-        def fixed(*shape: int, scale: float) -> nn.Parameter:
-            values = torch.randn(shape, generator=rng) * scale
-            return nn.Parameter(values, requires_grad=False)
-
-        spread = d_model**-0.5
-        self.norm = nn.LayerNorm(d_model, elementwise_affine=False)
-        self.inner_PDD = fixed(depth, d_model, d_model, scale=spread)
-        self.outer_PDD = fixed(depth, d_model, d_model, scale=spread)
-        self.feature_PDD = fixed(depth, d_model, d_model, scale=spread)
-        self.tier_P3D = fixed(depth, len(TIERS), d_model, scale=1.0)
-
-    def forward(
-        self, budget_token_BD: Tensor, feature_BD: Tensor, tier_B: Tensor, position_B: Tensor
-    ) -> Tensor:
-        """Returns latency tokens [B, D]; tier and position are choice indices."""
-        hidden_BD, feature_BD = budget_token_BD, self.norm(feature_BD)
-        states = []
-        for block in range(max(POSITIONS)):
-            context_BD = feature_BD @ self.feature_PDD[block] + self.tier_P3D[block][tier_B]
-            inner_BD = torch.tanh(self.norm(hidden_BD) @ self.inner_PDD[block] + context_BD)
-            hidden_BD = hidden_BD + inner_BD @ self.outer_PDD[block]
-            states.append(hidden_BD)
-        rows_B = torch.arange(len(position_B))
-        return torch.stack(states)[position_B, rows_B]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class TableSamples:
-    """The samples of one split.
-
-    Attributes:
-        table: scores and latencies of all 225 configurations.
-        language_feature_SD: float32, the controller's input for each prompt.
-        image_feature_SI: float32, its input for each image; I = 0 without.
-    """
-
-    table: ProfileTable
-    language_feature_SD: np.ndarray
-    image_feature_SI: np.ndarray
-
-    def __post_init__(self) -> None:
-        for shape in (self.language_feature_SD.shape, self.image_feature_SI.shape):
-            if len(shape) != 2 or shape[0] != len(self.table.sample_ids):
-                raise ValueError(
-                    f"features are {shape} for {len(self.table.sample_ids)} samples: give one row "
-                    "each"
-                )
-
-    def features(self, row: int) -> Features:
-        """What stage 1 sees of a sample."""
-        return Features(language=self.language_feature_SD[row], image=self.image_feature_SI[row])
-
-
-def column_by_action(table: ProfileTable) -> np.ndarray:
-    """The table's column for each choice of the four heads, int64 [3, 5, 5, 5]; -1 if masked.
-
-    Raises:
-        ValueError: if a valid configuration is not in the table.
-    """
-    columns = np.full(HEAD_SIZES, -1)
-    for column, knobs in enumerate(table.configurations):
-        columns[knobs.indices()] = column
-    if (columns >= 0).sum() < 225:
-        raise ValueError(
-            f"the profile holds {(columns >= 0).sum()} of 225 configurations: profile all of them"
-        )
-    return columns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,15 +50,22 @@ class TableFleet:
     Args:
         splits: samples by split.
         blocks: computes latency tokens.
+        controller_class: the controller that chooses, for studies of what it needs to see.
 
     Attributes:
         slowdown: latencies relative to the table.
         present: present time of the device.
     """
 
-    def __init__(self, splits: Mapping[str, TableSamples], blocks: StandInBlocks) -> None:
+    def __init__(
+        self,
+        splits: Mapping[str, TableSamples],
+        blocks: StandInBlocks,
+        controller_class: type[Controller] = Controller,
+    ) -> None:
         self.splits = dict(splits)
         self.blocks = blocks
+        self.controller_class = controller_class
         self.stats = FleetStats()
         self.slowdown = 1.0
         self.present: PresentTime = SteadyTime()
@@ -215,6 +130,10 @@ class TableFleet:
             )
             for n, (request, tokens) in enumerate(zip(requests, tokens_NGD, strict=True))
         ]
+
+    def drop_batches(self) -> None:
+        """Forgets the batches that were not collected."""
+        self._batches.clear()
 
     def evaluate(
         self, requests: Sequence[GreedyRequest], setup: PolicySetup, weights: PolicyWeights
@@ -287,14 +206,15 @@ class TableFleet:
 
     def _install(self, setup: PolicySetup, weights: PolicyWeights) -> Controller:
         if self._controller is None or self._controller[0] != setup:
-            self._controller = (setup, Controller(setup.controller).requires_grad_(False))
+            controller = self.controller_class(setup.controller).requires_grad_(False)
+            self._controller = (setup, controller)
         controller = self._controller[1]
         controller.load_numpy(weights.arrays)
         return controller
 
     def _record(
         self,
-        request: GroupRequest,
+        request: AnyRequest,
         weights: PolicyWeights,
         row: int,
         budget_token_D: np.ndarray,

@@ -1,6 +1,6 @@
 """Scores of all 225 configurations of the small model on many samples, without latencies.
 
-    python -m benchmarks.outcomes OUT --split train --num-samples 1024
+    python -m studies.outcomes OUT --split train --num-samples 1024
 
 About twice as fast as profiling: samples run in batches, teacher-forced, and configurations share
 the blocks that they have in common. An answer counts if greedy decoding gives exactly this answer,
@@ -10,28 +10,56 @@ skips those that exist, and several processes share the work by --part.
 Shapes: S samples of a batch, T tokens, D d_model, C configurations.
 """
 
-import argparse
+import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+import tyro
 from torch import Tensor
 
+from benchmarks.options import needed, read_options
 from envs.spec import POSITIONS, TIERS, TOP_KS, Sample, all_knobs
 from envs.tasks import Question, build_tasks
+from launch.cluster.console import one_clear_error
 from launch.pretraining import forward as fw
 from launch.pretraining.batches import IGNORE, Encoder, QuestionBatch, assemble
 from launch.pretraining.steps import Trainee
 from rollout.block_skipping import BlockImportance
 from rollout.build import EMBEDDED, WorkerConfig, build_executor
+from rollout.molmoe.decoder import Block
 from rollout.molmoe.moe import looped_experts, route
 
 ROWS = 32
 FILE_SAMPLES = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutcomesConfig:
+    """One set of outcomes.
+
+    Attributes:
+        quick: one sample, into a temporary folder.
+        out: folder for the files.
+        split: split of the samples.
+        num_samples: number of samples, from the first of the split on.
+        part: this process' part of the files, and the number of parts.
+    """
+
+    quick: bool = False
+    out: Annotated[Path | None, tyro.conf.Positional] = None
+    split: str = "train"
+    num_samples: int = 1024
+    part: tuple[int, int] = (0, 1)
+
+
+QUICK = OutcomesConfig(quick=True, num_samples=1)
 KNOBS = list(all_knobs())
 
 
@@ -106,7 +134,7 @@ class Scorer:
         return fw.embed(self.model, tokens, self.trainee.see(batch), tiling), layout
 
     def _block(self, index: int, x: Tensor, layout: fw.Layout, top_k: int) -> Tensor:
-        block = self.model.blocks[index]
+        block = cast(Block, self.model.blocks[index])
         x = x + fw.attend(block.attn, x, layout)[0]
         mlp = block.mlp
         rows = mlp.ff_norm(x).flatten(0, 1)
@@ -123,19 +151,25 @@ class Scorer:
 
 
 @torch.no_grad()
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--split", default="train")
-    parser.add_argument("--num-samples", type=int, default=1024)
-    parser.add_argument("--part", type=int, nargs=2, default=(0, 1), metavar=("INDEX", "COUNT"))
-    options = parser.parse_args()
+def main() -> int:
+    """Scores the samples that no file holds yet."""
+    options = read_options(QUICK, __doc__)
     torch.set_num_threads(1)
-    options.out.mkdir(parents=True, exist_ok=True)
+    if not options.quick:
+        score_all(options, needed(options.out, "OUT, a folder for the outcomes,"))
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        score_all(options, options.out or Path(folder))
+    return 0
+
+
+def score_all(options: OutcomesConfig, out: Path) -> None:
+    """Writes the files of one part that are absent."""
+    out.mkdir(parents=True, exist_ok=True)
     scorer, tasks = Scorer(), build_tasks()
     part, parts = options.part
     for start in range(part * FILE_SAMPLES, options.num_samples, parts * FILE_SAMPLES):
-        file = options.out / f"{start:06d}.npz"
+        file = out / f"{start:06d}.npz"
         if file.exists():
             continue
         began = time.monotonic()
@@ -151,4 +185,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(one_clear_error(main))

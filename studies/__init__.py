@@ -1,0 +1,1 @@
+"""Studies of data and learning: the programs that made figures in the docs."""
