@@ -46,7 +46,7 @@ def comparable(
 
 def best_table_accuracy(profile: ProfileTable | None, budgets_ms: np.ndarray) -> float | None:
     """Accuracy within budget of the best table by kind and budget, in hindsight on the profile."""
-    if run.comparison is None:
+    if profile is None:
         return None
     return oracle_per_task(profile, budgets_ms, max_violation=TARGET_VIOLATION).accuracy
 
