@@ -199,7 +199,7 @@ class TableFleet:
         return results
 
     def outcomes(
-        self, request: GroupRequest, table: ProfileTable, row: int, columns_G: np.ndarray
+        self, request: AnyRequest, table: ProfileTable, row: int, columns_G: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Scores and latencies in ms, [G] each, of some configurations on one sample."""
         return table.scores[row, columns_G], table.latencies_ms[row, columns_G].astype(np.float64)
