@@ -25,8 +25,8 @@ from launch.run.supervise import supervise
 
 
 def train(run: Run) -> None:
-    """The loop: broadcast, collect, compute gradients through the model, update."""
-    watch = run.watch
+    """A step: broadcast, collect, learn from measured and from remembered groups, update."""
+    learner, fleet, watch = run.learner, run.fleet, run.watch
     if run.evaluation_pending:
         evaluate(run)  # the last invocation ended before it or within it
     for step in range(run.next_step, run.config.steps):
@@ -35,13 +35,14 @@ def train(run: Run) -> None:
         groups = run.collect()
         reward = run.rewards(groups)
         with watch.part("learn"):
-            pending = run.learner.prepare(
+            measured = learner.learn_from_groups(
                 groups, reward.score, reward.constraint, run.lambda_control.costs
             )
-        with watch.part("gradient"):
-            gradients = run.fleet.budget_gradients(groups, pending.latency_token_grads)
+        with watch.part("gradient"):  # through the frozen model, back to the budget token
+            gradients = fleet.budget_gradients(groups, measured.latency_token_grads)
         with watch.part("learn"):
-            update = run.learner.apply(pending, gradients)
+            learner.learn_from_memory(groups)
+            update = learner.update(measured, gradients)
         run.finish_step(groups)
         report_step(run, step, groups, reward, update)
         if run.evaluation_pending:

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from learner.config import LearnerConfig
-from learner.learner import Learner, PendingUpdate, UpdateRecord
+from learner.learner import Learner
 from learner.replay import ViolationCost
+from learner.update import MeasuredGradient, UpdateRecord
 from policy.config import ControllerConfig
 from policy.controller import Controller
 from policy.weights import weights_sha256
@@ -38,31 +39,38 @@ class LearnerActor:
         self.learner = Learner(initial_controller(controller, seed), config, seed)
         if state is not None:
             self.learner.load_state_dict(state)
-        self._pending: PendingUpdate | None = None
+        self._measured: MeasuredGradient | None = None
 
-    def prepare(
+    def learn_from_groups(
         self,
         groups: Sequence[GroupRollout],
         score_NG: np.ndarray,
         constraint_NG: np.ndarray,
         violation_cost: ViolationCost | None = None,
     ) -> list[np.ndarray]:
-        """The first half of an update; returns dL/d(latency token) of each group."""
-        self._pending = self.learner.prepare(groups, score_NG, constraint_NG, violation_cost)
-        return self._pending.latency_token_grads
+        """See `Learner.learn_from_groups`; returns dL/d(latency token) of each group."""
+        self._measured = self.learner.learn_from_groups(
+            groups, score_NG, constraint_NG, violation_cost
+        )
+        return self._measured.latency_token_grads
 
-    def apply(
+    def learn_from_memory(self) -> None:
+        """See `Learner.learn_from_memory`; the groups are those measured last."""
+        assert self._measured is not None, "learn from groups first"
+        self.learner.learn_from_memory(self._measured.groups)
+
+    def update(
         self, budget_token_grads: Sequence[np.ndarray]
     ) -> tuple[tuple[UpdateRecord, str], dict[str, np.ndarray], dict[str, Any]]:
-        """The second half of the pending update.
+        """See `Learner.update`.
 
         Returns:
             (record, hash of the weights), weights, and the rest of the state. With num_returns=3
             the caller owns all three and can continue if this process dies.
         """
-        assert self._pending is not None, "prepare an update first"
-        pending, self._pending = self._pending, None
-        record = self.learner.apply(pending, budget_token_grads)
+        assert self._measured is not None, "learn from groups first"
+        measured, self._measured = self._measured, None
+        record = self.learner.update(measured, budget_token_grads)
         arrays = self.learner.controller.to_numpy()
         return (record, weights_sha256(arrays)), arrays, self._rest()
 

@@ -1,14 +1,14 @@
 """A batch of groups as tensors, and how one is saved for inspection.
 
 Shapes: N groups, G episodes of each, B = N G episodes in the order of groups, D d_model, I length
-of the image feature, 4 heads.
+of the image feature, 4 heads, S advantages of an episode (one, or one of each stage).
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from torch import Tensor
 
 from learner.advantages import AdvantageFn, combine, zero_variance
 from rollout.group_rollout import GroupRollout
+
+NUM_STAGES = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,8 +29,8 @@ class EpisodeBatch:
     image_feature_NI: Tensor
     latency_token_BD: Tensor
     actions_B4: Tensor
-    behaviour_log_probs_B: Tensor
-    advantages_B: Tensor
+    behaviour_log_probs_B4: Tensor
+    advantages_BS: Tensor
     active_N: Tensor
     group_size: int
 
@@ -36,6 +38,19 @@ class EpisodeBatch:
     def active_B(self) -> Tensor:
         """Whether each episode belongs to a group that is not masked."""
         return self.active_N.repeat_interleave(self.group_size)
+
+    @property
+    def is_residual(self) -> bool:
+        """Whether advantages are residuals of each stage, rather than of whole episodes."""
+        return self.advantages_BS.shape[1] == NUM_STAGES
+
+    def by_surrogate(self, log_probs_B4: Tensor) -> Tensor:
+        """Log-probabilities of what each advantage is for: [B, S]."""
+        return log_probs_B4.unflatten(1, (self.advantages_BS.shape[1], -1)).sum(-1)
+
+    def with_residuals(self, residuals_B2: Tensor) -> EpisodeBatch:
+        """The batch with residuals for advantages; no group is masked, because all have some."""
+        return replace(self, advantages_BS=residuals_B2, active_N=torch.ones_like(self.active_N))
 
 
 def make_batch(
@@ -67,8 +82,8 @@ def make_batch(
         actions_B4=torch.from_numpy(np.concatenate([group.actions for group in groups])).to(
             like.device
         ),
-        behaviour_log_probs_B=floats([group.log_probs.sum(-1) for group in groups]).flatten(),
-        advantages_B=floats([advantages_NG]).flatten(),
+        behaviour_log_probs_B4=floats([group.log_probs for group in groups]).flatten(0, 1),
+        advantages_BS=floats([advantages_NG]).flatten()[:, None],
         active_N=torch.from_numpy(active_N).to(like.device),
         group_size=size,
     )

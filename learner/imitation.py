@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from envs.checks import check_within
-from learner.soft_value import shortfall, soft_value
+from learner.objective import Gains, soft_value
 from policy.controller import Controller
 from policy.stage1 import Stage1Logits
 from rollout.group_rollout import HEAD_SIZES
@@ -144,8 +144,7 @@ class _Tensors:
         self.image_feature_BI = torch.from_numpy(examples.image_feature_BI).to(like)
         self.latency_token_BAPD = torch.from_numpy(examples.latency_token_BAPD).to(like)
         gains_BAPKN = torch.from_numpy(examples.gains_BAPKN).to(like)
-        self.behind_BAPKN = shortfall(gains_BAPKN)
-        self.behind_BAP = self.behind_BAPKN.amax((3, 4))
+        self.gains = Gains.of(gains_BAPKN)
         with torch.no_grad():
             self.budget_token_BD = controller.budget_tokens(torch.from_numpy(examples.budgets_ms_B))
 
@@ -159,13 +158,15 @@ class _Tensors:
             self.budget_token_BD[rows_B],
             self.image_feature_BI[rows_B],
         )
-        value_B = soft_value(*stage1, self.behind_BAP[rows_B], temperature)
+        value_B = soft_value(*stage1, self.gains.relative_BAP[rows_B], temperature)
         tier_R, position_R = _draw(stage1, rng)
         rows_R = rows_B.repeat_interleave(STAGE1_CHOICES)
         stage2 = controller.stage2_logits(
             self.latency_token_BAPD[rows_R, tier_R, position_R], position_R
         )
-        value_R = soft_value(*stage2, self.behind_BAPKN[rows_R, tier_R, position_R], temperature)
+        value_R = soft_value(
+            *stage2, self.gains.relative_BAPKN[rows_R, tier_R, position_R], temperature
+        )
         return value_B.mean() + value_R.mean()
 
     @torch.no_grad()
@@ -179,7 +180,11 @@ class _Tensors:
         tokens_BD = self.latency_token_BAPD[rows_B, tier_B, position_B]
         stage2 = controller.stage2_logits(tokens_BD, position_B)
         top_k_B, num_blocks_B = (logits.argmax(-1) for logits in stage2)
-        return -self.behind_BAPKN[rows_B, tier_B, position_B, top_k_B, num_blocks_B].mean().item()
+        return (
+            -self.gains.relative_BAPKN[rows_B, tier_B, position_B, top_k_B, num_blocks_B]
+            .mean()
+            .item()
+        )
 
 
 @torch.no_grad()

@@ -1,23 +1,22 @@
-"""The learner: one optimizer, one update for all trained weights.
+"""The learner: one optimizer for all trained weights, one objective.
 
 The gradient reaches the budget MLP in two ways: through stage 1's input, which is in the learner's
 own graph, and through the latency token, which passed the frozen model. The learner has no copy of
-that model, so an update is two calls with a vector-Jacobian product on the rollout actors in
-between:
+that model, so the actors compute a vector-Jacobian product in between:
 
-    pending = learner.prepare(groups, score_NG, constraint_NG)
-    # the actors map pending.latency_token_grads to budget_token_grads
-    record = learner.apply(pending, budget_token_grads)
+    measured = learner.learn_from_groups(groups, score_NG, constraint_NG, violation_cost)
+    # the actors map measured.latency_token_grads to budget_token_grads
+    learner.learn_from_memory(groups)
+    record = learner.update(measured, budget_token_grads)
 
-Shapes: N groups, G episodes of each, B = N G episodes, D d_model, 4 heads.
+Shapes: N groups, G episodes of each, B = N G episodes, S surrogates of an episode (one of all
+heads, or one of each stage), D d_model, 4 heads.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,86 +26,16 @@ from torch import Tensor
 from learner.advantages import ADVANTAGE_FORMS
 from learner.batch import EpisodeBatch, for_inspection, make_batch
 from learner.config import LearnerConfig
+from learner.expected_groups import ExpectedGroups
+from learner.experience import Episodes
 from learner.losses import LossInputs, LossMetrics, grpo_loss
-from learner.replay import Replay, ReplayRecord, ViolationCost
+from learner.objective import value_of_stages
+from learner.replay import Replay, ReplayRecord, ViolationCost, logits_of, prefixes_of
+from learner.update import MeasuredGradient, NonFiniteUpdateError, UpdateRecord
 from policy.controller import Controller, evaluate_actions
 from policy.distributions import kl_divergence
 from policy.weights import PolicyWeights, weights_sha256
 from rollout.group_rollout import GroupRollout
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PendingUpdate:
-    """An update between `prepare` and `apply`.
-
-    `latency_token_grads` goes to the rollout actors: dL/d(latency token) of each group, float32
-    [G, D], with zero rows for masked groups.
-    """
-
-    groups: Sequence[GroupRollout]
-    score_rewards_NG: np.ndarray
-    constraint_rewards_NG: np.ndarray
-    violation_cost: ViolationCost | None
-    batch: EpisodeBatch
-    proximal_log_probs_B: Tensor
-    metrics: LossMetrics
-    latency_token_grads: list[np.ndarray]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpdateRecord:
-    """Results of one update, for the logs.
-
-    Attributes:
-        version: version of the weights after the update.
-        applied: False if the update was skipped for a non-finite loss or gradient.
-        num_nonfinite_total: updates skipped so far in the run.
-        loss: metrics of the last pass.
-        entropy_coef: weight of the entropy bonus.
-        grad_norm: norm of the whole gradient in the first pass, before clipping.
-        num_groups: number of groups in the batch.
-        num_zero_variance_groups: number of groups masked because all their rewards are equal.
-        advantage_abs_mean: mean absolute advantage of the active episodes.
-        staleness_mean: mean number of versions between the weights that acted and the updated ones.
-        staleness_max: maximum of the same.
-        replay: results of the updates from remembered episodes; None without them.
-    """
-
-    version: int
-    applied: bool
-    num_nonfinite_total: int
-    loss: LossMetrics
-    entropy_coef: float
-    grad_norm: float
-    num_groups: int
-    num_zero_variance_groups: int
-    advantage_abs_mean: float
-    staleness_mean: float
-    staleness_max: int
-    replay: ReplayRecord | None
-
-
-class NonFiniteUpdateError(RuntimeError):
-    """Too many consecutive updates had a non-finite loss or gradient.
-
-    Attributes:
-        message: what happened.
-        name: file name for the last batch.
-        batch: the last batch, as an .npz; the learner may run on another machine than the run.
-    """
-
-    def __init__(self, message: str, name: str, batch: bytes) -> None:
-        super().__init__(message, name, batch)
-        self.message, self.name, self.batch = message, name, batch
-
-    def __str__(self) -> str:
-        return self.message
-
-    def save(self, folder: Path) -> Path:
-        """Writes the batch into a folder; returns its path."""
-        path = folder / self.name
-        path.write_bytes(self.batch)
-        return path
 
 
 class Learner:
@@ -128,16 +57,19 @@ class Learner:
         self.version = 0
         self.num_nonfinite_total = 0
         self.num_nonfinite_consecutive = 0
-        self._pending: PendingUpdate | None = None
+        self._measured: MeasuredGradient | None = None
 
-    def prepare(
+    def learn_from_groups(
         self,
         groups: Sequence[GroupRollout],
         score_NG: np.ndarray,
         constraint_NG: np.ndarray,
         violation_cost: ViolationCost | None = None,
-    ) -> PendingUpdate:
-        """Computes the loss and its gradients down to the latency tokens.
+    ) -> MeasuredGradient:
+        """Computes the gradient from a step's measured groups, down to their latency tokens.
+
+        Without replay, or before enough is remembered, that is GRPO: every episode against its
+        group. With replay it is the measured residual of the model's expectation.
 
         Args:
             groups: of one size. Their order is the order of summation: keep it (by group_id, for
@@ -152,66 +84,85 @@ class Learner:
         form = ADVANTAGE_FORMS[self.config.advantage]
         like = next(self.controller.parameters())
         batch = make_batch(groups, score_NG, constraint_NG, form, like)
-        batch.latency_token_BD.requires_grad_()
+        expected = None
+        if self.replay is not None and self.replay.is_ready and violation_cost is not None:
+            rewards_NG = torch.from_numpy(score_NG + constraint_NG).to(like)
+            expected = self._expected(groups, violation_cost)
+            batch = batch.with_residuals(expected.residuals(rewards_NG))
         self.optimizer.zero_grad()
-        log_probs_B, metrics = self._backward(batch, batch.latency_token_BD, None)
-        grads_BD = batch.latency_token_BD.grad
+        token_ND = self.controller.budget_tokens(batch.budgets_ms_N)
+        inputs = token_ND.detach().requires_grad_(), batch.latency_token_BD.requires_grad_()
+        log_probs_BS, metrics = self._backward(batch, *inputs, None)
+        if expected is not None:
+            self._backward_expectation(batch, expected, inputs)
+        grads_ND, grads_BD = (x.grad for x in inputs)
+        assert grads_ND is not None
         assert grads_BD is not None
+        token_ND.backward(grads_ND)
         grads_BD = grads_BD.where(batch.active_B[:, None], 0.0)
         grads_NGD = grads_BD.view(len(groups), batch.group_size, -1).float().cpu().numpy()
-        self._pending = PendingUpdate(
+        self._measured = MeasuredGradient(
             groups=groups,
             score_rewards_NG=score_NG,
             constraint_rewards_NG=constraint_NG,
             violation_cost=violation_cost,
             batch=batch,
-            proximal_log_probs_B=log_probs_B,
+            follows_model=expected is not None,
+            proximal_log_probs_BS=log_probs_BS,
             metrics=metrics,
             latency_token_grads=list(grads_NGD),
         )
-        return self._pending
+        return self._measured
 
-    def apply(
-        self, pending: PendingUpdate, budget_token_grads: Sequence[np.ndarray]
+    def learn_from_memory(self, groups: Sequence[GroupRollout]) -> None:
+        """Remembers a step's groups and fits the outcome model; does nothing without replay."""
+        if self.replay is not None:
+            seed = np.random.SeedSequence([self.seed, self.version]).generate_state(1)[0]
+            self.replay.take_in(groups, int(seed))
+
+    def update(
+        self, measured: MeasuredGradient, budget_token_grads: Sequence[np.ndarray]
     ) -> UpdateRecord:
-        """Adds the budget MLP's gradient by the latency tokens and takes the step.
+        """Takes the step's updates: the first with the budget encoder, all with both stages.
 
-        With several epochs the later ones use the same latency tokens. These no longer are what
-        the changed budget MLP would give, and the vector-Jacobian product was taken for the first
-        pass only, so later passes train the budget MLP by stage 1's input alone.
+        Each update has the gradient of the measured groups and, with replay, that of remembered
+        ones. In later updates of a step the measured part is clipped by the ratio of PPO. The
+        vector-Jacobian product was taken for the first one only, so the later ones train the budget
+        encoder by stage 1's input alone, or not at all with replay.
 
         Args:
-            pending: from the last `prepare`.
+            measured: from the last `learn_from_groups`.
             budget_token_grads: for each group dL/d(budget token), float [D], summed over its
                 episodes.
 
         Raises:
             NonFiniteUpdateError: too many consecutive non-finite updates; holds the batch.
         """
-        if pending is not self._pending:
-            raise ValueError("this update is not the one prepared last: prepare it again")
-        self._pending = None
-        batch, metrics = pending.batch, pending.metrics
+        if measured is not self._measured:
+            raise ValueError("this gradient is not the one computed last: compute it again")
+        self._measured = None
+        batch, metrics = measured.batch, measured.metrics
         grads_ND = np.array(budget_token_grads)
         tokens_ND = self.controller.budget_tokens(batch.budgets_ms_N)
         tokens_ND.backward(torch.from_numpy(grads_ND).to(tokens_ND))
         entropy_coef = self.config.entropy.coefficient(self.version)
         self._schedule_learning_rates()
+        norms, regrets = self._remembered(measured, entropy_coef)
         grad_norm = self._step(metrics)
-        applied, replay = np.isfinite(grad_norm), None
+        applied = bool(np.isfinite(grad_norm))
         if applied:
-            for _ in range(self.config.epochs - 1):
+            for _ in range(self._updates_per_step(measured) - 1):
                 self.optimizer.zero_grad()
-                latency_token_BD = batch.latency_token_BD.detach()
-                _, metrics = self._backward(batch, latency_token_BD, pending.proximal_log_probs_B)
+                metrics = self._measured_again(measured)
+                regrets += self._remembered(measured, entropy_coef)[1]
                 if not np.isfinite(self._step(metrics)):
                     break
-            replay = self._replay(pending, entropy_coef)
             self.version += 1
             self.num_nonfinite_consecutive = 0
         else:
-            self._count_nonfinite(pending, grads_ND)
-        return self._record(pending, metrics, applied, entropy_coef, grad_norm, replay)
+            self._count_nonfinite(measured, grads_ND)
+        replay = self._replay_record(measured, norms, regrets)
+        return self._record(measured, metrics, applied, entropy_coef, grad_norm, replay)
 
     def weights(self) -> PolicyWeights:
         """A copy of the current weights, with version and hash."""
@@ -240,50 +191,117 @@ class Learner:
         self.num_nonfinite_consecutive = state["num_nonfinite_consecutive"]
         if self.replay and state["replay"]:
             self.replay.load_state_dict(state["replay"])
-        self._pending = None
+        self._measured = None
+
+    def _expected(
+        self, groups: Sequence[GroupRollout], violation_cost: ViolationCost
+    ) -> ExpectedGroups:
+        """What the model expects of a step's groups, which it has not learned from yet."""
+        assert self.replay is not None
+        episodes = Episodes.of(groups).to(next(self.controller.parameters()))
+        return ExpectedGroups(
+            episodes=episodes,
+            gains=self.replay.gains(episodes, violation_cost),
+            weight=self.replay.config.residual_weight,
+        )
 
     def _backward(
-        self, batch: EpisodeBatch, latency_token_BD: Tensor, proximal_log_probs_B: Tensor | None
+        self,
+        batch: EpisodeBatch,
+        budget_token_ND: Tensor,
+        latency_token_BD: Tensor,
+        proximal_log_probs_BS: Tensor | None,
     ) -> tuple[Tensor, LossMetrics]:
         """One pass; without proximal log-probs the current ones are (the ratio is exactly 1)."""
-        distributions = _log_distributions(self.controller, batch, latency_token_BD)
+        distributions = _log_distributions(
+            self.controller, batch, budget_token_ND, latency_token_BD
+        )
         evaluation = evaluate_actions(distributions, batch.actions_B4)
-        log_probs_B = evaluation.log_probs_B4.sum(-1)
+        log_probs_BS = batch.by_surrogate(evaluation.log_probs_B4)
         if self.config.loss.kl_coef > 0:
             with torch.no_grad():
+                initial = self.initial_controller
                 reference = _log_distributions(
-                    self.initial_controller, batch, latency_token_BD.detach()
+                    initial,
+                    batch,
+                    initial.budget_tokens(batch.budgets_ms_N),
+                    latency_token_BD.detach(),
                 )
             kls = map(kl_divergence, distributions, reference)
             reference_kl_B = torch.stack(list(kls), -1).sum(-1)
         else:
-            reference_kl_B = torch.zeros_like(log_probs_B)
-        if proximal_log_probs_B is None:
-            proximal_log_probs_B = log_probs_B.detach()
+            reference_kl_B = torch.zeros_like(log_probs_BS[:, 0])
+        if proximal_log_probs_BS is None:
+            proximal_log_probs_BS = log_probs_BS.detach()
+        entropy_coef = self.config.entropy.coefficient(self.version)
         inputs = LossInputs(
-            log_probs_B=log_probs_B,
-            proximal_log_probs_B=proximal_log_probs_B,
-            behaviour_log_probs_B=batch.behaviour_log_probs_B,
-            advantages_B=batch.advantages_B,
+            log_probs_BS=log_probs_BS,
+            proximal_log_probs_BS=proximal_log_probs_BS,
+            behaviour_log_probs_BS=batch.by_surrogate(batch.behaviour_log_probs_B4),
+            advantages_BS=batch.advantages_BS,
             active_B=batch.active_B,
             entropies_B4=evaluation.entropies_B4,
             reference_kl_B=reference_kl_B,
-            entropy_coef=self.config.entropy.coefficient(self.version),
+            # With replay the entropy bonus is part of the expectation.
+            entropy_coef=0.0 if batch.is_residual else entropy_coef,
         )
         loss, metrics = grpo_loss(inputs, self.config.loss)
         loss.backward()
-        return log_probs_B.detach(), metrics
+        return log_probs_BS.detach(), metrics
 
-    def _replay(self, pending: PendingUpdate, temperature: float) -> ReplayRecord | None:
-        if self.replay is None or pending.violation_cost is None:
+    def _backward_expectation(
+        self, batch: EpisodeBatch, expected: ExpectedGroups, inputs: tuple[Tensor, Tensor]
+    ) -> None:
+        """Adds the expectation's gradient down to the inputs; that of the stages is replay's."""
+        episodes, temperature = expected.episodes, self.config.entropy.coefficient(self.version)
+        stages = logits_of(self.controller, episodes, *inputs)
+        value = value_of_stages(*stages, expected.gains, prefixes_of(episodes), temperature)
+        for tensor, gradient in zip(inputs, torch.autograd.grad(-value, inputs), strict=True):
+            assert tensor.grad is not None
+            tensor.grad += gradient
+
+    def _measured_again(self, measured: MeasuredGradient) -> LossMetrics:
+        """The gradient of the measured groups under the weights of a later update."""
+        batch = measured.batch
+        with torch.set_grad_enabled(not measured.follows_model):
+            token_ND = self.controller.budget_tokens(batch.budgets_ms_N)
+        latency_token_BD = batch.latency_token_BD.detach()
+        return self._backward(batch, token_ND, latency_token_BD, measured.proximal_log_probs_BS)[1]
+
+    def _remembered(
+        self, measured: MeasuredGradient, temperature: float
+    ) -> tuple[tuple[float, float], list[float]]:
+        """Adds the gradient of remembered groups; returns both parts' norms, and the regret."""
+        if self.replay is None or measured.violation_cost is None or not self.replay.is_ready:
+            return (0.0, 0.0), []
+        stages = (self.controller.stage1, self.controller.stage2)
+        weights = [weight for stage in stages for weight in stage.parameters()]
+        before = [torch.zeros_like(w) if w.grad is None else w.grad.clone() for w in weights]
+        regret = self.replay.backward(measured.violation_cost, temperature)
+        after = [w.grad - b for w, b in zip(weights, before, strict=True) if w.grad is not None]
+        get_norm = torch.nn.utils.get_total_norm
+        return (get_norm(before).item(), get_norm(after).item()), [regret]
+
+    def _updates_per_step(self, measured: MeasuredGradient) -> int:
+        if self.replay is None or measured.violation_cost is None or not self.replay.is_ready:
+            return self.config.epochs
+        return self.replay.config.policy_updates
+
+    def _replay_record(
+        self, measured: MeasuredGradient, norms: tuple[float, float], regrets: list[float]
+    ) -> ReplayRecord | None:
+        if self.replay is None or measured.violation_cost is None:
             return None
-        return self.replay.learn(
-            pending.groups,
-            pending.violation_cost,
-            temperature=temperature,
-            lr_scale=self.config.lr_scale(self.version),
-            grad_clip=self.config.grad_clip,
-            seed=int(np.random.SeedSequence([self.seed, self.version]).generate_state(1)[0]),
+        batch, total = measured.batch, sum(norms)
+        return ReplayRecord(
+            num_groups=len(self.replay.experience),
+            model_loss=self.replay.model_loss,
+            latency_spread=float(self.replay.model.spread),
+            regret=float(np.mean(regrets)) if regrets else 0.0,
+            residual=batch.advantages_BS.abs().mean().item() if batch.is_residual else 0.0,
+            measured_norm=norms[0],
+            remembered_norm=norms[1],
+            measured_share=norms[0] / total if total else 0.0,
         )
 
     def _schedule_learning_rates(self) -> None:
@@ -303,38 +321,40 @@ class Learner:
             self.optimizer.step()
         return norm
 
-    def _count_nonfinite(self, pending: PendingUpdate, budget_token_grads_ND: np.ndarray) -> None:
+    def _count_nonfinite(
+        self, measured: MeasuredGradient, budget_token_grads_ND: np.ndarray
+    ) -> None:
         self.num_nonfinite_total += 1
         self.num_nonfinite_consecutive += 1
         if self.num_nonfinite_consecutive <= self.config.max_nonfinite_updates:
             return
         raise NonFiniteUpdateError(
             f"{self.num_nonfinite_consecutive} consecutive updates had a non-finite loss or "
-            f"gradient (loss {pending.metrics.loss}); the weights are still those of version "
+            f"gradient (loss {measured.metrics.loss}); the weights are still those of version "
             f"{self.version}: look for NaN in the last batch, then lower learning_rate or resume "
             "from an earlier checkpoint",
             f"nonfinite_version_{self.version:08d}.npz",
             for_inspection(
-                pending.groups,
-                pending.score_rewards_NG,
-                pending.constraint_rewards_NG,
+                measured.groups,
+                measured.score_rewards_NG,
+                measured.constraint_rewards_NG,
                 budget_token_grads_ND,
             ),
         )
 
     def _record(
         self,
-        pending: PendingUpdate,
+        measured: MeasuredGradient,
         metrics: LossMetrics,
         applied: bool,
         entropy_coef: float,
         grad_norm: float,
         replay: ReplayRecord | None,
     ) -> UpdateRecord:
-        batch = pending.batch
+        batch = measured.batch
         acted_on = self.version - int(applied)
-        staleness = [acted_on - group.policy_version for group in pending.groups]
-        active_advantages = batch.advantages_B[batch.active_B]
+        staleness = [acted_on - group.policy_version for group in measured.groups]
+        active_advantages = batch.advantages_BS[batch.active_B]
         return UpdateRecord(
             version=self.version,
             applied=applied,
@@ -342,7 +362,7 @@ class Learner:
             loss=metrics,
             entropy_coef=entropy_coef,
             grad_norm=grad_norm,
-            num_groups=len(pending.groups),
+            num_groups=len(measured.groups),
             num_zero_variance_groups=int((~batch.active_N).sum()),
             advantage_abs_mean=(
                 active_advantages.abs().mean().item() if active_advantages.numel() else 0.0
@@ -367,10 +387,12 @@ def _make_optimizer(controller: Controller, config: LearnerConfig) -> torch.opti
 
 
 def _log_distributions(
-    controller: Controller, batch: EpisodeBatch, latency_token_BD: Tensor
+    controller: Controller,
+    batch: EpisodeBatch,
+    budget_token_ND: Tensor,
+    latency_token_BD: Tensor,
 ) -> tuple[Tensor, ...]:
     """The four heads' log-probabilities; what stage 1 sees is the same in a whole group."""
-    budget_token_ND = controller.budget_tokens(batch.budgets_ms_N)
     return controller.log_distributions(
         batch.language_feature_ND.repeat_interleave(batch.group_size, 0),
         budget_token_ND.repeat_interleave(batch.group_size, 0),

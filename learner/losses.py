@@ -1,8 +1,9 @@
 """The GRPO loss, pure functions of tensors.
 
-Shapes: B episodes, 4 heads (tier, position, top_k, num_blocks). Three policies occur: the current
-one, the proximal one (the learner's when the update began) and the behaviour policy (the rollout
-actor's, whose log-probabilities came with the episode).
+Three policies occur: the current one, the proximal one (the learner's when the update began) and
+the behaviour policy (the rollout actor's, whose log-probabilities came with the episode).
+
+Shapes: B episodes, S surrogates of an episode (one of all heads, or one of each stage), 4 heads.
 """
 
 from __future__ import annotations
@@ -73,21 +74,21 @@ class LossInputs:
     """All inputs of the loss.
 
     Attributes:
-        log_probs_B: current log-probabilities of the actions, summed over the heads;
-            differentiable.
-        proximal_log_probs_B: the same at the beginning of the update, constant.
-        behaviour_log_probs_B: the same when the actions were chosen, constant.
-        advantages_B: advantages, constant.
+        log_probs_BS: current log-probabilities of the actions, summed over all heads or those of
+            each stage; differentiable.
+        proximal_log_probs_BS: the same at the beginning of the update, constant.
+        behaviour_log_probs_BS: the same when the actions were chosen, constant.
+        advantages_BS: advantages, constant.
         active_B: bool, False for the episodes of zero-variance groups.
         entropies_B4: entropies of the heads; differentiable.
         reference_kl_B: KL to the initial controller, summed over the heads; differentiable.
         entropy_coef: weight of the entropy bonus.
     """
 
-    log_probs_B: Tensor
-    proximal_log_probs_B: Tensor
-    behaviour_log_probs_B: Tensor
-    advantages_B: Tensor
+    log_probs_BS: Tensor
+    proximal_log_probs_BS: Tensor
+    behaviour_log_probs_BS: Tensor
+    advantages_BS: Tensor
     active_B: Tensor
     entropies_B4: Tensor
     reference_kl_B: Tensor
@@ -116,37 +117,37 @@ class LossMetrics:
 
 
 def clipped_surrogate(
-    ratio_B: Tensor, advantages_B: Tensor, clip_eps_low: float, clip_eps_high: float
+    ratio_BS: Tensor, advantages_BS: Tensor, clip_eps_low: float, clip_eps_high: float
 ) -> Tensor:
     """min(r A, clip(r, 1 - low, 1 + high) A), maximised (PPO, Schulman et al. 2017, eq. 7)."""
-    clipped_B = ratio_B.clamp(1 - clip_eps_low, 1 + clip_eps_high)
-    return torch.minimum(ratio_B * advantages_B, clipped_B * advantages_B)
+    clipped_BS = ratio_BS.clamp(1 - clip_eps_low, 1 + clip_eps_high)
+    return torch.minimum(ratio_BS * advantages_BS, clipped_BS * advantages_BS)
 
 
 def clipped(
-    ratio_B: Tensor, advantages_B: Tensor, clip_eps_low: float, clip_eps_high: float
+    ratio_BS: Tensor, advantages_BS: Tensor, clip_eps_low: float, clip_eps_high: float
 ) -> Tensor:
-    """Episodes whose ratio is clipped, so that they give no policy gradient: bool [B]."""
-    above_B = (advantages_B > 0) & (ratio_B > 1 + clip_eps_high)
-    below_B = (advantages_B < 0) & (ratio_B < 1 - clip_eps_low)
-    return above_B | below_B
+    """Episodes whose ratio is clipped, so that they give no policy gradient: bool [B, S]."""
+    above_BS = (advantages_BS > 0) & (ratio_BS > 1 + clip_eps_high)
+    below_BS = (advantages_BS < 0) & (ratio_BS < 1 - clip_eps_low)
+    return above_BS | below_BS
 
 
 def truncated_importance(
-    proximal_log_probs_B: Tensor, behaviour_log_probs_B: Tensor, cap: float
+    proximal_log_probs_BS: Tensor, behaviour_log_probs_BS: Tensor, cap: float
 ) -> Tensor:
     """min(proximal / behaviour, cap): the correction for stale or differently rounded rollouts.
 
     Source: the decoupled objective of Hilton et al. 2021 (eq. 5) with truncated weights (IMPALA,
     Espeholt et al. 2018).
     """
-    return (proximal_log_probs_B - behaviour_log_probs_B).exp().clamp(max=cap)
+    return (proximal_log_probs_BS - behaviour_log_probs_BS).exp().clamp(max=cap)
 
 
-def approximate_kl(log_probs_B: Tensor, behaviour_log_probs_B: Tensor) -> Tensor:
-    """Estimates KL(behaviour || current) from each action, never negative: r - 1 - log r, [B]."""
-    log_ratio_B = log_probs_B - behaviour_log_probs_B
-    return log_ratio_B.exp() - 1 - log_ratio_B
+def approximate_kl(log_probs_BS: Tensor, behaviour_log_probs_BS: Tensor) -> Tensor:
+    """Estimates KL(behaviour || current) from each action, never negative: r - 1 - log r."""
+    log_ratio_BS = log_probs_BS - behaviour_log_probs_BS
+    return log_ratio_BS.exp() - 1 - log_ratio_BS
 
 
 def grpo_loss(inputs: LossInputs, config: LossConfig) -> tuple[Tensor, LossMetrics]:
@@ -158,13 +159,13 @@ def grpo_loss(inputs: LossInputs, config: LossConfig) -> tuple[Tensor, LossMetri
     two terms, so that the estimator's expectation does not depend on how many there are.
     """
     active_B = inputs.active_B
-    ratio_B = (inputs.log_probs_B - inputs.proximal_log_probs_B).exp()
-    importance_B = truncated_importance(
-        inputs.proximal_log_probs_B, inputs.behaviour_log_probs_B, config.importance_cap
+    ratio_BS = (inputs.log_probs_BS - inputs.proximal_log_probs_BS).exp()
+    importance_BS = truncated_importance(
+        inputs.proximal_log_probs_BS, inputs.behaviour_log_probs_BS, config.importance_cap
     )
     limits = (config.clip_eps_low, config.clip_eps_high)
-    surrogate_B = importance_B * clipped_surrogate(ratio_B, inputs.advantages_B, *limits)
-    policy_loss = -surrogate_B.where(active_B, 0.0).mean()
+    surrogate_BS = importance_BS * clipped_surrogate(ratio_BS, inputs.advantages_BS, *limits)
+    policy_loss = -surrogate_BS.where(active_B[:, None], 0.0).sum(-1).mean()
     reference_kl = inputs.reference_kl_B.where(active_B, 0.0).mean()
     head_weights_4 = inputs.entropies_B4.new_tensor(config.entropy_head_weights)
     entropy_bonus = (inputs.entropies_B4 @ head_weights_4).mean()
@@ -176,13 +177,13 @@ def grpo_loss(inputs: LossInputs, config: LossConfig) -> tuple[Tensor, LossMetri
             entropy_bonus=entropy_bonus.item(),
             reference_kl=_mean(inputs.reference_kl_B[active_B]),
             behaviour_kl=_mean(
-                approximate_kl(inputs.log_probs_B, inputs.behaviour_log_probs_B)[active_B]
+                approximate_kl(inputs.log_probs_BS, inputs.behaviour_log_probs_BS)[active_B]
             ),
-            clip_share=_mean(clipped(ratio_B, inputs.advantages_B, *limits)[active_B]),
-            ratio_mean=_mean(ratio_B[active_B], empty=1.0),
-            ratio_max=ratio_B[active_B].max().item() if active_B.any() else 1.0,
-            importance_mean=_mean(importance_B[active_B], empty=1.0),
-            importance_capped_share=_mean((importance_B >= config.importance_cap)[active_B]),
+            clip_share=_mean(clipped(ratio_BS, inputs.advantages_BS, *limits)[active_B]),
+            ratio_mean=_mean(ratio_BS[active_B], empty=1.0),
+            ratio_max=ratio_BS[active_B].max().item() if active_B.any() else 1.0,
+            importance_mean=_mean(importance_BS[active_B], empty=1.0),
+            importance_capped_share=_mean((importance_BS >= config.importance_cap)[active_B]),
             entropies=_four(inputs.entropies_B4),
         )
     return loss, metrics

@@ -1,4 +1,4 @@
-"""Replay: after each measured update, many more from remembered episodes and an outcome model.
+"""Replay: the policy learns from remembered episodes too, by an outcome model.
 
 A group is measured once. Its scores and latencies keep teaching the outcome model, and its inputs
 keep teaching the policy, which ascends the model's expected reward over all configurations.
@@ -16,12 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from envs.checks import check_within
 from learner.experience import Episodes, Experience
+from learner.objective import Gains, regret_of_stages, value_of_stages
 from learner.outcome_model import OutcomeModel, OutcomeModelConfig
-from learner.soft_value import shortfall, soft_value
 from policy.controller import Controller
+from policy.stage1 import Stage1Logits
+from policy.stage2 import Stage2Logits
 from rollout.group_rollout import GroupRollout
 
 ViolationCost = Callable[[ArrayLike], NDArray[np.float64]]
@@ -36,11 +39,11 @@ class ReplayConfig:
         capacity: number of groups that are remembered; they are part of every checkpoint.
         warm_up: number of groups before the policy follows the model.
         model_updates: updates of the outcome model per step.
-        policy_updates: updates of both stages per step.
+        policy_updates: updates of the policy per step.
         batch_size: groups of one update, drawn with replacement.
-        learning_rate: Adam's for both stages; it falls as the learner's does. These updates have an
-            optimizer of their own, because their gradient has far less noise than that of a
-            measured batch.
+        residual_weight: weight of the measured residual against the model's expectation; at 0 the
+            policy trusts the model alone, at 1 the whole gradient is unbiased, however wrong the
+            model is.
         model: size and fit of the outcome model.
     """
 
@@ -49,13 +52,13 @@ class ReplayConfig:
     model_updates: int = 8
     policy_updates: int = 10
     batch_size: int = 256
-    learning_rate: float = 5e-3
+    residual_weight: float = 1.0
     model: OutcomeModelConfig = field(default_factory=OutcomeModelConfig)
 
     def __post_init__(self) -> None:
         names = ("capacity", "warm_up", "model_updates", "policy_updates", "batch_size")
         check_within(self, *names, low=1)
-        check_within(self, "learning_rate", low=0, above=True)
+        check_within(self, "residual_weight", low=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,21 +72,28 @@ class ReplayRecord:
             learned from.
         regret: mean expected reward that the policy loses by the model: by stage 1's choices, each
             followed by the best ones of stage 2, and by stage 2's after the remembered prefixes.
+        residual: mean absolute difference between measured and expected rewards.
+        measured_norm: norm of the stages' gradient from the measured groups, in the first update.
+        remembered_norm: the same from remembered groups.
+        measured_share: share of the former in the sum of both.
     """
 
     num_groups: int
     model_loss: float
     latency_spread: float
     regret: float
+    residual: float
+    measured_norm: float
+    remembered_norm: float
+    measured_share: float
 
 
 class Replay:
     """Remembers groups, fits the outcome model and improves the policy by it.
 
     Args:
-        controller: the policy; both stages are improved. The budget encoder keeps its weights,
-            because remembered latency tokens depend on them. They are those that the acting policy
-            saw, at its own budget, tier and position.
+        controller: the policy. Remembered latency tokens are those that the acting policy saw, at
+            its own budget, tier and position.
         config: see ReplayConfig.
         seed: of the outcome model's initial weights.
     """
@@ -101,56 +111,58 @@ class Replay:
             lr=config.model.learning_rate,
             weight_decay=config.model.weight_decay,
         )
-        self.stages = [*controller.stage1.parameters(), *controller.stage2.parameters()]
-        self.optimizer = torch.optim.Adam(self.stages, lr=config.learning_rate)
+        self.model_loss = 0.0
+        self._rng = torch.Generator()
 
-    def learn(
-        self,
-        groups: Sequence[GroupRollout],
-        violation_cost: ViolationCost,
-        *,
-        temperature: float,
-        lr_scale: float,
-        grad_clip: float,
-        seed: int,
-    ) -> ReplayRecord:
-        """Takes in a step's groups, then updates the outcome model and the policy.
+    def take_in(self, groups: Sequence[GroupRollout], seed: int) -> None:
+        """Remembers a step's groups and fits the outcome model to all that is remembered.
 
         Args:
             groups: of one size.
-            violation_cost: lambda at each budget.
-            temperature: weight of the entropy relative to the reward.
-            lr_scale: factor on the policy's learning rate.
-            grad_clip: maximum norm of the policy's gradient.
             seed: of the draws; the same seed, state and groups lead to the same weights.
         """
-        rng = torch.Generator().manual_seed(seed)
-        self.optimizer.param_groups[0]["lr"] = lr_scale * self.config.learning_rate
+        self._rng = torch.Generator().manual_seed(seed)
         like = next(self.controller.parameters())
         self.model.observe(self.experience.add(groups).to(like))
         with torch.random.fork_rng(devices=[]):  # dropout draws from the global generator
             torch.manual_seed(seed)
             losses = [
-                self._fit(self.experience.draw(self.config.batch_size, rng).to(like))
+                self._fit(self.experience.draw(self.config.batch_size, self._rng).to(like))
                 for _ in range(self.config.model_updates)
             ]
-        regrets = [0.0]
-        if len(self.experience) >= self.config.warm_up:
-            regrets = [
-                self._improve(
-                    self.experience.draw(self.config.batch_size, rng).to(like),
-                    violation_cost,
-                    temperature,
-                    grad_clip,
-                )
-                for _ in range(self.config.policy_updates)
-            ]
-        return ReplayRecord(
-            num_groups=len(self.experience),
-            model_loss=float(np.mean(losses)),
-            latency_spread=float(self.model.spread),
-            regret=float(np.mean(regrets)),
+        self.model_loss = float(np.mean(losses))
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether enough is remembered for the policy to follow the model."""
+        return len(self.experience) >= self.config.warm_up
+
+    def gains(self, episodes: Episodes, violation_cost: ViolationCost) -> Gains:
+        """What the model expects of every configuration on some samples."""
+        costs_B = torch.from_numpy(violation_cost(episodes.budgets_ms_M.cpu().numpy()))
+        costs_B = costs_B.to(episodes.budgets_ms_M.device)
+        return Gains.of(self.model.gains(episodes, costs_B))
+
+    def backward(self, violation_cost: ViolationCost, temperature: float) -> float:
+        """Adds the gradient of both stages on remembered episodes, drawn anew at each call.
+
+        The budget encoder gets none, because remembered latency tokens depend on its weights as
+        they were.
+
+        Returns:
+            The policy's regret by the model: see `regret_of_stages`.
+        """
+        like = next(self.controller.parameters())
+        episodes = self.experience.draw(self.config.batch_size, self._rng).to(like)
+        gains = self.gains(episodes, violation_cost)
+        with torch.no_grad():
+            budget_token_BD = self.controller.budget_tokens(episodes.budgets_ms_M)
+        stages = logits_of(
+            self.controller, episodes, budget_token_BD, episodes.latency_token_MGD.flatten(0, 1)
         )
+        prefixes = prefixes_of(episodes)
+        (-value_of_stages(*stages, gains, prefixes, temperature)).backward()
+        return regret_of_stages(*stages, gains, prefixes)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything an exact resume needs."""
@@ -158,7 +170,6 @@ class Replay:
             "experience": self.experience.state_dict(),
             "model": self.model.state_dict(),
             "model_optimizer": self.model_optimizer.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -166,7 +177,6 @@ class Replay:
         self.experience.load_state_dict(state["experience"])
         self.model.load_state_dict(state["model"])
         self.model_optimizer.load_state_dict(state["model_optimizer"])
-        self.optimizer.load_state_dict(state["optimizer"])
 
     def _fit(self, episodes: Episodes) -> float:
         self.model.train()
@@ -176,42 +186,19 @@ class Replay:
         self.model_optimizer.step()
         return loss.item()
 
-    def _improve(
-        self,
-        episodes: Episodes,
-        violation_cost: ViolationCost,
-        temperature: float,
-        grad_clip: float,
-    ) -> float:
-        """One update of both stages; returns the policy's regret before it."""
-        costs_B = torch.from_numpy(violation_cost(episodes.budgets_ms_M.cpu().numpy()))
-        costs_B = costs_B.to(episodes.budgets_ms_M.device)
-        behind_BAPKN = shortfall(self.model.gains(episodes, costs_B))
-        with torch.no_grad():
-            budget_token_BD = self.controller.budget_tokens(episodes.budgets_ms_M)
-        stage1 = self.controller.stage1_logits(
-            episodes.language_feature_MD, budget_token_BD, episodes.image_feature_MI
-        )
-        value_B = soft_value(*stage1, behind_BAPKN.amax((3, 4)), temperature)
-        actions_BG4 = episodes.actions_MG4
-        rows_BG = torch.arange(len(episodes), device=actions_BG4.device)[:, None].expand(
-            actions_BG4.shape[:2]
-        )
-        tier_BG, position_BG, *_ = actions_BG4.unbind(-1)
-        stage2 = self.controller.stage2_logits(
-            episodes.latency_token_MGD.flatten(0, 1), position_BG.flatten()
-        )
-        after_BGKN = behind_BAPKN[rows_BG, tier_BG, position_BG]
-        value_R = soft_value(*stage2, after_BGKN.flatten(0, 1), temperature)
-        loss = -(value_B.mean() + value_R.mean())
-        self.optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.stages, grad_clip)
-        if torch.isfinite(norm):
-            self.optimizer.step()
-        with torch.no_grad():
-            lost_B = -soft_value(*stage1, behind_BAPKN.amax((3, 4)), 0.0)
-            lost_R = after_BGKN.amax((2, 3)).flatten() - soft_value(
-                *stage2, after_BGKN.flatten(0, 1), 0.0
-            )
-        return float(lost_B.mean() + lost_R.mean())
+
+def logits_of(
+    controller: Controller, episodes: Episodes, budget_token_BD: Tensor, latency_token_RD: Tensor
+) -> tuple[Stage1Logits, Stage2Logits]:
+    """Logits of both stages on groups of episodes; R = B G."""
+    stage1 = controller.stage1_logits(
+        episodes.language_feature_MD, budget_token_BD, episodes.image_feature_MI
+    )
+    return stage1, controller.stage2_logits(latency_token_RD, prefixes_of(episodes)[2])
+
+
+def prefixes_of(episodes: Episodes) -> tuple[Tensor, Tensor, Tensor]:
+    """Row of the sample, tier and position of each episode, choice indices [B G]."""
+    tier_R, position_R, *_ = episodes.actions_MG4.flatten(0, 1).unbind(-1)
+    rows_B = torch.arange(len(episodes), device=tier_R.device)
+    return rows_B.repeat_interleave(episodes.actions_MG4.shape[1]), tier_R, position_R

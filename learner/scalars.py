@@ -18,8 +18,8 @@ from envs.reward import (
     violation_rate,
 )
 from envs.spec import BudgetSampler
-from learner.learner import UpdateRecord
 from learner.rewards import rewards_of, violations
+from learner.update import UpdateRecord
 from policy.controller import HEADS
 from rollout.group_rollout import GroupRollout
 

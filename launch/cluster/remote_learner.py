@@ -16,8 +16,8 @@ from launch.cluster.slots import LOST, WITHOUT_GPUS, kill, last_line, raised_by_
 from launch.cluster.waiting import telling
 from learner.actor import LearnerActor
 from learner.config import LearnerConfig
-from learner.learner import NonFiniteUpdateError, UpdateRecord
 from learner.replay import ViolationCost
+from learner.update import NonFiniteUpdateError, UpdateRecord
 from policy.config import ControllerConfig
 from policy.controller import Controller
 from policy.weights import PolicyWeights
@@ -34,14 +34,14 @@ class LearnerStateLostError(LearnerLostError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RemotePending:
-    """An update that is pending inside the learner's actor."""
+class RemoteGradient:
+    """A measured gradient, the rest of which stays in the learner's actor."""
 
     latency_token_grads: list[np.ndarray]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
+class LearnerState:
     """The learner's state after its last update: references that the driver owns.
 
     Attributes:
@@ -66,7 +66,7 @@ class RemoteLearner:
         state: state of an earlier learner to continue from.
 
     Raises:
-        NonFiniteUpdateError: from `apply`; see `learner.learner`.
+        NonFiniteUpdateError: from `update`; see `learner.update`.
         LearnerLostError: from every call, if the actor is gone or does not answer in time.
     """
 
@@ -91,7 +91,7 @@ class RemoteLearner:
         proof, arrays, rest, initial = self.actor.state.options(num_returns=4).remote()
         version, sha256 = self._get(proof, "state")
         weights = PublishedWeights(version=version, sha256=sha256, refs=(arrays,))
-        self._held = Held(weights=weights, rest=rest, initial=initial)
+        self._state = LearnerState(weights=weights, rest=rest, initial=initial)
 
     def restart(self) -> None:
         """Starts another actor from the state after the last update; no work is repeated.
@@ -107,32 +107,36 @@ class RemoteLearner:
         self.shutdown()
         self._start(state)
 
-    def prepare(
+    def learn_from_groups(
         self,
         groups: Sequence[GroupRollout],
         score_NG: np.ndarray,
         constraint_NG: np.ndarray,
         violation_cost: ViolationCost | None = None,
-    ) -> RemotePending:
-        """The first half of an update."""
-        call = self.actor.prepare.remote(groups, score_NG, constraint_NG, violation_cost)
-        grads = self._get(call, "prepare")
-        return RemotePending(latency_token_grads=grads)
+    ) -> RemoteGradient:
+        """See `Learner.learn_from_groups`."""
+        call = self.actor.learn_from_groups.remote(groups, score_NG, constraint_NG, violation_cost)
+        grads = self._get(call, "learn from groups")
+        return RemoteGradient(latency_token_grads=grads)
 
-    def apply(
-        self, pending: RemotePending, budget_token_grads: Sequence[np.ndarray]
+    def learn_from_memory(self, groups: Sequence[GroupRollout]) -> None:
+        """See `Learner.learn_from_memory`; the actor has the groups already."""
+        self._get(self.actor.learn_from_memory.remote(), "learn from memory")
+
+    def update(
+        self, measured: RemoteGradient, budget_token_grads: Sequence[np.ndarray]
     ) -> UpdateRecord:
-        """The second half of an update."""
-        call = self.actor.apply.options(num_returns=3)
+        """See `Learner.update`."""
+        call = self.actor.update.options(num_returns=3)
         first, arrays, rest = call.remote(budget_token_grads)
-        record, sha256 = self._get(first, "apply")
+        record, sha256 = self._get(first, "update")
         weights = PublishedWeights(version=record.version, sha256=sha256, refs=(arrays,))
-        self._held = Held(weights=weights, rest=rest, initial=self._held.initial)
+        self._state = LearnerState(weights=weights, rest=rest, initial=self._state.initial)
         return record
 
     def weights(self) -> PublishedWeights:
         """A reference to the current weights, owned by the driver."""
-        return self._held.weights
+        return self._state.weights
 
     def publish(self, weights: PolicyWeights) -> PublishedWeights:
         """A reference to older weights, for batches that were in flight at a checkpoint."""
@@ -145,13 +149,13 @@ class RemoteLearner:
 
     def snapshot(self) -> tuple[Controller, dict[str, Any]]:
         """The controller and the learner's state after the last update; works without the actor."""
-        arrays = self.fetch(self._held.weights).arrays
+        arrays = self.fetch(self._state.weights).arrays
         controller = Controller(self.controller)
         controller.load_numpy(arrays)
         state = {
             "controller": {name: torch.from_numpy(np.array(a)) for name, a in arrays.items()},
-            "initial_controller": self._get(self._held.initial, "initial controller"),
-            **self._get(self._held.rest, "optimizer"),
+            "initial_controller": self._get(self._state.initial, "initial controller"),
+            **self._get(self._state.rest, "optimizer"),
         }
         return controller, state
 

@@ -251,10 +251,10 @@ def embedded() -> JointGRPOConfig:
         ),
         learner=replace(
             _annealed(
-                150, learning_rate=1e-4, epochs=1, entropy=(0.05, 0.002), replay=ReplayConfig()
+                150, learning_rate=5e-3, epochs=1, entropy=(0.05, 0.002), replay=ReplayConfig()
             ),
             # Replay remembers latency tokens: those of a fast encoder would soon be out of date.
-            budget_lr_ratio=0.1,
+            budget_lr_ratio=0.002,
         ),
         evaluation=EvaluationConfig(num_samples=48),
     )

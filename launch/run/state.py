@@ -23,9 +23,9 @@ from launch.run.reporting import Reporter
 from launch.run.resume import budgets_to_state
 from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.lambda_control import LambdaControl
-from learner.learner import UpdateRecord
 from learner.replay import ViolationCost
 from learner.rewards import rewards_of, violations
+from learner.update import UpdateRecord
 from policy.config import PolicySetup
 from policy.controller import Controller
 from policy.weights import PolicyWeights, weights_sha256
@@ -38,18 +38,22 @@ from rollout.requests import GroupRequest
 class LearnerLike(Protocol):
     """The learner, in this process or in an actor."""
 
-    def prepare(
+    def learn_from_groups(
         self,
         groups: Sequence[GroupRollout],
         score_NG: np.ndarray,
         constraint_NG: np.ndarray,
         violation_cost: ViolationCost | None = None,
     ) -> Any:
-        """The first half of an update; see `learner.learner.Learner.prepare`."""
+        """See `learner.learner.Learner.learn_from_groups`."""
         ...
 
-    def apply(self, pending: Any, budget_token_grads: Sequence[np.ndarray]) -> UpdateRecord:
-        """The second half of an update."""
+    def learn_from_memory(self, groups: Sequence[GroupRollout]) -> None:
+        """See `learner.learner.Learner.learn_from_memory`."""
+        ...
+
+    def update(self, measured: Any, budget_token_grads: Sequence[np.ndarray]) -> UpdateRecord:
+        """See `learner.learner.Learner.update`."""
         ...
 
     def weights(self) -> Any:

@@ -8,8 +8,8 @@ import numpy as np
 
 from envs.reward import Reward
 from launch.run.state import Run
-from learner.learner import UpdateRecord
 from learner.scalars import rollout_scalars, speed_scalars, stage_scalars, update_scalars
+from learner.update import UpdateRecord
 from rollout.fleet import FleetStats
 from rollout.group_rollout import GroupRollout
 

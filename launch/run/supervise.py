@@ -10,7 +10,7 @@ from launch.cluster.signals import TERMINATED, Stopped
 from launch.run.opening import remote_learner
 from launch.run.standing import finish
 from launch.run.state import Run
-from learner.learner import NonFiniteUpdateError
+from learner.update import NonFiniteUpdateError
 
 MAX_LEARNER_RESTARTS = 20
 

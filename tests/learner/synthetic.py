@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from envs.spec import all_knobs
-from learner.learner import PendingUpdate
+from learner.update import MeasuredGradient
 from policy.config import ControllerConfig
 from policy.controller import Controller, choose
 from rollout.group_rollout import GroupRollout
@@ -39,21 +39,21 @@ class FrozenBlocks:
         hidden = torch.tanh(budget_token_BD @ self.first + tier_BD + 0.5 * language_feature_BD)
         return 10 * (budget_token_BD + torch.sin(hidden @ self.second + position_BD))
 
-    def vjp(self, controller: Controller, pending: PendingUpdate) -> list[np.ndarray]:
+    def vjp(self, controller: Controller, measured: MeasuredGradient) -> list[np.ndarray]:
         """What the rollout side does: dL/d(latency token) to dL/d(budget token), by group."""
-        size = pending.groups[0].group_size
+        size = measured.groups[0].group_size
         dtype = self.first.dtype
-        budgets = torch.tensor([group.budget_ms for group in pending.groups])
+        budgets = torch.tensor([group.budget_ms for group in measured.groups])
         with torch.no_grad():
             tokens_ND = controller.budget_tokens(budgets)
         tokens_ND.requires_grad_()
-        language = np.stack([group.language_feature for group in pending.groups])
+        language = np.stack([group.language_feature for group in measured.groups])
         latency = self(
             tokens_ND.repeat_interleave(size, 0),
             torch.from_numpy(language).to(dtype).repeat_interleave(size, 0),
-            torch.from_numpy(np.concatenate([group.actions for group in pending.groups])),
+            torch.from_numpy(np.concatenate([group.actions for group in measured.groups])),
         )
-        latency.backward(torch.from_numpy(np.concatenate(pending.latency_token_grads)).to(dtype))
+        latency.backward(torch.from_numpy(np.concatenate(measured.latency_token_grads)).to(dtype))
         return list(tokens_ND.grad.numpy())
 
 

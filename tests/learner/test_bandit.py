@@ -62,7 +62,7 @@ def test_learns_to_keep_the_budget_and_to_use_it(tmp_path):
             learner.controller, BLOCKS, language.expand(8, -1), budgets, 8, rng, learner.version
         )
         actions = np.stack([group.actions for group in groups])
-        pending = learner.prepare(groups, *rewards(actions, budgets.numpy()[:, None]))
-        learner.apply(pending, BLOCKS.vjp(learner.controller, pending))
+        measured = learner.learn_from_groups(groups, *rewards(actions, budgets.numpy()[:, None]))
+        learner.update(measured, BLOCKS.vjp(learner.controller, measured))
     after, _ = expected_and_best(learner.controller, language, test_budgets)
     assert best - after < 0.25 * (best - before), (before, after, best)

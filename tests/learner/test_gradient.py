@@ -31,8 +31,8 @@ def make_learner(tmp_path, **fields) -> Learner:
 
 
 def two_way_update(learner, blocks, groups, score, constraint) -> torch.Tensor:
-    pending = learner.prepare(groups, score, constraint)
-    learner.apply(pending, blocks.vjp(learner.controller, pending))
+    measured = learner.learn_from_groups(groups, score, constraint)
+    learner.update(measured, blocks.vjp(learner.controller, measured))
     return flat_gradient(learner.controller).clone()
 
 
@@ -97,9 +97,9 @@ def test_both_ways_matter(tmp_path):
     groups = run_groups(learner.controller, blocks, language, torch.tensor([120.0, 250.0]), 4, rng)
     rewards = np.random.default_rng(0).normal(size=(2, 2, 4))
     whole = two_way_update(learner, blocks, groups, *rewards)
-    pending = learner.prepare(groups, *rewards)
-    assert all(np.abs(grads).max() > 0 for grads in pending.latency_token_grads)
-    learner.apply(pending, [np.zeros(D_MODEL)] * 2)
+    measured = learner.learn_from_groups(groups, *rewards)
+    assert all(np.abs(grads).max() > 0 for grads in measured.latency_token_grads)
+    learner.update(measured, [np.zeros(D_MODEL)] * 2)
     stage1_way = flat_gradient(learner.controller)
     encoder_size = sum(w.numel() for w in learner.controller.budget_encoder.parameters())
     assert (whole - stage1_way)[:encoder_size].norm() > 0.1 * whole[:encoder_size].norm()

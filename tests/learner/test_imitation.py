@@ -6,7 +6,7 @@ import torch
 
 from envs.spec import Knobs, Tier
 from learner.imitation import WarmStartConfig, WarmStartExamples, warm_start
-from learner.soft_value import soft_value
+from learner.objective import soft_value
 from rollout.group_rollout import HEAD_SIZES
 from tests.learner.synthetic import D_MODEL, FrozenBlocks, make_controller
 

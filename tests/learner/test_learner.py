@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from learner.config import LearnerConfig
-from learner.learner import Learner, NonFiniteUpdateError
+from learner.learner import Learner
 from learner.losses import EntropySchedule, LossConfig
+from learner.update import NonFiniteUpdateError
 from policy.weights import weights_sha256
 from tests.learner.synthetic import D_MODEL, FrozenBlocks, make_controller, run_groups
 
@@ -28,8 +29,8 @@ def make_groups(learner: Learner, count: int = 3, size: int = 4, seed: int = 0, 
 
 
 def update(learner: Learner, groups, score, constraint):
-    pending = learner.prepare(groups, score, constraint)
-    return learner.apply(pending, BLOCKS.vjp(learner.controller, pending))
+    measured = learner.learn_from_groups(groups, score, constraint)
+    return learner.update(measured, BLOCKS.vjp(learner.controller, measured))
 
 
 def test_one_update_changes_all_trained_weights_and_the_version(tmp_path):
@@ -67,21 +68,21 @@ def test_zero_variance_groups_are_masked_and_counted(tmp_path):
     learner = make_learner(tmp_path, entropy=EntropySchedule(start=0, end=0))
     groups, score, constraint = make_groups(learner)
     score[1], constraint[1] = 0.5, -0.1
-    pending = learner.prepare(groups, score, constraint)
-    assert [bool(np.abs(grads).max() > 0) for grads in pending.latency_token_grads] == [
+    measured = learner.learn_from_groups(groups, score, constraint)
+    assert [bool(np.abs(grads).max() > 0) for grads in measured.latency_token_grads] == [
         True,
         False,
         True,
     ]
-    record = learner.apply(pending, BLOCKS.vjp(learner.controller, pending))
+    record = learner.update(measured, BLOCKS.vjp(learner.controller, measured))
     assert record.num_zero_variance_groups == 1
 
 
 def test_masked_groups_send_no_gradient_to_the_model_even_with_an_entropy_bonus(tmp_path):
     learner = make_learner(tmp_path, entropy=EntropySchedule(start=1, end=1))
     groups, score, constraint = make_groups(learner)
-    pending = learner.prepare(groups, 0 * score, 0 * constraint)
-    assert all((grads == 0).all() for grads in pending.latency_token_grads)
+    measured = learner.learn_from_groups(groups, 0 * score, 0 * constraint)
+    assert all((grads == 0).all() for grads in measured.latency_token_grads)
 
 
 def test_several_epochs_clip_against_the_first(tmp_path):
@@ -131,11 +132,11 @@ def test_nonfinite_update_is_skipped_then_stops_with_the_batch_saved(tmp_path, w
         groups, score, constraint = make_groups(learner)
         if where == "reward":
             score[0, 0] = np.nan
-        pending = learner.prepare(groups, score, constraint)
-        grads = BLOCKS.vjp(learner.controller, pending)
+        measured = learner.learn_from_groups(groups, score, constraint)
+        grads = BLOCKS.vjp(learner.controller, measured)
         if where == "budget_token_grad":
             grads[0][2] = np.inf
-        return learner.apply(pending, grads)
+        return learner.update(measured, grads)
 
     record = bad_update()
     assert (record.applied, record.version, record.num_nonfinite_total) == (False, 1, 1)
@@ -173,17 +174,17 @@ def test_resume_is_bit_identical(tmp_path):
     assert whole.weights().sha256 == resumed.weights().sha256
 
 
-def test_only_the_last_prepared_update_can_be_applied(tmp_path):
+def test_only_the_last_gradient_can_be_taken(tmp_path):
     learner = make_learner(tmp_path)
     batch = make_groups(learner)
-    first = learner.prepare(*batch)
-    second = learner.prepare(*batch)
+    first = learner.learn_from_groups(*batch)
+    second = learner.learn_from_groups(*batch)
     grads = BLOCKS.vjp(learner.controller, second)
-    with pytest.raises(ValueError, match="prepare it again"):
-        learner.apply(first, grads)
-    learner.apply(second, grads)
-    with pytest.raises(ValueError, match="prepare it again"):
-        learner.apply(second, grads)
+    with pytest.raises(ValueError, match="compute it again"):
+        learner.update(first, grads)
+    learner.update(second, grads)
+    with pytest.raises(ValueError, match="compute it again"):
+        learner.update(second, grads)
 
 
 def test_wrong_batches_are_refused(tmp_path):
@@ -191,9 +192,9 @@ def test_wrong_batches_are_refused(tmp_path):
     groups, score, constraint = make_groups(learner)
     other, *_ = make_groups(learner, size=3)
     with pytest.raises(ValueError, match=r"sizes \[3, 4\]"):
-        learner.prepare([*groups, *other], score, constraint)
+        learner.learn_from_groups([*groups, *other], score, constraint)
     with pytest.raises(ValueError, match="one for each episode"):
-        learner.prepare(groups, score[:2], constraint[:2])
+        learner.learn_from_groups(groups, score[:2], constraint[:2])
     with pytest.raises(ValueError, match="unknown advantage"):
         LearnerConfig(advantage="best")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="learning_rate is 0"):

@@ -15,14 +15,21 @@ from learner.losses import (
     truncated_importance,
 )
 
+ADVANTAGES = torch.tensor([1.0, -1.0, 2.0, -2.0])
+BY_SURROGATE = ("log_probs", "proximal_log_probs", "behaviour_log_probs", "advantages")
+
 
 def make_inputs(**changes) -> LossInputs:
+    """One surrogate of each episode."""
     zeros = torch.zeros(4)
+    for name in BY_SURROGATE:
+        if f"{name}_B" in changes:
+            changes[f"{name}_BS"] = changes.pop(f"{name}_B")[:, None]
     base = LossInputs(
-        log_probs_B=zeros,
-        proximal_log_probs_B=zeros,
-        behaviour_log_probs_B=zeros,
-        advantages_B=torch.tensor([1.0, -1.0, 2.0, -2.0]),
+        log_probs_BS=zeros[:, None],
+        proximal_log_probs_BS=zeros[:, None],
+        behaviour_log_probs_BS=zeros[:, None],
+        advantages_BS=ADVANTAGES[:, None],
         active_B=torch.ones(4, dtype=torch.bool),
         entropies_B4=torch.zeros(4, 4),
         reference_kl_B=zeros,
@@ -78,7 +85,7 @@ def test_ratio_one_gives_the_policy_gradient():
     log_probs = torch.zeros(4, requires_grad=True)
     inputs = make_inputs(log_probs_B=log_probs)
     grpo_loss(inputs, LossConfig())[0].backward()
-    torch.testing.assert_close(log_probs.grad, -inputs.advantages_B / 4)
+    torch.testing.assert_close(log_probs.grad, -ADVANTAGES / 4)
 
 
 def test_clipped_episodes_give_no_gradient():
@@ -120,7 +127,10 @@ def test_loss_does_not_depend_on_the_order_of_episodes():
     rng = torch.Generator().manual_seed(0)
     fields = {
         name: torch.randn(4, generator=rng)
-        for name in ("log_probs_B", "behaviour_log_probs_B", "advantages_B", "reference_kl_B")
+        for name in (
+            *("log_probs_BS", "behaviour_log_probs_BS", "advantages_BS"),
+            "reference_kl_B",
+        )
     }
     order = torch.tensor([2, 0, 3, 1])
     config = LossConfig(kl_coef=0.3)
@@ -144,3 +154,21 @@ def test_nonsense_is_refused():
         LossConfig(clip_eps_low=1.5)
     with pytest.raises(ValueError, match="cap"):
         LossConfig(importance_cap=0.5)
+
+
+def test_surrogates_of_both_stages_are_clipped_apart_and_added():
+    ratio = torch.tensor([[1.5, 1.0], [1.1, 0.5]])
+    inputs = make_inputs(
+        active_B=torch.ones(2, dtype=torch.bool),
+        entropies_B4=torch.zeros(2, 4),
+        reference_kl_B=torch.zeros(2),
+    )
+    inputs = dataclasses.replace(
+        inputs,
+        log_probs_BS=ratio.log(),
+        proximal_log_probs_BS=torch.zeros(2, 2),
+        behaviour_log_probs_BS=torch.zeros(2, 2),
+        advantages_BS=torch.tensor([[1.0, 2.0], [-1.0, -2.0]]),
+    )
+    loss, _ = grpo_loss(inputs, LossConfig(clip_eps_low=0.2, clip_eps_high=0.3))
+    assert loss.item() == pytest.approx(-((1.3 + 2.0) + (-1.1 - 1.6)) / 2)

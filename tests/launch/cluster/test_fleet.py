@@ -302,15 +302,15 @@ def test_actors_that_ask_for_no_gpu_see_none(two_actors, tmp_path):
 def test_a_killed_learner_goes_on_where_it_was(two_actors, tmp_path, undisturbed, monkeypatch):
     run = remote_run(tmp_path, launch_rig.config(), two_actors)
     kill_at = iter(range(100))
-    original = run.learner.prepare
+    original = run.learner.learn_from_groups
 
     def prepare(*arguments):
         if next(kill_at) == 2:
             ray.kill(run.learner.actor)
         return original(*arguments)
 
-    run.learner.prepare = prepare
-    with pytest.raises(LearnerLostError, match="prepare"):
+    run.learner.learn_from_groups = prepare
+    with pytest.raises(LearnerLostError, match="learn from groups"):
         train(run)
     assert run.store.load_latest().state["next_step"] == 2
     collected = []
@@ -332,7 +332,7 @@ def test_a_learner_whose_state_is_gone_too_goes_back_to_the_last_commit(
     expected = launch_rig.local_run(tmp_path / "local", settings)
     train(expected)
     run = remote_run(tmp_path, settings, two_actors)
-    steps, original = iter(range(100)), run.learner.prepare
+    steps, original = iter(range(100)), run.learner.learn_from_groups
 
     def prepare(*arguments):
         if next(steps) == 2:
@@ -340,7 +340,7 @@ def test_a_learner_whose_state_is_gone_too_goes_back_to_the_last_commit(
             ray.kill(run.learner.actor)
         return original(*arguments)
 
-    run.learner.prepare = prepare
+    run.learner.learn_from_groups = prepare
     train_over_lost_learners(run, train)
     assert final_sha256(run) == final_sha256(expected) != undisturbed
 

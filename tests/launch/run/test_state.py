@@ -203,14 +203,14 @@ def test_staleness_is_bounded(tmp_path):
     staleness = []
     settings = launch_rig.config(steps=5, max_staleness=1)
     run = launch_rig.local_run(tmp_path, settings)
-    original = run.learner.apply
+    original = run.learner.update
 
-    def watched(pending, gradients):
-        record = original(pending, gradients)
+    def watched(measured, gradients):
+        record = original(measured, gradients)
         staleness.append(record.staleness_max)
         return record
 
-    run.learner.apply = watched
+    run.learner.update = watched
     train(run)
     assert staleness == [0, 1, 1, 1, 1]
 
@@ -220,14 +220,14 @@ def test_stale_episodes_are_weighted_by_how_likely_they_are_now(tmp_path):
         steps=3, max_staleness=1, learner=LearnerConfig(learning_rate=0.05, grad_clip=1e3)
     )
     run = launch_rig.local_run(tmp_path, settings)
-    seen, original = [], run.learner.prepare
+    seen, original = [], run.learner.learn_from_groups
 
     def watched(groups, *rewards):
-        pending = original(groups, *rewards)
-        seen.append((groups, rewards[:2], copy.deepcopy(run.learner.controller), pending.metrics))
-        return pending
+        measured = original(groups, *rewards)
+        seen.append((groups, rewards[:2], copy.deepcopy(run.learner.controller), measured.metrics))
+        return measured
 
-    run.learner.prepare = watched
+    run.learner.learn_from_groups = watched
     train(run)
     assert seen[0][-1].importance_mean == pytest.approx(1, abs=1e-5)
     groups, (scores, constraints), controller, metrics = seen[2]
