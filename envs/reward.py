@@ -95,41 +95,59 @@ def budget_reward(
     )
 
 
-def expected_budget_reward(
-    score: ArrayLike,
-    log_ratio: ArrayLike,
-    spread: float,
-    *,
-    cheapest_log_ratio: ArrayLike,
-    violation_cost: ArrayLike,
-) -> Array:
-    """The expectation of `budget_reward` where latencies are uncertain.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpectedOutcome:
+    """What is expected of an episode whose latency is uncertain; the mean of `budget_reward`.
 
-    log(latency / budget) is normal around `log_ratio`. A sample that is slower than expected is so
-    at every configuration: the cheapest one has the same error, around `cheapest_log_ratio`. So a
-    configuration violates a feasible budget with the probability that is left between the two.
-
-    Args:
-        score: expected score.
-        log_ratio: mean of log(latency / budget).
-        spread: standard deviation of log latencies; at 0 they are certain.
-        cheapest_log_ratio: the same mean for the cheapest configuration on the sample, which
-            decides what is feasible.
-        violation_cost: lambda.
-
-    Returns:
-        The expected reward, of the common shape.
+    Attributes:
+        score: expected score that counts: that of feasible episodes.
+        violation: probability that a feasible budget is violated.
+        overshoot: expected clip(latency / budget - 1, 0, 1).
     """
-    mean, spread = np.asarray(log_ratio, np.float64), max(spread, 1e-9)
-    meets = ndtr(-mean / spread)
-    feasible = ndtr(-np.asarray(cheapest_log_ratio, np.float64) / spread)
-    violates = np.maximum(0.0, feasible - meets)
-    excess = _mean_above(0.0, mean, spread) - _mean_above(np.log(2.0), mean, spread)
-    return np.asarray(
-        np.asarray(score) * feasible
-        - np.asarray(violation_cost) * violates
-        - OVERSHOOT_COST * excess
-    )
+
+    score: Array
+    violation: Array
+    overshoot: Array
+
+    @classmethod
+    def of(
+        cls,
+        score: ArrayLike,
+        log_ratio: ArrayLike,
+        spread: float,
+        *,
+        cheapest_log_ratio: ArrayLike,
+    ) -> ExpectedOutcome:
+        """From the distribution of log(latency / budget), which is normal around `log_ratio`.
+
+        A sample that is slower than expected is so at every configuration: the cheapest one has the
+        same error, around `cheapest_log_ratio`. So a configuration violates a feasible budget with
+        the probability that is left between the two.
+
+        Args:
+            score: expected score.
+            log_ratio: mean of log(latency / budget).
+            spread: standard deviation of log latencies; at 0 they are certain.
+            cheapest_log_ratio: the same mean for the cheapest configuration on the sample, which
+                decides what is feasible.
+        """
+        mean, spread = np.asarray(log_ratio, np.float64), max(spread, 1e-9)
+        meets = ndtr(-mean / spread)
+        feasible = ndtr(-np.asarray(cheapest_log_ratio, np.float64) / spread)
+        overshoot = _mean_above(0.0, mean, spread) - _mean_above(np.log(2.0), mean, spread)
+        return cls(
+            score=np.asarray(score) * feasible,
+            violation=np.maximum(0.0, feasible - meets),
+            overshoot=overshoot,
+        )
+
+    def reward(self, violation_cost: ArrayLike) -> Array:
+        """The expected reward with a lambda."""
+        return np.asarray(
+            self.score
+            - np.asarray(violation_cost) * self.violation
+            - OVERSHOOT_COST * self.overshoot
+        )
 
 
 def _mean_above(log_limit: float, mean: Array, spread: float) -> Array:

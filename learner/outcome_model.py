@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from envs.action_masks import num_blocks_mask
 from envs.checks import check_within
-from envs.reward import expected_budget_reward
+from envs.reward import ExpectedOutcome
 from envs.spec import CHEAPEST_KNOBS, POSITIONS
 from learner.experience import Episodes
 from rollout.group_rollout import HEAD_SIZES
@@ -159,13 +159,13 @@ class OutcomeModel(nn.Module):
         self.eval()
         outcomes = self(episodes)
         log_ratio = outcomes.log_ms_BAPKN - _of_samples(episodes.budgets_ms_M.log())
-        reward = expected_budget_reward(
+        expected = ExpectedOutcome.of(
             outcomes.score_logit_BAPKN.sigmoid().cpu().numpy(),
             log_ratio.cpu().numpy(),
             float(self.spread),
             cheapest_log_ratio=_of_samples(log_ratio[:, *CHEAPEST_KNOBS.indices()]).cpu().numpy(),
-            violation_cost=_of_samples(violation_cost_B).cpu().numpy(),
         )
+        reward = expected.reward(_of_samples(violation_cost_B).cpu().numpy())
         reward_BAPKN = torch.from_numpy(reward).to(outcomes.score_logit_BAPKN)
         return reward_BAPKN.masked_fill(MASKED_PN[:, None].to(log_ratio.device), -torch.inf)
 

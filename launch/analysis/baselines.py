@@ -14,9 +14,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtr
 
-from envs.reward import is_violation, score_within_budget, violation_rate
+from envs.reward import (
+    FIXED_PRICE,
+    ExpectedOutcome,
+    is_violation,
+    score_within_budget,
+    violation_rate,
+)
 from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, Knobs
 from launch.analysis.knob_table import KnobTable
 from launch.analysis.statistics import Interval, half_widths, or_none
@@ -154,7 +159,7 @@ def rivals(validation: ProfileTable, budgets_ms: np.ndarray) -> dict[str, KnobTa
 
 
 def lookup(table: ProfileTable, budgets_ms: np.ndarray, allowed: np.ndarray) -> KnobTable:
-    """For each budget the configuration with the best accuracy within it.
+    """For each budget the configuration with the highest expected reward.
 
     Only configurations count that violate the budget on at most 5 % of the samples for which it is
     feasible: a margin for each budget. If none does, the one with the fewest violations is taken.
@@ -163,13 +168,13 @@ def lookup(table: ProfileTable, budgets_ms: np.ndarray, allowed: np.ndarray) -> 
     mean_C = table.latencies_ms.mean(0)
     columns = []
     for budget_ms in budgets_ms:
-        over_SC = is_violation(table.latencies_ms, budget_ms)
-        feasible_S1 = table.feasible(budget_ms)
-        over_C = over_SC[feasible_S1[:, 0]].mean(0) if feasible_S1.any() else over_SC.mean(0)
+        expected = expected_outcomes(table, budget_ms)
+        feasible_S = table.feasible(budget_ms)[:, 0]
+        over_C = expected.violation.sum(0) / max(feasible_S.sum(), 1)
         over_C = np.where(allowed, over_C, np.inf)
         limit = max(TARGET_VIOLATION, over_C.min())
-        accuracy_C = np.where(over_C <= limit, (table.scores * ~over_SC).mean(0), -1)
-        best = np.flatnonzero(accuracy_C >= accuracy_C.max() - 1e-9)
+        gain_C = np.where(over_C <= limit, expected.reward(FIXED_PRICE).mean(0), -np.inf)
+        best = np.flatnonzero(gain_C >= gain_C.max() - 1e-9)
         columns.append(int(best[mean_C[best].argmin()]))
     return _of_columns(table, budgets_ms, columns)
 
@@ -323,11 +328,10 @@ def priced_gains(
 ) -> np.ndarray:
     """The gain of each configuration for each task: [K, T, C].
 
-    The gain is the accuracy within budget, minus the price of violations on feasible samples, minus
-    half the overshoot on infeasible ones, so that there the fastest configuration gains most; of
-    equals the faster one does. With `scatter`, each latency stands for a log-normal distribution of
-    that standard deviation, and meets a budget by that probability. `shrinkage` is the share by
-    which each task is drawn to the mixture.
+    The gain is the expected reward, at the lowest lambda from `FIXED_PRICE` on that keeps the
+    violations; of equals the faster one gains more. With `scatter`, each latency stands for a
+    log-normal distribution of that standard deviation. `shrinkage` is the share by which each task
+    is drawn to the mixture.
     """
     task_S = np.unique(table.tasks, return_inverse=True)[1]
     member_TS = np.eye(task_S.max() + 1)[:, task_S]
@@ -337,17 +341,24 @@ def priced_gains(
     slowdown_TC = 1e-6 * (member_TS @ table.latencies_ms) / table.latencies_ms.max()
     gains = []
     for budget_ms in budgets_ms:
-        if scatter:
-            fits_SC = ndtr(np.log(budget_ms / table.latencies_ms) / scatter)
-        else:
-            fits_SC = (table.latencies_ms <= budget_ms).astype(np.float64)
-        feasible_S1 = table.feasible(budget_ms)
-        overshoot_SC = 0.5 * np.clip(table.latencies_ms / budget_ms - 1, 0, 1) * ~feasible_S1
-        gain_TC = member_TS @ (table.scores * fits_SC - overshoot_SC) - slowdown_TC
-        over_TC = member_TS @ ((1 - fits_SC.round(9)) * feasible_S1)
-        limit = max_violation * float(feasible_S1.mean())
+        expected = expected_outcomes(table, budget_ms, scatter)
+        gain_TC = member_TS @ expected.reward(0.0) - slowdown_TC
+        over_TC = member_TS @ expected.violation.round(9)
+        limit = max_violation * float(table.feasible(budget_ms).mean())
         gains.append(gain_TC - _price_within(gain_TC, over_TC, shares_T, limit) * over_TC)
     return np.array(gains)
+
+
+def expected_outcomes(
+    table: ProfileTable, budget_ms: float, scatter: float = 0.0
+) -> ExpectedOutcome:
+    """What every configuration is expected to earn on every sample at a budget: [S, C]."""
+    return ExpectedOutcome.of(
+        table.scores,
+        np.log(table.latencies_ms / budget_ms),
+        scatter,
+        cheapest_log_ratio=np.log(table.cheapest_ms / budget_ms)[:, None],
+    )
 
 
 def _price_within(
@@ -359,7 +370,7 @@ def _price_within(
         chosen_T = (gain_TC - price * over_TC).argmax(1)
         return float(shares_T @ over_TC[np.arange(len(shares_T)), chosen_T])
 
-    low, high = 0.0, 1e3
+    low, high = FIXED_PRICE, 1e3
     if violation(low) <= limit:
         return low
     if violation(high) > limit:

@@ -5,9 +5,9 @@ import pytest
 
 from envs.reward import (
     BudgetReward,
+    ExpectedOutcome,
     ReferenceReward,
     budget_reward,
-    expected_budget_reward,
     reference_reward,
     violation_rate,
 )
@@ -93,24 +93,21 @@ def simulated(score, log_ratio, spread, cheapest, cost, rng):
 def test_the_expected_reward_is_that_of_a_simulation(spread, log_ratio):
     rng = np.random.default_rng(0)
     for score, below, cost in ((0.9, 0.0, 1.0), (0.9, 0.5, 1.0), (0.3, 0.1, 0.4)):
-        expected = expected_budget_reward(
-            score, log_ratio, spread, cheapest_log_ratio=log_ratio - below, violation_cost=cost
-        )
+        outcome = ExpectedOutcome.of(score, log_ratio, spread, cheapest_log_ratio=log_ratio - below)
+        expected = outcome.reward(cost)
         found = simulated(score, log_ratio, spread, log_ratio - below, cost, rng)
         assert expected == pytest.approx(found, abs=0.002)
 
 
 def test_the_cheapest_configuration_never_violates_what_is_feasible():
-    at_the_budget = expected_budget_reward(
-        0.8, 0.0, 0.05, cheapest_log_ratio=0.0, violation_cost=1.0
-    )
-    free = expected_budget_reward(0.8, 0.0, 0.05, cheapest_log_ratio=0.0, violation_cost=0.0)
-    assert at_the_budget == free
+    at_the_budget = ExpectedOutcome.of(0.8, 0.0, 0.05, cheapest_log_ratio=0.0)
+    assert at_the_budget.violation == 0
+    assert at_the_budget.reward(1.0) == at_the_budget.reward(0.0)
 
 
 def test_a_certain_latency_gives_the_reward_itself():
     for ratio in (0.5, 1.2, 1.7, 3.0):
-        expected = expected_budget_reward(
-            0.6, np.log(ratio), 0.0, cheapest_log_ratio=-1.0, violation_cost=0.7
+        outcome = ExpectedOutcome.of(0.6, np.log(ratio), 0.0, cheapest_log_ratio=-1.0)
+        assert outcome.reward(0.7) == pytest.approx(
+            budget_reward(0.6, ratio, 1, violation_cost=0.7).total
         )
-        assert expected == pytest.approx(budget_reward(0.6, ratio, 1, violation_cost=0.7).total)
