@@ -28,7 +28,7 @@ class Entry:
         picture: its picture, still encoded; None if the row has none.
         prompt: the user's text with its style.
         answers: reference answers.
-        metadata: what is reported apart.
+        metadata: what is reported separately.
         place: its question's id and where it stands, for messages, if there is more than the id.
     """
 
@@ -136,7 +136,7 @@ class DataSet(ABC):
         """The question of a row; raises DataError if the row is unusable."""
 
     def answer_text(self, output: str) -> str:
-        """The part of an output that is scored; by default as Molmo's evaluation has it."""
+        """The part of an output that is scored; by default as in Molmo's evaluation."""
         return scored_text(output)
 
     @abstractmethod

@@ -28,7 +28,7 @@ def hub_rows(hub_ids: Sequence[str], configs: Sequence[str | None], split: str) 
         split: published name of the split.
 
     Raises:
-        DataError: the data set, the configuration or the split cannot be had.
+        DataError: the data set, the configuration or the split cannot be loaded.
     """
     datasets = _library()
     problems = []
@@ -61,7 +61,7 @@ def parquet_rows(
         folder: root of the files.
         configs: configurations, whose rows are joined in this order.
         split: published name of the split.
-        strict: `configs`: every one must be there; `split`: no other copy's name will do.
+        strict: `configs`: every one must be there; `split`: no other copy's name is accepted.
 
     Raises:
         DataError: there is no such file, or it cannot be read.

@@ -36,7 +36,7 @@ def json_records(path: Path, key: str) -> Iterator[dict[str, Any]]:
 
 
 class _NoSuchListError(Exception):
-    """The list that was asked for is not there, or holds something else than records."""
+    """The requested list is missing, or holds something other than records."""
 
 
 class _Reader:
@@ -114,7 +114,7 @@ class _Reader:
                 if not self._more():
                     raise
                 continue
-            if end < len(self._text) or not self._more():  # a number may go on
+            if end < len(self._text) or not self._more():  # a number may continue
                 self._at = end
                 return value
 

@@ -90,7 +90,7 @@ class Mmmu(DataSet):
 
 
 def listed_options(cell: str | None) -> tuple[str, ...]:
-    """The options, none for an open question; raises DataError if the cell is no list's text."""
+    """The options, none for an open question; raises DataError if the cell is no text of a list."""
     if not cell:
         return ()
     if not cell.strip().startswith("[") or not isinstance(_literal(cell), list):

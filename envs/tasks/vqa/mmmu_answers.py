@@ -49,7 +49,7 @@ def mmmu_choice(answer: str, options: Sequence[str], sample_id: str) -> str:
         texts = zip(letters, options, strict=True)
         candidates.append({letter: answer.lower().rfind(text.lower()) for letter, text in texts})
     for places in candidates:
-        last = max(letters, key=places.__getitem__)  # the first of equals, as in numpy's argmax
+        last = max(letters, key=places.__getitem__)  # the first one in a tie, as in numpy's argmax
         if places[last] >= 0:
             return last
     return random.Random(zlib.crc32(sample_id.encode())).choice(letters)

@@ -78,11 +78,11 @@ class OwnDataSet(DataSet):
         return ((str(self.tables.by_split[split].relative_to(folder)),),)
 
     def settings(self) -> tuple[Any, ...]:
-        """The folder of the pictures, in which their paths are made out."""
+        """The folder of the pictures, in which their paths are resolved."""
         return (str(self._root),)
 
     def read(self, split: str, paths: Sequence[Path]) -> Iterator[Row]:
-        """The rows with our names of columns, and the line that each stands on."""
+        """The rows with our column names, and the line number of each."""
         with reading(str(paths[0])):
             yield from read_table(paths[0])
 

@@ -41,7 +41,7 @@ class Picture:
 
         Args:
             cell: the cell as the `datasets` library gives it without decoding.
-            folders: where a picture lies that has a path alone.
+            folders: where pictures are that have only a path.
         """
         if cell is None:
             return None

@@ -10,7 +10,7 @@ import string
 from collections.abc import Sequence
 
 PUBLISHED_LETTERS = string.ascii_uppercase[:7]
-"""The letters that the published code knows; it cuts further options without a word."""
+"""The letters that the published code knows; it drops further options silently."""
 
 
 def styled(style: str, text: str) -> str:

@@ -29,7 +29,7 @@ class Rows(Protocol):
 
     @property
     def pictures(self) -> PictureFolders | None:
-        """Where pictures lie that are named by a path."""
+        """Where pictures that are named by a path are."""
         ...
 
     def __len__(self) -> int: ...
@@ -39,7 +39,7 @@ class Rows(Protocol):
         ...
 
     def values(self, columns: Sequence[str]) -> Iterator[Row]:
-        """All rows with these columns alone."""
+        """All rows with only these columns."""
         ...
 
     def place(self, number: int) -> str:
@@ -51,8 +51,8 @@ class Rows(Protocol):
 class Stored:
     """Rows of files that the loaders read themselves, as JSON texts of a mapped Arrow table.
 
-    They stay texts because what a published file may hold wrong is known when a row is used: one
-    question without answers must not make the others unreadable.
+    They stay texts because errors in a published file show only when a row is used: one question
+    without answers must not make the others unreadable.
 
     Attributes:
         table: a pyarrow table with a text column `record`.
