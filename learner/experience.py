@@ -17,8 +17,8 @@ from torch import Tensor
 from rollout.group_rollout import GroupRollout
 
 STORED_DTYPE = torch.float16
-"""Of features and tokens. Half precision keeps a checkpoint of all experience small; what is beyond
-its range is clipped to it."""
+"""Dtype of features and tokens. Half precision keeps checkpoints of all experience small; values
+beyond its range are clipped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

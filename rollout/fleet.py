@@ -158,5 +158,5 @@ def replacement(request: AnyRequest, failure: FailedGroup, attempts: int) -> Any
 
 
 def substitute(index: int, attempt: int) -> int:
-    """The index of a sample in place of an unusable one, far from those that a run comes to."""
+    """The index of a sample in place of an unusable one, far from those that a run reaches."""
     return index + PLACES // 2 + attempt - 1

@@ -54,7 +54,7 @@ class PolicySet:
         executor_settings: Settings = None,
         say: Say = log.info,
     ) -> PolicySet:
-        """Loads a model with all policies that there are for it, and warms it up.
+        """Loads a model with all policies that exist for it, and warms it up.
 
         Args:
             run: a run folder or the folder of a checkpoint; None has no controller and no tables.

@@ -34,7 +34,7 @@ from rollout.worker import RolloutWorker
 log = logging.getLogger(__name__)
 
 IN_FLIGHT = 2
-"""Least number of calls in flight per actor: one runs, one waits, so that no actor idles."""
+"""Minimum number of calls in flight per actor: one runs, one waits, so that no actor idles."""
 
 POLL_S = 0.5
 
@@ -193,7 +193,7 @@ class ActorPool:
         except (RayTaskError, GetTimeoutError, *LOST) as error:
             cause = getattr(error, "cause", None)
             if isinstance(cause, DataError) and ref in slot.jobs:
-                # No actor can cure it.
+                # Another actor would not help.
                 raise GroupFailedError(f"{slot.jobs[ref].what}: {cause}") from None
             self._lose(slot, str(error), ref=ref, is_error=raised_by_our_code(error))
             return

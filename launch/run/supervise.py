@@ -1,4 +1,4 @@
-"""Runs the training loop to its end, over lost learners, signals and errors."""
+"""Runs the training loop to its end despite lost learners, signals and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What gateway and replicas tell each other; light, because the gateway has no model."""
+"""What gateway and replicas exchange; light, because the gateway has no model."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ A remote checkpoint's name ends in a hash of its manifest, so that nothing is ev
 other content: if an upload is killed, the store holds either the old state or the new one.
 
 Several machines may continue a run one after the other. Each notes which LATEST it fetched or wrote
-last, in `.store.json` beside its local copy. If LATEST is another one, somebody else has continued
-the run: a machine that starts takes that state over and sets its own aside, and one that still runs
+last, in `.store.json` next to its local copy. If LATEST differs, somebody else has continued the
+run: a machine that starts takes that state over and sets its own aside, and one that still runs
 stops, before it writes or deletes anything.
 """
 

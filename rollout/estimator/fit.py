@@ -83,7 +83,7 @@ class EpochRecord:
         return (
             f"epoch {self.epoch + 1}: loss {self.loss_prefill:.4f} + {self.loss_decode:.4f}, "
             f"val prefill {self.val.mae_prefill_ms:.3f} ms ({self.val.rel_error_prefill:.1%}), "
-            f"decode {self.val.mae_decode_per_token_ms:.3f} ms a token "
+            f"decode {self.val.mae_decode_per_token_ms:.3f} ms per token "
             f"({self.val.rel_error_decode_per_token:.1%})"
         )
 

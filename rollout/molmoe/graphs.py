@@ -61,7 +61,7 @@ class CudaGraphs:
         return graph
 
     def _free_bytes(self) -> int:
-        """Free memory of the device, without what torch only holds in reserve."""
+        """Free memory of the device, without what torch merely caches."""
         gc.collect()
         torch.cuda.synchronize()
         torch.cuda.empty_cache()

@@ -29,7 +29,7 @@ class Entry:
         prompt: the user's text with its style.
         answers: reference answers.
         metadata: what is reported separately.
-        place: its question's id and where it stands, for messages, if there is more than the id.
+        place: its question's id and where it is, for messages, if there is more than the id.
     """
 
     question_id: str

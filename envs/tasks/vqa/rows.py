@@ -43,7 +43,7 @@ class Rows(Protocol):
         ...
 
     def place(self, number: int) -> str:
-        """Where a row stands, for messages."""
+        """Where a row is, for messages."""
         ...
 
 
