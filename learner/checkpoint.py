@@ -8,8 +8,8 @@ A checkpoint is a folder `step_00000042`:
     manifest.json                              size and sha256 of the files above, step, metric
 
 It is written under a temporary name in the same folder, synced and renamed, so that a step folder
-is either complete or absent, whatever kills the process (`learner/folders.py`). `latest` points to
-the newest one for people and tools; loading does not rely on it, and verifies every hash.
+is either complete or absent, even if the process is killed (`learner/folders.py`). `latest` points
+to the newest one for people and tools; loading does not rely on it, and verifies every hash.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The interface of whoever runs groups; `launch.cluster.fleet` implements it over Ray.
+"""The interface of a fleet, which runs groups; `launch.cluster.fleet` implements it over Ray.
 
 Shapes: G members, D d_model.
 """

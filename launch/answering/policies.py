@@ -20,7 +20,7 @@ DEFAULT_KNOBS = Knobs(tier=Tier.MEDIUM, position=1, top_k=6, num_blocks=14)
 """The configuration that runs, at any budget, without a trained controller."""
 
 WORTH_SAYING = 0.02
-"""Relative difference in milliseconds, of a device and of a run, from which the user is told."""
+"""Relative difference in milliseconds, of a device and of a run, that the user is told of."""
 
 Say = Callable[[str], object]
 """Called with progress messages."""

@@ -75,7 +75,7 @@ class ActorPool:
         self.in_flight = max(IN_FLIGHT, 1 + loader_threads)
         self.is_stopping = is_stopping
         self.stats = FleetStats()
-        # Only GPUs limit the actors of a node, however few cores it was started with.
+        # Only GPUs limit the actors of a node, even if it was started with few cores.
         resources = {"num_gpus": 1, "num_cpus": 0} if wants_gpu else {"num_cpus": 1}
         self.options = {**resources, **(actor_options or {})}
         remote: Any = ray.remote
@@ -361,7 +361,7 @@ class ActorPool:
         if unplaced:
             parts.append(
                 f"{', '.join(unplaced)} to get a place and start its process: "
-                f"{self.asked_and_has()} (what starts here already is taken)"
+                f"{self.asked_and_has()} (including what is starting here)"
             )
         return f"{len(starting)} of {len(self.slots)} rollout actors: " + "; ".join(parts)
 

@@ -16,7 +16,7 @@ TERMINATED = 128 + signal.SIGTERM
 
 
 class Stopped(Exception):
-    """The run was asked to stop; whoever called the loop writes a checkpoint."""
+    """The run was asked to stop; the caller of the loop writes a checkpoint."""
 
 
 class StopSignals:

@@ -171,7 +171,7 @@ class JointGRPOConfig:
         self.budget.fixed()
         if self.reward == "reference" and self.learner.replay is not None:
             raise ValueError(
-                "replay predicts the default reward: with the reference reward, do without replay"
+                "replay predicts the default reward: with the reference reward, turn replay off"
             )
         profiled, own = WorkerConfig(), self.worker
         if self.warm_start_profile == SHIPPED_PROFILE and (own.model, own.tasks) != (

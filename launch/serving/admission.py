@@ -21,7 +21,7 @@ from launch.serving.estimates import Estimates, Observation
 Late = Literal["cheapest", "refuse"]
 
 LEAST_MS = 1.0
-"""The smallest budget that a replica is given, however late a request is."""
+"""The smallest budget that a replica is given, even for a very late request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

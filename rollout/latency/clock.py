@@ -96,7 +96,7 @@ def clock_for(device: torch.device, choice: ClockChoice = "device") -> Clock:
     if device.type == "cuda":
         if choice == "wall":
             raise ValueError(
-                "the wall clock cannot measure a GPU, which works while the host goes on: leave "
+                "the wall clock cannot measure a GPU, which works while the host continues: leave "
                 "--worker.executor.clock at device"
             )
         return CudaClock(device)

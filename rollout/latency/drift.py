@@ -129,9 +129,9 @@ class FollowedTime:
         if not self._has_warned:
             self._has_warned = True
             log.warning(
-                "an image's global crop takes %.1f times as long as at the last probe, which is no "
-                "device's own speed: while it is more than %.1f only probes are followed. Is other "
-                "work running here, or is the clock the wall's?",
+                "an image's global crop takes %.1f times as long as at the last probe, which is "
+                "too large for the device itself: while it exceeds %.1f, only probes are followed. "
+                "Is other work running here, or is the wall clock in use?",
                 *(change, LARGEST_CHANGE),
             )
         return 1.0

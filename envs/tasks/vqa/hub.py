@@ -93,7 +93,7 @@ def parquet_rows(
         raise
     except Exception as error:  # the library raises many kinds
         raise DataError(
-            f"{files[0].name} and the files beside it cannot be read together "
+            f"{files[0].name} and the files next to it cannot be read together "
             f"({_first_line(error)}): download them again"
         ) from None
     rows = Table(table=table, split=split, pictures=PictureFolders(root=folder))

@@ -57,7 +57,7 @@ class _Reader:
             self._value()
             raise _NoSuchListError
         if self._peek():
-            raise ValueError("it goes on after its end")
+            raise ValueError("it continues after its end")
 
     def _list_under(self, key: str) -> Iterator[dict[str, Any]]:
         self._at += 1

@@ -87,7 +87,7 @@ class OwnDataSet(DataSet):
             yield from read_table(paths[0])
 
     def picture_key(self, row: Row, rows: Rows, number: int) -> str:
-        """The file of the picture, without links, however the row writes its path."""
+        """The file of the picture, without links, in whichever way the row writes its path."""
         if not isinstance(row["image"], str) or not row["image"].strip():
             raise DataError(f"line {row['line']} names no image: give a path below the folder")
         found = next((path for path in self._paths(row, rows) if os.path.isfile(path)), None)

@@ -96,7 +96,7 @@ def picture_key(name: str, data_set: str) -> str:
     """Identifies a picture across data sets, by its file name.
 
     `coco:42` for every name with COCO_ in it or in a folder of COCO, `vg:42` for a number in a
-    folder of Visual Genome, however that is spelt, otherwise the name within its data set.
+    folder of Visual Genome, in any spelling, otherwise the name within its data set.
     """
     if found := _COCO.search(name):
         return f"coco:{int(found[1] or found[2])}"
