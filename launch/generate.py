@@ -132,7 +132,7 @@ def show(result: dict[str, Any]) -> None:
         f"{'latency':<16}{result['latency_ms']:9.2f} ms, {verdict} the budget of "
         f"{result['budget_ms']:g} ms (plus {result['host_ms']:.2f} ms of host work)"
     )
-    console.print(f"{'by the wall':<16}{result['wall_ms']:9.2f} ms (latency: {result['clock']})")
+    console.print(f"{'wall clock':<16}{result['wall_ms']:9.2f} ms (latency: {result['clock']})")
     if not result["finished"]:
         console.print("the answer was cut off at the token limit")
 

@@ -83,7 +83,7 @@ class Episodes:
         )
 
     def to(self, like: Tensor) -> Self:
-        """With the device of `like`, and floats of its dtype but for the budgets."""
+        """With the device of `like`, and floats of its dtype, except the budgets."""
         return type(self)(
             **{
                 name: tensor.to(like.device)

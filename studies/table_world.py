@@ -241,7 +241,7 @@ def by_budget(name: str, rows: Sequence[Outcome]) -> str:
 
 
 def world_of(options: TableWorldConfig) -> World:
-    """The world that is asked for."""
+    """The requested world."""
     profile = ProfileTable.load(SHIPPED_PROFILE)
     if options.quick and options.outcomes is None:
         train, test = Outcomes.shipped(range(40)), Outcomes.shipped(range(40, 60))
@@ -260,7 +260,7 @@ def world_of(options: TableWorldConfig) -> World:
 
 
 def recipe_of(options: TableWorldConfig) -> JointGRPOConfig:
-    """The recipe with the groups and steps that are asked for."""
+    """The recipe with the requested groups and steps."""
     base = RECIPES[options.recipe]()
     if options.groups:
         groups, size = options.groups

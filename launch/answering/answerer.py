@@ -44,7 +44,7 @@ class Answer:
         latency_ms: the latency that the budget is for, on the device clock.
         wall_ms: the same on the wall clock.
         host_ms: tokenising and image resizing, which is not part of the latency.
-        budget_ms: the budget that was asked for.
+        budget_ms: the requested budget.
         finished: whether the model ended the answer itself, within the token limit.
         num_output_tokens: number of decoded tokens, including the end-of-sequence token.
         num_prompt_tokens: number of vision and text tokens of the prompt.

@@ -36,7 +36,7 @@ class PolicySet:
     """Answerers by the name of their policy, over one frozen model.
 
     Args:
-        default: name of the policy that answers if none is asked for.
+        default: name of the policy that answers if none is requested.
         policies: the policies by name, all on the same executor, which is warm.
     """
 

@@ -86,7 +86,7 @@ def remarks(task: VqaTask) -> tuple[str, ...]:
     found = [f"not used: {unused} (names of tables are {names})"] if unused else []
     if "train" not in tables.by_split:
         used = ", ".join(path.name for path in tables.by_split.values())
-        found.append(f"there is no table named train: nothing of {used} is trained on")
+        found.append(f"there is no table named train: nothing in {used} is used for training")
     return (*found, *_doubled_ids(task))
 
 

@@ -38,7 +38,7 @@ class Question:
         answer: the first of them.
         score: what that one scores.
         size: width and height of the picture in pixels; zeros without one.
-        picture: the picture as a data URL, if it was asked for.
+        picture: the picture as a data URL, if requested.
     """
 
     sample_id: str

@@ -14,7 +14,7 @@ CHEAPEST = "cheapest"
 """Name of the policy that answers late requests."""
 
 CONFIGURATIONS = knobs_by_name()
-"""Any of these can be asked for as a model, too."""
+"""Each of these can be requested as a model, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -107,7 +107,7 @@ class EstimatorFit:
     ) -> None:
         if config.batch_size % world_size:
             raise ValueError(
-                f"batch_size {config.batch_size} is no multiple of {world_size} workers"
+                f"batch_size {config.batch_size} is not a multiple of {world_size} workers"
             )
         self.config, self.rank, self.world_size = config, rank, world_size
         self.val = val

@@ -88,7 +88,7 @@ def clock_for(device: torch.device, choice: ClockChoice = "device") -> Clock:
     the wall clock, regardless of the choice.
 
     Raises:
-        ValueError: the device has no clock, or the wall clock is asked for on CUDA, where nothing
+        ValueError: the device has no clock, or the wall clock is requested on CUDA, where nothing
             waits for the device and the time of launches would be mistaken for latencies.
     """
     if device.type not in ("cpu", "cuda"):

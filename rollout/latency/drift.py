@@ -67,7 +67,7 @@ class FollowedTime:
         calibration: what the run's milliseconds mean.
         measure: latencies in ms of the cheapest and the full configuration, now, on the calibration
             sample of the given number.
-        pace: pace of the device; by default one that is never noted and tells nothing.
+        pace: pace of the device; by default one that is never updated.
         now: seconds that pass for the device, by which probes are spaced.
     """
 
@@ -107,7 +107,7 @@ class FollowedTime:
         number = self._num_probes % len(self.calibration.probes_ms)
         pace_ms = self.pace.ms
         latencies_2 = np.array(self.measure(number))
-        # A probe repeats samples that are at hand, so that its own work has another pace.
+        # A probe repeats prepared samples, so its own work has a different pace.
         self.pace.ms = pace_ms
         self._num_probes += 1
         slowdown_2 = latencies_2 / self.calibration.probes_ms[number]

@@ -270,6 +270,6 @@ def _from_hub(source: str | Path, patterns: list[str]) -> Path:
         return Path(snapshot_download(str(source), allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(
-            f"{source} is no local folder, and the hub did not deliver it "
+            f"{source} is not a local folder, and the hub did not deliver it "
             f"({type(error).__name__}): check the name and the connection"
         ) from error

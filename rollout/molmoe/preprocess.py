@@ -138,7 +138,8 @@ class Preprocessor:
         try:
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path))
         except Exception as error:  # the tokenizers library raises bare Exception
-            raise ValueError(f"{path} is no tokenizer file ({error}): download it again") from None
+            message = f"{path} is not a tokenizer file ({error}): download it again"
+            raise ValueError(message) from None
         return cls(MolmoEConfig.from_folder(folder), tokenizer)
 
     def __call__(

@@ -75,7 +75,7 @@ class DataSet(ABC):
     columns: tuple[tuple[str, ...], ...]
     """Columns that must be there, each with its alternatives."""
     key_columns: tuple[str, ...]
-    """Columns that `is_usable` and `picture_key` read, as far as there are such."""
+    """Columns that `is_usable` and `picture_key` read, if any."""
     scored_by: tuple[str, ...] = ()
     """Settings of `DataConfig` that decide how it scores."""
     folder_aliases: Mapping[str, Sequence[str]] = {}

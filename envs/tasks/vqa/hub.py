@@ -55,7 +55,7 @@ def parquet_rows(
 
     A file belongs to the split if its name is that of the split, alone or followed by `-`, or if
     its folder's is. Of several configurations, each is a folder; without such folders all files of
-    the split are taken, which must lie in one.
+    the split are taken, which must be in one folder.
 
     Args:
         folder: root of the files.
@@ -117,7 +117,7 @@ def split_files(folder: Path, split: str) -> list[Path]:
 
 
 def _present(split: str, found: Collection[str]) -> str:
-    """The split, or the name that the copy at hand gives to it."""
+    """The split, or its name in this copy."""
     same = next((names for names in SAME_SPLIT if split in names), ())
     return next((name for name in (split, *same) if name in found), split)
 

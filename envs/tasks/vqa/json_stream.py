@@ -31,7 +31,7 @@ def json_records(path: Path, key: str) -> Iterator[dict[str, Any]]:
             f"{path} has no list of records{f' {key!r}' if key else ''}: is it the published file?"
         ) from None
     except (ValueError, OSError) as error:
-        wrong = getattr(error, "msg", error)  # its position would be that in the part at hand
+        wrong = getattr(error, "msg", error)  # its position would be that in the current part
         raise DataError(f"{path} is not valid JSON ({wrong}): download it again") from None
 
 

@@ -62,7 +62,7 @@ def mmmu_choice_score(answer: str, options: Sequence[str], correct: str, sample_
         ValueError: as `mmmu_choice`, and if no option has that letter.
     """
     if len(correct) != 1 or correct not in ascii_uppercase[: len(options)]:
-        raise ValueError(f"{correct!r} is no letter of the {len(options)} options")
+        raise ValueError(f"{correct!r} is not a letter of the {len(options)} options")
     return float(mmmu_choice(answer, options, sample_id) == correct)
 
 

@@ -96,7 +96,7 @@ def _others(folder: Path, paths: Sequence[Path]) -> str:
     others = [path for path in paths if path.suffix.lower() in REMEDIES]
     named = [path for path in others if plain(path.name.split(".")[0]) in _all_names()]
     return "".join(
-        f"; {path.relative_to(folder)} is no table: {REMEDIES[path.suffix.lower()]}"
+        f"; {path.relative_to(folder)} is not a table: {REMEDIES[path.suffix.lower()]}"
         for path in (named or others)[:3]
     )
 
@@ -136,7 +136,7 @@ def _json_rows(path: Path) -> Iterator[Row]:
             except ValueError as error:
                 raise DataError(f"line {line} is not JSON ({error}): correct it") from None
             if not isinstance(row, dict):
-                raise DataError(f"line {line} is no object: write {{'image': ..., ...}}")
+                raise DataError(f"line {line} is not an object: write {{'image': ..., ...}}")
             places = _columns(list(row), f"line {line} of {path.name}")
             cells = list(row.values())
             yield {"line": line, **{column: cells[at] for column, at in places.items()}}
@@ -164,7 +164,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
                 row = {c: cells[at] if at < len(cells) else None for c, at in places.items()}
                 yield {"line": reader.line_num, **row}
         except csv.Error as error:
-            raise DataError(f"line {reader.line_num} is no CSV ({error}): correct it") from None
+            raise DataError(f"line {reader.line_num} is not CSV ({error}): correct it") from None
 
 
 def _without_empty_end(cells: Sequence[str]) -> list[str]:

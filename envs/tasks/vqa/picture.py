@@ -28,7 +28,7 @@ class Picture:
     """One encoded picture.
 
     Attributes:
-        content: its bytes, if they are at hand.
+        content: its bytes, if available.
         paths: files that may hold it otherwise; the first one that exists is taken.
     """
 
@@ -144,7 +144,7 @@ def coco_name(image_id: int, split: str) -> str:
 def published_names(name: str) -> tuple[str, ...]:
     """A relative path, and those that other releases give to the same picture.
 
-    The release of COCO of 2017 has the pictures of 2014 without `COCO_...`, divided anew.
+    The release of COCO of 2017 has the pictures of 2014 without `COCO_...`, divided differently.
     """
     found = _COCO.search(name)
     if found is None:

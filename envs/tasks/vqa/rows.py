@@ -19,7 +19,7 @@ class Rows(Protocol):
 
     @property
     def split(self) -> str:
-        """Published name of the split, which tells its rows from those of others."""
+        """Published name of the split, which identifies its rows."""
         ...
 
     @property
@@ -95,7 +95,7 @@ class Table:
     Attributes:
         table: a `datasets.Dataset`.
         split: published name of the split.
-        pictures: where pictures lie that are named by a path.
+        pictures: where pictures that are named by a path are.
     """
 
     table: Any
