@@ -1,4 +1,4 @@
-"""How steady the clocks are: the same episodes on a quiet machine and beside other work.
+"""How steady the clocks are: the same episodes on a quiet machine and next to other work.
 
     python -m benchmarks.clock --out clock.json
 
@@ -30,7 +30,7 @@ MATRIX_LOOP = (
     "import torch; torch.set_num_threads(1); a = torch.rand(1024, 1024)\n"
     "while True: a = torch.tanh(a @ a)"
 )
-LOADS = {"quiet": "", "beside busy loops": BUSY_LOOP, "beside matrix products": MATRIX_LOOP}
+LOADS = {"quiet": "", "next to busy loops": BUSY_LOOP, "next to matrix products": MATRIX_LOOP}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,7 @@ class ClockConfig:
         out: JSON file for the results; none is written by default.
         repeats: number of runs of each configuration on each sample under each load.
         num_samples: number of samples.
-        num_loads: number of processes that disturb.
+        num_loads: number of processes that disturb the machine.
         settle_s: seconds between the start of these processes and the first run.
     """
 
@@ -59,7 +59,7 @@ QUICK = ClockConfig(quick=True, repeats=2, num_samples=1, num_loads=1, settle_s=
 
 @contextmanager
 def beside(code: str, count: int, settle_s: float = 5.0) -> Iterator[None]:
-    """Runs the block while processes of this code run, which get some seconds to start."""
+    """Runs the block while processes run this code; they get some seconds to start."""
     processes = [
         subprocess.Popen([sys.executable, "-c", code]) for _ in range(count if code else 0)
     ]

@@ -2,10 +2,10 @@
 
     python -m benchmarks.data_sets [--folder DIR] [--code OTHER_CHECKOUT] [--quick]
 
-The records are made up, their numbers and fields are those of the published files; no pictures but
-those of the two sets that lie in parquet, 48 x 36 pixels each. Each line is a process of its own
+The records are made up; their numbers and fields are those of the published files. The only
+pictures are those of the two sets in parquet, 48 x 36 pixels each. Each line is a separate process
 that opens one data set, or all of them as one mixture: first with an empty cache, then again.
-Memory is the growth of what the process has alone (private pages), its share of what it maps with
+Memory is the growth of the process's private pages, its share of the pages that it maps with
 others, and the peak of its resident set with all libraries. Another checkout, such as an earlier
 version, opens the same files.
 """
@@ -78,7 +78,7 @@ class DataSetsConfig:
         folder: where the records are, or are written to; by default a temporary folder.
         code: checkout that opens them; by default this one.
         names: data sets that are opened.
-        part: the number of records is the published one over this.
+        part: divisor of the published numbers of records.
     """
 
     quick: bool = False
@@ -120,7 +120,7 @@ def opened(names: Sequence[str], folder: Path, code: Path, cache: Path) -> list[
     """What a fresh process of a checkout measures.
 
     Raises:
-        RuntimeError: it failed; holds the end of what it said.
+        RuntimeError: it failed; holds the end of its output.
     """
     environment = {**os.environ, "PYTHONPATH": str(code), "HF_DATASETS_CACHE": str(cache)}
     command = [sys.executable, "-c", OPEN, ",".join(names), str(folder)]
@@ -133,7 +133,7 @@ def opened(names: Sequence[str], folder: Path, code: Path, cache: Path) -> list[
 
 
 def write_all(folder: Path, part: int) -> None:
-    """Writes all nine data sets, of which each has its published number of records over `part`."""
+    """Writes all nine data sets, each with its published number of records divided by `part`."""
     words = random.Random(0)
     for name in NAMES:
         shutil.rmtree(folder / name, ignore_errors=True)

@@ -2,10 +2,10 @@
 
     python -m benchmarks.drift --workers 2 --seconds 100
 
-Each worker runs the cheapest and the full configuration on a few samples, again and again. What is
-left of a perfect clock is the scatter between repeats of the same work: in milliseconds of the
-device, on a clock that is followed by probes alone, and by probes and the pace of the global crop,
-as in a run.
+Each worker runs the cheapest and the full configuration on a few samples repeatedly. The
+imperfection of a clock is the scatter between repeats of the same work: in milliseconds of the
+device, corrected by probes alone, and corrected by probes and the pace of the global crop, as in a
+run.
 
 Shapes: N repeats, C clocks.
 """
@@ -29,7 +29,7 @@ from rollout.worker import RolloutWorker
 
 NUM_SAMPLES = 24
 CALIBRATION_ROUNDS = 5
-CLOCKS = ("of the device", "followed by probes", "followed by probes and pace")
+CLOCKS = ("of the device", "corrected by probes", "corrected by probes and pace")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

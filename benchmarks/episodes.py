@@ -4,8 +4,8 @@
 
 Sections: sum of the stages against the wall clock; overhead of the hooks; repeatability of three
 fixed configurations; composed latencies of a shared group against unshared runs; speed of a shared
-group of 8 against the two-pass flow of this training's first version, which shares nothing; the
-vision encoder in two passes against one batch, of the published size too; cost of the
+group of 8 against the two-pass flow of this project's first version, which shares nothing; the
+vision encoder in two passes against one batch, also at the published size; cost of the
 vector-Jacobian product; cost of the controller. All comparisons are interleaved, on one thread.
 """
 
@@ -89,7 +89,7 @@ def median_interval(values_SR: np.ndarray) -> str:
 
 
 def interquartile(values: np.ndarray) -> float:
-    """The distance of the quartiles."""
+    """The interquartile range."""
     low, high = np.quantile(values, (0.25, 0.75))
     return float(high - low)
 
@@ -211,7 +211,7 @@ def section_composed(worker: RolloutWorker, samples: list[Sample]) -> None:
 
 
 def section_sharing(worker: RolloutWorker, samples: list[Sample]) -> None:
-    """A shared group against the two-pass flow of this training's first version."""
+    """A shared group against the two-pass flow of this project's first version."""
     rng, every = np.random.default_rng(1), list(all_knobs())
     for name, distinct in (("uniform over 225", 225), ("three distinct", 3)):
         ratios: dict[bool, list[float]] = {True: [], False: []}

@@ -50,10 +50,10 @@ class GoodputConfig:
         budgets_ms: budgets of the mixture, equally frequent.
         turn_s: length of one turn of a policy, in seconds.
         turns: number of turns of each policy at each rate.
-        pause_s: rest between two turns, so that no queue is handed on.
+        pause_s: pause between two turns, so that no queue carries over.
         num_samples: number of questions of the test split, drawn with replacement.
         seed: seed of arrivals, questions and budgets.
-        output: figure; the numbers are written beside it, as .json.
+        output: figure; the numbers are written next to it, as .json.
     """
 
     quick: bool = False
@@ -250,7 +250,7 @@ async def stand_in_server() -> AsyncIterator[str]:
 
 
 async def rows_of(config: GoodputConfig, console: Console) -> list[Row]:
-    """The measurement, on a stand-in server if it is a quick one."""
+    """The measurement, with `--quick` on a stand-in server."""
     if not config.quick:
         return await measure(config, console)
     async with stand_in_server() as url:

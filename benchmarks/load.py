@@ -35,7 +35,7 @@ QUICK = DisturbanceConfig(quick=True, minutes=0.01, processes=1, period_s=0.2)
 
 
 def main() -> int:
-    """Switches the load on and off until the time is over."""
+    """Switches the load on and off until the time is up."""
     config = read_options(QUICK, __doc__)
     ends = time.monotonic() + 60 * config.minutes
     while time.monotonic() < ends:

@@ -1,13 +1,13 @@
-"""How many samples per second loading alone gives, against what a device needs.
+"""How many samples per second loading alone delivers, compared with what a device needs.
 
     python -m benchmarks.loading
     python -m benchmarks.loading --delay-ms 100
     python -m benchmarks.loading --model FOLDER
 
 Writes pictures of TextVQA's size in TextVQA's layout, and loads them through `SampleLoader` as fast
-as it gives them: opens and decodes the picture, makes the global crop and the inputs of all three
-tiers, tokenises the prompt. A group of episodes needs one sample. Nothing else is computed, so that
-the rate is the most that loading allows. CPU time tells what others on the machine took away.
+as possible: opens and decodes the picture, makes the global crop and the inputs of all three tiers,
+tokenises the prompt. A group of episodes needs one sample. Nothing else is computed, so the rate is
+the maximum that loading allows. CPU time shows what other processes took away.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class LoadingConfig:
         num_pictures: number of different pictures.
         width: of a picture, in pixels.
         height: of a picture, in pixels.
-        delay_ms: what opening a picture takes longer, as on a slow disk.
+        delay_ms: extra time for opening a picture, as on a slow disk.
         groups_per_s: groups per second that one device runs.
     """
 
@@ -66,11 +66,11 @@ QUICK = LoadingConfig(quick=True, num_threads=(0, 1), num_samples=4, num_picture
 
 
 class SlowDisk:
-    """A task whose samples come later.
+    """A task that delivers its samples late.
 
     Args:
         task: where they come from.
-        delay_ms: how much later.
+        delay_ms: how late.
     """
 
     def __init__(self, task: Task, delay_ms: float) -> None:
@@ -123,7 +123,7 @@ def write_text_vqa(folder: Path, config: LoadingConfig) -> float:
 
 
 def measured_s(loader: SampleLoader, num_samples: int) -> tuple[float, float]:
-    """Seconds of wall and of CPU time for these samples, as many ahead as the loader keeps."""
+    """Wall and CPU seconds for these samples, with as many ahead as the loader keeps."""
     ahead = 2 * loader.num_threads
     loader.load("test", 0).inputs(TIERS[-1])
     started, cpu_started = time.perf_counter(), time.process_time()

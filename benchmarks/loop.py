@@ -123,7 +123,7 @@ class Pool:
         setup: PolicySetup,
         weights: PolicyWeights,
     ) -> Timed:
-        """A group of invented outcomes, after its time."""
+        """A group of made-up outcomes, once its time has passed."""
         await self.work(name, self.sleep_s)
         rng, size = np.random.default_rng(request.group_id), request.group_size
         group = GroupRollout(
@@ -162,7 +162,7 @@ class Pool:
         return {"name": name}
 
     async def budget_gradient(self, name: str, incarnation: int, request: GradientRequest) -> Timed:
-        """An invented gradient, after its time."""
+        """A made-up gradient, once its time has passed."""
         seconds = GRADIENT_SHARE * self.sleep_s
         await self.work(name, seconds)
         value = request.gradients_GD.sum(0)
@@ -172,7 +172,7 @@ class Pool:
 
 
 class SleepingActors:
-    """Stands where the fleet expects an actor class; its handles speak to a pool."""
+    """Takes the place of the fleet's actor class; its handles talk to a pool."""
 
     def __init__(self, pools: Sequence[Any]) -> None:
         self.pools = pools

@@ -38,7 +38,7 @@ def read_options(quick: AnyOptions, description: str | None) -> AnyOptions:
 
 
 def needed(path: Path | None, name: str) -> Path:
-    """An input that only `--quick` does without; raises ValueError if it is absent."""
+    """An input that is needed except with `--quick`; raises ValueError if it is absent."""
     if path is None:
         raise ValueError(f"{name} is needed: name it, or try the program with --quick")
     return path

@@ -30,7 +30,7 @@ MINIATURE = MolmoEConfig(
     overlap_margins=(2, 2),
     vision=VisionConfig(num_layers=3, dim=16, num_heads=2, mlp_dim=32, patch_size=4, image_size=32),
 )
-"""All sixteen blocks and nothing else of the published size: runs in milliseconds."""
+"""All sixteen blocks, with everything else below the published size: runs in milliseconds."""
 
 
 def write(folder: Path, config: MolmoEConfig, *, dtype: torch.dtype = torch.float32) -> int:

@@ -47,7 +47,7 @@ class VersionsConfig:
         quick: this checkout against itself on few configurations, to see that it runs.
         other: another checkout of this project.
         pairs: number of pairs of processes.
-        stride: one pair runs one of so many configurations.
+        stride: each pair runs every `stride`-th configuration.
     """
 
     quick: bool = False

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 CALIBRATION_SPLIT = "validation"
 
 PROBE_SAMPLES = 4
-"""Number of calibration samples, the first ones, on which a device's present speed is probed."""
+"""Number of calibration samples (the first ones) on which a device's present speed is probed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,9 +80,9 @@ class Calibration:
         return np.maximum(line_ms, 0.01 * to.cheapest_ms)
 
     def slowed(self, cheapest: float, full: float) -> Calibration:
-        """The calibration of devices on which both configurations take so many times as long.
+        """The calibration of devices on which both configurations take longer by these factors.
 
-        Factors that would turn their order around are replaced by their geometric mean.
+        Factors that would reverse their order are replaced by their geometric mean.
         """
         if cheapest * self.cheapest_ms >= full * self.full_ms:
             cheapest = full = (cheapest * full) ** 0.5
@@ -93,7 +93,7 @@ class PresentTime(Protocol):
     """A device's present milliseconds, converted from and to calibrated ones."""
 
     def to_present(self, ms: float) -> float:
-        """What takes `ms` by the calibration, in milliseconds of the device now."""
+        """Converts calibrated milliseconds to those of the device now."""
         ...
 
     def to_calibrated(self, ms: float) -> float:

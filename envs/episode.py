@@ -1,4 +1,4 @@
-"""The rules of an episode: what is seen, what may be chosen, what it takes, what was feasible.
+"""The rules of an episode: what is seen, what may be chosen, what it costs, what was feasible.
 
 An episode is three calls in this order: `look`, `begin` with the choices of stage 1, `finish` with
 those of stage 2. G episodes of one (sample, budget) run together and share work.

@@ -182,7 +182,7 @@ class LatencyBudgetVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.nda
     def _observe(
         self, group: EpisodeGroup, values_GO: np.ndarray, positions_G: np.ndarray
     ) -> np.ndarray:
-        """Observations that begin with some values; what they leave out is zero."""
+        """Observations that begin with some values; the rest is zero."""
         observations = np.zeros(self.observation_space.shape or (), np.float32)
         observations[:, : values_GO.shape[1]] = values_GO
         observations[:, -3] = self.budgets.range.normalise(group.budget_ms)
@@ -206,7 +206,7 @@ class LatencyBudgetEnv(gym.Env[np.ndarray, np.ndarray]):
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
 
     def __init__(self, **arguments: Any) -> None:
-        """Takes the arguments of `LatencyBudgetVectorEnv`, `group_size` left out."""
+        """Takes the arguments of `LatencyBudgetVectorEnv` except `group_size`."""
         self.group = LatencyBudgetVectorEnv(**arguments, group_size=1)
         self.spec = EnvSpec(
             "LatencyBudget-v0",

@@ -16,10 +16,10 @@ MAX_PIXELS = 2**25
 def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     """Any PIL image as RGB uint8 [H, W, 3], upright and of bounded size.
 
-    In the published order: `convert("RGB")`, then the turn that EXIF asks for, whose errors are
-    ignored. For pictures with 8 bits per channel (1 bit, grey, palette, transparent, CMYK too)
-    and at most MAX_PIXELS this is the published code's result to the bit. Pictures with 16 bits
-    or more are scaled to 8 bits, where `convert` would turn almost all of their greys white.
+    In the published order: `convert("RGB")`, then the rotation that EXIF asks for, whose errors are
+    ignored. For pictures with 8 bits per channel (1 bit, grey, palette, transparent, CMYK too) and
+    at most MAX_PIXELS this is the published code's result, bit for bit. Pictures with 16 bits or
+    more are scaled to 8 bits, where `convert` would turn almost all of their greys white.
 
     Source: allenai/molmo, olmo/data/model_preprocessor.py, load_image.
 
@@ -37,7 +37,7 @@ def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
             image = image.convert("RGB")
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{name} cannot be decoded ({error}): replace or drop it") from None
-    with contextlib.suppress(Exception):  # what can be wrong in EXIF tags raises many kinds
+    with contextlib.suppress(Exception):  # broken EXIF tags raise many kinds of errors
         image = ImageOps.exif_transpose(image)
     return np.array(image)
 

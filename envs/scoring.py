@@ -19,7 +19,7 @@ def score_of(tasks: Task, sample: Sample, answer: str) -> float:
         score = tasks.score(sample, answer)
     except DataError:
         raise
-    except Exception as error:  # the task may be anybody's
+    except Exception as error:  # the task may be a user's own
         raise DataError(
             f"task {sample.task} cannot score an answer to sample {sample.id}: "
             f"{type(error).__name__}: {error} ({code_line(error)}): correct the task or the data"

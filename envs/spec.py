@@ -191,7 +191,7 @@ class BudgetRange:
 
 @dataclass(frozen=True, slots=True)
 class Elapsed:
-    """Milliseconds of one stage: on the clock of the latencies, and on the wall beside it."""
+    """Milliseconds of one stage, on the latency clock and on the wall clock."""
 
     ms: float = 0.0
     wall_ms: float = 0.0
@@ -205,7 +205,7 @@ Stages = dict[str, Elapsed]
 
 
 def in_ms(stages: Mapping[str, Elapsed]) -> dict[str, float]:
-    """Milliseconds by stage, on the clock of the latencies."""
+    """Milliseconds by stage, on the latency clock."""
     return {name: elapsed.ms for name, elapsed in stages.items()}
 
 
@@ -216,7 +216,7 @@ class Decoding:
     Attributes:
         max_new_tokens: maximum length of the answer in tokens; None, or more than the executor
             allows, is the executor's own limit.
-        on_token: told each token as soon as it is read; its time counts as decoding.
+        on_token: called with each token as soon as it is read; its time counts as decoding.
     """
 
     max_new_tokens: int | None = None
@@ -271,7 +271,7 @@ class GroupSession(Protocol):
     """G episodes of one sample in flight on one model."""
 
     def features(self) -> tuple[Features, Stages]:
-        """What stage 1 sees, and the time which that takes a controller beyond an execution's.
+        """What stage 1 sees, and the time that this adds to an execution for a controller.
 
         Raises ValueError naming the sample if it is unusable.
         """
@@ -367,7 +367,7 @@ class BudgetSampler:
         """Derives the range from measured latencies of a device.
 
         Budgets are uniform from the cheapest configuration's median to the full one's 95th
-        percentile: below, nothing fits most samples; above, everything does.
+        percentile: below it, nothing fits most samples; above it, everything does.
         """
         low_ms = float(np.median(np.asarray(cheapest_ms)))
         high_ms = max(float(np.quantile(np.asarray(full_ms), 0.95)), 1.2 * low_ms)

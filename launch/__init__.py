@@ -1,1 +1,1 @@
-"""Programs; what they are made of is in the folders."""
+"""The programs; the folders hold their parts."""

@@ -9,9 +9,9 @@ that no policy can run, such as the best configuration of each sample in hindsig
 The samples that run are those of the test profile, and both are joined by the samples' ids: one
 that can no longer be read is left out of both. Controller and rivals run live and interleaved, a
 few samples at a time. All latencies and budgets are milliseconds of the run's calibration: probes
-follow the speed of each device meanwhile, and both profiles are converted. The cheapest
-configuration runs on each sample several times, which tells what budgets are feasible for it;
-violations count feasible episodes only.
+follow the speed of each device, and both profiles are converted. The cheapest configuration runs on
+each sample several times, which determines the budgets that are feasible for it; violations count
+feasible episodes only.
 """
 
 import json
@@ -58,7 +58,7 @@ from rollout.profiling.conversion import calibrated, places_in
 from rollout.profiling.profile_table import ProfileTable
 
 BY_BUDGET = "best by budget in hindsight"
-BY_KIND = "best by kind and budget in hindsight"
+BY_KIND = "best per task and budget in hindsight"
 BY_SAMPLE = "best by sample in hindsight"
 DRAWN = ("controller", "lookup", "lookup by kind", "static", "random", BY_KIND, BY_SAMPLE)
 """Policies in the plot."""
@@ -173,7 +173,7 @@ def collect_outcomes(live: Live, test: ProfileTable) -> dict[str, Outcome]:
 
 
 def verdict(found: dict[str, Outcome], rivals: Iterable[str]) -> str:
-    """Compares the controller with its strongest rival, and says how much room there is.
+    """Compares the controller with its strongest rival, and says how much could be gained.
 
     Differences are paired by sample and come with 95 % intervals.
     """

@@ -99,7 +99,7 @@ class EstimatorOptions:
             raise ValueError(f"--device {self.device}: no CUDA device here; use --device cpu")
 
     def fit_config(self) -> FitConfig:
-        """The part that decides the fit."""
+        """The options that determine the fit."""
         return FitConfig(
             batch_size=self.batch_size,
             num_epochs=self.num_epochs,

@@ -3,8 +3,8 @@
     python launch/generate.py --image PICTURE --prompt TEXT --budget-ms MS [--controller RUN]
 
 The embedded model knows six small tasks (easy_vqa, digits, reading, counting, recall, chain), which
-it tells apart by a prompt's first word; other questions get nonsense. It answers these two prompts
-without an image, the first with 7, the second with lead:
+it tells apart by a prompt's first word; other questions get meaningless answers. It answers these
+two prompts without an image, the first with 7, the second with lead:
 
     --prompt 'chain: 3 plus 4' --budget-ms 60
     --prompt 'recall: what metal of c4' --budget-ms 60
@@ -103,7 +103,7 @@ def answered(config: GenerateConfig) -> dict[str, Any]:
     from launch.answering.answerer import Answerer, as_sample
     from launch.cluster.waiting import telling
 
-    # Before the model is loaded, which takes long: the mistakes that are found without it.
+    # Mistakes that can be found without the model, before loading it, which takes long.
     budget_ms = check_budget_ms(config.budget_ms)
     as_sample(config.prompt, config.image)
     stated = {name: value for name, value in asdict(config.worker).items() if value is not None}
@@ -132,7 +132,7 @@ def show(result: dict[str, Any]) -> None:
         f"{'latency':<16}{result['latency_ms']:9.2f} ms, {verdict} the budget of "
         f"{result['budget_ms']:g} ms (plus {result['host_ms']:.2f} ms of host work)"
     )
-    console.print(f"{'by the wall':<16}{result['wall_ms']:9.2f} ms (latency: {result['clock']})")
+    console.print(f"{'wall clock':<16}{result['wall_ms']:9.2f} ms (latency: {result['clock']})")
     if not result["finished"]:
         console.print("the answer was cut off at the token limit")
 

@@ -7,10 +7,10 @@ per task and configuration (OUTPUT_DIR/results/TASK/CONFIGURATION.json) in the s
 that first measured these knobs on MolmoE-1B-0924. A profile that was interrupted continues: samples
 that are already measured are skipped.
 
-The devices are calibrated first, and followed by probes meanwhile: latencies in the table are
-milliseconds of that calibration, so that a clock that drifts does not favour what was measured when
-it was fast. On each sample the cheapest configuration runs several times, which decides from which
-budget on the sample can be answered at all.
+The devices are calibrated first, and probed while the profile runs. Latencies in the table are
+milliseconds of that calibration, so that a drifting clock does not favour what was measured when it
+was fast. The cheapest configuration runs several times on each sample, which determines the
+smallest budget that is feasible for it.
 """
 
 import json

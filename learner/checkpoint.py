@@ -8,8 +8,8 @@ A checkpoint is a folder `step_00000042`:
     manifest.json                              size and sha256 of the files above, step, metric
 
 It is written under a temporary name in the same folder, synced and renamed, so that a step folder
-is either complete or absent, whatever kills the process (`learner/folders.py`). `latest` points to
-the newest one for people and tools; loading does not rely on it, and verifies every hash.
+is either complete or absent, even if the process is killed (`learner/folders.py`). `latest` points
+to the newest one for people and tools; loading does not rely on it, and verifies every hash.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class CheckpointStore:
         self.root.mkdir(parents=True, exist_ok=True)
 
     def recover(self) -> None:
-        """Puts in order what a killed process left; for the run that owns the folder alone.
+        """Cleans up after a killed process; only for the run that owns the folder.
 
         Raises:
             CheckpointError: the folder cannot be changed.
@@ -265,8 +265,8 @@ class CheckpointStore:
     def _drop_old(self) -> None:
         """Keeps the newest intact checkpoints and the best one.
 
-        Torn ones displace no intact one: those that are newer than the oldest kept one stay, for
-        people to look at.
+        Torn ones displace no intact one: those that are newer than the oldest kept one stay for
+        inspection.
         """
         newest_first = list(reversed(step_folders(self.root)))
         intact = [folder for folder in newest_first if self._is_intact(folder)]

@@ -32,7 +32,7 @@ class LearnerConfig:
             non-finite loss or gradient; one more ends the run.
         loss: clipping, importance cap, KL.
         entropy: schedule of the entropy bonus, in replay as well.
-        replay: updates from remembered episodes after each measured one; None does without.
+        replay: updates from remembered episodes after each measured one; None turns this off.
     """
 
     learning_rate: float = 1e-4

@@ -17,8 +17,8 @@ from torch import Tensor
 from rollout.group_rollout import GroupRollout
 
 STORED_DTYPE = torch.float16
-"""Of features and tokens. Half precision keeps a checkpoint of all experience small; what is beyond
-its range is clipped to it."""
+"""Dtype of features and tokens. Half precision keeps checkpoints of all experience small; values
+beyond its range are clipped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -83,7 +83,7 @@ class Episodes:
         )
 
     def to(self, like: Tensor) -> Self:
-        """With the device of `like`, and floats of its dtype but for the budgets."""
+        """With the device of `like`, and floats of its dtype, except the budgets."""
         return type(self)(
             **{
                 name: tensor.to(like.device)

@@ -1,6 +1,6 @@
-"""Folders that appear, are replaced and disappear whole, whatever kills the process meanwhile.
+"""Folders that are created, replaced and removed whole, even if the process is killed meanwhile.
 
-A folder is prepared under a temporary name beside its place and renamed. One that is replaced is
+A folder is prepared under a temporary name next to its place and renamed. One that is replaced is
 set aside first, because a folder cannot be renamed onto another: between the two renames it is
 found where it was set aside. One that is removed is renamed before its files go, so that no torn
 folder keeps its name.
@@ -44,7 +44,7 @@ def move_in(folder: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Removes a folder; a kill meanwhile leaves no torn folder under its name.
+    """Removes a folder; being killed meanwhile leaves no torn folder under its name.
 
     A folder that cannot be removed stays whole, with a warning.
     """
@@ -69,7 +69,7 @@ def set_aside(root: Path, pattern: str) -> list[Path]:
 def clear_remains(root: Path, pattern: str) -> None:
     """Puts back what a killed process had set aside, and removes what it left unfinished.
 
-    Only the owner of the folder may call this: it would take away what another process prepares.
+    Only the owner of the folder may call this: it would remove what another process is preparing.
     """
     for path in set_aside(root, pattern):
         os.rename(path, _place_of(path))

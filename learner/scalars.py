@@ -69,7 +69,7 @@ def rollout_scalars(groups: Sequence[GroupRollout], budgets: BudgetSampler) -> d
 
 
 def speed_scalars(groups: Sequence[GroupRollout]) -> dict[str, float]:
-    """Present speed of each actor against the calibration, 1 for the same, less for slower."""
+    """Present speed of each actor relative to the calibration: 1 = the same, less = slower."""
     speeds: dict[str, list[float]] = {}
     for group in groups:
         speeds.setdefault(group.actor, []).append(group.budget_ms / group.device_budget_ms)

@@ -35,7 +35,7 @@ class BudgetEncoder(nn.Module):
 
     A budget is mapped to [0, 1] by the run's range, multiplied by `sinusoid_scale`, encoded by
     fixed sinusoids, and projected to the model's width. One outside the range is clipped to it:
-    the sinusoids of what was never trained would mean anything.
+    the sinusoids of untrained budgets would be meaningless.
     """
 
     frequencies: Tensor

@@ -27,7 +27,7 @@ class Stage2(nn.Module):
     """A small MLP on the normalised latency token and the insertion position.
 
     Latency tokens of a real model have norms of tens to hundreds and grow with the position:
-    LayerNorm removes the scale, the position embedding tells the depth.
+    LayerNorm removes the scale, and the position embedding gives the depth.
     """
 
     masked_positions_P5: Tensor

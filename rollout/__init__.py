@@ -9,7 +9,7 @@ __all__ = ["make_env"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imports `make_env` when it is asked for: the model itself runs without gymnasium."""
+    """Imports `make_env` when it is needed: the model itself runs without gymnasium."""
     if name == "make_env":
         from rollout.build import make_env
 

@@ -82,7 +82,7 @@ class Timed:
 class RolloutActor:
     """One worker in its own process.
 
-    The constructor does next to nothing, so that `status` tells whether the cluster has a place.
+    The constructor does next to nothing, so that `status` shows whether the cluster has a place.
 
     Args:
         build: builds the worker in `start`; raises if the model cannot be loaded.

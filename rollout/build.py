@@ -162,7 +162,7 @@ def build_executor(
 ) -> MolmoEExecutor:
     """Builds the executor; raises ValueError naming what is missing or wrong.
 
-    Everything that can be refused is refused before the weights are loaded.
+    All checks run before the weights are loaded.
     """
     torch_dtype(config.dtype, torch_device(config.device))
     model_config = resolve_config(model_source(config))

@@ -4,7 +4,7 @@
 crops and embeds the prompt; `deepen` runs it to the insertion position, followed by the budget
 token; `advance` runs the rest with the chosen top_k and blocks, then decodes. The budget token
 never mixes with the text: it passes through the blocks alone, reads the text's keys and values and
-leaves none of its own, so the answer is the same, to the bit, with and without it.
+leaves none of its own, so the answer is bit-identical with and without it.
 
 Shapes: T prompt tokens, D d_model, C crops, P patches of a crop, X values of a patch, F features of
 a patch, V vision tokens of a crop, I length of the image feature.
@@ -55,7 +55,7 @@ class MolmoEExecutor:
         preprocessor: turns image and prompt into inputs.
         importance: block importance scores.
         config: answer length, budget scope, repeated measurements.
-        simulated: table that replaces the measured latencies; the model runs all the same.
+        simulated: table that replaces the measured latencies; the model still runs.
         importance_by_task: scores for samples of single tasks, by task name.
         runtime: how it decodes; by default the one for the model's device.
 
@@ -91,7 +91,7 @@ class MolmoEExecutor:
         )
         self.timeline = Timeline(clock_for(model.device, self.config.clock))
         self.pace = Pace()
-        """Of the global crop's encoding, which is the same work for every image."""
+        """Pace of the global crop's encoding, which is the same work for every image."""
         self._current: PreparedSample | None = None
 
     @property
@@ -117,7 +117,7 @@ class MolmoEExecutor:
 
     @torch.inference_mode()
     def features(self, sample: Sample, crop: GlobalCrop | None) -> tuple[Features, Stages]:
-        """What stage 1 sees of a sample, and the time for it beside the vision encoder's.
+        """What stage 1 sees of a sample, and the time for it besides the vision encoder's.
 
         Args:
             sample: the question and its image.

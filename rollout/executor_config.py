@@ -21,8 +21,8 @@ class ExecutorConfig:
             if its latency is close to its budget; the run with the median latency counts.
         repeat_band: relative distance from the budget that counts as close.
         clock: `device` counts what the device took: CUDA events on a GPU, the CPU time of a worker
-            with one thread. `wall`, on a CPU only, counts the time that passed, other processes'
-            included.
+            with one thread. `wall`, on a CPU only, counts elapsed time, including that of other
+            processes.
     """
 
     max_new_tokens: int = 64
@@ -36,7 +36,7 @@ class ExecutorConfig:
             raise ValueError(f"max_new_tokens is {self.max_new_tokens}: give at least one")
         if self.repeats < 1 or self.repeats % 2 == 0:
             raise ValueError(
-                f"repeats is {self.repeats}: give an odd number, so that one is median"
+                f"repeats is {self.repeats}: give an odd number, so that one of them is the median"
             )
         check_within(self, "repeat_band", low=0)
 

@@ -1,4 +1,4 @@
-"""The interface of whoever runs groups; `launch.cluster.fleet` implements it over Ray.
+"""The interface of a fleet, which runs groups; `launch.cluster.fleet` implements it over Ray.
 
 Shapes: G members, D d_model.
 """
@@ -158,5 +158,5 @@ def replacement(request: AnyRequest, failure: FailedGroup, attempts: int) -> Any
 
 
 def substitute(index: int, attempt: int) -> int:
-    """The index of a sample in place of an unusable one, far from those that a run comes to."""
+    """The index of a sample in place of an unusable one, far from those that a run reaches."""
     return index + PLACES // 2 + attempt - 1

@@ -157,7 +157,7 @@ class GroupExecutor:
 
     Attributes:
         executor: the frozen model.
-        sees_image: whether the features of a sample have a part from its image.
+        sees_image: whether the features of a sample include its image.
     """
 
     executor: MolmoEExecutor

@@ -1,7 +1,7 @@
 """What stage 1 sees of an image: the mean over the patches of its global crop.
 
 Only the first of the encoder's selected layers is averaged. On the embedded tasks no other pooling,
-and no pair of poolings, tells more about the tier that a question needs
+and no pair of poolings, better predicts the tier that a question needs
 (`python -m studies.image_feature`).
 
 Shapes: P patches of a crop, E encoder width, F = E x selected layers, I = E + 1.

@@ -1,4 +1,4 @@
-"""A prompt on its way: its image's global crop, then the blocks before the insertion position.
+"""A prompt in progress: its image's global crop, then the blocks before the insertion position.
 
 Shapes: T prompt tokens, D d_model, P patches of a crop, F features of a patch.
 """

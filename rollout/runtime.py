@@ -1,7 +1,7 @@
 """How the frozen model decodes: the growing cache, or a fixed shape in CUDA graphs.
 
 Latencies of two runtimes are not comparable: launched one by one, the kernels of one token cost a
-GPU's host more time than the GPU, whatever the top-k. So the runtime's name is part of every
+GPU's host more time than the GPU, regardless of the top-k. So the runtime's name is part of every
 profile and checkpoint.
 
 Shapes: D d_model.
@@ -74,7 +74,7 @@ class Runtime(Protocol):
 
 
 def runtime_for(model: MolmoE, max_new_tokens: int, max_crops: int | None = None) -> Runtime:
-    """The stated rule: graphs on CUDA, the growing cache elsewhere.
+    """The runtime of a device: graphs on CUDA, the growing cache elsewhere.
 
     Attention over a fixed capacity and copied expert weights would make a CPU slower, and it does
     not wait for launches.

@@ -11,7 +11,7 @@ from rollout.molmoe import ModelInputs, Overview, Preprocessor
 
 
 class PreparedSample:
-    """A sample and its inputs, each made when it is first asked for.
+    """A sample and its inputs, each made when first needed.
 
     Args:
         sample: the question and its image.
@@ -55,7 +55,7 @@ class PreparedSample:
 
 
 class SampleLoader:
-    """Samples by their place, prepared in advance where that was asked for.
+    """Samples by their place, prepared in advance if requested.
 
     Args:
         tasks: source of samples.
@@ -73,7 +73,7 @@ class SampleLoader:
         self._pending: OrderedDict[tuple[str, int], Future[PreparedSample]] = OrderedDict()
 
     def prepare(self, split: str, index: int) -> None:
-        """Starts to prepare a sample at every tier; the oldest ones that nobody took are dropped.
+        """Starts to prepare a sample at every tier; the oldest ones not taken are dropped.
 
         Called from any thread. An unusable sample raises when it is loaded, not here.
         """

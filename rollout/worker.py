@@ -104,7 +104,7 @@ class RolloutWorker:
         return self.loader.tasks
 
     def _load(self, split: str, index: int) -> Sample:
-        """The sample of (split, index), its inputs prepared if that was asked for in time."""
+        """The sample of (split, index), with its inputs prepared if that was requested in time."""
         prepared = self.loader.load(split, index)
         self.executor.expect(prepared)
         return prepared.sample

@@ -4,8 +4,8 @@
 
 In training a budget counts as feasible for a sample if any member of the group met it, or else if
 one run of the cheapest configuration does. Here the cheapest configuration runs several times more
-on every sample, and the median of these runs is the truth. Groups are drawn as in training, by the
-run's controller and by an untrained one. `--quick` makes a run of one step for it.
+on every sample, and the median of these runs counts as the truth. Groups are drawn as in training,
+by the run's controller and by an untrained one. `--quick` makes a run of one step for it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which pooled features of the global crop tell the tier that a question needs.
+"""Which pooled features of the global crop predict the tier that a question needs.
 
     python launch/profile_knobs.py OUT --split train --num-samples 1500 \
         --configurations low-p1-k8-b16 medium-p1-k8-b16 high-p1-k8-b16

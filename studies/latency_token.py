@@ -1,4 +1,4 @@
-"""What stage 2 can know from the latency token, for several starts of the budget token.
+"""What stage 2 can learn from the latency token, for several starts of the budget token.
 
     python -m studies.outcomes OUT --split train --num-samples 1152
     python -m studies.latency_token OUT

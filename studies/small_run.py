@@ -1,4 +1,4 @@
-"""A training run of seconds on the shipped profile, for studies that are only tried.
+"""A training run of seconds on the shipped profile, for trying out studies.
 
 Its controller has the widths of the embedded model, so that it can be run with it.
 """

@@ -2,7 +2,7 @@
 
 It has the form of the learner's outcome model, but is fitted to the outcomes of all configurations
 on all training samples, where a run executes two of 225. Its choices are those with the highest
-expected reward, without a policy, latency tokens or time for a controller in between.
+expected reward, without a policy, latency tokens or time for a controller.
 
 Shapes: S samples, C configurations, K budgets, I length of the image feature, D d_model.
 """

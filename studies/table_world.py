@@ -8,10 +8,10 @@
     python -m studies.table_world O --seeds 0 1 2 --shuffle prompts
 
 A run takes one minute instead of ten. Scores are the model's own, as are both features. Each sample
-takes the latencies of a sample of the shipped profile, of the same kind and with as many tokens,
+takes the latencies of a sample of the shipped profile, of the same task and with as many tokens,
 from its first half in training and from its second half in the test; sample and measurement scatter
 on top. Latency tokens come from a fixed random network. The rivals are chosen on the whole profile,
-the best by kind in hindsight on the test samples themselves; a supervised model is fitted to all
+the best per task in hindsight on the test samples themselves; a supervised model is fitted to all
 outcomes of the training samples. `--quick` takes a few samples of the shipped profile for both.
 
 Shapes: S samples, C configurations, K budgets.
@@ -59,7 +59,7 @@ SAMPLE_SCATTER, SCATTER = 0.03, 0.045
 """Standard deviations of log latency: between equal samples, and between repeats of one."""
 
 ANSWER_TOKEN_WEIGHT = 2
-"""Weight of an answer's token against a prompt's in the search for a sample of like latency."""
+"""Weight of an answer's token against a prompt's in the search for a sample of similar latency."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,7 +162,7 @@ def split_table(
 
 
 class MisledController(Controller):
-    """A controller that is told budgets that have nothing to do with those that count."""
+    """A controller that sees budgets unrelated to those that count."""
 
     def budget_tokens(self, budgets_ms_B: torch.Tensor) -> torch.Tensor:
         """The tokens of other budgets, the same ones for equal budgets."""
@@ -241,7 +241,7 @@ def by_budget(name: str, rows: Sequence[Outcome]) -> str:
 
 
 def world_of(options: TableWorldConfig) -> World:
-    """The world that is asked for."""
+    """The requested world."""
     profile = ProfileTable.load(SHIPPED_PROFILE)
     if options.quick and options.outcomes is None:
         train, test = Outcomes.shipped(range(40)), Outcomes.shipped(range(40, 60))
@@ -260,7 +260,7 @@ def world_of(options: TableWorldConfig) -> World:
 
 
 def recipe_of(options: TableWorldConfig) -> JointGRPOConfig:
-    """The recipe with the groups and steps that are asked for."""
+    """The recipe with the requested groups and steps."""
     base = RECIPES[options.recipe]()
     if options.groups:
         groups, size = options.groups
@@ -281,7 +281,7 @@ def report(
         print(by_budget(name, rows))
     mean_S = np.mean([row.by_sample for row in runs], 0)
     shares = sorted(row.accuracy / best.accuracy for row in runs)
-    print("share of the best by kind, in hindsight:", " ".join(f"{share:.1%}" for share in shares))
+    print("share of the best per task, in hindsight:", " ".join(f"{share:.1%}" for share in shares))
     for name, row in others.items():
         lead = Interval.of(mean_S - row.by_sample).signed()
         print(f"mean of the seeds {mean_S.mean():.4f}, lead on {name} {lead}")
@@ -300,7 +300,7 @@ def main() -> int:
         for name in ("lookup", "lookup by kind", "static")
     }
     best = outcome_on(test, rivals(test, budgets_ms)["lookup by kind"], budgets_ms)
-    others["by kind, in hindsight"] = best
+    others["per task, in hindsight"] = best
     others["supervised"] = world.supervised(budgets_ms, options.supervised_steps)
     for name, row in others.items():
         print(f"{name}: {row.accuracy:.3f}, violations {row.violation_rate:.1%}")

@@ -3,8 +3,8 @@
     python -m studies.tier_picture runs/RUN docs/tiers.png --budget-ms 60
 
 Of the first test images with handwritten digits, the three with the smallest and the three with the
-largest digits are shown, and the shares of the tiers are printed for all of them. Nothing is chosen
-by its outcome.
+largest digits are shown, and the shares of the tiers are printed for all of them. No image is
+chosen by its outcome.
 """
 
 import sys
@@ -46,7 +46,7 @@ class TierPictureConfig:
         run: folder of a training run.
         out: file of the picture.
         budget_ms: the budget.
-        num_samples: number of test samples that are looked through.
+        num_samples: number of test samples that are examined.
     """
 
     quick: bool = False

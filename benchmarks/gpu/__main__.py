@@ -47,11 +47,12 @@ SECTIONS: dict[str, Section] = {
     "others": others.others,
     "experts": experts.experts,
 }
-"""In this order: what matters most comes before time runs out, what may break the device last."""
+"""The most important sections come first, in case time runs out; those that may break the device
+come last."""
 
 
 def acceptance(plan: Plan, out: Path) -> Report:
-    """Runs all sections; one that fails is reported and does not keep the others from running."""
+    """Runs all sections; one that fails is reported, and the others still run."""
     started, report = time.perf_counter(), Report()
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix="weights-") as folder:
@@ -64,7 +65,7 @@ def acceptance(plan: Plan, out: Path) -> Report:
             continue
         try:
             report.sections[name] = section(subject)
-        except Exception as error:  # the run is worth its other figures
+        except Exception as error:  # the other figures are still worth having
             report.errors[name] = f"{type(error).__name__}: {error}".replace("\n", " ")[:2000]
             logging.error("section %s failed: %s", name, traceback.format_exc())
         report.seconds[name] = round(time.perf_counter() - begun, 1)

@@ -1,7 +1,7 @@
 """One token's experts in two Triton kernels, which read each chosen weight once and copy none.
 
-A candidate for the decode step, not used there: it could not be measured on a GPU yet, and it needs
-a C compiler beside it. `TRITON_INTERPRET=1` runs it on a CPU.
+A candidate for the decode step, not used there: it has not been measured on a GPU yet, and it needs
+a C compiler. `TRITON_INTERPRET=1` runs it on a CPU.
 
 Shapes: D d_model, H expert width, k experts per token.
 """
@@ -35,7 +35,7 @@ def _hidden_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """One program for some rows of one expert: their gate and up products, and what they make."""
+    """One program for some rows of one expert: their gate and up products, and the activations."""
     slot = tl.program_id(0)
     rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     start_of_rows = gate_up + tl.load(experts_k + slot) * 2 * H * D + rows[:, None] * D

@@ -94,7 +94,7 @@ def published_step(flow: PublishedFlow) -> Step:
 
 
 def ours_step(model: MolmoE, capacity: int) -> Step:
-    """Steps of our own growing cache; the prefill alone is compared."""
+    """Steps of our own growing cache; only the prefill is compared."""
     cache = model.new_cache(capacity)
 
     def step(ids_1T: torch.Tensor) -> torch.Tensor:
@@ -118,7 +118,7 @@ def implementations(subject: Subject, capacity: int) -> dict[str, Callable[[], S
         "transformers, grouped_mm": lambda: olmoe_step(
             grouped, DynamicCache(config=grouped.config)
         ),
-        # Batched experts copy the weights of every token, which a prefill has no memory for.
+        # Batched experts copy the weights for every token; a prefill has no memory for that.
         "transformers, static cache, batched_mm in decode": lambda: _switched(
             static(), grouped, batched
         ),

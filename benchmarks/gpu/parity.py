@@ -77,8 +77,8 @@ def against_float32(subject: Subject) -> list[Figure]:
 def differing_parts(model: MolmoE, launcher: Launcher) -> list[Part]:
     """Parts that a launcher runs differently from plain calls, from the same state on.
 
-    Found this way: a part that is bound to another block or top-k, and one that does not read the
-    buffers anew.
+    This finds a part that is bound to another block or top-k, and one that does not reread the
+    buffers.
     """
     decoders = [FixedShapeDecoder(model, TOP_KS, 64, way) for way in (PlainCalls(), launcher)]
     outcomes = [list(_outcomes(decoder)) for decoder in decoders]

@@ -42,7 +42,7 @@ class Plan:
         image_size: height and width in pixels of the images.
         max_new_tokens: length of an answer.
         rounds: number of rounds of an interleaved comparison.
-        eager_rounds: the same where each round takes long.
+        eager_rounds: the same if each round takes long.
         repeats: number of repeats for the coefficient of variation.
         groups: number of group rollouts with their vector-Jacobian product.
         group_size: number of members of a group.
@@ -97,7 +97,7 @@ class Plan:
 
     @classmethod
     def miniature(cls, device: torch.device) -> Self:
-        """The same run in seconds, on any device; its times say nothing."""
+        """The same run in seconds, on any device; its times are meaningless."""
         return cls(
             config=MINIATURE,
             small=MINIATURE,

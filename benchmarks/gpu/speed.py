@@ -21,7 +21,7 @@ MIDDLE_KNOBS = Knobs(tier=Tier.MEDIUM, position=2, top_k=6, num_blocks=14)
 
 
 def token_ms(execution: Execution) -> float:
-    """Milliseconds per decode step of an answer; not a number if it has but one token."""
+    """Milliseconds per decode step of an answer; NaN if it has only one token."""
     steps = [ms for name, ms in execution.stages_ms.items() if name.startswith("decode")]
     return sum(steps) / len(steps) if steps else float("nan")
 

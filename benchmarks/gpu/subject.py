@@ -26,7 +26,7 @@ from rollout.runtime import EagerRuntime, FixedShapeRuntime, Runtime
 
 
 def launcher_for(device: torch.device) -> Launcher:
-    """Graphs where there are any."""
+    """Graphs if there are any."""
     return CudaGraphs(device) if device.type == "cuda" else PlainCalls()
 
 

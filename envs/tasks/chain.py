@@ -1,4 +1,4 @@
-"""Chains of steps that start from a digit in the image (like science QA in small).
+"""Chains of steps that start from a digit in the image (science QA in miniature).
 
 Each step maps the running digit to another: plus or minus a number modulo ten, or a named
 permutation that must be known. The permutations generate a group without shortcuts, so n steps
@@ -102,7 +102,7 @@ class Chain:
         return Scene(image=canvas.image, questions=tuple(questions), labels=canvas.labels)
 
     def text_question(self, rng: np.random.Generator) -> Question:
-        """A chain whose start stands in the prompt: pretraining's cheap way to teach the steps."""
+        """A chain whose start is in the prompt: pretraining's cheap way to teach the steps."""
         start = int(rng.integers(10))
         return chain_question(
             "train", str(start), start, int(rng.integers(1, MAX_STEPS + 1)), {}, rng

@@ -13,7 +13,7 @@ from envs.tasks.wording import Wording
 MAX_OBJECTS = 9
 SMALL_PX, LARGE_PX = (4, 8), (8, 24)
 SHAPE_MIN_PX = 9
-"""Below this height the kind of shape cannot be told, so it is not asked for."""
+"""Below this height shapes cannot be told apart, so their kind is not asked for."""
 
 COUNT = Wording(
     openers=("how many", "count", "give count", "tell count", "find count"),

@@ -15,7 +15,7 @@ from envs.tasks.scene import SPLITS, check_split
 from envs.tasks.vqa.vqa_task import VqaTask
 
 ROUND = 1000
-"""Samples of a round, which holds each task by its share, in an order of its own."""
+"""Samples of a round, in which each task has its share, in its own order."""
 
 
 class DataMixture(Mixture):
@@ -70,7 +70,7 @@ class DataMixture(Mixture):
         return sum(task.num_samples(split) for task in self.data_sets.values())
 
     def has_samples(self, split: str) -> bool:
-        """Whether a data set or a task that renders its samples has some of a split."""
+        """Whether any data set or rendered task has samples in a split."""
         return len(self.data_sets) < len(self.tasks) or self.num_samples(split) > 0
 
     def census(self) -> dict[str, dict[str, int]]:

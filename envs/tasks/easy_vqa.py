@@ -86,7 +86,7 @@ class EasyVqa:
         dense: bool = False,
         sample_id: str = "easy_vqa scene",
     ) -> Scene:
-        """See `envs.tasks.scene.SceneSource`; `dense` changes nothing here."""
+        """See `envs.tasks.scene.SceneSource`; `dense` has no effect here."""
         del dense
         images = self._images(split)
         image = images[rng.integers(len(images))]

@@ -1,6 +1,6 @@
 """Metrics of short answers: exact match, ANLS, multiple choice by letter or text.
 
-They forgive differences in spaces. Molmo's own metrics, to the letter, are in `envs.tasks.vqa`.
+They ignore differences in spaces. Molmo's exact metrics are in `envs.tasks.vqa`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def normalize_text(text: str) -> str:
 
 
 def exact_match(answer: str, references: Sequence[str]) -> float:
-    """1 if the answer equals a reference but for case and spaces, else 0."""
+    """1 if the answer equals a reference apart from case and spaces, else 0."""
     return float(normalize_text(answer) in map(normalize_text, references))
 
 
@@ -45,7 +45,7 @@ def parse_choice(answer: str, options: Sequence[str]) -> int:
 
     In this order: the option's letter ("B", "(b)", "B: text"), the one option whose text equals
     the answer or is the only one that occurs in it as words, the option nearest by edit distance
-    (the first of equals).
+    (the first one in a tie).
     """
     if not options:
         raise ValueError("multiple choice needs at least one option")

@@ -42,9 +42,9 @@ class Mixture:
         return self._sample_of(name, split, index)
 
     def _sample_of(self, name: str, split: str, index: int) -> Sample:
-        """A sample of a task; whatever else goes wrong in it becomes a DataError.
+        """A sample of a task; any other error in it becomes a DataError.
 
-        The task may be anybody's: its errors name neither themselves nor the sample.
+        The task may be a user's own, whose errors name neither the task nor the sample.
         """
         try:
             return self.tasks[name].sample(split, index)

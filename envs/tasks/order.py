@@ -2,7 +2,7 @@
 
 An index names an order and a place in it: `index = order * PLACES + place`. Runs with different
 seeds take different orders, and a place alone says which sample comes next, so that a resumed run
-goes on exactly where it stopped. Tasks that render their samples take any index as a seed.
+continues exactly where it stopped. Tasks that render their samples take any index as a seed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 PLACES = 2**24
-"""Places of one order; a run that needs more goes on in the next order."""
+"""Places of one order; a run that needs more continues in the next order."""
 
 NUM_ORDERS = 2**31 // PLACES
 
@@ -24,7 +24,7 @@ def first_index(seed: int) -> int:
 
 
 def row_at(name: str, split: str, index: int, size: int) -> int:
-    """The row of a data set's split that stands at an index.
+    """The row of a data set's split at an index.
 
     Every `size` consecutive places, from the first one on, are an epoch: a permutation of all rows
     that depends on name, split, order and epoch alone.

@@ -17,7 +17,7 @@ from envs.spec import DataError
 from envs.tasks.scene import Box, check_split, split_of
 
 WIDTH, HEIGHT = 140, 112
-"""Every scene's size: at the embedded model's high tier exactly one pixel for a pixel."""
+"""Every scene's size; at the embedded model's high tier, pixels map one to one."""
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SHAPES = ("circle", "square", "triangle")

@@ -50,7 +50,7 @@ class Scene:
     Attributes:
         image: RGB picture.
         questions: at least one.
-        labels: class (see `envs.tasks.render`) and colour of what stands at each pixel, uint8
+        labels: class (see `envs.tasks.render`) and colour of what is at each pixel, uint8
             [height, width, 2]; only for pretraining the vision encoder.
     """
 

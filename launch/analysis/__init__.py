@@ -1,1 +1,1 @@
-"""What a profile or a run says: rivals, intervals, tables and plots."""
+"""What a profile or a run shows: rivals, intervals, tables and plots."""

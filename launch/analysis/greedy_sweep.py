@@ -47,8 +47,7 @@ class GreedySweep:
         wall_ms: the same on the wall clock, [S, K].
         cheapest_ms: latencies of the cheapest configuration on each sample, [S, R], calibrated ms.
         actions: choice indices [S, K, 4].
-        indices: S places in the split: those that were asked for, but for unusable samples, which
-            were replaced.
+        indices: S places in the split: those requested, except that unusable samples were replaced.
         tasks: S task names.
         sample_ids: S ids.
     """
@@ -171,7 +170,7 @@ def greedy_sweep(
 ) -> GreedySweep:
     """Runs the samples at these places at every budget, greedily, one episode at a time per device.
 
-    The cheapest configuration runs on each sample as well, to tell what is feasible.
+    The cheapest configuration also runs on each sample, to determine what is feasible.
     """
     requests = [
         GreedyRequest(
@@ -199,7 +198,7 @@ def usable(sample_ids: Sequence[str], is_whole_S: Sequence[bool]) -> list[int]:
         ValueError: there is none.
     """
     for name in (n for n, is_whole in zip(sample_ids, is_whole_S, strict=True) if not is_whole):
-        log.warning("sample %s could not be measured whole: it is left out", name)
+        log.warning("sample %s could not be measured completely: it is left out", name)
     if not any(is_whole_S):
         raise ValueError(
             f"none of {len(sample_ids)} samples could be measured: the warnings before this say why"

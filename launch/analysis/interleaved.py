@@ -119,10 +119,10 @@ def _with_rivals(
     rivals: Mapping[str, KnobTable],
     ours: GreedySweep,
 ) -> Live:
-    """Runs the configurations that any rival chose for its kind of question on each of our samples.
+    """Runs the configurations that any rival chose for its task on each of our samples.
 
-    They are the samples that ran, not those that were asked for: unusable ones were replaced. One
-    on which a rival cannot be measured is left out of all.
+    They are the samples that ran, not those requested: unusable ones were replaced. A sample on
+    which a rival cannot be measured is left out for all policies.
     """
     plan = []
     for index, task in zip(ours.indices, ours.tasks, strict=True):

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from rollout.estimator.latency_table import LatencyTable
 
-HEADS = (("prefill", "prefill (ms)"), ("decode_per_token", "decode (ms a token)"))
+HEADS = (("prefill", "prefill (ms)"), ("decode_per_token", "decode (ms per token)"))
 TIER_NAMES = ("low", "medium", "high")
 
 

@@ -11,7 +11,7 @@ from typing import Self
 import numpy as np
 
 Z_95 = 1.96
-"""Standard errors to each side of a mean that hold 95 % of a normal distribution."""
+"""Standard errors on each side of a mean that cover 95 % of a normal distribution."""
 
 
 @dataclass(frozen=True, slots=True)

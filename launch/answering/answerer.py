@@ -34,7 +34,7 @@ WARM_UP_IMAGE_SIZE = (1344, 1008)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """An answer, what was chosen for it, and what it took.
+    """An answer, what was chosen for it, and what it cost.
 
     Attributes:
         text: the answer, without special tokens.
@@ -44,7 +44,7 @@ class Answer:
         latency_ms: the latency that the budget is for, on the device clock.
         wall_ms: the same on the wall clock.
         host_ms: tokenising and image resizing, which is not part of the latency.
-        budget_ms: the budget that was asked for.
+        budget_ms: the requested budget.
         finished: whether the model ended the answer itself, within the token limit.
         num_output_tokens: number of decoded tokens, including the end-of-sequence token.
         num_prompt_tokens: number of vision and text tokens of the prompt.
@@ -108,7 +108,7 @@ class Answerer:
         """Loads model and controller, and warms them up.
 
         The device of a controller that was trained on measured latencies is probed, here and from
-        time to time between questions: its budgets are put on the device's present clock.
+        time to time between questions: its budgets are converted to the device's present speed.
 
         Args:
             run: a run folder or the folder of a checkpoint, as a path or URI; None runs a fixed
@@ -153,8 +153,8 @@ class Answerer:
     ) -> Iterator[str | Answer]:
         """Answers one question like `answer`: yields pieces of its text, then the answer.
 
-        The question runs in a thread of its own. Its end is waited for even if the iterator is
-        closed early.
+        The question runs in a thread of its own. Even an iterator that is closed early waits for
+        its end.
 
         Raises:
             ValueError: an unusable budget, question or image.
@@ -188,7 +188,7 @@ class Answerer:
         max_new_tokens: int | None = None,
         on_token: OnToken | None = None,
     ) -> Answer:
-        """Answers at once, without a probe: for whoever calls `follow` between the questions.
+        """Answers at once, without a probe, for callers that run `follow` between questions.
 
         Args:
             sample: see `as_sample`.
@@ -203,7 +203,7 @@ class Answerer:
         return self._as_answer(self._policy.run(sample, budget_ms, decoding), budget_ms)
 
     def follow(self) -> None:
-        """Probes how fast the device is now, if that is due and the decider wants to know."""
+        """Probes how fast the device is now, if a probe is due and the policy needs it."""
         self._policy.follow()
 
     def _as_answer(self, outcome: Outcome, budget_ms: float) -> Answer:
@@ -225,7 +225,7 @@ class Answerer:
 
 
 def _unheard(_token_id: int) -> None:
-    """Told the tokens of an answer that nobody reads piece by piece."""
+    """Receives the tokens of an answer that nobody reads piece by piece."""
 
 
 def warm_up(policy: Policy) -> None:

@@ -71,7 +71,7 @@ class LatencyBudgetMolmoE(lmms):
     def _answered(
         self, context: str, doc_to_messages: Any, arguments: Any, doc_id: int, task: str, split: str
     ) -> tuple[str, Answer]:
-        """The response to one request, which is these six arguments, and all about its answer."""
+        """The response to one request, given by these six arguments, and facts about its answer."""
         doc = self.task_dict[task][split][doc_id]
         messages = doc_to_messages(doc)
         prompt, images = prompt_of(task, doc, messages), images_of(messages)

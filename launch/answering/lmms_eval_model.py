@@ -1,6 +1,6 @@
 """This project's model in lmms-eval, the evaluation harness of EvolvingLMMs-Lab.
 
-The harness is no dependency. It wants an environment of its own, without constraints.txt:
+The harness is not a dependency. It needs an environment of its own, without constraints.txt:
 
     pip install -e . 'lmms-eval>=0.7.3' 'filelock<4.3'
     python -m lmms_eval --model latency_budget_molmoe --batch_size 1 --tasks docvqa_val \\
@@ -10,7 +10,7 @@ Version 0.7.3 imports a module that filelock 4.3 no longer has. The harness find
 entry point `lmms_eval.models`. Questions are asked in Molmo's styles (see `lmms_eval_prompts`);
 those of a task that Molmo has no style for are asked in the harness' words. Of several images the
 model sees the first one. Decoding is greedy, and an answer's length is limited as in the
-controller's run, whatever the task's generation arguments say.
+controller's run, regardless of the task's generation arguments.
 
 `launch.answering.lmms_eval_chat` holds the model's class; only the harness imports it.
 """

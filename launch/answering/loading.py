@@ -61,8 +61,8 @@ def _device_of_run(
 ) -> tuple[MolmoEExecutor, PresentTime]:
     """The frozen model that a controller was trained on, and how fast the device runs it now.
 
-    A controller that was saved outside a run does not tell its model, so any model is accepted, at
-    any speed.
+    A controller that was saved outside a run does not record its model, so any model is accepted,
+    at any speed.
 
     Raises:
         ValueError: it is another model.

@@ -20,7 +20,7 @@ DEFAULT_KNOBS = Knobs(tier=Tier.MEDIUM, position=1, top_k=6, num_blocks=14)
 """The configuration that runs, at any budget, without a trained controller."""
 
 WORTH_SAYING = 0.02
-"""Relative difference between the milliseconds of a device and of a run that is told."""
+"""Relative difference in milliseconds, of a device and of a run, that the user is told of."""
 
 Say = Callable[[str], object]
 """Called with progress messages."""
@@ -52,7 +52,7 @@ class Policy(Protocol):
         ...
 
     def follow(self) -> None:
-        """Probes how fast the device is now, if that is due and of use."""
+        """Probes how fast the device is now, if a probe is due and useful."""
         ...
 
 
@@ -89,7 +89,7 @@ class TablePolicy:
                 run_knobs(self.executor, sample, knobs)
 
     def follow(self) -> None:
-        """Does nothing: whoever shares the device with a controller has it followed."""
+        """Does nothing: a controller that shares the device does the probing."""
 
 
 class ControllerPolicy:
@@ -100,7 +100,7 @@ class ControllerPolicy:
         controller: the controller, on the model's device.
         present: how fast the device runs, by the calibration of the controller's run.
         source: see `Policy`.
-        say: told when the controller sees another budget than the one that was asked for.
+        say: called when the controller sees a different budget from the one requested.
     """
 
     def __init__(

@@ -36,7 +36,7 @@ class PolicySet:
     """Answerers by the name of their policy, over one frozen model.
 
     Args:
-        default: name of the policy that answers if none is asked for.
+        default: name of the policy that answers if none is requested.
         policies: the policies by name, all on the same executor, which is warm.
     """
 
@@ -54,7 +54,7 @@ class PolicySet:
         executor_settings: Settings = None,
         say: Say = log.info,
     ) -> PolicySet:
-        """Loads a model with all policies that there are for it, and warms it up.
+        """Loads a model with all policies that exist for it, and warms it up.
 
         Args:
             run: a run folder or the folder of a checkpoint; None has no controller and no tables.

@@ -34,7 +34,7 @@ from rollout.worker import RolloutWorker
 log = logging.getLogger(__name__)
 
 IN_FLIGHT = 2
-"""Least number of calls in flight per actor: one runs, one waits, so that no actor idles."""
+"""Minimum number of calls in flight per actor: one runs, one waits, so that no actor idles."""
 
 POLL_S = 0.5
 
@@ -75,7 +75,7 @@ class ActorPool:
         self.in_flight = max(IN_FLIGHT, 1 + loader_threads)
         self.is_stopping = is_stopping
         self.stats = FleetStats()
-        # Only GPUs limit the actors of a node, however few cores it was started with.
+        # Only GPUs limit the actors of a node, even if it was started with few cores.
         resources = {"num_gpus": 1, "num_cpus": 0} if wants_gpu else {"num_cpus": 1}
         self.options = {**resources, **(actor_options or {})}
         remote: Any = ray.remote
@@ -193,7 +193,7 @@ class ActorPool:
         except (RayTaskError, GetTimeoutError, *LOST) as error:
             cause = getattr(error, "cause", None)
             if isinstance(cause, DataError) and ref in slot.jobs:
-                # No actor can cure it.
+                # Another actor would not help.
                 raise GroupFailedError(f"{slot.jobs[ref].what}: {cause}") from None
             self._lose(slot, str(error), ref=ref, is_error=raised_by_our_code(error))
             return
@@ -361,7 +361,7 @@ class ActorPool:
         if unplaced:
             parts.append(
                 f"{', '.join(unplaced)} to get a place and start its process: "
-                f"{self.asked_and_has()} (what starts here already is taken)"
+                f"{self.asked_and_has()} (including what is starting here)"
             )
         return f"{len(starting)} of {len(self.slots)} rollout actors: " + "; ".join(parts)
 

@@ -1,4 +1,4 @@
-"""What is said of a split that no data set has samples of, by a run and by `doctor` alike."""
+"""What a run and `doctor` say about a split for which no data set has samples."""
 
 from __future__ import annotations
 

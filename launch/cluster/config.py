@@ -14,7 +14,7 @@ class ClusterConfig:
     Attributes:
         address: Ray address; `auto` joins a running cluster. By default RAY_ADDRESS, or else a
             local cluster of this program alone, which ends with it.
-        num_nodes: number of nodes to wait for, up to `start_timeout_s`; 0 takes those that are
+        num_nodes: number of nodes to wait for, up to `start_timeout_s`; 0 uses the nodes that are
             there.
         num_actors: number of rollout actors; 0 means one per GPU, or one per CPU core if there is
             no GPU.

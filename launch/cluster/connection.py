@@ -38,7 +38,7 @@ CLUSTER_ID_CALL = "/ray.rpc.NodeInfoGcsService/GetClusterId"
 """The first call of every client of a head node; it has no arguments."""
 
 Access = Literal["open", "token accepted", "token refused", "unreachable", "unknown"]
-"""What a head node says: `open` clusters take any caller, whatever its token."""
+"""What a head node says: `open` clusters accept any caller, regardless of its token."""
 
 
 def connect(address: str = "", **options: Any) -> None:
@@ -186,7 +186,7 @@ def _prepare_to_join(target: str) -> None:
 
 
 def _wait_for_answer(target: str) -> Access:
-    """What a head node says to a caller without a token, as soon as it says something."""
+    """A head node's reply to a caller without a token, as soon as there is one."""
     waiting = Waiting(JOIN_LIMIT_S)
     while (found := access(target)) == "unreachable":
         if waiting.is_over():

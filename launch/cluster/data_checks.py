@@ -1,4 +1,4 @@
-"""Checks of `doctor` on one data set: rows, pictures, and files that are left over."""
+"""Checks of `doctor` on one data set: rows, pictures and unused files."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def own_problems(task: VqaTask) -> tuple[str, ...]:
 
 
 def picture_problems(task: VqaTask) -> tuple[str, ...]:
-    """Pictures that are there and cannot be decoded, among the first samples of each split."""
+    """Existing pictures that cannot be decoded, among the first samples of each split."""
     problems = []
     present = [split for split in SPLITS if task.num_samples(split)]
     for split in present:
         for index in range(min(NUM_DECODED // len(present), task.num_samples(split))):
             if not _has_picture(task, split, index):
-                continue  # another check names it
+                continue  # another check reports it
             try:
                 task.sample(split, index)
             except DataError as error:
@@ -76,7 +76,7 @@ def packed_pictures(task: VqaTask) -> str:
 
 
 def remarks(task: VqaTask) -> tuple[str, ...]:
-    """What would not stop a run, and may be a mistake in a user's own files."""
+    """What would not stop a run but may be a mistake in a user's own files."""
     if not isinstance(task.data_set, OwnDataSet):
         return ()
     tables = task.data_set.tables
@@ -86,7 +86,7 @@ def remarks(task: VqaTask) -> tuple[str, ...]:
     found = [f"not used: {unused} (names of tables are {names})"] if unused else []
     if "train" not in tables.by_split:
         used = ", ".join(path.name for path in tables.by_split.values())
-        found.append(f"there is no table named train: nothing of {used} is trained on")
+        found.append(f"there is no table named train: nothing in {used} is used for training")
     return (*found, *_doubled_ids(task))
 
 

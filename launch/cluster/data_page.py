@@ -41,7 +41,7 @@ def lines(found: DataFinding, address: str) -> Iterator[str]:
 
 
 def write_page(path: Path, findings: Sequence[DataFinding]) -> None:
-    """Writes one HTML file without anything outside of it; makes the folders above it.
+    """Writes one self-contained HTML file, and the folders above it.
 
     Raises:
         ValueError: it cannot be written.

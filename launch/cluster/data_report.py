@@ -1,4 +1,4 @@
-"""What `doctor` says of data sets, found on one node: sources, splits, overlap, one question."""
+"""What `doctor` says about data sets, found on one node: sources, splits, overlap, one question."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Question:
         answer: the first of them.
         score: what that one scores.
         size: width and height of the picture in pixels; zeros without one.
-        picture: the picture as a data URL, if it was asked for.
+        picture: the picture as a data URL, if requested.
     """
 
     sample_id: str
@@ -63,7 +63,7 @@ class DataFinding:
         questions: some of them, of the training split first.
         problem: what would stop a run; empty if nothing would.
         notes: other problems, which would not.
-        remarks: what may be a mistake or may be meant.
+        remarks: what may be a mistake or intended.
     """
 
     name: str
@@ -120,7 +120,7 @@ def _with_problems(found: DataFinding, problems: Sequence[str]) -> DataFinding:
 
 
 def _check(found: DataFinding, task: Task, show: int) -> DataFinding:
-    """The finding with what is left of a data set beside the others, and what is wrong with it."""
+    """The finding with what is left of a data set next to the others, and what is wrong with it."""
     if not isinstance(task, VqaTask):
         questions = [_question(task, task.sample("train", i), show) for i in range(max(show, 1))]
         return replace(found, questions=tuple(questions))
@@ -173,7 +173,7 @@ def _origins(task: VqaTask) -> tuple[str, ...]:
 
 
 def _identified(task: VqaTask) -> dict[str, int]:
-    """How many pictures are known by what, and with which data sets they are compared."""
+    """How pictures are identified, how many by what, and which data sets they are compared with."""
     keys = frozenset().union(*(task.keys(split) for split in SPLITS))
     kinds = ("coco:", "vg:", FILE)
     coco, genome, files = (sum(key.startswith(kind) for key in keys) for kind in kinds)
@@ -187,7 +187,7 @@ def _identified(task: VqaTask) -> dict[str, int]:
 
 
 def _place_of_pictures(task: VqaTask) -> str:
-    """The folder of the first picture that is found, or that they are in the table."""
+    """The folder of the first picture that is found, or a note that they are in the table."""
     for split in SPLITS:
         for index in range(min(task.num_samples(split), MAX_REPLACEMENTS)):
             try:

@@ -1,4 +1,4 @@
-"""`joint_grpo.py doctor`: checks a cluster and names what would go wrong on it."""
+"""`joint_grpo.py doctor`: checks a cluster and reports what would fail on it."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def _check_token(mode: str, console: Console, problems: list[str]) -> None:
     console.print(f"authentication: {'none' if is_open else 'token'}, RAY_AUTH_MODE={mode!r}")
     if is_open:
         problems.append(
-            "the cluster demands no token: whoever reaches its ports can run code; stop it, run "
+            "the cluster demands no token: anyone who reaches its ports can run code; stop it, run "
             "`ray get-auth-token --generate` on the head node, copy ~/.ray/auth_token to all nodes "
             "and start them with RAY_AUTH_MODE=token"
         )

@@ -1,4 +1,4 @@
-"""The fleet of rollout actors: runs groups, gradients and measurements on whichever is free."""
+"""The fleet of rollout actors: runs groups, gradients and measurements on free actors."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ class RayFleet:
     def budget_gradients(
         self, groups: Sequence[GroupRollout], gradients: Sequence[np.ndarray]
     ) -> list[np.ndarray]:
-        """Vector-Jacobian products, on the actors that ran the groups if they still live."""
+        """Vector-Jacobian products, on the actors that ran the groups if they are still alive."""
         jobs = {
             group.group_id: _gradient_job(group, gradient)
             for group, gradient in zip(groups, gradients, strict=True)
@@ -149,7 +149,7 @@ class RayFleet:
         """Latencies of the cheapest and the full configuration in ms: [rounds, N, 2].
 
         Samples are handed out to all actors at once, so that the driver disturbs them as much as in
-        training, and often enough to average over a wavering clock.
+        training, and often enough to average over a fluctuating clock.
         """
         rounds = MEASURING_ROUNDS * self.num_actors
         calls = [

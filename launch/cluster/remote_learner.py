@@ -143,7 +143,7 @@ class RemoteLearner:
         return publish(weights)
 
     def fetch(self, weights: PublishedWeights) -> PolicyWeights:
-        """The weights behind a reference."""
+        """The weights that a reference points to."""
         arrays: Mapping[str, np.ndarray] = self._get(weights.refs[0], "weights")
         return PolicyWeights(version=weights.version, sha256=weights.sha256, arrays=arrays)
 

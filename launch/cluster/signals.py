@@ -1,6 +1,6 @@
 """SIGTERM and Ctrl-C: how a program, or a run, is asked to stop.
 
-Programs import this before anything slow, so it needs the standard library alone.
+Programs import this before anything slow, so it needs only the standard library.
 """
 
 import logging
@@ -9,14 +9,14 @@ import signal
 from types import FrameType
 
 INTERRUPTED = 128 + signal.SIGINT
-"""Exit code of a program that Ctrl-C stopped, as shells have it."""
+"""Exit code of a program that Ctrl-C stopped, as in shells."""
 
 TERMINATED = 128 + signal.SIGTERM
 """Exit code of a run that was asked to stop."""
 
 
 class Stopped(Exception):
-    """The run was asked to stop; whoever called the loop writes a checkpoint."""
+    """The run was asked to stop; the caller of the loop writes a checkpoint."""
 
 
 class StopSignals:

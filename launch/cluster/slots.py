@@ -50,7 +50,7 @@ class Job:
         what: description for error messages.
         call: starts the call on an actor's handle and returns the reference.
         check: returns what is wrong with a result, or an empty string.
-        sample: split and index of the sample that an actor can prepare meanwhile.
+        sample: split and index of the sample that an actor can prepare in the meantime.
         prefer: name of the actor that should run it, if it is available.
         result: the result, once done.
         num_errors: number of times that the call raised or timed out.

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 """The top level of the project's repository, where there is one."""
 
 REVISION_VARIABLE = "LBG_REVISION"
-"""Environment variable that tells the commit where there is no repository."""
+"""Environment variable that names the commit where there is no repository."""
 
 UNKNOWN = "unknown"
 
@@ -38,10 +38,10 @@ def python_version() -> str:
 
 
 def git_revision() -> str:
-    """The project's commit; `unknown` where neither a repository nor LBG_REVISION tells it.
+    """The project's commit; `unknown` where neither a repository nor LBG_REVISION names it.
 
     Images and Ray jobs have no repository, so that LBG_REVISION comes first. A repository around
-    ours, such as one that holds a virtual environment, tells nothing.
+    ours, such as one that holds a virtual environment, is ignored.
     """
     if stated := os.environ.get(REVISION_VARIABLE, ""):
         return stated

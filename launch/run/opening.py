@@ -58,8 +58,8 @@ from rollout.profiling.conversion import calibrated
 def open_run(config: JointGRPOConfig) -> Iterator[Run]:
     """A run that is ready for its next step; everything is closed again when the block ends.
 
-    Users' mistakes are found first, then the folder is locked and the newest checkpoint read, and
-    only then a cluster is asked for anything.
+    Users' mistakes are reported first; then the folder is locked and the newest checkpoint read.
+    Only then is a cluster contacted.
 
     Raises:
         ValueError: the configuration cannot be run, or not resumed.
@@ -141,7 +141,7 @@ class Opening:
         if checkpoint is not None:
             self.config = check_resumable(checkpoint, self.config, self.label)
             if changed := differences(checkpoint.state):
-                logging.warning("the run goes on with other code or packages: %s", changed)
+                logging.warning("the run continues with other code or packages: %s", changed)
         return checkpoint
 
     def run(self, fleet: RayFleet, checked: Preflight, checkpoint: Checkpoint | None) -> Run:

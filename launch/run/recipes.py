@@ -24,7 +24,7 @@ SHIPPED_PROFILE = EMBEDDED / "profile.npz"
 """Profile of all 225 configurations of the embedded model on 400 validation samples."""
 
 EPOCH_SAMPLES = 1000
-"""Samples that count as one epoch where tasks render theirs without end."""
+"""Samples that count as one epoch for tasks that render samples without end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +101,8 @@ class JointGRPOConfig:
             under runs/.
         seed: seed of all random number generators.
         steps: number of updates.
-        epochs: number of passes through the training samples, which sets `steps`; 0 leaves it.
+        epochs: number of passes through the training samples, which sets `steps`; 0 leaves `steps`
+            as given.
         groups_per_step: number of groups in a batch, one sample each; 0 means two per rollout
             actor, but at least 8.
         group_size: number of episodes in a group.
@@ -112,7 +113,8 @@ class JointGRPOConfig:
         checkpoint_every: steps between two checkpoints. A killed driver resumes from the last one;
             a killed learner does not need it.
         keep_last: number of most recent checkpoints to keep; the best one is kept as well.
-        sees_image: whether stage 1 sees the image, at low resolution, besides prompt and budget.
+        sees_image: whether stage 1 sees the image, at low resolution, in addition to prompt and
+            budget.
         warm_start_profile: profile table (.npz) from which both stages are trained before the
             first step; none starts from scratch.
         comparison_profile: profile table (.npz) of the validation split, whose best tables and
@@ -169,7 +171,7 @@ class JointGRPOConfig:
         self.budget.fixed()
         if self.reward == "reference" and self.learner.replay is not None:
             raise ValueError(
-                "replay predicts the default reward: with the reference reward, do without replay"
+                "replay predicts the default reward: with the reference reward, turn replay off"
             )
         profiled, own = WorkerConfig(), self.worker
         if self.warm_start_profile == SHIPPED_PROFILE and (own.model, own.tasks) != (
@@ -231,7 +233,7 @@ def _annealed(
 def embedded() -> JointGRPOConfig:
     """The small MolmoE and its tasks, on a laptop; the controller starts from nothing.
 
-    Many small groups: what teaches most is another question, not another try at the same one.
+    Many small groups, because another question teaches more than another try at the same one.
     """
     return JointGRPOConfig(
         recipe="embedded",
@@ -253,7 +255,7 @@ def embedded() -> JointGRPOConfig:
             _annealed(
                 150, learning_rate=5e-3, epochs=1, entropy=(0.05, 0.002), replay=ReplayConfig()
             ),
-            # Replay remembers latency tokens: those of a fast encoder would soon be out of date.
+            # Replay stores latency tokens, which a fast-changing encoder would soon make stale.
             budget_lr_ratio=0.002,
         ),
         evaluation=EvaluationConfig(num_samples=48),

@@ -19,7 +19,7 @@ from policy.controller import HEADS
 from rollout.group_rollout import GroupRollout
 
 EVALUATED = "time/evaluate_s"
-"""A scalar that every row of an evaluation has, and no other."""
+"""A scalar that every row of an evaluation has, and no other row."""
 
 CHOICES = {"tier": TIERS, "position": POSITIONS, "top_k": TOP_KS, "num_blocks": NUM_BLOCKS}
 

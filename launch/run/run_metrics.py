@@ -21,7 +21,7 @@ class RunMetrics:
 
     def __init__(self) -> None:
         prefix = "latency_budget_train_"
-        self._phase = Gauge(f"{prefix}phase", "1 for the part of a step that runs now.", ("phase",))
+        self._phase = Gauge(f"{prefix}phase", "1 for the part that is running.", ("phase",))
         self._step = Gauge(f"{prefix}step", "Number of steps that are done.")
         self._accuracy = Gauge(f"{prefix}accuracy", "Score within budget of the last step.")
         self._restarts = Gauge(f"{prefix}restarts", "Restarts of rollout actors so far.")

@@ -45,7 +45,7 @@ def comparable(
 
 
 def best_table_accuracy(profile: ProfileTable | None, budgets_ms: np.ndarray) -> float | None:
-    """Accuracy within budget of the best table by kind and budget, in hindsight on the profile."""
+    """Accuracy within budget of the best table per task and budget, in hindsight on the profile."""
     if profile is None:
         return None
     return oracle_per_task(profile, budgets_ms, max_violation=TARGET_VIOLATION).accuracy

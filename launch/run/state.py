@@ -61,11 +61,11 @@ class LearnerLike(Protocol):
         ...
 
     def publish(self, weights: PolicyWeights) -> Any:
-        """Given weights in the form that `weights` returns."""
+        """The given weights, in the form that `weights` returns."""
         ...
 
     def fetch(self, weights: Any) -> PolicyWeights:
-        """The weights behind what `weights` or `publish` returned."""
+        """The weights to which a result of `weights` or `publish` refers."""
         ...
 
     def snapshot(self) -> tuple[Controller, dict[str, Any]]:
@@ -79,7 +79,7 @@ class Stopwatch:
 
     Attributes:
         seconds: by name of the part.
-        on_part: told the name of a part that begins, and an empty one when it ends.
+        on_part: called with the name of a part that begins, and with an empty one when it ends.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -130,12 +130,12 @@ class Run:
         calibration: speed of the devices when the run began, which its milliseconds refer to.
         fingerprint: fingerprint of the frozen model, its tasks and devices; None in some tests.
         comparison: what the run is compared with at its end; None for nothing.
-        best_table_accuracy: accuracy within the evaluation's budgets of the best table by kind of
-            question and budget, in hindsight on the comparison profile; None without a profile.
+        best_table_accuracy: accuracy within the evaluation's budgets of the best table per task and
+            budget, in hindsight on the comparison profile; None without a profile.
         next_step: the first step that is not done yet.
         evaluation_pending: whether the weights before `next_step` are still to be evaluated.
         is_stopping: called between steps; the loop ends when it returns True.
-        uri: where everything is stored as well; empty for a run in a local folder.
+        uri: where everything is also stored; empty for a run in a local folder.
         on_saved: called with the folder of every new checkpoint, for instance to copy it.
         on_step: called with the number, the groups and the scalars of every step that is done.
         in_flight: batches that are submitted but not yet learned from.
@@ -215,8 +215,8 @@ class Run:
     def finish_step(self, groups: Sequence[GroupRollout]) -> None:
         """Updates lambda from the violation rates and marks the step as done.
 
-        Whether an evaluation is due is part of the state, so that one which is interrupted is made
-        up for when the run is resumed.
+        Whether an evaluation is due is part of the state, so that an interrupted one runs again
+        when the run is resumed.
         """
         self.lambda_control.update(
             [group.budget_ms for group in groups],

@@ -1,4 +1,4 @@
-"""What is written down of a step."""
+"""What is recorded of a step."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def report_step(
 
 
 def fleet_scalars(stats: FleetStats, step_s: float) -> dict[str, float]:
-    """Counts of the fleet, and how busy its actors were in a step of so many seconds."""
+    """Counts of the fleet, and how busy its actors were in a step of `step_s` seconds."""
     busy = list(stats.busy_share.values())
     return {
         "time/rollout_s": float(np.mean(busy)) * step_s if busy else 0.0,

@@ -1,4 +1,4 @@
-"""Runs the training loop to its end, over lost learners, signals and errors."""
+"""Runs the training loop to its end despite lost learners, signals and errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Train = Callable[[Run], None]
 
 
 def supervise(run: Run, train: Train) -> int:
-    """Trains and evaluates; whatever ends the run, the last whole step is saved.
+    """Trains and evaluates; the last whole step is saved even if the run fails.
 
     Returns:
         The exit code: 0, or 143 if the run was asked to stop.
@@ -74,7 +74,7 @@ def _return_to_checkpoint(run: Run) -> None:
 
 
 def _commit_on_the_way_out(run: Run) -> None:
-    """Saves the last whole step, whatever ended the run; best effort."""
+    """Saves the last whole step after a failure; best effort."""
     try:
         run.commit()
         run.reporter.say(f"step {run.next_step} is in {run.store.root}")

@@ -1,7 +1,7 @@
 """Warm start: examples from a profile, on which both stages are trained before GRPO.
 
 Shapes: S samples, K budgets of a sample, C configurations, B = S K examples, D d_model, T budgets
-of a grid, G kinds of question.
+of a grid, G tasks.
 """
 
 from __future__ import annotations

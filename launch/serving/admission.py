@@ -21,7 +21,7 @@ from launch.serving.estimates import Estimates, Observation
 Late = Literal["cheapest", "refuse"]
 
 LEAST_MS = 1.0
-"""The smallest budget that a replica is given, however late a request is."""
+"""The smallest budget that a replica is given, even for a very late request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +30,7 @@ class QueueConfig:
 
     Attributes:
         max_waiting: number of requests that may wait; more are refused.
-        late: what happens to a request that cannot be answered within its budget any more:
+        late: what happens to a request that can no longer be answered within its budget:
             `cheapest` answers it with the cheapest configuration, `refuse` refuses it at once.
     """
 
@@ -138,7 +138,7 @@ class Admission:
     def _shares_ms(self, has_image: bool) -> Iterator[float]:
         """Equal shares of the time until the deadlines of those who wait.
 
-        Deadlines that not even the cheapest configuration could help to meet are left out.
+        Deadlines that not even the cheapest configuration could meet are left out.
         """
         for number, waiting in enumerate(self._waiting, start=1):
             num_turns = number / max(1, self.num_replicas) + 1

@@ -45,12 +45,12 @@ SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
-"""The page takes nothing from elsewhere and is shown in no frame."""
+"""The page loads nothing from elsewhere and is shown in no frame."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppConfig:
-    """What the interface needs beside the gateway.
+    """What the interface needs besides the gateway.
 
     Attributes:
         page: the page, as HTML.
@@ -226,7 +226,7 @@ class Interface:
         return JSONResponse(refusal.to_json(), refusal.status, headers=error.headers)
 
     async def fail(self, _request: Request, error: Exception) -> Response:
-        """Whatever nobody thought of; the log has it, the client gets no details."""
+        """Any unexpected error: it is logged, and the client gets no details."""
         refusal = ApiError(500, "the server failed: try again", code="internal_error")
         return JSONResponse(refusal.to_json(), refusal.status)
 

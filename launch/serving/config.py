@@ -30,7 +30,7 @@ class ScalingConfig:
         max_replicas: with a number, replicas are added and removed between `replicas`, at least 1,
             and this one.
         start_timeout_s: time limit for all replicas to load the model and be ready, in seconds.
-        target_busy_share: share of their time that replicas are to be busy when they are scaled.
+        target_busy_share: share of their time for which scaled replicas should be busy.
         upscale_delay_s: how long they must be busier before one is added, in seconds.
         downscale_delay_s: how long they must be less busy before one is removed, in seconds.
         drain_s: time limit for running requests when a replica is removed or the server stops, in
@@ -141,8 +141,8 @@ class ServeConfig:
                 raise ValueError(f"{self.token_file} is empty: write a token into it")
         if not token and not is_loopback(self.host):
             raise ValueError(
-                f"whoever reaches {self.host} could use this server: give a --token-file, or set "
-                f"{TOKEN_VARIABLE}"
+                f"anyone who reaches {self.host} could use this server: give a --token-file, or "
+                f"set {TOKEN_VARIABLE}"
             )
         return token
 
@@ -167,7 +167,7 @@ def _check_fields(kind: type, arguments: Mapping[str, Any]) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
+    """Whether only this machine can reach an address."""
     if host == "localhost":
         return True
     try:

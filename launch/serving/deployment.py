@@ -45,7 +45,7 @@ START_CHECK_S = 0.2
 """How often a starting server is asked whether it is ready."""
 
 GATEWAY_REQUESTS = 1000
-"""Number of requests in the gateway at a time, those included that are about to be refused."""
+"""Number of requests in the gateway at a time, including those about to be refused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,7 +267,7 @@ def replica_options(config: ServeConfig) -> dict[str, Any]:
     """Options of the replicas' deployment on the connected cluster."""
     scaling, found = config.scaling, ray.cluster_resources()
     num_gpus, device = int(found.get("GPU", 0)), config.model.device
-    # Nodes with GPUs may still be on their way.
+    # Nodes with GPUs may still be starting.
     uses_gpu = device == "cuda" or (device != "cpu" and num_gpus > 0)
     least = scaling.replicas or max(1, num_gpus if uses_gpu else int(found.get("CPU", 1)))
     options: dict[str, Any] = {

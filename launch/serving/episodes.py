@@ -1,4 +1,4 @@
-"""What gateway and replicas tell each other; light, because the gateway has no model."""
+"""What gateway and replicas exchange; light, because the gateway has no model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CHEAPEST = "cheapest"
 """Name of the policy that answers late requests."""
 
 CONFIGURATIONS = knobs_by_name()
-"""Any of these can be asked for as a model, too."""
+"""Each of these can be requested as a model, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

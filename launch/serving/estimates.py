@@ -1,4 +1,4 @@
-"""How long answers take on the replicas, learned from those that were given."""
+"""How long answers take on the replicas, learned from earlier answers."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ class Estimates:
 
     @property
     def slowdown(self) -> float:
-        """Milliseconds that pass for each one of the device's clock.
+        """Milliseconds that pass for each millisecond of the device's clock.
 
-        More than 1 where other processes take the device's time, which its clock leaves out.
+        More than 1 if other processes use the device, whose clock leaves them out.
         """
         return self._slowdown
 

@@ -32,7 +32,7 @@ MAX_LOSSES = 2
 
 
 class Reports(asyncio.Queue[str | Served | ApiError]):
-    """What is told to the client: pieces of text, and an end.
+    """What is sent to the client: pieces of text, and an end.
 
     Attributes:
         has_text: whether there was a piece of text.
@@ -53,7 +53,7 @@ class Gateway:
         replicas: the replicas.
         admission: the queue.
         limits: limits of one request.
-        watcher: told of every request.
+        watcher: informed of every request.
     """
 
     def __init__(
@@ -93,10 +93,10 @@ class Gateway:
         return self.known
 
     async def ask(self, question: Question, arrived_s: float) -> AsyncGenerator[str | Served, None]:
-        """Yields the answer's text piece by piece, then all about it.
+        """Yields the answer's text piece by piece, then all facts about it.
 
-        A client that leaves gives its place in the queue up. An episode that has begun ends by
-        itself, and occupies its replica until then.
+        A client that leaves gives up its place in the queue. An episode that has begun runs to its
+        end, and occupies its replica until then.
 
         Raises:
             ApiError: the request is refused, or failed.
@@ -143,7 +143,7 @@ class Gateway:
             self.admission.leave(ticket)
 
     async def _check_image(self, question: Question) -> None:
-        """Raises ApiError unless the image is a sound one within limits."""
+        """Raises ApiError unless the image is valid and within limits."""
         if question.image is not None:
             async with self._decoders:
                 await asyncio.to_thread(open_within, question.image, self.limits.megapixels)

@@ -40,5 +40,5 @@ class Limits:
 
     @property
     def request_timeout_s(self) -> float:
-        """Time after which the server gives up on a request, whatever happened to it."""
+        """Time after which the server gives up on a request, in any case."""
         return self.body_timeout_s + self.wait_timeout_s + 2 * self.episode_timeout_s

@@ -1,7 +1,7 @@
 """Refuses requests that a browser sends for another site, to a server without a token.
 
-A page elsewhere may make its name point to this machine (DNS rebinding), and then counts as of one
-site with the server. The name that the browser was given tells them apart.
+A page elsewhere may make its name point to this machine (DNS rebinding), and then counts as the
+same site as the server. The host name that the browser sends tells them apart.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def data_url(image: Image.Image) -> str:
 
 
 def render(examples: Sequence[Example], budget_ms: float) -> str:
-    """The page with these examples, which asks for this budget at first."""
+    """The page with these examples and this initial budget."""
     settings: dict[str, Any] = {
         "examples": [asdict(example) for example in examples],
         "budget_ms": budget_ms,

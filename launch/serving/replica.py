@@ -18,7 +18,7 @@ from launch.serving.errors import invalid
 from launch.serving.estimates import CheapestTimes
 
 IDLE_S = 0.5
-"""A device is probed only when nobody has asked for so long."""
+"""A device is probed only after this long without a request."""
 
 UNLIMITED_MS = 1e6
 """A budget that everything meets."""
@@ -58,7 +58,7 @@ class Replica:
         answerer = self.policies.answerer(request.policy)
 
         def episode() -> Answer:
-            # A probe may have been in the way.
+            # A probe may have delayed it.
             late_ms = 1e3 * (time.monotonic() - asked_s)
             left_ms = max(request.budget_ms - late_ms, 1.0)
             return self._run(answerer, replace(request, budget_ms=left_ms), tell)

@@ -62,8 +62,8 @@ class StreamOptions(Strict):
 class ChatRequest(Strict):
     """The body of POST /v1/chat/completions.
 
-    Sampling parameters are accepted and have no effect, because decoding is greedy. What would
-    change the answer and is not supported is refused.
+    Sampling parameters are accepted and have no effect, because decoding is greedy. Unsupported
+    parameters that would change the answer are refused.
     """
 
     model: str

@@ -64,7 +64,7 @@ class ResponseHead:
     Attributes:
         id: id of the response.
         created_s: when the request came, in seconds since the epoch.
-        model: the model that was asked for.
+        model: the requested model.
     """
 
     id: str

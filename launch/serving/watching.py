@@ -1,4 +1,4 @@
-"""What the gateway tells whoever watches it: the metrics, or a test."""
+"""What the gateway reports to a watcher: the metrics, or a test."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from launch.serving.responses import Served
 
 
 class Watcher(Protocol):
-    """Told of every request and of the queue."""
+    """Is informed of every request and of the queue."""
 
     def answered(self, model: str, served: Served) -> None:
         """A request was answered."""

@@ -1,1 +1,1 @@
-"""A run in an object store: uploads while it trains, the download when it goes on elsewhere."""
+"""A run in an object store: uploads while it trains, the download when it continues elsewhere."""

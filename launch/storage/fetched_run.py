@@ -20,7 +20,7 @@ def local_folder(run: str | Path) -> Path:
     What is downloaded is removed when the program ends; nothing is written to the store.
 
     Args:
-        run: run folder or folder of a checkpoint, as a path or as an URI of an object store.
+        run: run folder or folder of a checkpoint, as a path or as a URI of an object store.
 
     Raises:
         ValueError: the URI cannot be used, or there is no checkpoint.

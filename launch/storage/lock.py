@@ -12,7 +12,7 @@ import filelock
 
 LOCK_NAME = ".run.lock"
 HOLDER_NAME = ".run.holder"
-"""File that tells people who holds the lock."""
+"""File that says who holds the lock."""
 
 
 class RunLock:

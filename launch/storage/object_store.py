@@ -10,8 +10,8 @@ A remote checkpoint's name ends in a hash of its manifest, so that nothing is ev
 other content: if an upload is killed, the store holds either the old state or the new one.
 
 Several machines may continue a run one after the other. Each notes which LATEST it fetched or wrote
-last, in `.store.json` beside its local copy. If LATEST is another one, somebody else has continued
-the run: a machine that starts takes that state over and sets its own aside, and one that still runs
+last, in `.store.json` next to its local copy. If LATEST differs, somebody else has continued the
+run: a machine that starts takes that state over and sets its own aside, and one that still runs
 stops, before it writes or deletes anything.
 """
 
@@ -150,8 +150,8 @@ class RunStore:
         newest = checkpoints / f"step_{local:08d}"
         if self._seen()[:1] == [_remote_name(newest, (newest / MANIFEST_NAME).read_bytes())]:
             logger.info(
-                "another machine has continued the run in %s, which is at step %d: the run goes on "
-                "from there (this machine's last step, %d, had been stored)",
+                "another machine has continued the run in %s, which is at step %d: the run "
+                "continues from there (this machine's last step, %d, had been stored)",
                 *(self.uri, _step_of(latest), local),
             )
             for folder in step_folders(checkpoints):
@@ -165,8 +165,8 @@ class RunStore:
             if path.name not in (LOCK_NAME, HOLDER_NAME):
                 os.rename(path, target / path.name)
         logger.warning(
-            "another machine has continued the run in %s, which is at step %d (%s): the run goes "
-            "on from there; this machine's own state, at step %d, was not stored there and "
+            "another machine has continued the run in %s, which is at step %d (%s): the run "
+            "continues from there; this machine's own state, at step %d, was not stored there and "
             "is now in %s",
             *(self.uri, _step_of(latest), latest, local, target),
         )

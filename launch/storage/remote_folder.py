@@ -1,4 +1,4 @@
-"""A folder of an object store, whose every call is tried several times."""
+"""A folder of an object store; every call is retried several times."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class StoreError(RuntimeError):
 
 
 class RemoteFolder:
-    """A folder of an object store; every call is tried several times.
+    """A folder of an object store; failed calls are retried.
 
     Raises:
         ValueError: from the constructor, for a URI that cannot be used.

@@ -78,7 +78,7 @@ class Uploader:
             except TakenOverError as error:
                 self._taken_over = error
                 return
-            except Exception:  # the run continues whatever a store does; the next upload retries
+            except Exception:  # the run continues even if the store fails; the next upload retries
                 logger.exception("an upload to %s failed", self.store.uri)
                 if is_last:
                     return

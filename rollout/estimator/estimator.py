@@ -229,9 +229,9 @@ class LatencyEstimator(nn.Module):
 class LatencyEstimatorTrainer:
     """Adam on MSE(prefill) + MSE(decode), both in units of the targets' scale.
 
-    In those units the two weigh the same whatever their milliseconds. The loss is taken before the
-    heads' ReLU: the measured times are positive, so the optimum is the same, and a record that is
-    predicted below zero still has a gradient.
+    In those units the two weigh the same, regardless of their milliseconds. The loss is taken
+    before the heads' ReLU: the measured times are positive, so the optimum is the same, and a
+    record that is predicted below zero still has a gradient.
     """
 
     def __init__(

@@ -83,7 +83,7 @@ class EpochRecord:
         return (
             f"epoch {self.epoch + 1}: loss {self.loss_prefill:.4f} + {self.loss_decode:.4f}, "
             f"val prefill {self.val.mae_prefill_ms:.3f} ms ({self.val.rel_error_prefill:.1%}), "
-            f"decode {self.val.mae_decode_per_token_ms:.3f} ms a token "
+            f"decode {self.val.mae_decode_per_token_ms:.3f} ms per token "
             f"({self.val.rel_error_decode_per_token:.1%})"
         )
 
@@ -107,7 +107,7 @@ class EstimatorFit:
     ) -> None:
         if config.batch_size % world_size:
             raise ValueError(
-                f"batch_size {config.batch_size} is no multiple of {world_size} workers"
+                f"batch_size {config.batch_size} is not a multiple of {world_size} workers"
             )
         self.config, self.rank, self.world_size = config, rank, world_size
         self.val = val

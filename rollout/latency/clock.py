@@ -1,8 +1,8 @@
 """The clocks behind one interface: thread time on a CPU, events on CUDA, or the wall clock.
 
-The device clock counts what the device took, whatever else its host did meanwhile. On CUDA events
-do that. Their counterpart on a CPU is the thread's own CPU time, which is the latency as long as
-one thread does all the work.
+The device clock counts the device's own time, regardless of what its host did meanwhile. On CUDA,
+events do that. Their counterpart on a CPU is the thread's own CPU time, which is the latency as
+long as one thread does all the work.
 """
 
 from __future__ import annotations
@@ -84,19 +84,19 @@ class CudaClock:
 def clock_for(device: torch.device, choice: ClockChoice = "device") -> Clock:
     """The clock of a device.
 
-    Several threads share the work of one answer, so that none of them knows its latency: then the
-    wall clock is taken on a CPU, whatever the choice.
+    If several threads share the work of one answer, none of them knows its latency; a CPU then uses
+    the wall clock, regardless of the choice.
 
     Raises:
-        ValueError: the device has no clock, or the wall clock is asked for on CUDA, where nothing
-            waits for the device and the time of launches would be taken for latencies.
+        ValueError: the device has no clock, or the wall clock is requested on CUDA, where nothing
+            waits for the device and the time of launches would be mistaken for latencies.
     """
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"no latency clock for device {device}: use cpu or cuda")
     if device.type == "cuda":
         if choice == "wall":
             raise ValueError(
-                "the wall clock cannot measure a GPU, which works while the host goes on: leave "
+                "the wall clock cannot measure a GPU, which works while the host continues: leave "
                 "--worker.executor.clock at device"
             )
         return CudaClock(device)
@@ -115,7 +115,7 @@ class DeviceFacts:
         torch_version: version of torch.
         num_threads: number of threads of the process.
         clock: the clock that measured.
-        runtime: how the model decodes (see `rollout.runtime`); profiles that do not say are eager.
+        runtime: how the model decodes (see `rollout.runtime`); profiles that name none are eager.
     """
 
     device: str

@@ -1,8 +1,8 @@
 """Follows a device whose speed changes, by short probes and by the pace of work in between.
 
-Probes tell how long the configurations take, but only now and then. The pace is the time of a piece
+Probes show how long the configurations take, but only occasionally. The pace is the time of a piece
 of work that every episode has in common, the image's global crop. It costs nothing to follow, and
-tells how the speed has changed since a probe.
+shows how the speed has changed since a probe.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ PACE_MEMORY = 0.75
 """Weight of the past in the running mean of the pace."""
 
 LARGEST_STEP = 0.2
-"""A single time moves the logarithm of the pace as if it differed from it by at most this."""
+"""A single time counts as differing from the logarithm of the pace by at most this."""
 
 
 LARGEST_CHANGE = 2.0
-"""Largest factor, up or down, by which the pace may say that a device changed since a probe."""
+"""Largest factor, up or down, by which the pace may change since a probe."""
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class FollowedTime:
         calibration: what the run's milliseconds mean.
         measure: latencies in ms of the cheapest and the full configuration, now, on the calibration
             sample of the given number.
-        pace: pace of the device; by default one that is never noted and tells nothing.
+        pace: pace of the device; by default one that is never updated.
         now: seconds that pass for the device, by which probes are spaced.
     """
 
@@ -96,7 +96,7 @@ class FollowedTime:
         self.present = self.calibration.slowed(cheapest, full)
 
     def to_present(self, ms: float) -> float:
-        """What takes `ms` by the calibration, in milliseconds of the device now."""
+        """Converts calibrated milliseconds to those of the device now."""
         return float(self.calibration.convert(ms, self.present))
 
     def to_calibrated(self, ms: float) -> float:
@@ -107,7 +107,7 @@ class FollowedTime:
         number = self._num_probes % len(self.calibration.probes_ms)
         pace_ms = self.pace.ms
         latencies_2 = np.array(self.measure(number))
-        # A probe repeats samples that are at hand, so that its own work has another pace.
+        # A probe repeats prepared samples, so its own work has a different pace.
         self.pace.ms = pace_ms
         self._num_probes += 1
         slowdown_2 = latencies_2 / self.calibration.probes_ms[number]
@@ -118,8 +118,8 @@ class FollowedTime:
     def _change_since(self, pace_ms: float | None) -> float:
         """How many times as long work takes now as at an earlier pace.
 
-        A change that no device makes between two probes says something about the host, not about
-        the device: it is not followed, and the next probes tell.
+        A change that no device makes between two probes comes from the host, not from the device:
+        it is ignored, and the next probes show the speed.
         """
         if pace_ms is None or self.pace.ms is None:
             return 1.0
@@ -129,9 +129,9 @@ class FollowedTime:
         if not self._has_warned:
             self._has_warned = True
             log.warning(
-                "an image's global crop takes %.1f times as long as at the last probe, which is no "
-                "device's own speed: while it is more than %.1f only probes are followed. Is other "
-                "work running here, or is the clock the wall's?",
+                "an image's global crop takes %.1f times as long as at the last probe, which is "
+                "too large for the device itself: while it exceeds %.1f, only probes are followed. "
+                "Is other work running here, or is the wall clock in use?",
                 *(change, LARGEST_CHANGE),
             )
         return 1.0

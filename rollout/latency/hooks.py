@@ -17,8 +17,8 @@ class Timeline:
     """Named spans between two marks, in the order in which they ended.
 
     The host's wall clock is read at every mark too. On CUDA the host runs ahead of the device and
-    waits for it when times are read; the wait counts for the last span. So the wall clock's figures
-    mean something for whole episodes only.
+    waits for it when times are read; the wait counts for the last span. The wall clock's figures
+    are therefore meaningful only for whole episodes.
     """
 
     def __init__(self, clock: Clock) -> None:

@@ -241,7 +241,7 @@ def resolve_folder(source: str | Path) -> Path:
     """Returns a local folder: `source` itself, or the snapshot of a hub id.
 
     Raises:
-        ValueError: if it is neither a folder nor a hub id that can be had.
+        ValueError: if it is neither a folder nor a hub id that can be downloaded.
     """
     if Path(source).is_dir():
         return Path(source)
@@ -249,7 +249,7 @@ def resolve_folder(source: str | Path) -> Path:
 
 
 def resolve_config(source: str | Path) -> MolmoEConfig:
-    """The configuration of a folder or hub id; of a hub id nothing but two small files is fetched.
+    """The configuration of a folder or hub id; of a hub id, only two small files are fetched.
 
     Raises:
         ValueError: as `resolve_folder` and `MolmoEConfig.from_folder` do.
@@ -270,6 +270,6 @@ def _from_hub(source: str | Path, patterns: list[str]) -> Path:
         return Path(snapshot_download(str(source), allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(
-            f"{source} is no local folder, and the hub did not deliver it "
+            f"{source} is not a local folder, and the hub did not deliver it "
             f"({type(error).__name__}): check the name and the connection"
         ) from error

@@ -235,7 +235,7 @@ class FixedShapeDecoder:
 
 
 def _normed(x: Tensor, eps: float) -> Tensor:
-    """The norm without its weight; float32 inside, whatever the dtype."""
+    """The norm without its weight; float32 inside, regardless of the dtype."""
     return F.rms_norm(x, x.shape[-1:], None, eps)
 
 

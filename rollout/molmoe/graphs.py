@@ -54,14 +54,14 @@ class CudaGraphs:
         self, work: Callable[[], None], pool: tuple[int, int], stream: torch.cuda.Stream
     ) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
-        # Other threads, such as those that load samples, may go on with CUDA calls of their own.
+        # Other threads, such as those that load samples, may continue with their own CUDA calls.
         options = {"pool": pool, "stream": stream, "capture_error_mode": "thread_local"}
         with torch.cuda.graph(graph, **options):
             work()
         return graph
 
     def _free_bytes(self) -> int:
-        """Free memory of the device, without what torch only holds in reserve."""
+        """Free memory of the device, without what torch merely caches."""
         gc.collect()
         torch.cuda.synchronize()
         torch.cuda.empty_cache()

@@ -103,7 +103,7 @@ def looped_experts(
 def _one_token(
     x_1D: Tensor, weights_1k: Tensor, experts_1k: Tensor, gate_up: Tensor, down: Tensor
 ) -> Tensor:
-    """Elementwise work once for all k experts, because at one token it is calls that cost."""
+    """Elementwise work once for all k experts, because at one token the calls dominate the cost."""
     experts = experts_1k[0].tolist()
     gate, up = torch.cat([_row_product(x_1D, gate_up[e]) for e in experts]).chunk(2, dim=-1)
     hidden_kH = F.silu(gate) * up * weights_1k[0][:, None]
@@ -135,7 +135,7 @@ class SparseMoE(nn.Module):
         self.down = nn.Parameter(torch.empty(experts, dim, hidden))
 
     def experts_for(self, x_TD: Tensor, top_k: int) -> ExpertFunction:
-        """The stated rule; its measurement is `python -m benchmarks.moe`.
+        """Chooses how to compute the experts; `python -m benchmarks.moe` measured the rule.
 
         Grouped on an accelerator. On a CPU the grouped product wins while experts get few rows
         each, and the loop over the used experts at one token and where they get many.

@@ -35,7 +35,7 @@ from rollout.molmoe.tiling import (
 def staged_for(device: torch.device, tensor: Tensor) -> Tensor:
     """A tensor of the CPU, in page-locked memory if the device is a GPU.
 
-    A copy from there needs no help of the host, so that its time is the device's own.
+    A copy from there needs no help from the host, so that its time is the device's own.
     """
     return tensor.pin_memory() if device.type == "cuda" else tensor
 
@@ -78,7 +78,7 @@ class ModelInputs:
         return self if self.images is None else replace(self, images=self.images[1:])
 
     def without_image(self) -> ModelInputs:
-        """The same record with its pixels let go."""
+        """The same record without its pixels."""
         return replace(self, images=None, image_masks=None, image_input_idx=None)
 
     def to(self, device: torch.device | str) -> ModelInputs:
@@ -138,7 +138,8 @@ class Preprocessor:
         try:
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path))
         except Exception as error:  # the tokenizers library raises bare Exception
-            raise ValueError(f"{path} is no tokenizer file ({error}): download it again") from None
+            message = f"{path} is not a tokenizer file ({error}): download it again"
+            raise ValueError(message) from None
         return cls(MolmoEConfig.from_folder(folder), tokenizer)
 
     def __call__(
@@ -278,7 +279,7 @@ class Preprocessor:
         cols = stride * tiling[1] + left_drop + right_drop
         ids, idx = [], []
         for height, width in ((side, side), (rows, cols)):
-            # Behind BOS, the parts before this one and im_start.
+            # After BOS, the parts before this one and im_start.
             start = 2 + sum(map(len, ids))
             grid = np.arange(height)[:, None] * (width + 1) + np.arange(width) + start
             line = [self.im_patch] * width + [self.im_col]

@@ -104,7 +104,7 @@ def letterbox(image_HW3: NDArray[np.uint8], height: int, width: int) -> tuple[Pi
 def fill(image_HW3: NDArray[np.uint8], height: int, width: int) -> tuple[Pixels, Pixels]:
     """Scales to cover and cuts the middle out: normalised pixels [H, W, 3] and valid mask [H, W].
 
-    A source so narrow that covering would blow it up beyond any use is cut to the canvas' aspect
+    A source so narrow that covering would enlarge it beyond any use is cut to the canvas' aspect
     ratio first, so that memory stays bounded.
     """
     source_h, source_w = image_HW3.shape[:2]

@@ -20,7 +20,7 @@ def sample_place(sample_id: str) -> tuple[str, int]:
 
 
 def places_in(split: str, table: ProfileTable, name: str) -> list[int]:
-    """The places of a profile's samples in the split that it has to be of.
+    """The places of a profile's samples in the split that is needed.
 
     Args:
         split: train, validation or test.

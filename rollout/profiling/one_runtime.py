@@ -1,4 +1,4 @@
-"""Refuses to read latencies of two runtimes as if they were of one."""
+"""Refuses to mix the latencies of two runtimes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class OneRuntime:
             file: name of the file.
 
         Raises:
-            ValueError: its runtime is another one than that of the first file; names both.
+            ValueError: its runtime differs from that of the first file; names both.
         """
         device = content.get("device")
         runtime = device.get("runtime", "eager") if isinstance(device, Mapping) else "eager"

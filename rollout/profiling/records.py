@@ -167,7 +167,9 @@ class ProfileReader:
             ValueError: a folder is absent, or holds no JSON file.
         """
         if not results_dir.is_dir():
-            raise ValueError(f"{results_dir} is not a folder: name one with a folder a data set")
+            raise ValueError(
+                f"{results_dir} is not a folder: name one with a folder for each data set"
+            )
         files = {
             folder.name: sorted(folder.glob("*.json"))
             for folder in sorted(results_dir.iterdir())

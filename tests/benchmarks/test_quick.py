@@ -11,7 +11,7 @@ import benchmarks
 from tests.quick import run_quick
 
 DEFAULT = {
-    "clock": "beside busy loops",
+    "clock": "next to busy loops",
     "goodput": "never misses more than half",
     "gpu.dispatches": "fixed shape, graphs",
     "load": "",

@@ -1,8 +1,8 @@
-"""Arrow files that are made once and mapped by every process of every node that asks for them.
+"""Arrow files that are made once and mapped by every process of every node that needs them.
 
-A file is written under a name of its own and renamed when it is whole, so that nobody ever sees a
-part of one: not if two nodes make the same file at once, and not if one is killed half-way. A lock
-only saves the second one the work; where a file system has no locks, both do it.
+A file is written under a temporary name and renamed when it is complete, so that nobody ever sees
+part of one, even if two nodes make the same file at once or one is killed half-way. A lock only
+saves the second node the work; without locks, both do it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LOCK_TIMEOUT_S = 900.0
 """How long to wait for another process that makes the same file, before making it as well."""
 
 STALE_S = 3600.0
-"""Age at which an unfinished file is taken for one whose process was killed."""
+"""Age at which the process that wrote an unfinished file is assumed to be dead."""
 
 PART = re.compile(r".+-[0-9a-f]{20}\.[0-9a-f]{32}\.part")
 """Names of unfinished files."""
@@ -45,7 +45,7 @@ class ArrowCache:
     """Arrow files by key.
 
     Attributes:
-        folder: where they lie; the default is one beside the `datasets` library's own files.
+        folder: where they are; by default next to the `datasets` library's own files.
     """
 
     folder: Path
@@ -94,14 +94,14 @@ class ArrowCache:
 
 
 def files_key(paths: Iterable[Path]) -> list[Any]:
-    """What tells the present content of files from an earlier one: names, sizes, times."""
+    """What distinguishes the present content of files from an earlier one: names, sizes, times."""
     found = [(path, path.stat()) for path in paths]
     return [(str(path.resolve()), stat.st_size, stat.st_mtime_ns) for path, stat in found]
 
 
 @cache
 def code_key(module_file: str | None) -> str:
-    """What tells this version of the loaders, and of a module beside them, from an earlier one.
+    """Identifies this version of the loaders, and of a module next to them.
 
     Args:
         module_file: file of the module that defines a data set; without one, nothing is kept.
@@ -156,7 +156,7 @@ def _write(pa: Any, path: Path, batches: Iterable[Any]) -> None:
 
 
 def _remove_stale(folder: Path) -> None:
-    """Removes what processes left that were killed while they wrote a file."""
+    """Removes what processes left when they were killed while writing a file."""
     for part in folder.glob("*.part"):
         if not PART.fullmatch(part.name):
             continue
@@ -169,7 +169,7 @@ def _remove_stale(folder: Path) -> None:
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Keeps other processes from making the same file meanwhile, as far as there are locks."""
+    """Keeps other processes from making the same file meanwhile, if there are locks."""
     lock = filelock.FileLock(path.with_suffix(".lock"), fallback_to_soft=False)
     try:
         lock.acquire(timeout=LOCK_TIMEOUT_S)

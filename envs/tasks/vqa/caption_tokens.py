@@ -41,10 +41,10 @@ _TOKEN = re.compile(
 def caption_tokens(text: str) -> list[str]:
     """Lower-case tokens of a caption without the 17 punctuation tokens.
 
-    This is NOT the PTB tokenizer of Stanford CoreNLP (Java), on which published figures rest. It
+    This is NOT the PTB tokenizer of Stanford CoreNLP (Java), which published figures use. It
     agrees on words, clitics ("man 's", "do n't"), hyphens, numbers and brackets, and differs in
-    rare ones ("cannot", "gonna", "rock'n'roll", "mr.", e-mail addresses). Say with a figure which
-    of the two it rests on.
+    rare ones ("cannot", "gonna", "rock'n'roll", "mr.", e-mail addresses). State with each figure
+    which of the two it uses.
     """
     found: list[str] = _TOKEN.findall(text.lower().replace("’", "'"))
     tokens = [_WRITTEN.get(token, token) for token in found]

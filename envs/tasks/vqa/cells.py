@@ -1,4 +1,4 @@
-"""What the cells of a row must hold: anything else than what is published is refused."""
+"""What the cells of a row must hold: anything other than the published form is refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from envs.spec import DataError
 
 @contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Runs the block, and turns whatever is wrong with the data into one DataError.
+    """Runs the block, and turns any error in the data into one DataError.
 
     Args:
         what: what is read, such as a sample; the message starts with it.
@@ -29,7 +29,7 @@ def reading(what: str) -> Iterator[None]:
 
 
 def question_text(cell: Any) -> str:
-    """The question; raises DataError if it is empty or no text."""
+    """The question; raises DataError if it is empty or not text."""
     if not isinstance(cell, str) or not cell.strip():
         raise DataError(f"its question is {_short(cell)}: correct the row or take it out")
     return cell

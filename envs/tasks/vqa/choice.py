@@ -11,8 +11,8 @@ def molmo_choice(answer: str, letters: Sequence[str]) -> int:
     """Index of the letter that an answer means; letter case and outer spaces are ignored.
 
     In this order: the letter that equals the answer, the only one that contains it, the one at the
-    smallest edit distance (the first of equals). Texts of options play no part: "D: bad" is at
-    distance 5 from A, B and D alike, and reads as A.
+    smallest edit distance (the first one in a tie). The options' texts are ignored: "D: bad" is at
+    distance 5 from each of A, B and D, and reads as A.
 
     Source: allenai/molmo, olmo/eval/vqa.py, select_mc_option, and the metric `mc`.
 

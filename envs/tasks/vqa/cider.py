@@ -1,9 +1,9 @@
 """CIDEr-D, the score of captions, for single captions and for corpora.
 
-A caption is as good as its n-grams agree with those of the references, where an n-gram counts more
+A caption scores by how well its n-grams agree with those of the references; an n-gram counts more
 the fewer images it describes. One number therefore has three inputs: the candidate, the references
 and how often n-grams occur in a corpus. Scores with other frequencies, or from another set of
-images, do not compare.
+images, are not comparable.
 
 Source: Vedantam et al. (2015), and salaniz/pycocoevalcap, cider_scorer.py, which the field uses.
 Tokens come from `caption_tokens`, which is NOT the PTB tokenizer of published figures. For those,

@@ -86,6 +86,6 @@ class CocoCaption(DataSet):
         )
 
     def score(self, sample: Sample, answer: str) -> float:
-        """CIDEr-D of the one caption against frozen document frequencies, as a share of its top."""
+        """CIDEr-D of the caption against frozen document frequencies, over its maximum."""
         assert self._frequencies is not None, "the data set is opened before an answer is scored"
         return cider_d_reward(answer, sample.answers, self._frequencies)

@@ -1,4 +1,4 @@
-"""Where data sets are found, and how they are prompted and scored."""
+"""Where data sets are found, and how questions are prompted and scored."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ class DataConfig:
         sources: where a data set is, by its name: a hub id, a folder of parquet files, or a folder
             with the original distribution (JSON files and image folders). By default the hub.
         configs: hub configuration (subset) of a data set, by its name.
-        splits: published split by DATA_SET/train, DATA_SET/validation or DATA_SET/test, where it
-            has another name than by default. An empty name means that there is none.
-        images: image folder of a data set's original distribution, by its name, if it does not lie
-            beside the JSON files.
+        splits: published split by DATA_SET/train, DATA_SET/validation or DATA_SET/test, if its name
+            differs from the default. An empty name means that there is none.
+        images: image folder of a data set's original distribution, by its name, if it is not next
+            to the JSON files.
         own: your own data sets, by a name of your choice: a folder of pictures with a CSV or JSON
             lines file per split (docs/your_model_and_data.md).
         styles: style of your own data sets' prompts, by name; by default `vqa2`.
         metrics: metric of your own data sets, by name: `exact_match` (default), `anls`, or `vqa`,
             which counts how many of several answers agree.
         cache: folder in which annotation files are kept as Arrow files after they were first read;
-            by default beside the files of the `datasets` library.
+            by default next to the files of the `datasets` library.
         vqa_score: whose VQA soft accuracy: `molmo` counts min(matches / 3, 1); `vqa_v2` averages
             that over leaving each reference out, and normalises only where references differ;
             `text_vqa` averages and always normalises.

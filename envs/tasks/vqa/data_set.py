@@ -28,8 +28,8 @@ class Entry:
         picture: its picture, still encoded; None if the row has none.
         prompt: the user's text with its style.
         answers: reference answers.
-        metadata: what is reported apart.
-        place: its question's id and where it stands, for messages, if there is more than the id.
+        metadata: what is reported separately.
+        place: its question's id and where it is, for messages, if there is more than the id.
     """
 
     question_id: str
@@ -75,7 +75,7 @@ class DataSet(ABC):
     columns: tuple[tuple[str, ...], ...]
     """Columns that must be there, each with its alternatives."""
     key_columns: tuple[str, ...]
-    """Columns that `is_usable` and `picture_key` read, as far as there are such."""
+    """Columns that `is_usable` and `picture_key` read, if any."""
     scored_by: tuple[str, ...] = ()
     """Settings of `DataConfig` that decide how it scores."""
     folder_aliases: Mapping[str, Sequence[str]] = {}
@@ -136,7 +136,7 @@ class DataSet(ABC):
         """The question of a row; raises DataError if the row is unusable."""
 
     def answer_text(self, output: str) -> str:
-        """The part of an output that is scored; by default as Molmo's evaluation has it."""
+        """The part of an output that is scored; by default as in Molmo's evaluation."""
         return scored_text(output)
 
     @abstractmethod

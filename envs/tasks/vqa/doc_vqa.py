@@ -24,7 +24,7 @@ from envs.tasks.vqa.text_match import molmo_anls
 
 
 class DocVqa(DataSet):
-    """Pages are told apart by document: no document is in two of our splits of one source."""
+    """Pages are split by document: no document is in two of our splits of one source."""
 
     name = "doc_qa"
     hub_ids = ("lmms-lab-encoder/DocVQA", "lmms-lab/DocVQA")

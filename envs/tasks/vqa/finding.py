@@ -16,10 +16,10 @@ from pathlib import Path, PurePosixPath
 from envs.spec import DataError
 
 MAX_DEPTH = 5
-"""Folders of folders that are searched."""
+"""Depth of nested folders that are searched."""
 
 MAX_PICTURES = 5_000
-"""Pictures of one folder that are listed; its other files and its folders all are."""
+"""Pictures of one folder that are listed; its other files and folders are all listed."""
 
 MAX_ENTRIES = 5_000_000
 """Entries of one folder that are looked at."""
@@ -74,7 +74,7 @@ def find_file(root: Path, names: Sequence[str], what: str) -> Path:
 
     Args:
         root: folder that is searched with the folders in it.
-        names: file names, of which letter case, spaces, `-` and `_` do not count.
+        names: file names; letter case, spaces, `-` and `_` are ignored.
         what: what the file is, for the message.
 
     Raises:
@@ -111,7 +111,7 @@ def what_is_in(root: Path, tree: Iterable[Folder] | None = None) -> str:
 
     Args:
         root: the folder.
-        tree: what `walk` gave, if that is known.
+        tree: the result of `walk`, if known.
     """
     tree = walk(root) if tree is None else tree
     paths = [folder / file for folder, _, files in tree for file in files]
@@ -147,11 +147,11 @@ def plain(name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class PictureFolders:
-    """Where the pictures of a data set lie.
+    """Where the pictures of a data set are.
 
     A picture is looked for at its published path below the root, then in every folder whose path
-    ends like the published one, with other names of folders as `aliases` has them, then in the root
-    itself, and at last with other suffixes (`.JPG`, `.png`).
+    ends like the published one, with folder names replaced by `aliases`, then in the root itself,
+    and finally with other suffixes (`.JPG`, `.png`).
 
     Attributes:
         root: folder that holds the pictures or the folders of pictures.

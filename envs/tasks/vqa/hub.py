@@ -28,7 +28,7 @@ def hub_rows(hub_ids: Sequence[str], configs: Sequence[str | None], split: str) 
         split: published name of the split.
 
     Raises:
-        DataError: the data set, the configuration or the split cannot be had.
+        DataError: the data set, the configuration or the split cannot be loaded.
     """
     datasets = _library()
     problems = []
@@ -55,13 +55,13 @@ def parquet_rows(
 
     A file belongs to the split if its name is that of the split, alone or followed by `-`, or if
     its folder's is. Of several configurations, each is a folder; without such folders all files of
-    the split are taken, which must lie in one.
+    the split are taken, which must be in one folder.
 
     Args:
         folder: root of the files.
         configs: configurations, whose rows are joined in this order.
         split: published name of the split.
-        strict: `configs`: every one must be there; `split`: no other copy's name will do.
+        strict: `configs`: every one must be there; `split`: no other copy's name is accepted.
 
     Raises:
         DataError: there is no such file, or it cannot be read.
@@ -93,7 +93,7 @@ def parquet_rows(
         raise
     except Exception as error:  # the library raises many kinds
         raise DataError(
-            f"{files[0].name} and the files beside it cannot be read together "
+            f"{files[0].name} and the files next to it cannot be read together "
             f"({_first_line(error)}): download them again"
         ) from None
     rows = Table(table=table, split=split, pictures=PictureFolders(root=folder))
@@ -117,7 +117,7 @@ def split_files(folder: Path, split: str) -> list[Path]:
 
 
 def _present(split: str, found: Collection[str]) -> str:
-    """The split, or the name that the copy at hand gives to it."""
+    """The split, or its name in this copy."""
     same = next((names for names in SAME_SPLIT if split in names), ())
     return next((name for name in (split, *same) if name in found), split)
 

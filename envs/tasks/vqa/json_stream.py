@@ -31,12 +31,12 @@ def json_records(path: Path, key: str) -> Iterator[dict[str, Any]]:
             f"{path} has no list of records{f' {key!r}' if key else ''}: is it the published file?"
         ) from None
     except (ValueError, OSError) as error:
-        wrong = getattr(error, "msg", error)  # its position would be that in the part at hand
+        wrong = getattr(error, "msg", error)  # its position would be that in the current part
         raise DataError(f"{path} is not valid JSON ({wrong}): download it again") from None
 
 
 class _NoSuchListError(Exception):
-    """The list that was asked for is not there, or holds something else than records."""
+    """The requested list is missing, or holds something other than records."""
 
 
 class _Reader:
@@ -57,7 +57,7 @@ class _Reader:
             self._value()
             raise _NoSuchListError
         if self._peek():
-            raise ValueError("it goes on after its end")
+            raise ValueError("it continues after its end")
 
     def _list_under(self, key: str) -> Iterator[dict[str, Any]]:
         self._at += 1
@@ -114,7 +114,7 @@ class _Reader:
                 if not self._more():
                     raise
                 continue
-            if end < len(self._text) or not self._more():  # a number may go on
+            if end < len(self._text) or not self._more():  # a number may continue
                 self._at = end
                 return value
 

@@ -90,7 +90,7 @@ class Mmmu(DataSet):
 
 
 def listed_options(cell: str | None) -> tuple[str, ...]:
-    """The options, none for an open question; raises DataError if the cell is no list's text."""
+    """The options, none for an open question; raises DataError if the cell is no text of a list."""
     if not cell:
         return ()
     if not cell.strip().startswith("[") or not isinstance(_literal(cell), list):
@@ -104,8 +104,8 @@ def _references(cell: str, num_options: int) -> tuple[str, ...]:
     letters = string.ascii_uppercase[:num_options]
     if letters and answers not in [(letter,) for letter in letters]:
         raise DataError(
-            f"its answer {cell!r} is no letter of its {num_options} options: is this a test split "
-            "without answers?"
+            f"its answer {cell!r} is not a letter of its {num_options} options: is this a "
+            "test split without answers?"
         )
     if not all(answer.strip(" ?") for answer in answers):
         raise DataError(f"its answer is {cell!r}: is this a test split without answers?")

@@ -49,7 +49,7 @@ def mmmu_choice(answer: str, options: Sequence[str], sample_id: str) -> str:
         texts = zip(letters, options, strict=True)
         candidates.append({letter: answer.lower().rfind(text.lower()) for letter, text in texts})
     for places in candidates:
-        last = max(letters, key=places.__getitem__)  # the first of equals, as in numpy's argmax
+        last = max(letters, key=places.__getitem__)  # the first one in a tie, as in numpy's argmax
         if places[last] >= 0:
             return last
     return random.Random(zlib.crc32(sample_id.encode())).choice(letters)
@@ -62,7 +62,7 @@ def mmmu_choice_score(answer: str, options: Sequence[str], correct: str, sample_
         ValueError: as `mmmu_choice`, and if no option has that letter.
     """
     if len(correct) != 1 or correct not in ascii_uppercase[: len(options)]:
-        raise ValueError(f"{correct!r} is no letter of the {len(options)} options")
+        raise ValueError(f"{correct!r} is not a letter of the {len(options)} options")
     return float(mmmu_choice(answer, options, sample_id) == correct)
 
 

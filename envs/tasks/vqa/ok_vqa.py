@@ -51,7 +51,7 @@ class OkVqa(DataSet):
             yield row
 
     def picture_key(self, row: Row, rows: Rows, number: int) -> str:
-        """The COCO picture; without an image id it is the question's id but for its last digit."""
+        """The COCO picture; without an image id it is the question's id without its last digit."""
         image_id = row.get("image_id", row.get("id_image"))
         return coco_key(int(row["question_id"]) // 10 if image_id is None else image_id)
 

@@ -80,7 +80,7 @@ def source_of(data_set: DataSet, config: DataConfig) -> Source:
 
 
 def _has_original(data_set: DataSet, folder: Path) -> bool:
-    """Whether the files of one of the original splits are there, beside parquet files."""
+    """Whether the files of one of the original splits are there, next to parquet files."""
     known = data_set.in_original
     for split in filter(None, (known.train, known.validation, known.test) if known else ()):
         try:

@@ -10,8 +10,8 @@ ANSWER_MARK = "Answer:"
 def scored_text(output: str) -> str:
     """The part of an output that Molmo's evaluation scores; letter case is kept.
 
-    What stands after the first "Answer:", up to a second one, with its inner spaces as they are.
-    Without a mark, the most frequent line (the first of equals), else the whole output, with
+    What follows the first "Answer:", up to a second one, with its inner spaces as they are.
+    Without a mark, the most frequent line (the first one in a tie), else the whole output, with
     single spaces. Blank lines between others count as lines, so that two of them outvote two
     different answers.
 

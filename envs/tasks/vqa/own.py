@@ -78,16 +78,16 @@ class OwnDataSet(DataSet):
         return ((str(self.tables.by_split[split].relative_to(folder)),),)
 
     def settings(self) -> tuple[Any, ...]:
-        """The folder of the pictures, in which their paths are made out."""
+        """The folder of the pictures, in which their paths are resolved."""
         return (str(self._root),)
 
     def read(self, split: str, paths: Sequence[Path]) -> Iterator[Row]:
-        """The rows with our names of columns, and the line that each stands on."""
+        """The rows with our column names, and the line number of each."""
         with reading(str(paths[0])):
             yield from read_table(paths[0])
 
     def picture_key(self, row: Row, rows: Rows, number: int) -> str:
-        """The file of the picture, without links, however the row writes its path."""
+        """The file of the picture, without links, in whichever way the row writes its path."""
         if not isinstance(row["image"], str) or not row["image"].strip():
             raise DataError(f"line {row['line']} names no image: give a path below the folder")
         found = next((path for path in self._paths(row, rows) if os.path.isfile(path)), None)

@@ -43,7 +43,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "answers": ("answers", "answer", "label"),
     "id": ("id", "questionid"),
 }
-"""Names of columns, best first; letter case, spaces, `-` and `_` do not count."""
+"""Names of columns, best first; letter case, spaces, `-` and `_` are ignored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,10 +62,10 @@ class Tables:
 
 
 def find_tables(folder: Path) -> Tables:
-    """The tables below a folder, among however many pictures.
+    """The tables below a folder, among any number of pictures.
 
     Raises:
-        DataError: there is none, or it cannot be told which split one is.
+        DataError: there is none, or the split of one is unclear.
     """
     paths = [place / name for place, _, names in walk(folder) for name in names]
     tables = [path for path in paths if path.suffix.lower() in SUFFIXES]
@@ -92,11 +92,11 @@ def find_tables(folder: Path) -> Tables:
 
 
 def _others(folder: Path, paths: Sequence[Path]) -> str:
-    """What else may be meant as tables, and what to do with it."""
+    """Other files that may be meant as tables, and what to do with them."""
     others = [path for path in paths if path.suffix.lower() in REMEDIES]
     named = [path for path in others if plain(path.name.split(".")[0]) in _all_names()]
     return "".join(
-        f"; {path.relative_to(folder)} is no table: {REMEDIES[path.suffix.lower()]}"
+        f"; {path.relative_to(folder)} is not a table: {REMEDIES[path.suffix.lower()]}"
         for path in (named or others)[:3]
     )
 
@@ -106,7 +106,7 @@ def _all_names() -> set[str]:
 
 
 def read_table(path: Path) -> Iterator[Row]:
-    """The rows with our names of columns, and the `line` that each stands on.
+    """The rows with our column names, and the `line` number of each.
 
     Raises:
         DataError: a line is not as described in docs/your_model_and_data.md; names it.
@@ -136,7 +136,7 @@ def _json_rows(path: Path) -> Iterator[Row]:
             except ValueError as error:
                 raise DataError(f"line {line} is not JSON ({error}): correct it") from None
             if not isinstance(row, dict):
-                raise DataError(f"line {line} is no object: write {{'image': ..., ...}}")
+                raise DataError(f"line {line} is not an object: write {{'image': ..., ...}}")
             places = _columns(list(row), f"line {line} of {path.name}")
             cells = list(row.values())
             yield {"line": line, **{column: cells[at] for column, at in places.items()}}
@@ -164,7 +164,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
                 row = {c: cells[at] if at < len(cells) else None for c, at in places.items()}
                 yield {"line": reader.line_num, **row}
         except csv.Error as error:
-            raise DataError(f"line {reader.line_num} is no CSV ({error}): correct it") from None
+            raise DataError(f"line {reader.line_num} is not CSV ({error}): correct it") from None
 
 
 def _without_empty_end(cells: Sequence[str]) -> list[str]:
@@ -179,13 +179,13 @@ def _columns(names: Sequence[str], where: str) -> dict[str, int]:
     """Where our columns are among those of a table.
 
     Raises:
-        DataError: one is missing, or there are two of it.
+        DataError: one is missing, or is there twice.
     """
     given = [plain(str(name)) for name in names]
     found = {}
     for column, known in COLUMNS.items():
         places = sorted((known.index(n), at) for at, n in enumerate(given) if n in known)
-        if column == "id":  # an `id` beside a `question_id` is the better one
+        if column == "id":  # an `id` next to a `question_id` takes precedence
             places = [place for place in places if place[0] == places[0][0]]
         if len(places) > 1:
             both = " and ".join(str(names[at]) for _, at in places[:2])

@@ -28,7 +28,7 @@ class Picture:
     """One encoded picture.
 
     Attributes:
-        content: its bytes, if they are at hand.
+        content: its bytes, if available.
         paths: files that may hold it otherwise; the first one that exists is taken.
     """
 
@@ -41,7 +41,7 @@ class Picture:
 
         Args:
             cell: the cell as the `datasets` library gives it without decoding.
-            folders: where a picture lies that has a path alone.
+            folders: where pictures are that have only a path.
         """
         if cell is None:
             return None
@@ -96,7 +96,7 @@ def picture_key(name: str, data_set: str) -> str:
     """Identifies a picture across data sets, by its file name.
 
     `coco:42` for every name with COCO_ in it or in a folder of COCO, `vg:42` for a number in a
-    folder of Visual Genome, however that is spelt, otherwise the name within its data set.
+    folder of Visual Genome, in any spelling, otherwise the name within its data set.
     """
     if found := _COCO.search(name):
         return f"coco:{int(found[1] or found[2])}"
@@ -144,7 +144,7 @@ def coco_name(image_id: int, split: str) -> str:
 def published_names(name: str) -> tuple[str, ...]:
     """A relative path, and those that other releases give to the same picture.
 
-    The release of COCO of 2017 has the pictures of 2014 without `COCO_...`, divided anew.
+    The release of COCO of 2017 has the pictures of 2014 without `COCO_...`, divided differently.
     """
     found = _COCO.search(name)
     if found is None:

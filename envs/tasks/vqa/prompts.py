@@ -1,7 +1,7 @@
 """Prompts byte for byte as the published model was tuned; the role format is added later.
 
 Source: allenai/molmo, olmo/data/data_formatter.py, in the released configuration
-(`demo_or_style`: every style of these data sets stands in front of its question, always).
+(`demo_or_style`: every style of these data sets always precedes its question).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import string
 from collections.abc import Sequence
 
 PUBLISHED_LETTERS = string.ascii_uppercase[:7]
-"""The letters that the published code knows; it cuts further options without a word."""
+"""The letters that the published code knows; it drops further options silently."""
 
 
 def styled(style: str, text: str) -> str:

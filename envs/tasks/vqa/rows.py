@@ -19,7 +19,7 @@ class Rows(Protocol):
 
     @property
     def split(self) -> str:
-        """Published name of the split, which tells its rows from those of others."""
+        """Published name of the split, which identifies its rows."""
         ...
 
     @property
@@ -29,7 +29,7 @@ class Rows(Protocol):
 
     @property
     def pictures(self) -> PictureFolders | None:
-        """Where pictures lie that are named by a path."""
+        """Where pictures that are named by a path are."""
         ...
 
     def __len__(self) -> int: ...
@@ -39,11 +39,11 @@ class Rows(Protocol):
         ...
 
     def values(self, columns: Sequence[str]) -> Iterator[Row]:
-        """All rows with these columns alone."""
+        """All rows with only these columns."""
         ...
 
     def place(self, number: int) -> str:
-        """Where a row stands, for messages."""
+        """Where a row is, for messages."""
         ...
 
 
@@ -51,8 +51,8 @@ class Rows(Protocol):
 class Stored:
     """Rows of files that the loaders read themselves, as JSON texts of a mapped Arrow table.
 
-    They stay texts because what a published file may hold wrong is known when a row is used: one
-    question without answers must not make the others unreadable.
+    They stay texts because errors in a published file show only when a row is used: one question
+    without answers must not make the others unreadable.
 
     Attributes:
         table: a pyarrow table with a text column `record`.
@@ -95,7 +95,7 @@ class Table:
     Attributes:
         table: a `datasets.Dataset`.
         split: published name of the split.
-        pictures: where pictures lie that are named by a path.
+        pictures: where pictures that are named by a path are.
     """
 
     table: Any

@@ -1,7 +1,7 @@
 """The soft accuracy of VQA v2, OK-VQA and TextVQA, under its owners' names.
 
-All count the annotators who gave the answer, and three suffice. Figures differ: name whose a figure
-is.
+All count the annotators who gave the answer, and three suffice. Figures differ, so state whose
+definition a figure uses.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from envs.tasks.vqa.text_match import molmo_exact_match
 
 
 class TallyQa(DataSet):
-    """`metadata` tells simple from complex questions, where the data set does (test only)."""
+    """`metadata` distinguishes simple and complex questions where the data set does (test only)."""
 
     name = "tally_qa"
     on_hub = Published(train="train", test="test")
@@ -35,7 +35,7 @@ class TallyQa(DataSet):
         return ((f"{split}.json", f"tallyqa_{split}.json"),)
 
     def read(self, split: str, paths: Sequence[Path]) -> Iterator[Row]:
-        """Its records; pictures lie in train2014, val2014, VG_100K and VG_100K_2."""
+        """Its records; pictures are in train2014, val2014, VG_100K and VG_100K_2."""
         for row in json_records(paths[0], ""):
             yield {**row, "image_name": row["image"], "image": {"path": row["image"]}}
 

@@ -30,7 +30,7 @@ def molmo_anls(answer: str, references: Sequence[str]) -> float:
 
 
 def molmo_exact_match(answer: str, references: Sequence[str]) -> float:
-    """1 if the answer equals a reference but for letter case, else 0.
+    """1 if the answer equals a reference apart from letter case, else 0.
 
     Nothing else is forgiven: "two" is wrong for "2", and so is "2 " with a space.
 

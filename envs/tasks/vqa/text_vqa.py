@@ -38,7 +38,7 @@ class TextVqa(DataSet):
         return ((f"TextVQA_0.5.1_{split}.json", f"TextVQA_0.5_{split}.json"),)
 
     def read(self, split: str, paths: Sequence[Path]) -> Iterator[Row]:
-        """The records of `data`; the pictures of `val` lie with those of `train`."""
+        """The records of `data`; the pictures of `val` are with those of `train`."""
         place = "test_images" if split == "test" else "train_images"
         for row in json_records(paths[0], "data"):
             kept = {key: row[key] for key in ("question_id", "question", "answers") if key in row}

@@ -53,7 +53,7 @@ class VqaTask:
         return self.splits[check_split(split)].keys()
 
     def drop_pictures(self, split: str, keys: Iterable[str], of: str = "") -> None:
-        """Takes the samples with these pictures out of a split, and counts them in `dropped`.
+        """Removes the samples with these pictures from a split, and counts them in `dropped`.
 
         Args:
             split: one of the three splits.

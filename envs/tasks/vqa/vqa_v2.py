@@ -84,7 +84,7 @@ def joined(paths: Sequence[Path], split: str, keys: Sequence[str]) -> Iterator[R
     Args:
         paths: questions and annotations, whose orders need not agree.
         split: published name of the split.
-        keys: what is kept of an annotation, where it is there.
+        keys: what is kept of an annotation, if present.
 
     Raises:
         DataError: a question has no annotation, or a file is not as published.

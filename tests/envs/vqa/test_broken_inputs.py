@@ -208,7 +208,7 @@ BROKEN: list[tuple[str, str, Edit, str]] = [
         "mmmu:parquet",
         "a letter too far",
         column(MMMU, "answer", "J"),
-        "its answer 'J' is no letter of its [49] options",
+        "its answer 'J' is not a letter of its [49] options",
     ),
     (
         "mmmu:parquet",

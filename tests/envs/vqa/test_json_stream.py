@@ -53,7 +53,7 @@ BROKEN = [
     ("[{} {}]", "", "is not valid JSON .*expected, found {"),
     ("[{},]", "", "is not valid JSON"),
     ('[{"a": }]', "", "is not valid JSON"),
-    ("[{}] x", "", "is not valid JSON .it goes on after its end"),
+    ("[{}] x", "", "is not valid JSON .it continues after its end"),
     ('{"data": [{}]', "data", "is not valid JSON"),
     ('{"data": [{}],}', "data", "is not valid JSON"),
     ('{"data" [{}]}', "data", "is not valid JSON"),

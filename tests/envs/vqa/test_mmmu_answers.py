@@ -71,7 +71,7 @@ def test_bad_options(options: list[str]):
 
 @pytest.mark.parametrize("correct", ["E", "", "AB", "a"])
 def test_correct_letter_must_exist(correct: str):
-    with pytest.raises(ValueError, match="no letter of the 4 options"):
+    with pytest.raises(ValueError, match="not a letter of the 4 options"):
         mmmu_choice_score("A", OPTIONS, correct, SAMPLE)
 
 

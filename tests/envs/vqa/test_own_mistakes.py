@@ -193,9 +193,9 @@ def test_an_id_of_zero_is_kept(tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
-        ("train.json", r"train\.json is no table: write JSON lines"),
-        ("train.csv.zip", r"train\.csv\.zip is no table: unpack it"),
-        ("train.xlsx", r"train\.xlsx is no table: save it as CSV"),
+        ("train.json", r"train\.json is not a table: write JSON lines"),
+        ("train.csv.zip", r"train\.csv\.zip is not a table: unpack it"),
+        ("train.xlsx", r"train\.xlsx is not a table: save it as CSV"),
     ],
 )
 def test_what_may_be_meant_as_a_table_is_named(name: str, remedy: str, tmp_path: Path):

@@ -123,7 +123,7 @@ def test_metrics_and_styles(folder: Path):
         ("train.csv", "image,question,answers\n", "it is empty"),
         ("train.csv", "", "it is empty"),
         ("train.jsonl", '{"image": "a.png"\n', "train.jsonl: line 1 is not JSON"),
-        ("train.jsonl", "[1, 2]\n", "line 1 is no object"),
+        ("train.jsonl", "[1, 2]\n", "line 1 is not an object"),
         ("train.jsonl", '{"image": 3, "question": "a", "answers": "b"}', "line 1 names no image"),
         ("rows.txt", "x", r"has no train\.csv or train\.jsonl .tables found: none.*your_model"),
     ],

@@ -200,7 +200,7 @@ def test_tables_that_are_not_used_are_named(tmp_path):
     (tmp_path / "own" / "train.csv").unlink()
     (tmp_path / "own" / "eval.csv").unlink()
     found = check_own(tmp_path / "own")
-    assert found.remarks[0].startswith("there is no table named train: nothing of validation.csv")
+    assert found.remarks[0].startswith("there is no table named train: nothing in validation.csv")
     assert found.problem.startswith("mine has no sample in the train split: add a table named tr")
 
 

@@ -56,7 +56,7 @@ def test_senseless_values_are_refused_by_name(kind, name, value):
 
 
 def test_replay_is_refused_with_a_reward_that_it_does_not_predict():
-    with pytest.raises(ValueError, match="do without replay"):
+    with pytest.raises(ValueError, match="turn replay off"):
         replace(RECIPES["embedded"](), reward="reference")
 
 

@@ -49,7 +49,7 @@ def test_names_that_a_browser_may_use_without_a_token(host, expected):
 def test_an_open_address_needs_a_token(monkeypatch, tmp_path):
     monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
     assert ServeConfig().token() == ""
-    with pytest.raises(ValueError, match=r"whoever reaches 0\.0\.0\.0 could use this server"):
+    with pytest.raises(ValueError, match=r"anyone who reaches 0\.0\.0\.0 could use this server"):
         ServeConfig(host="0.0.0.0").token()
     monkeypatch.setenv(TOKEN_VARIABLE, "from the environment")
     assert ServeConfig(host="0.0.0.0").token() == "from the environment"

@@ -57,7 +57,7 @@ def test_senseless_options_are_refused(tables):
     for options in ({"batch_size": 0}, {"num_epochs": 0}, {"lr": 0.0}, {"lr": float("nan")}):
         with pytest.raises(ValueError, match="positive"):
             FitConfig(**options)
-    with pytest.raises(ValueError, match="no multiple of 3 workers"):
+    with pytest.raises(ValueError, match="not a multiple of 3 workers"):
         EstimatorFit(*tables, CONFIG, world_size=3)
 
 

@@ -219,7 +219,7 @@ def test_tokenizer_without_image_tokens_is_refused(tmp_path):
     with pytest.raises(ValueError, match="lacks <im_start>"):
         Preprocessor(TINY, PreTrainedTokenizerFast(tokenizer_object=inner))
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(ValueError, match="is no tokenizer file"):
+    with pytest.raises(ValueError, match="is not a tokenizer file"):
         Preprocessor.from_pretrained(tmp_path)
 
 
