@@ -20,8 +20,8 @@ from benchmarks.published_flow import KeysAndValues, PublishedFlow
 from launch.cluster.console import one_clear_error
 from rollout.build import EMBEDDED
 from rollout.molmoe import MolmoE, MolmoEConfig, load_model
-from rollout.molmoe.fixed_shape import FixedShapeDecoder, PlainCalls
 from rollout.molmoe.generation import decode_step
+from rollout.molmoe.static_cache import FixedShapeDecoder, PlainCalls
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,8 +38,8 @@ def profile_knobs() -> int:
 
 
 def importance() -> int:
-    """Block importance: launch/importance.py."""
-    return _run("importance")
+    """Block importance: launch/block_importance.py."""
+    return _run("block_importance")
 
 
 def fit_latency_estimator() -> int:

@@ -43,15 +43,13 @@ def rollout_scalars(groups: Sequence[GroupRollout], budgets: BudgetSampler) -> d
         "at_a_glance/accuracy_sampled": in_budget_accuracy(groups),
         "at_a_glance/reward_sampled": float(at_fixed_price.total.mean()),
         "rollout/score": float(np.concatenate([g.scores for g in groups]).mean()),
-        "violation/all": float(over_NG.mean()),
         "infeasible/all": float(1 - feasible_N.mean()),
         "latency/slack_ms": float(np.mean([(g.budget_ms - g.latencies_ms).mean() for g in groups])),
         "rollout/empty_answers": float(np.mean([not a for g in groups for a in g.answers])),
     }
     if feasible_N.any():
-        scalars["at_a_glance/violation_sampled"] = float(
-            violation_rate(over_NG, feasible_N[:, None])
-        )
+        rate = float(violation_rate(over_NG, feasible_N[:, None]))
+        scalars |= {"at_a_glance/violation_sampled": rate, "violation/all": rate}
     wall = np.concatenate([g.wall_ms for g in groups])
     for quantile in (50, 95, 99):
         scalars[f"latency/p{quantile}_ms"] = float(np.percentile(latencies, quantile))

@@ -47,14 +47,14 @@ class BlockImportance:
             if blocks:
                 raise ValueError(
                     f"importance scores for blocks {blocks} are {name}: "
-                    f"measure all {num_blocks} with launch/importance.py"
+                    f"measure all {num_blocks} with launch/block_importance.py"
                 )
         return cls(scores=tuple(found.get(index, math.inf) for index in range(num_blocks)))
 
     @classmethod
     def from_file(cls, path: Path, num_blocks: int) -> BlockImportance:
         """Reads a JSON file of scores by block; raises ValueError naming an unusable file."""
-        scores = read_json(path, "measure the scores with launch/importance.py")
+        scores = read_json(path, "measure the scores with launch/block_importance.py")
         try:
             return cls.from_mapping(scores, num_blocks)
         except ValueError as error:
@@ -72,7 +72,7 @@ class BlockImportance:
         if path is None:
             raise ValueError(
                 f"there is no block importance for the model in {folder}: measure it with `python "
-                f"launch/importance.py OUT.json --worker.model {folder}`, then give "
+                f"launch/block_importance.py OUT.json --worker.model {folder}`, then give "
                 "--worker.importance OUT.json"
             )
         return cls.from_file(path, config.n_layers)

@@ -79,7 +79,7 @@ class MolmoEExecutor:
             if len(scores.scores) != model.config.n_layers:
                 raise ValueError(
                     f"importance scores of {len(scores.scores)} blocks for a model of "
-                    f"{model.config.n_layers}: measure them with launch/importance.py"
+                    f"{model.config.n_layers}: measure them with launch/block_importance.py"
                 )
         self.model = model
         self.preprocessor = preprocessor

@@ -14,7 +14,7 @@ import numpy as np
 
 from envs.calibration import Calibration
 from envs.spec import Knobs
-from envs.tasks.order import PLACES
+from envs.tasks.sample_order import PLACES
 from policy.config import PolicySetup
 from rollout.group_rollout import GroupRollout
 from rollout.profiling.records import ProfileRecord

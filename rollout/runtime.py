@@ -21,9 +21,9 @@ from rollout.latency.clock import Mark
 from rollout.latency.hooks import Timeline
 from rollout.molmoe import MolmoE
 from rollout.molmoe.cache import KVCache
-from rollout.molmoe.fixed_shape import FixedShapeDecoder, Launcher, capacity_for
 from rollout.molmoe.generation import greedy_tokens
 from rollout.molmoe.graphs import CudaGraphs
+from rollout.molmoe.static_cache import FixedShapeDecoder, Launcher, capacity_for
 
 log = logging.getLogger(__name__)
 

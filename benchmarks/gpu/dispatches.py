@@ -20,8 +20,8 @@ from benchmarks.options import read_options
 from benchmarks.random_model import MINIATURE
 from launch.cluster.console import one_clear_error
 from rollout.molmoe import MolmoE, MolmoEConfig
-from rollout.molmoe.fixed_shape import FixedShapeDecoder, Part, PlainCalls
 from rollout.molmoe.generation import decode_step
+from rollout.molmoe.static_cache import FixedShapeDecoder, Part, PlainCalls
 
 PROMPT_TOKENS = 1217
 CROPS = 13

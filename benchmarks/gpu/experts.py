@@ -11,8 +11,8 @@ from benchmarks.gpu.speed import interleaved
 from benchmarks.gpu.subject import Subject, launcher_for, quartiles
 from benchmarks.published_flow import blocks_of
 from rollout.latency.hooks import Timeline
-from rollout.molmoe.fixed_shape import Launcher, Part
 from rollout.molmoe.moe import ExpertFunction, SparseMoE, gathered_experts, grouped_experts
+from rollout.molmoe.static_cache import Launcher, Part
 
 PASSES = 10
 """Passes through the experts of all blocks in one measurement."""

@@ -15,7 +15,7 @@ from benchmarks.gpu.subject import Subject, knobs, launcher_for
 from benchmarks.random_model import BarePreprocessor
 from envs.spec import TOP_KS, Tier
 from rollout.molmoe import MolmoE, MolmoEConfig
-from rollout.molmoe.fixed_shape import EMBED, FixedShapeDecoder, Launcher, Part, PlainCalls
+from rollout.molmoe.static_cache import EMBED, FixedShapeDecoder, Launcher, Part, PlainCalls
 
 ROOT = Path(__file__).parents[2]
 GPU_TESTS = "tests/rollout/test_graphs.py"

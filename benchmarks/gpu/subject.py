@@ -19,8 +19,8 @@ from rollout.executor_config import ExecutorConfig
 from rollout.latency.clock import clock_for
 from rollout.latency.hooks import Timeline
 from rollout.molmoe import MolmoE, load_model
-from rollout.molmoe.fixed_shape import Launcher, PlainCalls
 from rollout.molmoe.graphs import CudaGraphs
+from rollout.molmoe.static_cache import Launcher, PlainCalls
 from rollout.prefix import Prefix
 from rollout.runtime import EagerRuntime, FixedShapeRuntime, Runtime
 

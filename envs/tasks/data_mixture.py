@@ -10,7 +10,7 @@ import numpy as np
 
 from envs.spec import DataError, Sample, Task
 from envs.tasks.mixture import Mixture
-from envs.tasks.order import PLACES, permutation
+from envs.tasks.sample_order import PLACES, permutation
 from envs.tasks.scene import SPLITS, check_split
 from envs.tasks.vqa.vqa_task import VqaTask
 

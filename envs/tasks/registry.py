@@ -15,18 +15,18 @@ from envs.tasks.mixture import Mixture
 from envs.tasks.reading import Reading
 from envs.tasks.recall import Recall
 from envs.tasks.scene import SPLITS
+from envs.tasks.vqa.coco_2014_vqa import Coco2014Vqa
 from envs.tasks.vqa.coco_caption import CocoCaption
 from envs.tasks.vqa.config import DataConfig
-from envs.tasks.vqa.doc_vqa import DocVqa
+from envs.tasks.vqa.doc_qa import DocVqa
 from envs.tasks.vqa.mmmu import Mmmu
-from envs.tasks.vqa.ok_vqa import OkVqa
+from envs.tasks.vqa.okvqa import OkVqa
 from envs.tasks.vqa.own import OwnDataSet
 from envs.tasks.vqa.science_qa import ScienceQa
-from envs.tasks.vqa.st_vqa import StVqa
+from envs.tasks.vqa.st_qa import StVqa
 from envs.tasks.vqa.tally_qa import TallyQa
 from envs.tasks.vqa.text_vqa import TextVqa
 from envs.tasks.vqa.vqa_task import VqaTask
-from envs.tasks.vqa.vqa_v2 import Coco2014Vqa
 
 TASKS = (EasyVqa, Digits, Reading, Counting, Recall, Chain)
 """Tasks that have a name and nothing to configure."""

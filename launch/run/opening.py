@@ -23,6 +23,7 @@ from launch.cluster.remote_learner import RemoteLearner
 from launch.cluster.signals import StopSignals
 from launch.cluster.versions import differences
 from launch.cluster.waiting import telling
+from launch.run.final_evaluation import best_table_accuracy, comparable
 from launch.run.preflight import Preflight
 from launch.run.recipes import JointGRPOConfig
 from launch.run.reporting import Reporter
@@ -34,7 +35,6 @@ from launch.run.resume import (
     fingerprint_from_state,
 )
 from launch.run.run_metrics import RunMetrics
-from launch.run.standing import best_table_accuracy, comparable
 from launch.run.state import Run, Stopwatch
 from launch.run.warm_start import warm_start_from_profile
 from launch.storage.lock import RunLock

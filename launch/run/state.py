@@ -15,7 +15,7 @@ import torch
 
 from envs.calibration import Calibration
 from envs.reward import BudgetReward, Reward
-from envs.tasks.order import first_index
+from envs.tasks.sample_order import first_index
 from launch.analysis.interleaved import Comparison
 from launch.cluster.versions import git_revision, package_versions, python_version
 from launch.run.recipes import JointGRPOConfig, to_json

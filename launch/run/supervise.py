@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from launch.cluster.remote_learner import LearnerLostError, LearnerStateLostError, RemoteLearner
 from launch.cluster.signals import TERMINATED, Stopped
+from launch.run.final_evaluation import finish
 from launch.run.opening import remote_learner
-from launch.run.standing import finish
 from launch.run.state import Run
 from learner.update import NonFiniteUpdateError
 

@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from rollout.molmoe.fixed_shape import Part
+from rollout.molmoe.static_cache import Part
 
 WARM_UP_ROUNDS = 2
 """Plain runs of every part before it is captured, so that libraries have loaded their kernels."""
 
 
 class CudaGraphs:
-    """One CUDA graph per part, all in one memory pool; implements `fixed_shape.Launcher`.
+    """One CUDA graph per part, all in one memory pool; implements `static_cache.Launcher`.
 
     Parts hand nothing to each other but the decoder's buffers, which lie outside the pool, so they
     may share its memory in any order of replays.

@@ -84,11 +84,11 @@ def data_sets(folder):
 def test_every_command_goes_through(chain, tmp_path):
     scores, run_dir = tmp_path / "importance.json", tmp_path / "run"
     without_scores = [a for a in chain.worker() if a not in ("--worker.importance", scores)]
-    measured = without_scores[:-2]  # importance.py has no cluster options
+    measured = without_scores[:-2]  # block_importance.py has no cluster options
     found = chain.run("joint_grpo.py", "doctor", "--tasks", *chain.tasks, *chain.data)
     assert "no problem found" in found, found
     assert all(name in found for name in chain.tasks)
-    chain.run("importance.py", scores, "--num-samples", 2, *measured)
+    chain.run("block_importance.py", scores, "--num-samples", 2, *measured)
     assert len(json.loads(scores.read_text())) == 16
     # Eleven test samples from this index are of all nine data sets.
     for split, first, count in (("validation", 0, 3), ("test", 190, 11)):

@@ -119,7 +119,7 @@ def test_nearest_names():
 def test_importance_measures_every_block(folder, tmp_path):
     output = tmp_path / "scores.json"
     done = run(
-        *("importance.py", output, "--num-samples", 2, "--check"),
+        *("block_importance.py", output, "--num-samples", 2, "--check"),
         *("--worker.model", folder, "--worker.executor.max-new-tokens", 2),
     )
     assert done.returncode == 0, done.stderr

@@ -65,7 +65,7 @@ QUESTION = ("--prompt", "what", "--budget-ms", "50")
         ("joint_grpo.py", ("molmoe-h100", "--print-config")),
         ("joint_grpo.py", ("embedded", "--nonsense", "1")),
         ("generate.py", (*QUESTION, *MODEL)),
-        ("importance.py", ("{out}.json", "--num-samples", "1", *MODEL)),
+        ("block_importance.py", ("{out}.json", "--num-samples", "1", *MODEL)),
         ("evaluate.py", ("/no/run", "--test", "t.npz")),
     ],
 )
@@ -82,7 +82,7 @@ def test_output_is_plain(folder, script, arguments):
         ("generate", (*QUESTION, "--controller", LONG)),
         ("evaluate", (LONG, "--test", "t.npz")),
         ("profile_knobs", ("{out}", "--run-dir", LONG)),
-        ("importance", ("{out}.json", "--worker.model", LONG)),
+        ("block_importance", ("{out}.json", "--worker.model", LONG)),
         ("serve", (LONG,)),
         ("fit_latency_estimator", ("--results_dir", LONG, "--output_dir", "{out}")),
         ("pretrain_tiny", ("--out", "relative" + LONG)),
@@ -116,7 +116,7 @@ def test_the_error_of_an_actor_is_plain_too(folder, tmp_path):
     [
         ("generate", (*QUESTION, "--image", "s3://b/p.png"), "--image"),
         ("evaluate", ("/run", "--test", "s3://b/t.npz"), "--test"),
-        ("importance", ("s3://b/o.json",), "--output"),
+        ("block_importance", ("s3://b/o.json",), "--output"),
         ("profile_knobs", ("gs://b/o",), "--output-dir"),
         ("joint_grpo", ("--warm-start-profile", "s3://b/p"), "--warm-start-profile"),
         ("joint_grpo", ("--worker.importance", "s3://b/p"), "--worker.importance"),

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from launch.block_importance import ImportanceConfig
 from launch.evaluate import EvaluateConfig
 from launch.fit_latency_estimator import EstimatorOptions
-from launch.importance import ImportanceConfig
 from launch.pretrain_tiny import PretrainingOptions
 from launch.profile_knobs import ProfileConfig
 from launch.run.recipes import JointGRPOConfig

@@ -1,6 +1,6 @@
 """A launcher that writes down which parts ran, in the place of CUDA graphs."""
 
-from rollout.molmoe.fixed_shape import EMBED, HEAD, Part, PlainCalls
+from rollout.molmoe.static_cache import EMBED, HEAD, Part, PlainCalls
 
 
 class Recorder(PlainCalls):

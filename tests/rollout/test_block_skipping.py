@@ -44,7 +44,7 @@ def test_bad_files_are_refused(scores, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "is missing: measure the scores with launch/importance.py"),
+        (None, "is missing: measure the scores with launch/block_importance.py"),
         ("[0.5, 0.1]", "holds a JSON list and not an object"),
         ("{", "is not valid JSON"),
         ('{"1": [2]}', "map block indices to numbers"),

@@ -61,7 +61,7 @@ def test_a_model_without_scores_is_refused_with_the_way_to_measure_them(folder):
     (folder / "importance_scores.json").unlink()
     with pytest.raises(ValueError, match="there is no block importance") as error:
         build_executor(WorkerConfig(model=str(folder)))
-    assert f"launch/importance.py OUT.json --worker.model {folder}" in str(error.value)
+    assert f"launch/block_importance.py OUT.json --worker.model {folder}" in str(error.value)
     assert "--worker.importance OUT.json" in str(error.value)
     assert "\n" not in str(error.value)
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from rollout.molmoe import MolmoEConfig
-from rollout.molmoe.fixed_shape import HEAD, FixedShapeDecoder, PlainCalls
 from rollout.molmoe.graphs import WARM_UP_ROUNDS, CudaGraphs
+from rollout.molmoe.static_cache import HEAD, FixedShapeDecoder, PlainCalls
 from tests.rollout.molmoe.tiny import TINY, random_model
 
 TOP_KS = (2, 4)

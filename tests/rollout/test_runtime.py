@@ -13,7 +13,7 @@ from rollout.executor import MolmoEExecutor
 from rollout.fingerprint import Fingerprint
 from rollout.latency.clock import DeviceFacts
 from rollout.molmoe import load_model
-from rollout.molmoe.fixed_shape import PlainCalls, capacity_for
+from rollout.molmoe.static_cache import PlainCalls, capacity_for
 from rollout.runtime import EagerRuntime, FixedShapeRuntime, runtime_for
 from tests.pretended_accelerator import DEVICE
 from tests.rollout import rig

@@ -14,6 +14,7 @@ from typing import Any
 from envs.spec import DataError, Sample
 from envs.tasks.metrics import exact_match
 from envs.tasks.vqa.cells import question_text, reading, reference_answers
+from envs.tasks.vqa.coco_2014_vqa import SOFT_SCORES
 from envs.tasks.vqa.config import DataConfig
 from envs.tasks.vqa.data_set import DataSet, Entry, Published
 from envs.tasks.vqa.own_tables import SPLIT_NAMES, Tables, answers_of, find_tables, read_table
@@ -21,7 +22,6 @@ from envs.tasks.vqa.picture import Picture
 from envs.tasks.vqa.prompts import styled
 from envs.tasks.vqa.rows import Row, Rows
 from envs.tasks.vqa.text_match import molmo_anls
-from envs.tasks.vqa.vqa_v2 import SOFT_SCORES
 
 PICTURE_PLACES = ("", "images/", "pictures/")
 

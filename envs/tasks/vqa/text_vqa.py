@@ -12,12 +12,12 @@ from pathlib import Path
 
 from envs.spec import Sample
 from envs.tasks.vqa.cells import picture_id, question_text, reference_answers
+from envs.tasks.vqa.coco_2014_vqa import SOFT_SCORES
 from envs.tasks.vqa.data_set import DataSet, Entry, Published
 from envs.tasks.vqa.json_stream import json_records
 from envs.tasks.vqa.picture import Picture
 from envs.tasks.vqa.prompts import styled
 from envs.tasks.vqa.rows import Row, Rows
-from envs.tasks.vqa.vqa_v2 import SOFT_SCORES
 
 
 class TextVqa(DataSet):

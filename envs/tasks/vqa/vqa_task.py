@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from functools import cached_property
 
 from envs.spec import DataError, Sample
-from envs.tasks.order import row_at
+from envs.tasks.sample_order import row_at
 from envs.tasks.scene import SPLITS, check_split
 from envs.tasks.vqa.cells import reading
 from envs.tasks.vqa.config import DataConfig
@@ -68,7 +68,7 @@ class VqaTask:
         self.splits[split] = after
 
     def entry(self, split: str, index: int) -> Entry:
-        """The question at an index, in the order of `envs.tasks.order`.
+        """The question at an index, in the order of `envs.tasks.sample_order`.
 
         Raises:
             DataError: the split is unknown or empty, the index negative, or the row unusable.

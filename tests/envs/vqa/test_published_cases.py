@@ -285,7 +285,7 @@ def test_the_cases_of_the_generator(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         task_of("doc_qa", tmp_path / "doc_qa_list").num_samples("train")
     greys = [Picture(content=(tmp_path / f"grey16_{n}.png").read_bytes()) for n in "ab"]
     assert len({pixel_key(grey, "set", "train/0") for grey in greys}) == 2
-    from envs.tasks.vqa.vqa_v2 import SOFT_SCORES
+    from envs.tasks.vqa.coco_2014_vqa import SOFT_SCORES
 
     scores = {name: score("Yes.", ["yes"] * 10) for name, score in SOFT_SCORES.items()}
     assert scores == {"molmo": 1.0, "vqa_v2": 0.0, "text_vqa": 1.0}

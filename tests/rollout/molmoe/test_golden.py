@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from rollout.molmoe import load_model
-from rollout.molmoe.fixed_shape import FixedShapeDecoder, PlainCalls
 from rollout.molmoe.generation import greedy_tokens
+from rollout.molmoe.static_cache import FixedShapeDecoder, PlainCalls
 from tests.reference import FOLDER, needs_reference
 
 pytestmark = needs_reference

@@ -1,6 +1,6 @@
 """Measures block importance: the accuracy lost when one block is skipped and all others run.
 
-    python launch/importance.py OUT.json --worker.model MODEL [--check]
+    python launch/block_importance.py OUT.json --worker.model MODEL [--check]
 
 Writes one score per block as JSON. With `--check` it also compares three ways to choose which
 blocks to keep, on other samples: by importance, the first ones, and at random.
@@ -142,7 +142,7 @@ def check(scorer: Scorer, importance: BlockImportance, first_index: int) -> Tabl
 def main() -> int:
     """Measures, prints and writes."""
     config = options_from(
-        lambda: tyro.cli(ImportanceConfig, prog="importance.py", description=__doc__)
+        lambda: tyro.cli(ImportanceConfig, prog="block_importance.py", description=__doc__)
     )
     check_local_paths(config)
     writable_file(config.output, "OUT.json")

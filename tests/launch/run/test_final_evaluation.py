@@ -12,9 +12,15 @@ from rich.console import Console
 from envs.spec import CHEAPEST_KNOBS, DataError, all_knobs
 from launch.analysis.baselines import outcome
 from launch.analysis.interleaved import Comparison
+from launch.run.final_evaluation import (
+    RIVALS,
+    best_table_accuracy,
+    comparable,
+    finish,
+    standing_table,
+)
 from launch.run.held_out import evaluate
 from launch.run.recipes import SHIPPED_PROFILE
-from launch.run.standing import RIVALS, best_table_accuracy, comparable, finish, standing_table
 from rollout.profiling.profile_table import ProfileTable
 from tests import launch_rig
 from tests.in_process import LocalFleet

@@ -15,11 +15,11 @@ from typing import Any
 
 from envs.spec import DataError, Sample
 from envs.tasks.vqa.cells import question_text, reference_answers
+from envs.tasks.vqa.coco_2014_vqa import SOFT_SCORES, joined
 from envs.tasks.vqa.data_set import DataSet, Entry, Published
 from envs.tasks.vqa.picture import Picture, coco_key
 from envs.tasks.vqa.prompts import styled
 from envs.tasks.vqa.rows import Row, Rows
-from envs.tasks.vqa.vqa_v2 import SOFT_SCORES, joined
 
 
 class OkVqa(DataSet):

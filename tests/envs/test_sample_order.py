@@ -9,7 +9,7 @@ import pytest
 from envs.spec import DataError, Sample
 from envs.tasks import build_tasks
 from envs.tasks.data_mixture import ROUND, DataMixture
-from envs.tasks.order import NUM_ORDERS, PLACES, first_index, row_at
+from envs.tasks.sample_order import NUM_ORDERS, PLACES, first_index, row_at
 from tests.envs.vqa.fixtures import write_original
 from tests.envs.vqa.opening import mixed, opened
 
