@@ -43,7 +43,7 @@ class ReplayConfig:
         batch_size: groups of one update, drawn with replacement.
         residual_weight: weight of the measured residual against the model's expectation; at 0 the
             policy trusts the model alone, at 1 the whole gradient is unbiased, however wrong the
-            model is.
+            model is, and has the noise of a step's few episodes.
         model: size and fit of the outcome model.
     """
 
@@ -52,7 +52,7 @@ class ReplayConfig:
     model_updates: int = 8
     policy_updates: int = 10
     batch_size: int = 256
-    residual_weight: float = 1.0
+    residual_weight: float = 0.1
     model: OutcomeModelConfig = field(default_factory=OutcomeModelConfig)
 
     def __post_init__(self) -> None:
