@@ -22,7 +22,7 @@ OVERSHOOT_COST = 0.5
 """Price of taking twice the budget, or more, in the default reward."""
 
 
-FIXED_PRICE = 1.0
+FIXED_VIOLATION_COST = 1.0
 """Price of a violation in curves that must not move with lambda: that of one right answer."""
 
 

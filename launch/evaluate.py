@@ -60,7 +60,7 @@ from rollout.profiling.profile_table import ProfileTable
 BY_BUDGET = "best by budget in hindsight"
 BY_KIND = "best per task and budget in hindsight"
 BY_SAMPLE = "best by sample in hindsight"
-DRAWN = ("controller", "lookup", "lookup by kind", "static", "random", BY_KIND, BY_SAMPLE)
+DRAWN = ("controller", "lookup", "lookup by task", "static", "random", BY_KIND, BY_SAMPLE)
 """Policies in the plot."""
 
 

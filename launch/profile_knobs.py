@@ -35,7 +35,7 @@ from envs.tasks.scene import check_split
 from launch.analysis.answer_priors import answer_prior_scores
 from launch.analysis.greedy_sweep import CHEAPEST_REPEATS
 from launch.analysis.knob_effects import (
-    best_by_kind_table,
+    best_by_task_table,
     configuration_name,
     effects_table,
     knob_effects,
@@ -334,7 +334,7 @@ def main() -> int:
     pareto_figure(summary).savefig(config.output_dir / "pareto.png", dpi=120)
     console = wide_console()
     print_table(summary, console)
-    console.print(best_by_kind_table(table))
+    console.print(best_by_task_table(table))
     if effects is not None:
         console.print(effects_table(effects))
     return 0

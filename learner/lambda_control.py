@@ -76,7 +76,7 @@ class LambdaControl:
         self.integrals = np.full(config.bins, config.initial)
         self.rates = np.full(config.bins, config.target)
 
-    def costs(self, budget_ms: ArrayLike) -> NDArray[np.float64]:
+    def violation_cost(self, budget_ms: ArrayLike) -> NDArray[np.float64]:
         """The lambda in force at each budget, of the same shape."""
         return self.values[self._bins(budget_ms)]
 

@@ -283,9 +283,9 @@ class Learner:
         return (get_norm(before).item(), get_norm(after).item()), [regret]
 
     def _updates_per_step(self, measured: MeasuredGradient) -> int:
-        if self.replay is None or measured.violation_cost is None or not self.replay.is_ready:
-            return self.config.epochs
-        return self.replay.config.policy_updates
+        if self.replay is not None and self.replay.is_ready and measured.violation_cost is not None:
+            return self.replay.config.policy_updates
+        return self.config.epochs
 
     def _replay_record(
         self, measured: MeasuredGradient, norms: tuple[float, float], regrets: list[float]

@@ -11,7 +11,7 @@ from dataclasses import asdict
 import numpy as np
 
 from envs.reward import (
-    FIXED_PRICE,
+    FIXED_VIOLATION_COST,
     BudgetReward,
     Reward,
     score_within_budget,
@@ -38,7 +38,7 @@ def rollout_scalars(groups: Sequence[GroupRollout], budgets: BudgetSampler) -> d
     budgets_ms = np.array([g.budget_ms for g in groups])
     feasible_N = np.array([g.feasible for g in groups])
     over_NG = violations(groups)
-    at_fixed_price = rewards_of(groups, BudgetReward(violation_cost=FIXED_PRICE))
+    at_fixed_price = rewards_of(groups, BudgetReward(violation_cost=FIXED_VIOLATION_COST))
     scalars = {
         "at_a_glance/accuracy_sampled": in_budget_accuracy(groups),
         "at_a_glance/reward_sampled": float(at_fixed_price.total.mean()),

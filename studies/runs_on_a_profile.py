@@ -43,7 +43,7 @@ from rollout.profiling.profile_table import ProfileTable
 from studies.small_run import small_run
 
 NUM_BUDGETS = 8
-RIVALS = ("lookup", "lookup by kind", "static")
+RIVALS = ("lookup", "lookup by task", "static")
 NUM_QUICK = 8
 
 

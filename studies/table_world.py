@@ -297,9 +297,9 @@ def main() -> int:
     found = rivals(validation, budgets_ms)
     others = {
         name: outcome_on(test, found[name], budgets_ms)
-        for name in ("lookup", "lookup by kind", "static")
+        for name in ("lookup", "lookup by task", "static")
     }
-    best = outcome_on(test, rivals(test, budgets_ms)["lookup by kind"], budgets_ms)
+    best = outcome_on(test, rivals(test, budgets_ms)["lookup by task"], budgets_ms)
     others["per task, in hindsight"] = best
     others["supervised"] = world.supervised(budgets_ms, options.supervised_steps)
     for name, row in others.items():

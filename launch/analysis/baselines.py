@@ -4,7 +4,7 @@ A rival is a `KnobTable` of configurations in a profile. It is chosen on one pro
 another one, or live. Violations count feasible episodes only: those whose budget the cheapest
 configuration meets on the sample.
 
-Shapes: S samples, C configurations, K budgets, T kinds of question in alphabetical order.
+Shapes: S samples, C configurations, K budgets, T tasks in alphabetical order.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from envs.reward import (
-    FIXED_PRICE,
+    FIXED_VIOLATION_COST,
     ExpectedOutcome,
     is_violation,
     score_within_budget,
@@ -147,7 +147,7 @@ def rivals(validation: ProfileTable, budgets_ms: np.ndarray) -> dict[str, KnobTa
     every = np.ones(len(validation.configurations), dtype=bool)
     found = {
         "lookup": lookup(validation, budgets_ms, every),
-        "lookup by kind": lookup_by_kind(
+        "lookup by task": lookup_by_task(
             validation, budgets_ms, shrinkage=best_shrinkage(validation, budgets_ms)
         ),
     }
@@ -173,17 +173,17 @@ def lookup(table: ProfileTable, budgets_ms: np.ndarray, allowed: np.ndarray) -> 
         over_C = expected.violation.sum(0) / max(feasible_S.sum(), 1)
         over_C = np.where(allowed, over_C, np.inf)
         limit = max(TARGET_VIOLATION, over_C.min())
-        gain_C = np.where(over_C <= limit, expected.reward(FIXED_PRICE).mean(0), -np.inf)
+        gain_C = np.where(over_C <= limit, expected.reward(FIXED_VIOLATION_COST).mean(0), -np.inf)
         best = np.flatnonzero(gain_C >= gain_C.max() - 1e-9)
         columns.append(int(best[mean_C[best].argmin()]))
     return _of_columns(table, budgets_ms, columns)
 
 
-def lookup_by_kind(table: ProfileTable, budgets_ms: np.ndarray, *, shrinkage: float) -> KnobTable:
+def lookup_by_task(table: ProfileTable, budgets_ms: np.ndarray, *, shrinkage: float) -> KnobTable:
     """A lookup table per task.
 
-    Accuracies and violations of each kind are drawn to those of the mixture by the share
-    `shrinkage`, because each kind has few samples.
+    Accuracies and violations of each task are drawn to those of the mixture by the share
+    `shrinkage`, because each task has few samples.
     """
     columns_TK = best_by_task(
         table, budgets_ms, max_violation=TARGET_VIOLATION, shrinkage=shrinkage
@@ -194,7 +194,7 @@ def lookup_by_kind(table: ProfileTable, budgets_ms: np.ndarray, *, shrinkage: fl
 
 
 def best_shrinkage(table: ProfileTable, budgets_ms: np.ndarray) -> float:
-    """The shrinkage of `lookup_by_kind` with the best accuracy in five-fold cross-validation."""
+    """The shrinkage of `lookup_by_task` with the best accuracy in five-fold cross-validation."""
     fold_S = np.random.default_rng(0).permutation(len(table.sample_ids)) % FOLDS
     parts = [
         (table.rows(np.flatnonzero(fold_S != fold)), table.rows(np.flatnonzero(fold_S == fold)))
@@ -208,7 +208,7 @@ def best_shrinkage(table: ProfileTable, budgets_ms: np.ndarray) -> float:
                 [
                     outcome_on(
                         held_out,
-                        lookup_by_kind(chosen_on, budgets_ms, shrinkage=shrinkage),
+                        lookup_by_task(chosen_on, budgets_ms, shrinkage=shrinkage),
                         budgets_ms,
                     ).accuracy
                     for chosen_on, held_out in parts
@@ -245,8 +245,8 @@ def best_static(table: ProfileTable, budgets_ms: np.ndarray) -> KnobTable:
 def named_statics(table: ProfileTable, budgets_ms: np.ndarray) -> dict[str, Outcome]:
     """The cheapest, the full, and in hindsight the best static configuration."""
     found = {
-        f"always {kind} ({knobs})": KnobTable.fixed(knobs)
-        for kind, knobs in (("cheapest", CHEAPEST_KNOBS), ("full", FULL_KNOBS))
+        f"always {name} ({knobs})": KnobTable.fixed(knobs)
+        for name, knobs in (("cheapest", CHEAPEST_KNOBS), ("full", FULL_KNOBS))
         if knobs in table.configurations
     }
     best = best_static(table, budgets_ms)
@@ -303,7 +303,7 @@ def constant_per_task(table: ProfileTable, budgets_ms: np.ndarray) -> Outcome:
     return outcome_on(table, replace(any_task, by_task=by_task), budgets_ms)
 
 
-# -- what a configuration is worth for a kind of question -----------------------------------------
+# -- what a configuration is worth for a task -----------------------------------------------------
 
 
 def best_by_task(
@@ -314,11 +314,13 @@ def best_by_task(
     shrinkage: float = 0.0,
 ) -> np.ndarray:
     """Columns with the highest gain, int64 [T, K]."""
-    gains_KTC = priced_gains(table, budgets_ms, max_violation=max_violation, shrinkage=shrinkage)
+    gains_KTC = constrained_gains(
+        table, budgets_ms, max_violation=max_violation, shrinkage=shrinkage
+    )
     return gains_KTC.argmax(-1).T
 
 
-def priced_gains(
+def constrained_gains(
     table: ProfileTable,
     budgets_ms: np.ndarray,
     *,
@@ -328,7 +330,7 @@ def priced_gains(
 ) -> np.ndarray:
     """The gain of each configuration for each task: [K, T, C].
 
-    The gain is the expected reward, at the lowest lambda from `FIXED_PRICE` on that keeps the
+    The gain is the expected reward, at the lowest lambda from `FIXED_VIOLATION_COST` on that keeps the
     violations; of equals the faster one gains more. With `scatter`, each latency stands for a
     log-normal distribution of that standard deviation. `shrinkage` is the share by which each task
     is drawn to the mixture.
@@ -345,7 +347,7 @@ def priced_gains(
         gain_TC = member_TS @ expected.reward(0.0) - slowdown_TC
         over_TC = member_TS @ expected.violation.round(9)
         limit = max_violation * float(table.feasible(budget_ms).mean())
-        gains.append(gain_TC - _price_within(gain_TC, over_TC, shares_T, limit) * over_TC)
+        gains.append(gain_TC - _violation_cost_within(gain_TC, over_TC, shares_T, limit) * over_TC)
     return np.array(gains)
 
 
@@ -361,7 +363,7 @@ def expected_outcomes(
     )
 
 
-def _price_within(
+def _violation_cost_within(
     gain_TC: np.ndarray, over_TC: np.ndarray, shares_T: np.ndarray, limit: float
 ) -> float:
     """The lowest price of a violation that keeps their share; the highest if none does."""
@@ -370,7 +372,7 @@ def _price_within(
         chosen_T = (gain_TC - price * over_TC).argmax(1)
         return float(shares_T @ over_TC[np.arange(len(shares_T)), chosen_T])
 
-    low, high = FIXED_PRICE, 1e3
+    low, high = FIXED_VIOLATION_COST, 1e3
     if violation(low) <= limit:
         return low
     if violation(high) > limit:

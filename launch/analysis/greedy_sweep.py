@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from envs.reward import (
-    FIXED_PRICE,
+    FIXED_VIOLATION_COST,
     budget_reward,
     is_violation,
     score_within_budget,
@@ -94,7 +94,7 @@ class GreedySweep:
             self.scores,
             self.latencies_ms,
             self.budgets_ms,
-            violation_cost=FIXED_PRICE,
+            violation_cost=FIXED_VIOLATION_COST,
             feasible=self.feasible,
         )
         scalars = {

@@ -106,7 +106,7 @@ def effects_table(effects: KnobEffects) -> Table:
     return table
 
 
-def best_by_kind_table(table: ProfileTable) -> Table:
+def best_by_task_table(table: ProfileTable) -> Table:
     """A table of each task's best configuration within three budgets.
 
     Budgets are quantiles of the median latencies; of equally good configurations the fastest is

@@ -24,7 +24,7 @@ from rollout.profiling.conversion import calibrated
 from rollout.profiling.profile_table import ProfileTable
 
 RIVALS = {
-    "lookup by kind": "lookup table per task",
+    "lookup by task": "lookup table per task",
     "lookup": "lookup table with a margin for each budget",
     "static": "best static configuration",
 }

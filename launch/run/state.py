@@ -209,7 +209,7 @@ class Run:
         """The rewards of a batch with the current lambda, [N, G] each."""
         function = self.config.reward_function()
         if isinstance(function, BudgetReward):
-            function = BudgetReward(violation_cost=self.lambda_control.costs)
+            function = BudgetReward(violation_cost=self.lambda_control.violation_cost)
         return rewards_of(groups, function)
 
     def finish_step(self, groups: Sequence[GroupRollout]) -> None:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from envs.spec import BudgetSampler
-from launch.analysis.baselines import priced_gains
+from launch.analysis.baselines import constrained_gains
 from learner.imitation import WarmStartConfig, WarmStartExamples, WarmStartRecord, warm_start
 from policy.controller import Controller
 from rollout.fleet import Fleet
@@ -26,7 +26,7 @@ MAX_VIOLATION = 0.04
 """Maximum violation rate of the best configurations at a budget: below the target of 5 %, because
 they are chosen in hindsight."""
 
-NUM_PRICED = 200
+NUM_GRID = 200
 """Number of budgets at which gains are computed; others take those of the next lower one."""
 
 BUDGETS_OF_A_SAMPLE = 16
@@ -46,11 +46,11 @@ def gains(
     by all tasks: one that can hardly meet a budget uses up most of them, and the others have to
     meet it more strictly.
     """
-    grid_ms = np.linspace(budgets_SK.min(), budgets_SK.max(), NUM_PRICED)
-    gains_TGC = priced_gains(table, grid_ms, max_violation=max_violation, scatter=scatter)
-    kind_S = np.unique(table.tasks, return_inverse=True)[1]
+    grid_ms = np.linspace(budgets_SK.min(), budgets_SK.max(), NUM_GRID)
+    gains_TGC = constrained_gains(table, grid_ms, max_violation=max_violation, scatter=scatter)
+    task_S = np.unique(table.tasks, return_inverse=True)[1]
     places_SK = np.searchsorted(grid_ms, budgets_SK, side="right") - 1
-    return gains_TGC[places_SK, kind_S[:, None]]
+    return gains_TGC[places_SK, task_S[:, None]]
 
 
 def by_choice(table: ProfileTable, gains_SKC: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ def after(control, *rates):
     """Lambda after steps with these violation rates at one budget."""
     for rate in rates:
         control.update([30], [rate])
-    return control.costs(30)
+    return control.violation_cost(30)
 
 
 def test_lambda_follows_the_pid_rule():
@@ -42,13 +42,17 @@ def test_each_range_of_budgets_steers_its_own_lambda():
     control.update(
         [22, 18, 45, 15, 48], [0.2, 0.4, 0.0, 1.0, 1.0], [True, True, True, False, False]
     )
-    assert control.costs([15, 20, 35, 50, 60]).tolist() == pytest.approx([1.2, 1.2, 1, 0.9, 0.9])
+    assert control.violation_cost([15, 20, 35, 50, 60]).tolist() == pytest.approx(
+        [1.2, 1.2, 1, 0.9, 0.9]
+    )
     for _ in range(10):
         control.update([45], [0.0])
-    assert control.costs(45) == 0.5
+    assert control.violation_cost(45) == 0.5
     assert control.scalars()["reward/lambda"] == pytest.approx((1.2 + 1 + 0.5) / 3)
     assert control.scalars()["lambda/budget_40_to_50_ms"] == 0.5
-    reward = BudgetReward(violation_cost=control.costs)([1, 1], [30, 50], [25, 45], [FULL_KNOBS])
+    reward = BudgetReward(violation_cost=control.violation_cost)(
+        [1, 1], [30, 50], [25, 45], [FULL_KNOBS]
+    )
     assert reward.components["violation"].tolist() == pytest.approx([-1.2, -0.5])
 
 
@@ -57,7 +61,7 @@ def test_lambda_by_budget_resumes_exactly():
     control, again = (LambdaControl(config, BUDGETS) for _ in range(2))
     control.update([25, 45], [0.5, 0.0])
     again.load_state_dict(control.state_dict())
-    assert again.costs([25, 45]).tolist() == control.costs([25, 45]).tolist()
+    assert again.violation_cost([25, 45]).tolist() == control.violation_cost([25, 45]).tolist()
     with pytest.raises(ValueError, match="2 budget ranges, the configuration 1"):
         LambdaControl(PIDConfig(), BUDGETS).load_state_dict(control.state_dict())
 

@@ -16,7 +16,7 @@ DEFAULT = {
     "feasibility": "groups misjudged",
     "lmms_eval_fixture": "docvqa_val.yaml",
     "metrics_against_the_field": "",
-    "runs_on_a_profile": "lookup by kind",
+    "runs_on_a_profile": "lookup by task",
     "tier_picture": "images with digits",
 }
 SLOW = {

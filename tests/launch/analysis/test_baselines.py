@@ -71,11 +71,11 @@ def test_lookup_has_a_margin_of_its_own_at_each_budget():
     assert baselines.lookup(infeasible, np.array([20.0]), EVERY).knobs == (MIDDLE,)
 
 
-def test_lookup_by_kind_is_drawn_to_the_mixture_by_its_shrinkage(table):
-    free = baselines.lookup_by_kind(table, BUDGETS, shrinkage=0.0)
+def test_lookup_by_task_is_drawn_to_the_mixture_by_its_shrinkage(table):
+    free = baselines.lookup_by_task(table, BUDGETS, shrinkage=0.0)
     assert free.by_task["easy"] == (CHEAPEST_KNOBS,) * 3, "of equals the fastest"
     assert free.at(BUDGETS[2], "hard") == FULL_KNOBS
-    alike = baselines.lookup_by_kind(table, BUDGETS, shrinkage=1.0)
+    alike = baselines.lookup_by_task(table, BUDGETS, shrinkage=1.0)
     assert alike.by_task["easy"] == alike.by_task["hard"]
     whole = baselines.lookup(table, BUDGETS, EVERY)
     assert [alike.at(ms, "unknown") for ms in BUDGETS] == list(whole.knobs)
@@ -94,7 +94,7 @@ def test_rivals_are_chosen_without_the_test_table(table):
     found = baselines.rivals(table, BUDGETS)
     assert set(found) == {
         "lookup",
-        "lookup by kind",
+        "lookup by task",
         "tier only",
         "top-k only",
         "blocks only",
@@ -137,11 +137,11 @@ def test_where_nothing_fits_the_fastest_gains_most(table):
 
 def test_under_a_scatter_a_latency_counts_by_its_chance(table):
     budgets = np.array([24.0])
-    hard = baselines.priced_gains(table, budgets, max_violation=1.0)
-    soft = baselines.priced_gains(table, budgets, max_violation=1.0, scatter=0.1)
+    hard = baselines.constrained_gains(table, budgets, max_violation=1.0)
+    soft = baselines.constrained_gains(table, budgets, max_violation=1.0, scatter=0.1)
     easy, middle = 0, 1
     assert hard[0, easy, middle] == pytest.approx(1.0, abs=1e-5)
     chance = 0.9659  # that 20 ms times exp(N(0, 0.1)) stays within 24 ms: ln(1.2) / 0.1 = 1.82
     assert soft[0, easy, middle] == pytest.approx(chance, abs=1e-3)
-    steady = baselines.priced_gains(table, budgets, max_violation=1.0, scatter=1e-6)
+    steady = baselines.constrained_gains(table, budgets, max_violation=1.0, scatter=1e-6)
     assert steady[0, easy] == pytest.approx(hard[0, easy])

@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from envs.spec import FULL_KNOBS, Knobs, Tier
-from launch.analysis.knob_effects import CUTS, best_by_kind_table, effects_table, knob_effects
+from launch.analysis.knob_effects import CUTS, best_by_task_table, effects_table, knob_effects
 from rollout.profiling.profile_table import ProfileTable
 
 
@@ -70,7 +70,7 @@ def test_tables_name_tasks_and_the_fastest_of_equals(capsys):
         cheapest_ms=np.array([10, 10], np.float32),
     )
     console = Console(width=160)
-    console.print(best_by_kind_table(table))
+    console.print(best_by_task_table(table))
     console.print(effects_table(knob_effects(rows_of([("a", (1, 0, 1, 1, 0))] * 2))))
     shown = capsys.readouterr().out
     cheapest = Knobs(tier=Tier.LOW, position=1, top_k=4, num_blocks=12)

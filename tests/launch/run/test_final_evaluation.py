@@ -69,7 +69,7 @@ def test_the_table_tells_leads_with_their_intervals():
     half = np.repeat([[1.0], [0.0]], 20, axis=0) * right
     found = {
         "controller": outcome(right, inside, budgets, feasible),
-        "lookup by kind": outcome(right, inside, budgets, feasible),
+        "lookup by task": outcome(right, inside, budgets, feasible),
         "lookup": outcome(half, inside, budgets, feasible),
         "static": outcome(wrong, np.full((40, 2), 15.0), budgets, feasible),
     }
