@@ -330,8 +330,8 @@ def constrained_gains(
 ) -> np.ndarray:
     """The gain of each configuration for each task: [K, T, C].
 
-    The gain is the expected reward, at the lowest lambda from `FIXED_VIOLATION_COST` on that keeps the
-    violations; of equals the faster one gains more. With `scatter`, each latency stands for a
+    The gain is the expected reward, at the lowest lambda from `FIXED_VIOLATION_COST` on that keeps
+    the violations; of equals the faster one gains more. With `scatter`, each latency stands for a
     log-normal distribution of that standard deviation. `shrinkage` is the share by which each task
     is drawn to the mixture.
     """
