@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learner.experience import Episodes
 from learner.objective import Gains
 from learner.replay import prefixes_of
+from learner.replay_buffer import Episodes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

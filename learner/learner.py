@@ -27,10 +27,10 @@ from learner.advantages import ADVANTAGE_FORMS
 from learner.batch import EpisodeBatch, for_inspection, make_batch
 from learner.config import LearnerConfig
 from learner.expected_groups import ExpectedGroups
-from learner.experience import Episodes
 from learner.losses import LossInputs, LossMetrics, grpo_loss
 from learner.objective import value_of_stages
 from learner.replay import Replay, ReplayRecord, ViolationCost, logits_of, prefixes_of
+from learner.replay_buffer import Episodes
 from learner.update import MeasuredGradient, NonFiniteUpdateError, UpdateRecord
 from policy.controller import Controller, evaluate_actions
 from policy.distributions import kl_divergence
@@ -294,7 +294,7 @@ class Learner:
             return None
         batch, total = measured.batch, sum(norms)
         return ReplayRecord(
-            num_groups=len(self.replay.experience),
+            num_groups=len(self.replay.buffer),
             model_loss=self.replay.model_loss,
             latency_spread=float(self.replay.model.spread),
             regret=float(np.mean(regrets)) if regrets else 0.0,

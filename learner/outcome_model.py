@@ -21,7 +21,7 @@ from envs.action_masks import num_blocks_mask
 from envs.checks import check_within
 from envs.reward import ExpectedOutcome
 from envs.spec import CHEAPEST_KNOBS, POSITIONS
-from learner.experience import Episodes
+from learner.replay_buffer import Episodes
 from rollout.group_rollout import HEAD_SIZES
 
 NUM_TIERS, NUM_CHOICES = HEAD_SIZES[0], HEAD_SIZES[1]

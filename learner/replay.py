@@ -19,9 +19,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from envs.checks import check_within
-from learner.experience import Episodes, Experience
 from learner.objective import Gains, regret_of_stages, value_of_stages
 from learner.outcome_model import OutcomeModel, OutcomeModelConfig
+from learner.replay_buffer import Episodes, ReplayBuffer
 from policy.controller import Controller
 from policy.stage1 import Stage1Logits
 from policy.stage2 import Stage2Logits
@@ -100,7 +100,7 @@ class Replay:
 
     def __init__(self, controller: Controller, config: ReplayConfig, seed: int = 0) -> None:
         self.controller, self.config = controller, config
-        self.experience = Experience(config.capacity)
+        self.buffer = ReplayBuffer(config.capacity)
         widths = controller.config.d_model, controller.config.image_dim
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -123,11 +123,11 @@ class Replay:
         """
         self._rng = torch.Generator().manual_seed(seed)
         like = next(self.controller.parameters())
-        self.model.observe(self.experience.add(groups).to(like))
+        self.model.observe(self.buffer.add(groups).to(like))
         with torch.random.fork_rng(devices=[]):  # dropout draws from the global generator
             torch.manual_seed(seed)
             losses = [
-                self._fit(self.experience.draw(self.config.batch_size, self._rng).to(like))
+                self._fit(self.buffer.draw(self.config.batch_size, self._rng).to(like))
                 for _ in range(self.config.model_updates)
             ]
         self.model_loss = float(np.mean(losses))
@@ -135,7 +135,7 @@ class Replay:
     @property
     def is_ready(self) -> bool:
         """Whether enough is remembered for the policy to follow the model."""
-        return len(self.experience) >= self.config.warm_up
+        return len(self.buffer) >= self.config.warm_up
 
     def gains(self, episodes: Episodes, violation_cost: ViolationCost) -> Gains:
         """What the model expects of every configuration on some samples."""
@@ -153,7 +153,7 @@ class Replay:
             The policy's regret by the model: see `regret_of_stages`.
         """
         like = next(self.controller.parameters())
-        episodes = self.experience.draw(self.config.batch_size, self._rng).to(like)
+        episodes = self.buffer.draw(self.config.batch_size, self._rng).to(like)
         gains = self.gains(episodes, violation_cost)
         with torch.no_grad():
             budget_token_BD = self.controller.budget_tokens(episodes.budgets_ms_M)
@@ -167,14 +167,14 @@ class Replay:
     def state_dict(self) -> dict[str, Any]:
         """Everything an exact resume needs."""
         return {
-            "experience": self.experience.state_dict(),
+            "experience": self.buffer.state_dict(),
             "model": self.model.state_dict(),
             "model_optimizer": self.model_optimizer.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over a saved state."""
-        self.experience.load_state_dict(state["experience"])
+        self.buffer.load_state_dict(state["experience"])
         self.model.load_state_dict(state["model"])
         self.model_optimizer.load_state_dict(state["model_optimizer"])
 

@@ -32,7 +32,7 @@ from envs.spec import (
     in_ms,
 )
 from rollout.block_skipping import BlockImportance
-from rollout.budget_token_vjp import budget_token_vjp, token_states
+from rollout.budget_token import budget_token_vjp, token_states
 from rollout.executor_config import ExecutorConfig, check_knobs_fit
 from rollout.image_feature import image_dim, pooled
 from rollout.latency.clock import DeviceFacts, clock_for

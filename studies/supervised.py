@@ -12,8 +12,8 @@ import torch
 
 from envs.spec import all_knobs
 from launch.analysis.baselines import Outcome, outcome
-from learner.experience import Episodes
 from learner.outcome_model import OutcomeModel, OutcomeModelConfig
+from learner.replay_buffer import Episodes
 from rollout.simulation.table_samples import TableSamples
 
 BATCH, LEARNING_RATE = 64, 5e-3

@@ -29,7 +29,8 @@ from pathlib import Path
 from ray.train import Checkpoint
 
 from launch.storage.lock import HOLDER_NAME, LOCK_NAME
-from launch.storage.remote_folder import RemoteFolder, StoreError
+from launch.storage.remote_folder import RemoteFolder
+from launch.storage.retries import StoreError
 from learner import folders
 from learner.manifest import (
     MANIFEST_NAME,

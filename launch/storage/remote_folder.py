@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from typing import TypeVar
-
 import pyarrow.fs
+
+from launch.storage.retries import StoreError, retried
 
 WRITABLE = ".writable"
 
-ATTEMPTS = 3
-FIRST_WAIT_S = 1.0
-"""Wait before the second attempt; each further wait is twice as long."""
-
 ATOMIC_STORES = ("s3", "gcs", "abfs")
 """Stores in which an object appears whole or not at all; elsewhere it is renamed into place."""
-
-T = TypeVar("T")
 
 
 def is_uri(run_dir: str) -> bool:
     """Whether a run folder lies in an object store."""
     return "://" in run_dir
-
-
-class StoreError(RuntimeError):
-    """The object store failed repeatedly."""
 
 
 class RemoteFolder:
@@ -60,9 +48,7 @@ class RemoteFolder:
     def list(self) -> set[str]:
         """Paths of all files, relative to the folder."""
         selector = pyarrow.fs.FileSelector(self.root, allow_not_found=True, recursive=True)
-        found = self._retried(
-            f"listing {self.uri}", lambda: self.filesystem.get_file_info(selector)
-        )
+        found = retried(f"listing {self.uri}", lambda: self.filesystem.get_file_info(selector))
         files = (info.path for info in found if info.type == pyarrow.fs.FileType.File)
         return {path.removeprefix(f"{self.root}/") for path in files}
 
@@ -73,7 +59,7 @@ class RemoteFolder:
             with self.filesystem.open_input_stream(f"{self.root}/{name}") as stream:
                 return stream.read()
 
-        return self._retried(f"reading {name}", read)
+        return retried(f"reading {name}", read)
 
     def put(self, name: str, content: bytes) -> None:
         """Writes a file, whole or not at all."""
@@ -91,22 +77,9 @@ class RemoteFolder:
                 stream.write(content)
             self.filesystem.move(f"{folder}/.{base}.partial", target)
 
-        self._retried(f"writing {name}", write)
+        retried(f"writing {name}", write)
 
     def remove_folder(self, name: str) -> None:
         """Removes a folder with all that is in it."""
         path = f"{self.root}/{name}"
-        self._retried(f"removing {name}", lambda: self.filesystem.delete_dir(path))
-
-    def _retried(self, what: str, call: Callable[[], T]) -> T:
-        for attempt in range(ATTEMPTS):
-            try:
-                return call()
-            except FileNotFoundError as error:
-                raise StoreError(f"{what} failed: {error}") from None
-            except (OSError, pyarrow.ArrowException) as error:
-                if attempt == ATTEMPTS - 1:
-                    message = f"{what} failed {ATTEMPTS} times: {error}"
-                    raise StoreError(message) from None
-            time.sleep(FIRST_WAIT_S * 2**attempt)
-        raise AssertionError("unreachable")
+        retried(f"removing {name}", lambda: self.filesystem.delete_dir(path))

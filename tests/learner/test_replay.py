@@ -9,10 +9,10 @@ import torch
 from envs.reward import budget_reward
 from envs.spec import all_knobs
 from learner.config import LearnerConfig
-from learner.experience import Episodes, Experience
 from learner.learner import Learner
 from learner.outcome_model import OutcomeModel, OutcomeModelConfig
 from learner.replay import Replay, ReplayConfig
+from learner.replay_buffer import Episodes, ReplayBuffer
 from tests.learner.synthetic import D_MODEL, FrozenBlocks, make_controller, run_groups
 
 BLOCKS = FrozenBlocks()
@@ -68,7 +68,7 @@ class Follower:
 
 
 def test_experience_keeps_the_latest_groups():
-    controller, experience = make_controller(), Experience(capacity=20)
+    controller, experience = make_controller(), ReplayBuffer(capacity=20)
     batches = [make_groups(controller, seed) for seed in range(3)]
     for batch in batches:
         new = experience.add(batch)
@@ -76,7 +76,7 @@ def test_experience_keeps_the_latest_groups():
     assert len(experience) == 20
     expected = [group.budget_ms for batch in batches for group in batch][-20:]
     assert experience.episodes.budgets_ms_M.tolist() == expected
-    restored = Experience(capacity=20)
+    restored = ReplayBuffer(capacity=20)
     restored.load_state_dict(experience.state_dict())
     for name, tensor in restored.episodes.tensors().items():
         assert torch.equal(tensor, experience.episodes.tensors()[name]), name
@@ -90,7 +90,7 @@ def test_the_policy_finds_the_best_configurations_and_keeps_the_budget_encoder()
     first_spread = float(follower.replay.model.spread)
     for seed in range(1, 40):
         follower.learn(make_groups(controller, seed), seed)
-    assert len(follower.replay.experience) == 40 * 16
+    assert len(follower.replay.buffer) == 40 * 16
     assert float(follower.replay.model.spread) < 0.05 < first_spread
     groups = make_groups(controller, seed=1000, count=100)
     actions = np.concatenate([group.actions for group in groups])
@@ -160,7 +160,7 @@ def test_a_device_that_stands_still_for_a_moment_teaches_nothing():
             replay.take_in(groups, seed=step)
         replay.model.eval()
         with torch.no_grad():
-            log_ms = replay.model(replay.experience.episodes.to(torch.zeros(()))).log_ms_BAPKN
+            log_ms = replay.model(replay.buffer.episodes.to(torch.zeros(()))).log_ms_BAPKN
         ends.append((float(replay.model.spread), log_ms.mean().item()))
     (spread, log_ms), (struck_spread, struck_log_ms) = ends
     assert struck_spread < spread + 0.01

@@ -15,9 +15,10 @@ import pytest
 from ray.train import Checkpoint
 
 from launch.joint_grpo import train
-from launch.storage import remote_folder as storage
+from launch.storage import retries
 from launch.storage.object_store import RunStore
-from launch.storage.remote_folder import StoreError, is_uri
+from launch.storage.remote_folder import is_uri
+from launch.storage.retries import StoreError
 from launch.storage.run_folder import staging_folder
 from learner.checkpoint import CheckpointStore
 from learner.manifest import step_folders, verified_manifest
@@ -39,8 +40,8 @@ REFUSES_UPLOADS = {
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(storage, "ATTEMPTS", 2)
-    monkeypatch.setattr(storage, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(retries, "ATTEMPTS", 2)
+    monkeypatch.setattr(retries, "FIRST_WAIT_S", 0.01)
 
 
 def steps(run_dir: Path) -> list[int]:

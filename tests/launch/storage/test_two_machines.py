@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from launch.storage.object_store import SEEN_NAME, RunStore, TakenOverError
-from launch.storage.remote_folder import StoreError
+from launch.storage.retries import StoreError
 from launch.storage.run_folder import staging_folder
 from launch.storage.uploads import Uploader
 from learner.checkpoint import CheckpointStore

@@ -1,4 +1,4 @@
-"""Experience: the groups a learner remembers, to learn from each of them many times.
+"""The groups that a learner remembers, to learn from each of them many times.
 
 Shapes: M groups remembered, N new groups, B drawn groups, G episodes of a group, D d_model, I
 length of the image feature.
@@ -94,7 +94,7 @@ class Episodes:
         )
 
 
-class Experience:
+class ReplayBuffer:
     """The most recent groups of a run, at most `capacity` of them."""
 
     def __init__(self, capacity: int) -> None:

@@ -1,0 +1,41 @@
+"""A call to an object store is tried several times before it counts as failed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import pyarrow
+
+ATTEMPTS = 3
+FIRST_WAIT_S = 1.0
+"""Wait before the second attempt; each further wait is twice as long."""
+
+T = TypeVar("T")
+
+
+class StoreError(RuntimeError):
+    """The object store failed repeatedly."""
+
+
+def retried(what: str, call: Callable[[], T]) -> T:
+    """Calls until it succeeds; what does not exist is not asked for again.
+
+    Args:
+        what: what the call does, for the error.
+        call: the call.
+
+    Raises:
+        StoreError: all attempts have failed.
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            return call()
+        except FileNotFoundError as error:
+            raise StoreError(f"{what} failed: {error}") from None
+        except (OSError, pyarrow.ArrowException) as error:
+            if attempt == ATTEMPTS - 1:
+                raise StoreError(f"{what} failed {ATTEMPTS} times: {error}") from None
+        time.sleep(FIRST_WAIT_S * 2**attempt)
+    raise AssertionError("unreachable")
