@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from envs.checks import check_within
+from envs.spec import HEAD_SIZES
 from learner.objective import Gains, soft_value
 from policy.controller import Controller
 from policy.stage1 import Stage1Logits
-from rollout.group_rollout import HEAD_SIZES
 
 STAGE1_CHOICES = 2
 """Number of (tier, position) pairs per example on which stage 2 is trained in one step."""

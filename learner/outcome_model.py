@@ -20,9 +20,8 @@ from torch.nn import functional
 from envs.action_masks import num_blocks_mask
 from envs.checks import check_within
 from envs.reward import ExpectedOutcome
-from envs.spec import CHEAPEST_KNOBS, POSITIONS
+from envs.spec import CHEAPEST_KNOBS, HEAD_SIZES, POSITIONS
 from learner.experience import Episodes
-from rollout.group_rollout import HEAD_SIZES
 
 NUM_TIERS, NUM_CHOICES = HEAD_SIZES[0], HEAD_SIZES[1]
 NUM_TIER_STEPS = NUM_TIERS - 1

@@ -1,8 +1,8 @@
 """The controller: budget encoder and both stages, the only trained weights of the system.
 
 Shapes: B episodes, D d_model, I length of the image feature (0 if the controller does not see the
-image), 4 heads in the order tier, position, top_k, num_blocks. Actions
-are choice indices (`envs.spec.Knobs.from_indices`).
+image), 4 heads in the order of `envs.spec.HEADS`. Actions are choice indices
+(`envs.spec.Knobs.from_indices`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ from policy.config import ControllerConfig
 from policy.distributions import entropy, log_probs_of, sample
 from policy.stage1 import Stage1, Stage1Logits
 from policy.stage2 import Stage2, Stage2Logits
-
-HEADS = ("tier", "position", "top_k", "num_blocks")
 
 
 class Choice(NamedTuple):

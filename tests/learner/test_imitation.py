@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from envs.spec import Knobs, Tier
+from envs.spec import HEAD_SIZES, Knobs, Tier
 from learner.imitation import WarmStartConfig, WarmStartExamples, warm_start
 from learner.objective import soft_value
-from rollout.group_rollout import HEAD_SIZES
 from tests.learner.synthetic import D_MODEL, FrozenBlocks, make_controller
 
 CHEAP = Knobs(tier=Tier.LOW, position=2, top_k=4, num_blocks=13).indices()
