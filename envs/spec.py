@@ -154,9 +154,8 @@ class Knobs:
     @classmethod
     def from_indices(cls, indices: Iterable[Any]) -> Knobs:
         """Builds a configuration from one choice index per head."""
-        pairs = zip(HEADS, indices, strict=True)
-        chosen: dict[str, Any] = {head.name: head.choices[int(index)] for head, index in pairs}
-        return cls(**chosen)
+        values = chosen_values(HEADS, indices)
+        return cls(**{head.name: value for head, value in zip(HEADS, values, strict=True)})
 
     def indices(self) -> tuple[int, ...]:
         """The choice indices, in the order of the heads."""
@@ -170,6 +169,11 @@ class Knobs:
     def __str__(self) -> str:
         values = zip(HEADS, self.to_json().values(), strict=True)
         return "-".join(f"{head.letter}{value}" for head, value in values)
+
+
+def chosen_values(heads: Iterable[Head], indices: Iterable[Any]) -> tuple[Any, ...]:
+    """The values of heads from one choice index per head."""
+    return tuple(head.choices[int(index)] for head, index in zip(heads, indices, strict=True))
 
 
 FULL_KNOBS = Knobs(tier=Tier.HIGH, position=1, top_k=8, num_blocks=16)

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from envs.action_masks import num_blocks_mask
+from envs.action_masks import masked_configurations
 from envs.checks import check_within
 from envs.reward import ExpectedOutcome
-from envs.spec import CHEAPEST_KNOBS, HEAD_SIZES, POSITIONS
+from envs.spec import CHEAPEST_KNOBS, HEAD_SIZES
 from learner.experience import Episodes
 
 NUM_TIERS, NUM_CHOICES = HEAD_SIZES[0], HEAD_SIZES[1]
@@ -45,7 +45,8 @@ SPREAD_QUANTILE = 0.8
 
 INITIAL_SPREAD = 0.15
 
-MASKED_PN = torch.tensor([(~num_blocks_mask(position)).tolist() for position in POSITIONS])
+MASKED = torch.from_numpy(masked_configurations())
+"""Which combinations of choices are no configuration: bool [A, P, K, N]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +167,7 @@ class OutcomeModel(nn.Module):
         )
         reward = expected.reward(_of_samples(violation_cost_B).cpu().numpy())
         reward_BAPKN = torch.from_numpy(reward).to(outcomes.score_logit_BAPKN)
-        return reward_BAPKN.masked_fill(MASKED_PN[:, None].to(log_ratio.device), -torch.inf)
+        return reward_BAPKN.masked_fill(MASKED.to(log_ratio.device), -torch.inf)
 
 
 def _network(width: int, config: OutcomeModelConfig) -> nn.Sequential:

@@ -25,7 +25,7 @@ from policy.stage2 import Stage2, Stage2Logits
 
 
 class Choice(NamedTuple):
-    """The two choices of one stage: int64 indices by head, and the logits that they are from."""
+    """The choices of one stage: int64 indices by head, and the logits that they are from."""
 
     indices_B2: Tensor
     logits: Stage1Logits | Stage2Logits
@@ -177,10 +177,10 @@ def choose(
     logits: Stage1Logits | Stage2Logits,
     generators: torch.Generator | Sequence[torch.Generator] | None = None,
 ) -> Choice:
-    """Decides both heads of one stage.
+    """Decides all heads of one stage.
 
     Args:
-        logits: [B, K] for each of the two heads.
+        logits: [B, K] for each head.
         generators: None takes the most likely choice of each row. One generator samples a single
             row; a sequence samples row b from generators[b] alone, so that a member's choice does
             not depend on the other members. A single row of logits serves any number of
