@@ -7,35 +7,50 @@ from collections.abc import Sequence
 import numpy as np
 
 from envs.spec import (
-    NUM_BLOCKS,
+    HEAD_SIZES,
     POSITIONS,
-    TIERS,
-    TOP_KS,
-    allowed_num_blocks,
+    STAGE1_HEADS,
+    STAGE2_HEADS,
+    Head,
+    all_knobs,
 )
 
-MAX_CHOICES = 5
-"""Choices of the widest head; each of an action's two entries lies below it."""
+MAX_CHOICES = max(HEAD_SIZES)
+"""Choices of the widest head; each of an action's entries lies below it."""
 
-ActionMask = tuple[np.ndarray, np.ndarray]
+ActionMask = tuple[np.ndarray, ...]
+"""A mask per head of a stage, each of MAX_CHOICES."""
 
 
-def num_blocks_mask(position: int) -> np.ndarray:
-    """Which of NUM_BLOCKS stage 2 may choose after it ran at `position`: bool [5]."""
-    return np.isin(NUM_BLOCKS, allowed_num_blocks(position))
+def stage2_allowed(position: int) -> np.ndarray:
+    """Which choices stage 2 may take after it ran at `position`: bool [sum(STAGE2_SIZES)]."""
+    return np.concatenate([np.isin(head.choices, head.allowed(position)) for head in STAGE2_HEADS])
+
+
+def masked_configurations() -> np.ndarray:
+    """Which combinations of choices are no configuration: bool [*HEAD_SIZES]."""
+    masked = np.ones(HEAD_SIZES, dtype=bool)
+    masked[tuple(np.transpose([knobs.indices() for knobs in all_knobs()]))] = False
+    return masked
 
 
 def stage1_mask() -> ActionMask:
-    """Mask of (tier, position), in the form that `MultiDiscrete.sample(mask)` takes."""
-    tiers = np.arange(MAX_CHOICES) < len(TIERS)
-    return tiers.astype(np.int8), np.ones(len(POSITIONS), dtype=np.int8)
+    """Mask of stage 1's heads, in the form that `MultiDiscrete.sample(mask)` takes."""
+    return _masks(STAGE1_HEADS, POSITIONS[0])
 
 
 def stage2_mask(position: int) -> ActionMask:
-    """Mask of (top_k, num_blocks) after an insertion position."""
-    return np.ones(len(TOP_KS), dtype=np.int8), num_blocks_mask(position).astype(np.int8)
+    """Mask of stage 2's heads after an insertion position."""
+    return _masks(STAGE2_HEADS, position)
 
 
 def is_allowed(action: np.ndarray | Sequence[int], mask: ActionMask) -> bool:
-    """Whether a pair of choice indices is within both masks."""
+    """Whether a stage's choice indices are within its masks."""
     return all(0 <= a < len(m) and m[a] == 1 for a, m in zip(action, mask, strict=True))
+
+
+def _masks(heads: Sequence[Head], position: int) -> ActionMask:
+    masks = [np.zeros(MAX_CHOICES, dtype=np.int8) for _ in heads]
+    for mask, head in zip(masks, heads, strict=True):
+        mask[: len(head.choices)] = np.isin(head.choices, head.allowed(position))
+    return tuple(masks)

@@ -3,7 +3,7 @@
 An episode is three calls in this order: `look`, `begin` with the choices of stage 1, `finish` with
 those of stage 2. G episodes of one (sample, budget) run together and share work.
 
-Shapes: G episodes, D d_model. Choices are pairs of indices: (tier, position), (top_k, num_blocks).
+Shapes: G episodes, D d_model. Choices are indices, one per head of the stage.
 """
 
 from __future__ import annotations
@@ -17,10 +17,8 @@ from envs.action_masks import is_allowed, stage1_mask, stage2_mask
 from envs.calibration import PresentTime
 from envs.reward import is_violation
 from envs.spec import (
-    NUM_BLOCKS,
-    POSITIONS,
-    TIERS,
-    TOP_KS,
+    STAGE1_HEADS,
+    STAGE2_HEADS,
     Decoding,
     Elapsed,
     Execution,
@@ -29,6 +27,7 @@ from envs.spec import (
     Sample,
     Stages,
     check_budget_ms,
+    chosen_values,
     in_ms,
 )
 
@@ -116,19 +115,20 @@ class EpisodeGroup:
         """Takes stage 1's choices and runs to the insertion positions.
 
         Args:
-            choices_G2: indices of tier and position.
+            choices_G2: indices of stage 1's heads.
             budget_token_D: float32, enters block 0 after the text.
             controller: stage 1's own time in each episode, if it is to be charged.
 
         Returns:
             Latency tokens, float32 [G, D], zeros where the choice is invalid.
         """
-        valid_G = np.array([is_allowed(choice, stage1_mask()) for choice in choices_G2])
+        mask = stage1_mask()
+        valid_G = np.array([is_allowed(choice, mask) for choice in choices_G2])
         self._began = np.where(valid_G[:, None], choices_G2, -1)
         self._charged = _joined([self._seeing] * len(valid_G), controller)
         tokens_GD = np.zeros((len(valid_G), self._d_model), np.float32)
         if valid_G.any():
-            choices = [(TIERS[tier], POSITIONS[p]) for tier, p in choices_G2[valid_G]]
+            choices = [chosen_values(STAGE1_HEADS, choice) for choice in choices_G2[valid_G]]
             tokens_GD[valid_G] = self.session.begin(choices, budget_token_D)
         return tokens_GD
 
@@ -152,14 +152,16 @@ class EpisodeGroup:
         """Takes stage 2's choices and runs to the answers; None for an invalid choice.
 
         Args:
-            choices_G2: indices of top_k and num_blocks.
+            choices_G2: indices of stage 2's heads.
             controller: stage 2's own time in each episode, if it is to be charged.
             decoding: how answers are decoded.
         """
         running_G = self.running_G
         chosen = [
-            (TOP_KS[k], NUM_BLOCKS[n]) if is_allowed((k, n), stage2_mask(position)) else None
-            for position, (k, n) in zip(
+            chosen_values(STAGE2_HEADS, choice)
+            if is_allowed(choice, stage2_mask(position))
+            else None
+            for position, choice in zip(
                 self.positions_G[running_G], choices_G2[running_G], strict=True
             )
         ]

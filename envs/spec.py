@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from itertools import product
 from typing import Any, Protocol
 
 import numpy as np
@@ -45,8 +46,6 @@ TIERS = tuple(Tier)
 POSITIONS = (1, 2, 3, 4, 5)
 TOP_KS = (4, 5, 6, 7, 8)
 NUM_BLOCKS = (12, 13, 14, 15, 16)
-STAGE1_SIZES = (len(TIERS), len(POSITIONS))
-STAGE2_SIZES = (len(TOP_KS), len(NUM_BLOCKS))
 MIN_BLOCKS_AFTER_POSITION = 11
 
 SHORTEST_SHARE = 0.8
@@ -63,9 +62,75 @@ def allowed_num_blocks(position: int) -> tuple[int, ...]:
     return tuple(n for n in NUM_BLOCKS if n - position >= MIN_BLOCKS_AFTER_POSITION)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """One of the controller's decisions.
+
+    Attributes:
+        name: the field of `Knobs`; also in the names of scalars and histograms.
+        stage: 1 decides before the crops are encoded, 2 inside the prefill.
+        choices: values by choice index.
+        letter: precedes the value in the name of a configuration.
+        plural: what a saved controller calls the choices.
+        title: what figures call it.
+        allowed_at: the choices of stage 2 at an insertion position; None if all are allowed.
+    """
+
+    name: str
+    stage: int
+    choices: tuple[int, ...]
+    letter: str
+    plural: str
+    title: str
+    allowed_at: Callable[[int], tuple[int, ...]] | None = None
+
+    @property
+    def amounts(self) -> tuple[int, ...]:
+        """The choices as numbers to measure by: a tier counts as its maximum number of crops."""
+        return tuple(c.max_crops if isinstance(c, Tier) else c for c in self.choices)
+
+    def allowed(self, position: int) -> tuple[int, ...]:
+        """The choices that are allowed at an insertion position.
+
+        Raises:
+            ValueError: the choices depend on the position, and it is not one.
+        """
+        return self.choices if self.allowed_at is None else self.allowed_at(position)
+
+
+HEADS = (
+    Head(name="tier", stage=1, choices=TIERS, letter="", plural="max_crops", title="max crops"),
+    Head(
+        name="position",
+        stage=1,
+        choices=POSITIONS,
+        letter="p",
+        plural="positions",
+        title="insertion position",
+    ),
+    Head(name="top_k", stage=2, choices=TOP_KS, letter="k", plural="top_ks", title="top-k"),
+    Head(
+        name="num_blocks",
+        stage=2,
+        choices=NUM_BLOCKS,
+        letter="b",
+        plural="num_blocks",
+        title="blocks",
+        allowed_at=allowed_num_blocks,
+    ),
+)
+"""The heads in the order of actions and log-probabilities, those of stage 1 first."""
+
+STAGE1_HEADS = tuple(head for head in HEADS if head.stage == 1)
+STAGE2_HEADS = tuple(head for head in HEADS if head.stage == 2)
+STAGE1_SIZES = tuple(len(head.choices) for head in STAGE1_HEADS)
+STAGE2_SIZES = tuple(len(head.choices) for head in STAGE2_HEADS)
+HEAD_SIZES = (*STAGE1_SIZES, *STAGE2_SIZES)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Knobs:
-    """One whole configuration; construction raises ValueError for an invalid one."""
+    """One whole configuration, a field per head; raises ValueError for an invalid one."""
 
     tier: Tier
     position: int
@@ -74,47 +139,41 @@ class Knobs:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tier", Tier.parse(self.tier))
-        allowed = allowed_num_blocks(self.position)
-        if self.top_k not in TOP_KS:
-            raise ValueError(f"unknown top_k {self.top_k!r}: use one of {TOP_KS}")
-        if self.num_blocks not in allowed:
+        all_allowed = [head.allowed(self.position) for head in HEADS]
+        for head, allowed in zip(HEADS, all_allowed, strict=True):
+            value = getattr(self, head.name)
+            if value in allowed:
+                continue
+            if head.allowed_at is None:
+                raise ValueError(f"unknown {head.name} {value!r}: use one of {allowed}")
             raise ValueError(
-                f"num_blocks {self.num_blocks!r} is masked at position {self.position}: "
+                f"{head.name} {value!r} is masked at position {self.position}: "
                 f"use one of {list(allowed)}"
             )
 
     @classmethod
-    def from_indices(cls, indices: Any) -> Knobs:
-        """Builds a configuration from four choice indices (tier, position, top_k, num_blocks)."""
-        tier, position, top_k, num_blocks = (int(i) for i in indices)
-        return cls(
-            tier=TIERS[tier],
-            position=POSITIONS[position],
-            top_k=TOP_KS[top_k],
-            num_blocks=NUM_BLOCKS[num_blocks],
-        )
+    def from_indices(cls, indices: Iterable[Any]) -> Knobs:
+        """Builds a configuration from one choice index per head."""
+        values = chosen_values(HEADS, indices)
+        return cls(**{head.name: value for head, value in zip(HEADS, values, strict=True)})
 
-    def indices(self) -> tuple[int, int, int, int]:
-        """The four choice indices, in the order of the heads."""
-        return (
-            int(self.tier),
-            POSITIONS.index(self.position),
-            TOP_KS.index(self.top_k),
-            NUM_BLOCKS.index(self.num_blocks),
-        )
+    def indices(self) -> tuple[int, ...]:
+        """The choice indices, in the order of the heads."""
+        return tuple(head.choices.index(getattr(self, head.name)) for head in HEADS)
 
     def to_json(self) -> dict[str, Any]:
         """The choices as plain values."""
-        return {
-            "tier": self.tier.name.lower(),
-            "position": self.position,
-            "top_k": self.top_k,
-            "num_blocks": self.num_blocks,
-        }
+        values = {head.name: getattr(self, head.name) for head in HEADS}
+        return {n: v.name.lower() if isinstance(v, Tier) else v for n, v in values.items()}
 
     def __str__(self) -> str:
-        tier = self.tier.name.lower()
-        return f"{tier}-p{self.position}-k{self.top_k}-b{self.num_blocks}"
+        values = zip(HEADS, self.to_json().values(), strict=True)
+        return "-".join(f"{head.letter}{value}" for head, value in values)
+
+
+def chosen_values(heads: Iterable[Head], indices: Iterable[Any]) -> tuple[Any, ...]:
+    """The values of heads from one choice index per head."""
+    return tuple(head.choices[int(index)] for head, index in zip(heads, indices, strict=True))
 
 
 FULL_KNOBS = Knobs(tier=Tier.HIGH, position=1, top_k=8, num_blocks=16)
@@ -123,11 +182,10 @@ CHEAPEST_KNOBS = Knobs(tier=Tier.LOW, position=1, top_k=4, num_blocks=12)
 
 def all_knobs() -> Iterator[Knobs]:
     """The 225 valid configurations, tiers outermost."""
-    for tier in TIERS:
-        for position in POSITIONS:
-            for top_k in TOP_KS:
-                for num_blocks in allowed_num_blocks(position):
-                    yield Knobs(tier=tier, position=position, top_k=top_k, num_blocks=num_blocks)
+    for values in product(*(head.choices for head in HEADS)):
+        chosen: dict[str, Any] = {h.name: v for h, v in zip(HEADS, values, strict=True)}
+        if all(chosen[head.name] in head.allowed(chosen["position"]) for head in HEADS):
+            yield Knobs(**chosen)
 
 
 def knobs_by_name() -> dict[str, Knobs]:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from envs.checks import check_within
+from envs.spec import HEAD_SIZES
 from learner.objective import Gains, soft_value
 from policy.controller import Controller
 from policy.stage1 import Stage1Logits
-from rollout.group_rollout import HEAD_SIZES
 
 STAGE1_CHOICES = 2
 """Number of (tier, position) pairs per example on which stage 2 is trained in one step."""
@@ -96,7 +96,8 @@ class WarmStartExamples:
         if count == 0 or shapes != expected:
             raise ValueError(
                 f"{count} budgets with features, latency tokens and gains of shapes {shapes}: give "
-                "[B, D], [B, 3, 5, D] and [B, 3, 5, 5, 5] for B budgets, at least one"
+                f"[B, D], [B, 3, 5, D] and [B, {', '.join(map(str, HEAD_SIZES))}] for B budgets, "
+                "at least one"
             )
         if not np.isfinite(self.gains_BAPKN).reshape(count, -1).any(1).all():
             raise ValueError("an example has no configuration of finite gain: leave it out")
@@ -158,14 +159,14 @@ class _Tensors:
             self.budget_token_BD[rows_B],
             self.image_feature_BI[rows_B],
         )
-        value_B = soft_value(*stage1, self.gains.relative_BAP[rows_B], temperature)
+        value_B = soft_value(stage1, self.gains.relative_BAP[rows_B], temperature)
         tier_R, position_R = _draw(stage1, rng)
         rows_R = rows_B.repeat_interleave(STAGE1_CHOICES)
         stage2 = controller.stage2_logits(
             self.latency_token_BAPD[rows_R, tier_R, position_R], position_R
         )
         value_R = soft_value(
-            *stage2, self.gains.relative_BAPKN[rows_R, tier_R, position_R], temperature
+            stage2, self.gains.relative_BAPKN[rows_R, tier_R, position_R], temperature
         )
         return value_B.mean() + value_R.mean()
 
@@ -179,12 +180,8 @@ class _Tensors:
         tier_B, position_B = (logits.argmax(-1) for logits in stage1)
         tokens_BD = self.latency_token_BAPD[rows_B, tier_B, position_B]
         stage2 = controller.stage2_logits(tokens_BD, position_B)
-        top_k_B, num_blocks_B = (logits.argmax(-1) for logits in stage2)
-        return (
-            -self.gains.relative_BAPKN[rows_B, tier_B, position_B, top_k_B, num_blocks_B]
-            .mean()
-            .item()
-        )
+        chosen_B = [logits.argmax(-1) for logits in stage2]
+        return -self.gains.relative_BAPKN[rows_B, tier_B, position_B, *chosen_B].mean().item()
 
 
 @torch.no_grad()

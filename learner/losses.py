@@ -113,7 +113,7 @@ class LossMetrics:
     ratio_max: float
     importance_mean: float
     importance_capped_share: float
-    entropies: tuple[float, float, float, float]
+    entropies: tuple[float, ...]
 
 
 def clipped_surrogate(
@@ -184,15 +184,10 @@ def grpo_loss(inputs: LossInputs, config: LossConfig) -> tuple[Tensor, LossMetri
             ratio_max=ratio_BS[active_B].max().item() if active_B.any() else 1.0,
             importance_mean=_mean(importance_BS[active_B], empty=1.0),
             importance_capped_share=_mean((importance_BS >= config.importance_cap)[active_B]),
-            entropies=_four(inputs.entropies_B4),
+            entropies=tuple(inputs.entropies_B4.mean(0).tolist()),
         )
     return loss, metrics
 
 
 def _mean(values: Tensor, empty: float = 0.0) -> float:
     return values.double().mean().item() if values.numel() else empty
-
-
-def _four(values_B4: Tensor) -> tuple[float, float, float, float]:
-    tier, position, top_k, num_blocks = values_B4.mean(0).tolist()
-    return tier, position, top_k, num_blocks

@@ -10,11 +10,14 @@ choices of the two heads of one stage.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from string import ascii_lowercase
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from envs.spec import HEAD_SIZES, STAGE1_SIZES
 from policy.distributions import entropy
 from policy.stage1 import Stage1Logits
 from policy.stage2 import Stage2Logits
@@ -38,32 +41,31 @@ class Gains(NamedTuple):
     def of(cls, worth_BAPKN: Tensor) -> Gains:
         """From expected rewards; -inf where masked or unknown."""
         best_B = worth_BAPKN.flatten(1).amax(1)
-        relative_BAPKN = worth_BAPKN - best_B[:, None, None, None, None]
+        relative_BAPKN = worth_BAPKN - best_B.view(-1, *(1 for _ in HEAD_SIZES))
         return cls(best_B, relative_BAPKN.clamp(min=-MAX_LOSS))
 
     @property
     def relative_BAP(self) -> Tensor:
         """The same for tier and position, each followed by the best choices of stage 2."""
-        return self.relative_BAPKN.amax((3, 4))
+        return self.relative_BAPKN.flatten(1 + len(STAGE1_SIZES)).amax(-1)
 
 
-def soft_value(
-    first_logits: Tensor, second_logits: Tensor, gains: Tensor, temperature: float
-) -> Tensor:
-    """Expected gain of two independent choices, plus their entropy weighted by the temperature.
+def soft_value(logits: Sequence[Tensor], gains: Tensor, temperature: float) -> Tensor:
+    """Expected gain of independent choices, plus their entropy weighted by the temperature.
 
     Args:
-        first_logits: [..., M].
-        second_logits: [..., N]; -inf where masked.
-        gains: [..., M, N], finite.
+        logits: [..., K] of each head of a stage; -inf where masked.
+        gains: [..., M, N] for heads of M and N choices, finite.
         temperature: weight of the entropy, in units of the gains; at 0 only the gain counts.
 
     Returns:
         [...].
     """
-    first, second = first_logits.log_softmax(-1), second_logits.log_softmax(-1)
-    expected = torch.einsum("...m,...n,...mn->...", first.exp(), second.exp(), gains)
-    return expected + temperature * (entropy(first) + entropy(second))
+    log_probs = [head.log_softmax(-1) for head in logits]
+    axes = ascii_lowercase[: len(log_probs)]
+    terms = ",".join(f"...{axis}" for axis in (*axes, axes))
+    expected = torch.einsum(f"{terms}->...", *(head.exp() for head in log_probs), gains)
+    return expected + temperature * sum(map(entropy, log_probs), gains.new_zeros(()))
 
 
 def value_of_stages(
@@ -82,8 +84,8 @@ def value_of_stages(
         prefixes: row of the sample, tier and position of each prefix, choice indices [R].
         temperature: weight of the entropy.
     """
-    value_B = soft_value(*stage1, gains.relative_BAP, temperature)
-    value_R = soft_value(*stage2, gains.relative_BAPKN[prefixes], temperature)
+    value_B = soft_value(stage1, gains.relative_BAP, temperature)
+    value_R = soft_value(stage2, gains.relative_BAPKN[prefixes], temperature)
     return value_B.mean() + value_R.mean()
 
 
@@ -95,7 +97,7 @@ def regret_of_stages(
     prefixes: tuple[Tensor, Tensor, Tensor],
 ) -> float:
     """Mean expected reward that stage 1 loses, plus what stage 2 loses after its prefixes."""
-    lost_B = -soft_value(*stage1, gains.relative_BAP, 0.0)
+    lost_B = -soft_value(stage1, gains.relative_BAP, 0.0)
     after_RKN = gains.relative_BAPKN[prefixes]
-    lost_R = after_RKN.amax((1, 2)) - soft_value(*stage2, after_RKN, 0.0)
+    lost_R = after_RKN.flatten(1).amax(1) - soft_value(stage2, after_RKN, 0.0)
     return float(lost_B.mean() + lost_R.mean())

@@ -17,16 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from envs.action_masks import num_blocks_mask
+from envs.action_masks import masked_configurations
 from envs.checks import check_within
 from envs.reward import ExpectedOutcome
-from envs.spec import CHEAPEST_KNOBS, POSITIONS
+from envs.spec import CHEAPEST_KNOBS, HEAD_SIZES
 from learner.replay_buffer import Episodes
-from rollout.group_rollout import HEAD_SIZES
 
-NUM_TIERS, NUM_CHOICES = HEAD_SIZES[0], HEAD_SIZES[1]
+NUM_TIERS, *OTHER_SIZES = HEAD_SIZES
 NUM_TIER_STEPS = NUM_TIERS - 1
-NUM_OUTPUTS = 1 + NUM_TIER_STEPS + 3 * NUM_TIERS * (NUM_CHOICES - 1)
+NUM_STEPS = [NUM_TIERS * (size - 1) for size in OTHER_SIZES]
+NUM_OUTPUTS = 1 + NUM_TIER_STEPS + sum(NUM_STEPS)
 
 INITIAL_STEP = -3.0
 """Bias of every step before the softplus, which makes it 0.05."""
@@ -46,7 +46,8 @@ SPREAD_QUANTILE = 0.8
 
 INITIAL_SPREAD = 0.15
 
-MASKED_PN = torch.tensor([(~num_blocks_mask(position)).tolist() for position in POSITIONS])
+MASKED = torch.from_numpy(masked_configurations())
+"""Which combinations of choices are no configuration: bool [A, P, K, N]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,14 +168,14 @@ class OutcomeModel(nn.Module):
         )
         reward = expected.reward(_of_samples(violation_cost_B).cpu().numpy())
         reward_BAPKN = torch.from_numpy(reward).to(outcomes.score_logit_BAPKN)
-        return reward_BAPKN.masked_fill(MASKED_PN[:, None].to(log_ratio.device), -torch.inf)
+        return reward_BAPKN.masked_fill(MASKED.to(log_ratio.device), -torch.inf)
 
 
 def _network(width: int, config: OutcomeModelConfig) -> nn.Sequential:
     last = nn.Linear(config.hidden_dim, NUM_OUTPUTS)
     nn.init.zeros_(last.weight)
     nn.init.constant_(last.bias, INITIAL_STEP)
-    steps_to_the_middle = (NUM_TIER_STEPS + 3 * (NUM_CHOICES - 1)) / 2
+    steps_to_the_middle = sum(size - 1 for size in HEAD_SIZES) / 2
     with torch.no_grad():
         last.bias[0] = steps_to_the_middle * functional.softplus(last.bias[1])
     return nn.Sequential(
@@ -189,16 +190,13 @@ def _network(width: int, config: OutcomeModelConfig) -> nn.Sequential:
 def _by_choice(outputs: Tensor) -> Tensor:
     """The full configuration's value less the steps down to each configuration, [B, A, P, K, N]."""
     steps = functional.softplus(outputs[:, 1:])
-    tier = _below_the_top(steps[:, :NUM_TIER_STEPS])
-    others = _below_the_top(steps[:, NUM_TIER_STEPS:].unflatten(1, (3, NUM_TIERS, -1)))
-    position, top_k, num_blocks = others.unbind(1)
-    return (
-        outputs[:, 0, None, None, None, None]
-        - tier[:, :, None, None, None]
-        - position[:, :, :, None, None]
-        - top_k[:, :, None, :, None]
-        - num_blocks[:, :, None, None, :]
-    )
+    tier_steps, *other_steps = steps.split([NUM_TIER_STEPS, *NUM_STEPS], dim=1)
+    values = outputs[:, :1] - _below_the_top(tier_steps)
+    for steps in other_steps:
+        below = _below_the_top(steps.unflatten(1, (NUM_TIERS, -1)))
+        between = [1] * (values.ndim - 2)
+        values = values[..., None] - below.view(*below.shape[:2], *between, below.shape[2])
+    return values
 
 
 def _below_the_top(steps: Tensor) -> Tensor:

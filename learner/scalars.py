@@ -17,10 +17,9 @@ from envs.reward import (
     score_within_budget,
     violation_rate,
 )
-from envs.spec import BudgetSampler
+from envs.spec import HEADS, BudgetSampler
 from learner.rewards import rewards_of, violations
 from learner.update import UpdateRecord
-from policy.controller import HEADS
 from rollout.group_rollout import GroupRollout
 
 BUDGET_BINS = 4
@@ -111,7 +110,7 @@ def update_scalars(update: UpdateRecord, reward: Reward) -> dict[str, float]:
         "learner/policy_version": update.version,
     }
     for head, value in zip(HEADS, loss.entropies, strict=True):
-        scalars[f"learner_entropy/{head}"] = value
+        scalars[f"learner_entropy/{head.name}"] = value
     if update.replay is not None:
         scalars |= {f"replay/{name}": value for name, value in asdict(update.replay).items()}
     return scalars

@@ -1,8 +1,8 @@
 """The controller: budget encoder and both stages, the only trained weights of the system.
 
 Shapes: B episodes, D d_model, I length of the image feature (0 if the controller does not see the
-image), 4 heads in the order tier, position, top_k, num_blocks. Actions
-are choice indices (`envs.spec.Knobs.from_indices`).
+image), 4 heads in the order of `envs.spec.HEADS`. Actions are choice indices
+(`envs.spec.Knobs.from_indices`).
 """
 
 from __future__ import annotations
@@ -23,11 +23,9 @@ from policy.distributions import entropy, log_probs_of, sample
 from policy.stage1 import Stage1, Stage1Logits
 from policy.stage2 import Stage2, Stage2Logits
 
-HEADS = ("tier", "position", "top_k", "num_blocks")
-
 
 class Choice(NamedTuple):
-    """The two choices of one stage: int64 indices by head, and the logits that they are from."""
+    """The choices of one stage: int64 indices by head, and the logits that they are from."""
 
     indices_B2: Tensor
     logits: Stage1Logits | Stage2Logits
@@ -179,10 +177,10 @@ def choose(
     logits: Stage1Logits | Stage2Logits,
     generators: torch.Generator | Sequence[torch.Generator] | None = None,
 ) -> Choice:
-    """Decides both heads of one stage.
+    """Decides all heads of one stage.
 
     Args:
-        logits: [B, K] for each of the two heads.
+        logits: [B, K] for each head.
         generators: None takes the most likely choice of each row. One generator samples a single
             row; a sequence samples row b from generators[b] alone, so that a member's choice does
             not depend on the other members. A single row of logits serves any number of

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
-from envs.spec import MIN_BLOCKS_AFTER_POSITION, NUM_BLOCKS, POSITIONS, TIERS, TOP_KS
+from envs.spec import HEADS, MIN_BLOCKS_AFTER_POSITION
 from policy.config import ControllerConfig
 from policy.weights import weights_sha256
 
@@ -31,10 +31,7 @@ WEIGHTS_NAME = "controller.safetensors"
 def knob_set() -> dict[str, Any]:
     """The meaning of the heads' choice indices, as written into the JSON."""
     return {
-        "max_crops": [tier.max_crops for tier in TIERS],
-        "positions": list(POSITIONS),
-        "top_ks": list(TOP_KS),
-        "num_blocks": list(NUM_BLOCKS),
+        **{head.plural: list(head.amounts) for head in HEADS},
         "min_blocks_after_position": MIN_BLOCKS_AFTER_POSITION,
     }
 

@@ -5,8 +5,6 @@ Shapes: B episodes, D d_model, I length of the image feature, 3 tiers, 5 positio
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
@@ -16,11 +14,9 @@ from policy.config import ControllerConfig
 HEAD_INIT_STD = 0.01
 
 
-class Stage1Logits(NamedTuple):
-    """Logits of the two choices made before the tier's crops are encoded."""
-
-    tier_B3: Tensor
-    position_B5: Tensor
+Stage1Logits = tuple[Tensor, ...]
+"""Logits by choice index of the heads that decide before the tier's crops are encoded, in the order
+of `envs.spec.STAGE1_HEADS`."""
 
 
 class ImageProjection(nn.Module):
@@ -62,7 +58,7 @@ class Stage1(nn.Module):
         budget_token_BD: Tensor,
         image_feature_BI: Tensor | None = None,
     ) -> Stage1Logits:
-        """Returns the logits of tier and position, by choice index."""
+        """Returns the logits of stage 1's heads: tier [B, 3] and position [B, 5]."""
         projected = [
             self.language(self.norm(language_feature_BD)),
             self.budget(self.norm(budget_token_BD)),
@@ -71,5 +67,4 @@ class Stage1(nn.Module):
             assert image_feature_BI is not None, "this controller sees the image: give its feature"
             projected.append(self.image(image_feature_BI))
         hidden = nn.functional.gelu(self.hidden(nn.functional.gelu(torch.cat(projected, dim=-1))))
-        tier_B3, position_B5 = self.heads(hidden).split(STAGE1_SIZES, dim=-1)
-        return Stage1Logits(tier_B3, position_B5)
+        return self.heads(hidden).split(STAGE1_SIZES, dim=-1)

@@ -1,26 +1,21 @@
-"""Stage 2: latency token and insertion position to top_k and num_blocks.
+"""Stage 2: latency token and insertion position to the choices made inside the prefill.
 
-Shapes: B episodes, D d_model, 5 top_k choices, 5 num_blocks choices.
+Shapes: B episodes, D d_model, P positions, S the choices of all heads of the stage.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from envs.action_masks import num_blocks_mask
+from envs.action_masks import stage2_allowed
 from envs.spec import POSITIONS, STAGE2_SIZES
 from policy.stage1 import HEAD_INIT_STD
 
-
-class Stage2Logits(NamedTuple):
-    """Logits of the two choices made inside the prefill; masked num_blocks are -inf."""
-
-    top_k_B5: Tensor
-    num_blocks_B5: Tensor
+Stage2Logits = tuple[Tensor, ...]
+"""Logits by choice index of the heads that decide inside the prefill, in the order of
+`envs.spec.STAGE2_HEADS`; masked choices are -inf."""
 
 
 class Stage2(nn.Module):
@@ -30,7 +25,7 @@ class Stage2(nn.Module):
     LayerNorm removes the scale, and the position embedding gives the depth.
     """
 
-    masked_positions_P5: Tensor
+    masked_PS: Tensor
 
     def __init__(self, d_model: int, projection_dim: int, hidden_dim: int):
         super().__init__()
@@ -41,11 +36,11 @@ class Stage2(nn.Module):
         self.heads = nn.Linear(hidden_dim, sum(STAGE2_SIZES))
         nn.init.normal_(self.heads.weight, std=HEAD_INIT_STD)
         nn.init.zeros_(self.heads.bias)
-        masked = ~np.stack([num_blocks_mask(position) for position in POSITIONS])
-        self.register_buffer("masked_positions_P5", torch.from_numpy(masked), persistent=False)
+        masked = ~np.stack([stage2_allowed(position) for position in POSITIONS])
+        self.register_buffer("masked_PS", torch.from_numpy(masked), persistent=False)
 
     def forward(self, latency_token_BD: Tensor, position_index_B: Tensor) -> Stage2Logits:
-        """Returns the logits of top_k and num_blocks, by choice index.
+        """Returns the logits of stage 2's heads: top_k [B, 5] and num_blocks [B, 5].
 
         Args:
             latency_token_BD: the budget token's hidden state after block p.
@@ -56,6 +51,5 @@ class Stage2(nn.Module):
             self.position(position_index_B),
         )
         hidden = nn.functional.gelu(self.hidden(nn.functional.gelu(torch.cat(projected, dim=-1))))
-        top_k_B5, num_blocks_B5 = self.heads(hidden).split(STAGE2_SIZES, dim=-1)
-        masked_B5 = self.masked_positions_P5[position_index_B]
-        return Stage2Logits(top_k_B5, num_blocks_B5.masked_fill(masked_B5, -torch.inf))
+        logits_BS = self.heads(hidden).masked_fill(self.masked_PS[position_index_B], -torch.inf)
+        return logits_BS.split(STAGE2_SIZES, dim=-1)

@@ -1,7 +1,7 @@
 """The record of one group's episodes, the unit of work between rollout and learner.
 
 Shapes: G episodes of the group, D d_model, I length of the image feature, 4 heads in the order
-tier, position, top_k, num_blocks.
+of `envs.spec.HEADS`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from envs.spec import STAGE1_SIZES, STAGE2_SIZES
-
-HEAD_SIZES = (*STAGE1_SIZES, *STAGE2_SIZES)
+from envs.spec import HEAD_SIZES, HEADS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +79,8 @@ class GroupRollout:
         self._check_array("language_feature", (width,), np.float32)
         self._check_array("image_feature", (self.image_feature.size,), np.float32)
         self._check_array("budget_token", (width,), np.float32)
-        self._check_array("actions", (size, 4), np.int64)
-        self._check_array("log_probs", (size, 4), np.float32)
+        self._check_array("actions", (size, len(HEADS)), np.int64)
+        self._check_array("log_probs", (size, len(HEADS)), np.float32)
         self._check_array("latency_tokens", (size, width), np.float32)
         self._check_array("scores", (size,), np.float32)
         for name in ("latencies_ms", "device_ms", "wall_ms"):

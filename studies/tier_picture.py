@@ -73,12 +73,12 @@ def chosen_tier(
     """The most likely tier."""
     sees_image = controller.config.sees_image
     features, _ = MolmoEGroupSession(executor, sample, sees_image=sees_image).features()
-    logits = controller.stage1_logits(
+    tier_logits, *_ = controller.stage1_logits(
         torch.from_numpy(features.language)[None],
         controller.budget_tokens(torch.tensor([budget_ms])),
         torch.from_numpy(features.image)[None] if sees_image else None,
     )
-    return TIERS[int(logits.tier_B3.argmax())].name.lower()
+    return TIERS[int(tier_logits.argmax())].name.lower()
 
 
 def main() -> int:

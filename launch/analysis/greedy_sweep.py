@@ -223,7 +223,7 @@ def from_groups(
         device_ms=arranged(g.device_ms[0] for g in groups),
         wall_ms=arranged(g.wall_ms[0] for g in groups),
         cheapest_ms=cheapest_SR,
-        actions=np.array([g.actions[0] for g in groups]).reshape(*shape, 4),
+        actions=np.array([g.actions[0] for g in groups]).reshape(*shape, -1),
         indices=tuple(g.index for g in groups[:: len(budgets_ms)]),
         tasks=tuple(g.task for g in groups[:: len(budgets_ms)]),
         sample_ids=tuple(g.sample_id for g in groups[:: len(budgets_ms)]),

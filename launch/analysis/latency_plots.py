@@ -12,14 +12,14 @@ from matplotlib.figure import Figure
 
 from rollout.estimator.latency_table import LatencyTable
 
-HEADS = (("prefill", "prefill (ms)"), ("decode_per_token", "decode (ms per token)"))
+PREDICTED = (("prefill", "prefill (ms)"), ("decode_per_token", "decode (ms per token)"))
 TIER_NAMES = ("low", "medium", "high")
 
 
 def plot_predictions(path: Path, table: LatencyTable, predicted_ms_N2: np.ndarray) -> None:
-    """Plots predicted against measured latencies, one panel per head, coloured by tier."""
+    """Plots predicted against measured latencies, prefill and decode apart, coloured by tier."""
     figure = Figure(figsize=(10, 5), layout="constrained")
-    for column, (_, label) in enumerate(HEADS):
+    for column, (_, label) in enumerate(PREDICTED):
         axes = figure.add_subplot(1, 2, column + 1)
         measured, predicted = table.targets_ms_N2[:, column], predicted_ms_N2[:, column]
         for tier, name in enumerate(TIER_NAMES):
@@ -35,13 +35,13 @@ def plot_predictions(path: Path, table: LatencyTable, predicted_ms_N2: np.ndarra
 
 
 def plot_errors(path: Path, by_configuration: Mapping[str, Mapping[str, Any]]) -> None:
-    """Plots the mean relative error of each configuration, one panel per head."""
+    """Plots the mean relative error of each configuration, prefill and decode apart."""
     names = list(by_configuration)
     height = max(3.0, 0.22 * len(names) + 1)
     figure = Figure(figsize=(10, height), layout="constrained")
-    for column, (head, label) in enumerate(HEADS):
+    for column, (name, label) in enumerate(PREDICTED):
         axes = figure.add_subplot(1, 2, column + 1)
-        errors = [100 * by_configuration[name][f"rel_error_{head}"] for name in names]
+        errors = [100 * by_configuration[c][f"rel_error_{name}"] for c in names]
         axes.barh(names, errors)
         axes.invert_yaxis()
         axes.tick_params(axis="y", labelsize=7)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from envs.spec import TIERS, Tier
+from envs.spec import HEADS, TIERS
 
 
 def pareto_figure(summary: Mapping[str, Any]) -> Figure:
@@ -129,14 +129,8 @@ def latency_figure(budgets_ms: np.ndarray, latencies_ms_SK: np.ndarray) -> Figur
 def choices_figure(budgets_ms: np.ndarray, actions_SK4: np.ndarray) -> Figure:
     """Mean choice of each head against budget."""
     figure = Figure(figsize=(11, 3), layout="constrained")
-    crops = np.array([Tier(t).max_crops for t in TIERS])
-    columns = {
-        "max crops": crops[actions_SK4[..., 0]],
-        "insertion position": actions_SK4[..., 1] + 1,
-        "top-k": actions_SK4[..., 2] + 4,
-        "blocks": actions_SK4[..., 3] + 12,
-    }
-    for axes, (name, values_SK) in zip(figure.subplots(1, 4), columns.items(), strict=True):
+    for column, (axes, head) in enumerate(zip(figure.subplots(1, len(HEADS)), HEADS, strict=True)):
+        values_SK = np.array(head.amounts)[actions_SK4[..., column]]
         axes.plot(budgets_ms, values_SK.mean(0), marker=".")
         axes.fill_between(
             budgets_ms,
@@ -144,7 +138,7 @@ def choices_figure(budgets_ms: np.ndarray, actions_SK4: np.ndarray) -> Figure:
             np.percentile(values_SK, 90, axis=0),
             alpha=0.2,
         )
-        axes.set_title(name, fontsize=9)
+        axes.set_title(head.title, fontsize=9)
         axes.set_xlabel("budget (ms)")
         axes.grid(alpha=0.3)
     return figure

@@ -14,14 +14,11 @@ import numpy as np
 from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
-from envs.spec import NUM_BLOCKS, POSITIONS, TIERS, TOP_KS
-from policy.controller import HEADS
+from envs.spec import HEADS
 from rollout.group_rollout import GroupRollout
 
 EVALUATED = "time/evaluate_s"
 """A scalar that every row of an evaluation has, and no other row."""
-
-CHOICES = {"tier": TIERS, "position": POSITIONS, "top_k": TOP_KS, "num_blocks": NUM_BLOCKS}
 
 
 class Reporter:
@@ -87,7 +84,7 @@ class Reporter:
         """Writes a histogram of each head's choices."""
         actions = np.concatenate([g.actions for g in groups])
         for head, column in zip(HEADS, actions.T, strict=True):
-            self.distributions(step, f"rollout_choices/{head}", np.array(CHOICES[head])[column])
+            self.distributions(step, f"rollout_choices/{head.name}", np.array(head.choices)[column])
 
     def distributions(self, step: int, name: str, values: np.ndarray) -> None:
         """Writes a histogram of an array."""

@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from envs.spec import BudgetSampler
+from envs.spec import HEAD_SIZES, BudgetSampler
 from launch.analysis.baselines import constrained_gains
 from learner.imitation import WarmStartConfig, WarmStartExamples, WarmStartRecord, warm_start
 from policy.controller import Controller
 from rollout.fleet import Fleet
-from rollout.group_rollout import HEAD_SIZES
 from rollout.profiling.conversion import sample_place
 from rollout.profiling.profile_table import ProfileTable
 from rollout.requests import PrefixRequest

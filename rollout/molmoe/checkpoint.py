@@ -16,7 +16,7 @@ from rollout.molmoe.decoder import MolmoE
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-HEADS = ("lm_head.weight", "model.lm_head.weight")
+LM_HEAD_NAMES = ("lm_head.weight", "model.lm_head.weight")
 
 
 def load_model(
@@ -39,7 +39,7 @@ def load_model(
     wanted = {name: tuple(slot.shape) for name, slot in slots.items()}
     problems: list[str] = []
     for name, tensor in read_shards(folder):
-        slot_name = HEADS[0] if name in HEADS else name
+        slot_name = LM_HEAD_NAMES[0] if name in LM_HEAD_NAMES else name
         slot = slots.pop(slot_name, None)
         if slot is None:
             problems.append(f"{'twice' if slot_name in wanted else 'unknown'}: {name}")

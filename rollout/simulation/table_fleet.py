@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from envs.calibration import Calibration, PresentTime, SteadyTime
-from envs.spec import POSITIONS, TIERS
+from envs.spec import HEADS, POSITIONS, TIERS
 from policy.config import PolicySetup
 from policy.controller import Controller, choose
 from policy.weights import PolicyWeights
@@ -109,8 +109,10 @@ class TableFleet:
         tier_B, position_B = first.indices_B2.unbind(1)
         latency_token_BD = self.blocks(token_BD, feature_BD, tier_B, position_B)
         second = choose(controller.stage2_logits(latency_token_BD, position_B), generators)
-        actions_NG4 = torch.cat((first.indices_B2, second.indices_B2), 1).view(-1, size, 4)
-        log_probs_NG4 = torch.cat((first.log_probs_B2, second.log_probs_B2), 1).view(-1, size, 4)
+        actions_NG4 = torch.cat((first.indices_B2, second.indices_B2), 1).view(-1, size, len(HEADS))
+        log_probs_NG4 = torch.cat((first.log_probs_B2, second.log_probs_B2), 1).view(
+            -1, size, len(HEADS)
+        )
         self._collected = _Collected(
             row_of={request.group_id: n for n, request in enumerate(requests)},
             budget_token_ND=token_ND,

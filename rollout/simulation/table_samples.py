@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from envs.calibration import Calibration
-from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, BudgetSampler, Features
-from rollout.group_rollout import HEAD_SIZES
+from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, HEAD_SIZES, BudgetSampler, Features
 from rollout.profiling.profile_table import ProfileTable
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from envs.action_masks import num_blocks_mask
+from envs.action_masks import stage2_mask
 from envs.spec import BudgetRange, BudgetSampler, Knobs, Tier, all_knobs
 
 
@@ -18,7 +18,7 @@ def test_there_are_225_valid_configurations():
     [(1, [12, 13, 14, 15, 16]), (2, [13, 14, 15, 16]), (3, [14, 15, 16]), (4, [15, 16]), (5, [16])],
 )
 def test_masks(position, allowed):
-    mask = num_blocks_mask(position)
+    mask = stage2_mask(position)[1]
     assert [n for n, ok in zip((12, 13, 14, 15, 16), mask, strict=True) if ok] == allowed
 
 

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from envs.spec import Knobs, Tier
+from envs.spec import HEAD_SIZES, Knobs, Tier
 from learner.imitation import WarmStartConfig, WarmStartExamples, warm_start
 from learner.objective import soft_value
-from rollout.group_rollout import HEAD_SIZES
 from tests.learner.synthetic import D_MODEL, FrozenBlocks, make_controller
 
 CHEAP = Knobs(tier=Tier.LOW, position=2, top_k=4, num_blocks=13).indices()
@@ -43,9 +42,9 @@ def test_soft_value_by_hand():
     gains = torch.tensor([[1.0, 9.0, 3.0], [5.0, 9.0, 7.0]], dtype=torch.float64)
     expected = 0.25 * 2 + 0.75 * 6
     entropies = -(0.25 * np.log(0.25) + 0.75 * np.log(0.75)) + np.log(2)
-    value = soft_value(first, second, gains, temperature=0.5)
+    value = soft_value((first, second), gains, temperature=0.5)
     assert float(value) == pytest.approx(expected + 0.5 * entropies)
-    assert float(soft_value(first, second, gains, temperature=0.0)) == pytest.approx(expected)
+    assert float(soft_value((first, second), gains, temperature=0.0)) == pytest.approx(expected)
 
 
 def test_both_stages_learn_what_earns_and_the_budget_encoder_keeps_its_weights():
