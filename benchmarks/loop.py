@@ -22,9 +22,9 @@ import numpy as np
 import ray
 
 from benchmarks.options import read_options
+from envs.budgets import BudgetSampler
 from envs.calibration import Calibration
 from envs.checks import check_within
-from envs.spec import BudgetSampler
 from launch.cluster.actor_pool import ActorPool
 from launch.cluster.config import ClusterConfig
 from launch.cluster.connection import connect

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from envs.action_masks import is_allowed, stage1_mask, stage2_mask
+from envs.budgets import check_budget_ms
 from envs.calibration import PresentTime
 from envs.reward import is_violation
 from envs.spec import (
@@ -26,7 +27,6 @@ from envs.spec import (
     Features,
     Sample,
     Stages,
-    check_budget_ms,
     chosen_values,
     in_ms,
 )

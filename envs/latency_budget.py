@@ -20,11 +20,12 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
 
 from envs.action_masks import MAX_CHOICES, stage1_mask, stage2_mask
+from envs.budgets import BudgetSampler
 from envs.calibration import PresentTime, SteadyTime
 from envs.episode import EpisodeGroup, Outcome
 from envs.reward import RewardFunction
 from envs.scoring import score_of
-from envs.spec import POSITIONS, BudgetSampler, Executor, Task
+from envs.spec import POSITIONS, Executor, Task
 
 INDEX_RANGE = 2**31
 """Samples are drawn by an index below this, which tasks map to the samples they have."""

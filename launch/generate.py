@@ -99,7 +99,7 @@ def answered(config: GenerateConfig) -> dict[str, Any]:
     """Loads model and controller, and answers."""
     progress = Console(stderr=True, soft_wrap=True, highlight=False)
     progress.print("loading PyTorch and the model ...")
-    from envs.spec import check_budget_ms
+    from envs.budgets import check_budget_ms
     from launch.answering.answerer import Answerer, as_sample
     from launch.cluster.waiting import telling
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from envs.budgets import BudgetSampler
 from envs.checks import check_within
-from envs.spec import BudgetSampler
 
 STATE_NAMES = ("values", "integrals", "rates")
 

@@ -10,6 +10,7 @@ from dataclasses import asdict
 
 import numpy as np
 
+from envs.budgets import BudgetSampler
 from envs.reward import (
     FIXED_VIOLATION_COST,
     BudgetReward,
@@ -17,7 +18,7 @@ from envs.reward import (
     score_within_budget,
     violation_rate,
 )
-from envs.spec import HEADS, BudgetSampler
+from envs.spec import HEADS
 from learner.rewards import rewards_of, violations
 from learner.update import UpdateRecord
 from rollout.group_rollout import GroupRollout

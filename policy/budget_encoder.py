@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from envs.spec import BudgetRange
+from envs.budgets import BudgetRange
 
 SINUSOID_DIM = 256
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
+from envs.budgets import BudgetRange, BudgetSampler
 from envs.calibration import Calibration
-from envs.spec import BudgetRange, BudgetSampler
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

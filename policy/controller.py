@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from envs.spec import BudgetRange
+from envs.budgets import BudgetRange
 from policy import serialization
 from policy.budget_encoder import BudgetEncoder
 from policy.config import ControllerConfig

@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import torch
 
+from envs.budgets import BudgetSampler
 from envs.checks import check_weights, check_within
 from envs.latency_budget import LatencyBudgetEnv
 from envs.reward import BudgetReward
-from envs.spec import BudgetSampler
 from envs.tasks import WEIGHTS, Mixture
 from envs.tasks.registry import build_tasks
 from envs.tasks.vqa.config import DataConfig

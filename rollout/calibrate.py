@@ -7,8 +7,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from envs.budgets import BudgetSampler
 from envs.calibration import CALIBRATION_SPLIT, Calibration
-from envs.spec import BudgetSampler
 from rollout.fleet import MeasuringFleet
 
 

@@ -21,7 +21,8 @@ import torch
 import tyro
 
 from benchmarks.options import needed, read_options
-from envs.spec import POSITIONS, BudgetRange, Knobs, Tier, all_knobs
+from envs.budgets import BudgetRange
+from envs.spec import POSITIONS, Knobs, Tier, all_knobs
 from launch.cluster.console import one_clear_error
 from policy.config import ControllerConfig
 from policy.controller import Controller

@@ -19,6 +19,7 @@ from envs.reward import (
     score_within_budget,
     violation_rate,
 )
+from envs.spec import HEADS
 from launch.analysis.statistics import or_none
 from policy.config import PolicySetup
 from rollout.fleet import Fleet
@@ -223,7 +224,7 @@ def from_groups(
         device_ms=arranged(g.device_ms[0] for g in groups),
         wall_ms=arranged(g.wall_ms[0] for g in groups),
         cheapest_ms=cheapest_SR,
-        actions=np.array([g.actions[0] for g in groups]).reshape(*shape, -1),
+        actions=np.array([g.actions[0] for g in groups]).reshape(*shape, len(HEADS)),
         indices=tuple(g.index for g in groups[:: len(budgets_ms)]),
         tasks=tuple(g.task for g in groups[:: len(budgets_ms)]),
         sample_ids=tuple(g.sample_id for g in groups[:: len(budgets_ms)]),

@@ -19,9 +19,10 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
+from envs.budgets import check_budget_ms
 from envs.episode import Outcome
 from envs.reward import is_violation
-from envs.spec import Decoding, Knobs, Sample, check_budget_ms
+from envs.spec import Decoding, Knobs, Sample
 from launch.answering.loading import Settings, load_controller, load_default
 from launch.answering.policies import Policy, Say
 from launch.answering.streaming import OnToken, TextPieces, in_thread

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from envs.spec import check_budget_ms
+from envs.budgets import check_budget_ms
 
 if TYPE_CHECKING:  # The harness lists its models without loading PyTorch.
     from launch.answering.answerer import Answer

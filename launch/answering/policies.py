@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
+from envs.budgets import BudgetRange
 from envs.calibration import PresentTime, SteadyTime
 from envs.episode import Outcome
-from envs.spec import FULL_KNOBS, TIERS, BudgetRange, Decoding, Knobs, Sample, Tier
+from envs.spec import FULL_KNOBS, TIERS, Decoding, Knobs, Sample, Tier
 from launch.analysis.knob_table import KnobTable
 from policy.controller import Controller
 from rollout.executor import MolmoEExecutor

@@ -14,8 +14,8 @@ from typing import Any
 
 from rich.console import Console
 
+from envs.budgets import BudgetSampler
 from envs.calibration import Calibration
-from envs.spec import BudgetSampler
 from launch.analysis.interleaved import Comparison
 from launch.cluster.connection import connect
 from launch.cluster.fleet import RayFleet, check_census, open_fleet

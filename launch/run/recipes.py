@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
+from envs.budgets import BudgetSampler
 from envs.checks import check_within
 from envs.reward import BudgetReward, ReferenceReward, RewardFunction
-from envs.spec import BudgetSampler
 from launch.cluster.config import ClusterConfig
 from learner.config import LearnerConfig
 from learner.lambda_control import PIDConfig

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from envs.budgets import BudgetRange, BudgetSampler
 from envs.calibration import Calibration
-from envs.spec import BudgetRange, BudgetSampler
 from launch.run.recipes import JointGRPOConfig, from_json, to_json
 from launch.storage.fetched_run import local_folder
 from learner.checkpoint import Checkpoint, CheckpointStore

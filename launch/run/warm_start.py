@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from envs.spec import HEAD_SIZES, BudgetSampler
+from envs.budgets import BudgetSampler
+from envs.spec import HEAD_SIZES
 from launch.analysis.baselines import constrained_gains
 from learner.imitation import WarmStartConfig, WarmStartExamples, WarmStartRecord, warm_start
 from policy.controller import Controller

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from envs.budgets import BudgetSampler
 from envs.calibration import Calibration
-from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, HEAD_SIZES, BudgetSampler, Features
+from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, HEAD_SIZES, Features
 from rollout.profiling.profile_table import ProfileTable
 
 

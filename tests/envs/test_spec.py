@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from envs.action_masks import stage2_mask
-from envs.spec import BudgetRange, BudgetSampler, Knobs, Tier, all_knobs
+from envs.budgets import BudgetRange, BudgetSampler
+from envs.spec import Knobs, Tier, all_knobs
 
 
 def test_there_are_225_valid_configurations():

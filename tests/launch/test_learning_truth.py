@@ -12,8 +12,8 @@ from functools import cache
 import numpy as np
 import pytest
 
+from envs.budgets import BudgetSampler
 from envs.reward import violation_rate
-from envs.spec import BudgetSampler
 from launch.analysis.baselines import (
     Outcome,
     constant_per_task,

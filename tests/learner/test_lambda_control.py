@@ -2,8 +2,9 @@
 
 import pytest
 
+from envs.budgets import BudgetRange, BudgetSampler
 from envs.reward import BudgetReward
-from envs.spec import FULL_KNOBS, BudgetRange, BudgetSampler
+from envs.spec import FULL_KNOBS
 from learner.lambda_control import LambdaControl, PIDConfig
 
 BUDGETS = BudgetSampler(range=BudgetRange(low_ms=10, high_ms=50), uniform_from_ms=20)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from envs.spec import BudgetRange
+from envs.budgets import BudgetRange
 from policy.budget_encoder import BudgetEncoder, frequencies, sinusoids
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "reference" / "golden" / "budget_a.safetensors"

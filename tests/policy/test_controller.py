@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from envs.spec import NUM_BLOCKS, POSITIONS, BudgetRange, Knobs, all_knobs
+from envs.budgets import BudgetRange
+from envs.spec import NUM_BLOCKS, POSITIONS, Knobs, all_knobs
 from policy.config import ControllerConfig
 from policy.controller import Controller, choose
 from policy.distributions import entropy, kl_divergence

@@ -9,9 +9,10 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from envs.budgets import BudgetSampler
 from envs.calibration import SteadyTime
 from envs.reward import BudgetReward
-from envs.spec import BudgetSampler, Sample
+from envs.spec import Sample
 from policy.config import ControllerConfig
 from policy.controller import Controller
 from rollout.block_skipping import BlockImportance

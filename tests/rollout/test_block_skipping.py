@@ -64,7 +64,7 @@ def test_a_models_own_scores_come_first_then_those_of_its_configuration(tmp_path
     shipped = BlockImportance.of_model(published, tmp_path)
     assert len(shipped.scores) == 16
     assert shipped.skipped(1, 12) == {2, 4, 10, 13}
-    with pytest.raises(ValueError, match=r"launch/importance\.py OUT\.json --worker\.model"):
+    with pytest.raises(ValueError, match=r"launch/block_importance\.py OUT\.json --worker\.model"):
         BlockImportance.of_model(replace(published, d_model=1024), tmp_path)
     own = {str(index): float(index) for index in range(16)}
     (tmp_path / "importance_scores.json").write_text(json.dumps(own))

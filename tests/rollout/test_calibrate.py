@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from envs.budgets import BudgetSampler
 from envs.calibration import CALIBRATION_SPLIT
-from envs.spec import BudgetSampler
 from rollout.calibrate import ExtremeLatencies
 
 ENDS = ExtremeLatencies(np.array([[[10.0, 90.0], [12.0, 88.0]]]))

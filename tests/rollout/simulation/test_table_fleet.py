@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from envs.spec import BudgetRange, BudgetSampler, Knobs, all_knobs
+from envs.budgets import BudgetRange, BudgetSampler
+from envs.spec import Knobs, all_knobs
 from policy.config import ControllerConfig, PolicySetup
 from policy.controller import Controller
 from policy.weights import PolicyWeights, weights_sha256
