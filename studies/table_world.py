@@ -75,6 +75,7 @@ class TableWorldConfig:
             other budgets than those that count.
         groups: groups per step and their size, instead of the recipe's.
         steps: steps instead of the recipe's.
+        residual_weight: weight of the measured residual, instead of the recipe's.
         seeds: seeds of the runs.
         supervised_steps: steps in which the supervised model is fitted.
     """
@@ -88,6 +89,7 @@ class TableWorldConfig:
     steps: int | None = None
     seeds: tuple[int, ...] = (0,)
     supervised_steps: int = 3000
+    residual_weight: float | None = None
 
 
 QUICK = TableWorldConfig(quick=True, groups=(4, 2), steps=2, supervised_steps=5)
@@ -265,6 +267,13 @@ def recipe_of(options: TableWorldConfig) -> JointGRPOConfig:
     if options.groups:
         groups, size = options.groups
         base = replace(base, groups_per_step=groups, group_size=size)
+    if options.residual_weight is not None:
+        if base.learner.replay is None:
+            raise ValueError(
+                f"the recipe {options.recipe} has no replay: leave --residual-weight out"
+            )
+        replay = replace(base.learner.replay, residual_weight=options.residual_weight)
+        base = replace(base, learner=replace(base.learner, replay=replay))
     if options.steps:
         schedule = replace(base.learner.entropy, steps=options.steps)
         learner = replace(base.learner, lr_steps=options.steps, entropy=schedule)
