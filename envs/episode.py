@@ -20,7 +20,6 @@ from envs.reward import is_violation
 from envs.spec import (
     STAGE1_HEADS,
     STAGE2_HEADS,
-    Decoding,
     Elapsed,
     Execution,
     Executor,
@@ -147,14 +146,12 @@ class EpisodeGroup:
         self,
         choices_G2: np.ndarray,
         controller: Sequence[Stages] = (),
-        decoding: Decoding | None = None,
     ) -> tuple[Outcome | None, ...]:
         """Takes stage 2's choices and runs to the answers; None for an invalid choice.
 
         Args:
             choices_G2: indices of stage 2's heads.
             controller: stage 2's own time in each episode, if it is to be charged.
-            decoding: how answers are decoded.
         """
         running_G = self.running_G
         chosen = [
@@ -165,7 +162,7 @@ class EpisodeGroup:
                 self.positions_G[running_G], choices_G2[running_G], strict=True
             )
         ]
-        executions = iter(self.session.finish(chosen, self.device_budget_ms, decoding))
+        executions = iter(self.session.finish(chosen, self.device_budget_ms))
         self._outcomes = tuple(
             Outcome.of(execution, charged, self._present)
             if is_running and (execution := next(executions)) is not None

@@ -240,12 +240,16 @@ class Decoding:
 
     Attributes:
         max_new_tokens: maximum length of the answer in tokens; None, or more than the executor
-            allows, is the executor's own limit.
+            allows, is the executor's own limit. A shorter one leaves room for a longer prompt.
         on_token: called with each token as soon as it is read; its time counts as decoding.
     """
 
     max_new_tokens: int | None = None
     on_token: Callable[[int], object] = lambda _token_id: None
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens}: give at least 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -310,7 +314,6 @@ class GroupSession(Protocol):
         self,
         choices: Sequence[tuple[int, int] | None],
         budget_ms: float | None = None,
-        decoding: Decoding | None = None,
     ) -> list[Execution | None]:
         """Runs each episode to its answer with its (top_k, num_blocks); None skips an episode.
 

@@ -31,6 +31,7 @@ class EpisodeBatch:
     actions_B4: Tensor
     behaviour_log_probs_B4: Tensor
     advantages_BS: Tensor
+    has_spread_N: Tensor
     active_N: Tensor
     group_size: int
 
@@ -69,7 +70,7 @@ def make_batch(
     score_NG = np.asarray(score_rewards_NG, np.float64)
     constraint_NG = np.asarray(constraint_rewards_NG, np.float64)
     advantages_NG = combine(form, score_NG, constraint_NG)
-    active_N = ~(zero_variance(score_NG) & zero_variance(constraint_NG))
+    has_spread_N = ~(zero_variance(score_NG) & zero_variance(constraint_NG))
 
     def floats(arrays: Sequence[np.ndarray | float]) -> Tensor:
         return torch.from_numpy(np.array(arrays)).to(like.device, like.dtype)
@@ -84,7 +85,8 @@ def make_batch(
         ),
         behaviour_log_probs_B4=floats([group.log_probs for group in groups]).flatten(0, 1),
         advantages_BS=floats([advantages_NG]).flatten()[:, None],
-        active_N=torch.from_numpy(active_N).to(like.device),
+        has_spread_N=torch.from_numpy(has_spread_N).to(like.device),
+        active_N=torch.from_numpy(has_spread_N).to(like.device),
         group_size=size,
     )
 

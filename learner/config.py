@@ -32,7 +32,8 @@ class LearnerConfig:
             non-finite loss or gradient; one more ends the run.
         loss: clipping, importance cap, KL.
         entropy: schedule of the entropy bonus, in replay as well.
-        replay: updates from remembered episodes after each measured one; None turns this off.
+        replay: learns from remembered episodes too, by a model of their outcomes; None learns from
+            each step's groups alone.
     """
 
     learning_rate: float = 1e-4
@@ -62,6 +63,10 @@ class LearnerConfig:
             raise ValueError(
                 f"epochs {self.epochs}, max_nonfinite_updates {self.max_nonfinite_updates}: give "
                 "at least 1 and 0"
+            )
+        if self.replay is not None and self.epochs != 1:
+            raise ValueError(
+                f"epochs is {self.epochs}: with replay leave it at 1 and set replay.policy_updates"
             )
         if self.advantage not in ADVANTAGE_FORMS:
             raise ValueError(

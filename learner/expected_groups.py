@@ -23,12 +23,10 @@ class ExpectedGroups:
     Attributes:
         episodes: the groups.
         gains: of every configuration on their samples.
-        weight: of the residual.
     """
 
     episodes: Episodes
     gains: Gains
-    weight: float
 
     def residuals(self, rewards_NG: Tensor) -> Tensor:
         """Measured less expected rewards, [B, 2]: of stage 1's choices, and of all choices.
@@ -43,4 +41,4 @@ class ExpectedGroups:
         after_BKN = self.gains.relative_BAPKN[rows_B, tier_B, position_B]
         first_B = surplus_B - after_BKN.amax((1, 2))
         second_B = surplus_B - after_BKN[torch.arange(len(rows_B)), top_k_B, num_blocks_B]
-        return self.weight * torch.stack((first_B, second_B), 1)
+        return torch.stack((first_B, second_B), 1)

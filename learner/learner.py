@@ -84,11 +84,13 @@ class Learner:
         form = ADVANTAGE_FORMS[self.config.advantage]
         like = next(self.controller.parameters())
         batch = make_batch(groups, score_NG, constraint_NG, form, like)
-        expected = None
+        expected, residual = None, 0.0
         if self.replay is not None and self.replay.is_ready and violation_cost is not None:
             rewards_NG = torch.from_numpy(score_NG + constraint_NG).to(like)
             expected = self._expected(groups, violation_cost)
-            batch = batch.with_residuals(expected.residuals(rewards_NG))
+            residuals_B2 = expected.residuals(rewards_NG)
+            residual = residuals_B2.abs().mean().item()
+            batch = batch.with_residuals(self.replay.config.residual_weight * residuals_B2)
         self.optimizer.zero_grad()
         token_ND = self.controller.budget_tokens(batch.budgets_ms_N)
         inputs = token_ND.detach().requires_grad_(), batch.latency_token_BD.requires_grad_()
@@ -108,6 +110,7 @@ class Learner:
             violation_cost=violation_cost,
             batch=batch,
             follows_model=expected is not None,
+            residual=residual,
             proximal_log_probs_BS=log_probs_BS,
             metrics=metrics,
             latency_token_grads=list(grads_NGD),
@@ -202,7 +205,6 @@ class Learner:
         return ExpectedGroups(
             episodes=episodes,
             gains=self.replay.gains(episodes, violation_cost),
-            weight=self.replay.config.residual_weight,
         )
 
     def _backward(
@@ -272,7 +274,7 @@ class Learner:
         self, measured: MeasuredGradient, temperature: float
     ) -> tuple[tuple[float, float], list[float]]:
         """Adds the gradient of remembered groups; returns both parts' norms, and the regret."""
-        if self.replay is None or measured.violation_cost is None or not self.replay.is_ready:
+        if self.replay is None or measured.violation_cost is None or not measured.follows_model:
             return (0.0, 0.0), []
         stages = (self.controller.stage1, self.controller.stage2)
         weights = [weight for stage in stages for weight in stage.parameters()]
@@ -283,7 +285,7 @@ class Learner:
         return (get_norm(before).item(), get_norm(after).item()), [regret]
 
     def _updates_per_step(self, measured: MeasuredGradient) -> int:
-        if self.replay is not None and self.replay.is_ready and measured.violation_cost is not None:
+        if self.replay is not None and measured.follows_model:
             return self.replay.config.policy_updates
         return self.config.epochs
 
@@ -292,13 +294,13 @@ class Learner:
     ) -> ReplayRecord | None:
         if self.replay is None or measured.violation_cost is None:
             return None
-        batch, total = measured.batch, sum(norms)
+        total = sum(norms)
         return ReplayRecord(
             num_groups=len(self.replay.buffer),
             model_loss=self.replay.model_loss,
             latency_spread=float(self.replay.model.spread),
             regret=float(np.mean(regrets)) if regrets else 0.0,
-            residual=batch.advantages_BS.abs().mean().item() if batch.is_residual else 0.0,
+            residual=measured.residual,
             measured_norm=norms[0],
             remembered_norm=norms[1],
             measured_share=norms[0] / total if total else 0.0,
@@ -363,7 +365,7 @@ class Learner:
             entropy_coef=entropy_coef,
             grad_norm=grad_norm,
             num_groups=len(measured.groups),
-            num_zero_variance_groups=int((~batch.active_N).sum()),
+            num_zero_variance_groups=int((~batch.has_spread_N).sum()),
             advantage_abs_mean=(
                 active_advantages.abs().mean().item() if active_advantages.numel() else 0.0
             ),

@@ -118,12 +118,17 @@ class Replay:
         """Remembers a step's groups and fits the outcome model to all that is remembered.
 
         Args:
-            groups: of one size.
+            groups: of one size; those with a value that is not finite are left out.
             seed: of the draws; the same seed, state and groups lead to the same weights.
         """
         self._rng = torch.Generator().manual_seed(seed)
         like = next(self.controller.parameters())
-        self.model.observe(self.buffer.add(groups).to(like))
+        new = Episodes.of(groups)
+        new = new.rows(new.is_finite_M)  # one that is not would stay, and spoil every later step
+        if not len(new):
+            return
+        self.buffer.add(new)
+        self.model.observe(new.to(like))
         with torch.random.fork_rng(devices=[]):  # dropout draws from the global generator
             torch.manual_seed(seed)
             losses = [

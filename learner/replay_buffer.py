@@ -67,6 +67,15 @@ class Episodes:
     def __len__(self) -> int:
         return len(self.budgets_ms_M)
 
+    @property
+    def is_finite_M(self) -> Tensor:
+        """Whether every value of each group is a finite number: bool [M]."""
+        fields = [
+            tensor.flatten(1) if tensor.dim() > 1 else tensor[:, None]
+            for tensor in self.tensors().values()
+        ]
+        return torch.stack([field.isfinite().all(1) for field in fields]).all(0)
+
     def tensors(self) -> dict[str, Tensor]:
         """All fields by name."""
         return {name: getattr(self, name) for name in self.__slots__}
@@ -104,12 +113,10 @@ class ReplayBuffer:
     def __len__(self) -> int:
         return 0 if self.episodes is None else len(self.episodes)
 
-    def add(self, groups: Sequence[GroupRollout]) -> Episodes:
-        """Remembers groups, forgets the oldest ones, and returns the new ones."""
-        new = Episodes.of(groups)
+    def add(self, new: Episodes) -> None:
+        """Remembers groups, and forgets the oldest ones beyond the capacity."""
         kept = new if self.episodes is None else self.episodes.followed_by(new)
         self.episodes = kept.rows(slice(-self.capacity, None))
-        return new
 
     def draw(self, count: int, rng: torch.Generator) -> Episodes:
         """Groups drawn with replacement."""

@@ -23,7 +23,8 @@ class MeasuredGradient:
     """The gradient of a step's groups, between `learn_from_groups` and `update`.
 
     `latency_token_grads` goes to the rollout actors: dL/d(latency token) of each group, float32
-    [G, D], with zero rows for masked groups.
+    [G, D], with zero rows for masked groups. `residual` is the mean absolute difference between
+    measured and expected rewards, 0 without a model to follow.
     """
 
     groups: Sequence[GroupRollout]
@@ -32,6 +33,7 @@ class MeasuredGradient:
     violation_cost: ViolationCost | None
     batch: EpisodeBatch
     follows_model: bool
+    residual: float
     proximal_log_probs_BS: Tensor
     metrics: LossMetrics
     latency_token_grads: list[np.ndarray]

@@ -174,6 +174,7 @@ class MolmoEExecutor:
         tier: Tier,
         budget_token_D: np.ndarray | None,
         seen: GlobalCrop | None = None,
+        max_new_tokens: int | None = None,
     ) -> Prefix:
         """Preprocesses the sample for a tier, encodes the image and embeds; runs no block.
 
@@ -182,6 +183,7 @@ class MolmoEExecutor:
             tier: image tier.
             budget_token_D: the budget token, which enters block 0 after the text; None for none.
             seen: the sample's global crop, which is encoded once for all tiers; None encodes it.
+            max_new_tokens: maximum length of its answers, if it is to be shorter than others.
 
         Raises:
             DataError: the sample's image or prompt is unusable; names the sample.
@@ -189,7 +191,7 @@ class MolmoEExecutor:
         seen = seen or self.look(sample)
         started = time.perf_counter()
         device, token_11D = self.model.device, None
-        inputs = self._inputs(sample, tier).without_global_crop().staged_for(device)
+        inputs = self._inputs(sample, tier, max_new_tokens).without_global_crop().staged_for(device)
         if budget_token_D is not None:
             token_11D = self._staged(budget_token_D)[None, None]
         host_ms = (time.perf_counter() - started) * 1e3
@@ -205,7 +207,7 @@ class MolmoEExecutor:
             inputs=inputs.without_image(),
             host_ms=seen.host_ms + host_ms,
             importance=self.importance_by_task.get(sample.task, self.importance),
-            cache=self._new_cache(inputs),
+            cache=self._new_cache(inputs, max_new_tokens),
             hidden={0: x_1TD},
             budget_token=token_11D,
             stages=stages,
@@ -215,8 +217,12 @@ class MolmoEExecutor:
         """The same embedded prompt before its first block, to run without a budget token."""
         return prefix.restarted(self._new_cache(prefix.inputs))
 
-    def _new_cache(self, inputs: ModelInputs) -> KVCache:
-        return self.model.new_cache(len(inputs.token_ids) + self.config.max_new_tokens)
+    def _new_cache(self, inputs: ModelInputs, max_new_tokens: int | None = None) -> KVCache:
+        return self.model.new_cache(len(inputs.token_ids) + self._limit(max_new_tokens))
+
+    def _limit(self, max_new_tokens: int | None) -> int:
+        limit = self.config.max_new_tokens
+        return limit if max_new_tokens is None else min(max_new_tokens, limit)
 
     def expect(self, prepared: PreparedSample) -> None:
         """Takes the inputs of a sample that was prepared in advance."""
@@ -227,10 +233,10 @@ class MolmoEExecutor:
             self._current = PreparedSample(sample, self.preprocessor)
         return self._current
 
-    def _inputs(self, sample: Sample, tier: Tier) -> ModelInputs:
+    def _inputs(self, sample: Sample, tier: Tier, max_new_tokens: int | None = None) -> ModelInputs:
         inputs = self._prepared(sample).inputs(tier)
         limit = self.runtime.max_tokens
-        length = len(inputs.token_ids) + self.config.max_new_tokens
+        length = len(inputs.token_ids) + self._limit(max_new_tokens)
         if length > limit:
             raise DataError(
                 f"sample {sample.id}: prompt and answer may take {length} tokens and there is room "
@@ -340,7 +346,7 @@ class MolmoEExecutor:
         top_k = [model.config.top_k] * position + [knobs.top_k] * (num_layers - position)
         num_tokens = len(prefix.inputs.token_ids)
         cache = self.runtime.fork(prefix.cache, num_tokens, range(position))
-        limit, token_ids = self.config.max_new_tokens, []
+        token_ids: list[int] = []
         with timeline.recorded() as stages:
             with module_hooks(timeline, block_modules(model)):
                 x_1TD = model.run_blocks(
@@ -358,7 +364,7 @@ class MolmoEExecutor:
                 cache,
                 top_k=top_k,
                 skipped=skipped,
-                max_new_tokens=min(limit, decoding.max_new_tokens or limit),
+                max_new_tokens=self._limit(decoding.max_new_tokens),
                 timeline=timeline,
             ):
                 token_ids.append(token_id)

@@ -27,12 +27,19 @@ class MolmoEGroupSession:
         executor: the frozen model.
         sample: the question.
         sees_image: whether `features` looks at the image.
+        decoding: how answers are decoded.
     """
 
     def __init__(
-        self, executor: MolmoEExecutor, sample: Sample, *, sees_image: bool = True
+        self,
+        executor: MolmoEExecutor,
+        sample: Sample,
+        *,
+        sees_image: bool = True,
+        decoding: Decoding | None = None,
     ) -> None:
         self.executor, self.sample, self.sees_image = executor, sample, sees_image
+        self.decoding = decoding or Decoding()
         self.seen: GlobalCrop | None = None
         self.budget_token_D: np.ndarray | None = None
         self.prefixes: dict[Tier, Prefix] = {}
@@ -83,7 +90,10 @@ class MolmoEGroupSession:
         for tier, position in sorted(set(self.stage1)):
             if tier not in self.prefixes:
                 seen = self._look()
-                self.prefixes[tier] = self.executor.begin(self.sample, tier, budget_token_D, seen)
+                limit = self.decoding.max_new_tokens
+                self.prefixes[tier] = self.executor.begin(
+                    self.sample, tier, budget_token_D, seen, limit
+                )
             self.executor.deepen(self.prefixes[tier], position)
         if budget_token_D is None:
             return np.zeros((len(self.stage1), 0), np.float32)
@@ -95,14 +105,12 @@ class MolmoEGroupSession:
         self,
         choices: Sequence[tuple[int, int] | None],
         budget_ms: float | None = None,
-        decoding: Decoding | None = None,
     ) -> list[Execution | None]:
         """Runs every member to its answer with its (top_k, num_blocks); None skips a member.
 
         Args:
             choices: of each member.
             budget_ms: budget in ms of the device, see `MolmoEExecutor.advance`.
-            decoding: how answers are decoded.
 
         Raises:
             ValueError: a choice is masked at the member's insertion position.
@@ -116,7 +124,7 @@ class MolmoEGroupSession:
             knobs = Knobs(tier=tier, position=position, top_k=choice[0], num_blocks=choice[1])
             if knobs not in done:
                 prefix = self.prefixes[tier]
-                done[knobs] = self.executor.advance(prefix, knobs, budget_ms, decoding)
+                done[knobs] = self.executor.advance(prefix, knobs, budget_ms, self.decoding)
             results.append(done[knobs])
         return results
 
@@ -158,10 +166,12 @@ class GroupExecutor:
     Attributes:
         executor: the frozen model.
         sees_image: whether the features of a sample include its image.
+        decoding: how answers are decoded.
     """
 
     executor: MolmoEExecutor
     sees_image: bool = True
+    decoding: Decoding | None = None
 
     @property
     def d_model(self) -> int:
@@ -175,23 +185,27 @@ class GroupExecutor:
 
     def open(self, sample: Sample) -> MolmoEGroupSession:
         """Starts a group of episodes on one sample."""
-        return MolmoEGroupSession(self.executor, sample, sees_image=self.sees_image)
+        return MolmoEGroupSession(
+            self.executor, sample, sees_image=self.sees_image, decoding=self.decoding
+        )
 
 
 def run_configurations(
     executor: MolmoEExecutor,
     sample: Sample,
     configurations: Sequence[Knobs],
+    budget_ms: float | None = None,
     decoding: Decoding | None = None,
 ) -> list[Execution]:
-    """Runs configurations on one sample without a controller or a budget.
+    """Runs configurations on one sample without a controller.
 
-    Work that they share is done once.
+    Work that they share is done once. Those that end near `budget_ms`, in ms of the device, may be
+    measured repeatedly.
 
     Raises:
         DataError: the sample is unusable; names it.
     """
-    group = MolmoEGroupSession(executor, sample)
+    group = MolmoEGroupSession(executor, sample, decoding=decoding)
     group.begin([(knobs.tier, knobs.position) for knobs in configurations], None)
     chosen = [(knobs.top_k, knobs.num_blocks) for knobs in configurations]
-    return [e for e in group.finish(chosen, decoding=decoding) if e is not None]
+    return [e for e in group.finish(chosen, budget_ms) if e is not None]

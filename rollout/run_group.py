@@ -73,7 +73,7 @@ def run_group(
         DataError: the sample is unusable; names it.
         ValueError: the budget is unusable.
     """
-    seen_by = GroupExecutor(executor, controller.config.sees_image)
+    seen_by = GroupExecutor(executor, controller.config.sees_image, decoding)
     group = EpisodeGroup(seen_by, sample, budget_ms, present)
     features = group.look()
     stage1, budget_token_D, times = _decide_stage1(
@@ -84,7 +84,7 @@ def run_group(
     tokens_GD = group.begin(began_G2, budget_token_D, times)
     stage2, times = _decide_stage2(executor, controller, tokens_GD, positions_G, members)
     finished_G2 = _indices(stage2)
-    outcomes = group.finish(finished_G2, times, decoding)
+    outcomes = group.finish(finished_G2, times)
     log_probs = [torch.cat([c.log_probs_B2 for c in stage]) for stage in (stage1, stage2)]
     return FinishedGroup(
         group=group,

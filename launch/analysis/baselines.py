@@ -274,11 +274,22 @@ def oracle_per_task(
     """The best configuration of each (task, budget), in hindsight on the same table.
 
     This is the best that a policy can do that sees the task and the budget, as the controller does.
-    With `max_violation`, one price of a violation for all tasks is found by bisection at each
-    budget, so that the violation rate stays below it; if no price achieves that, violations are
-    minimised.
+    Unlike the rivals, which earn rewards, it maximises the accuracy within budget itself. With
+    `max_violation`, one cost of a violation for all tasks is found by bisection at each budget, so
+    that the violation rate stays below it; if no cost achieves that, violations are minimised.
     """
-    columns_TK = best_by_task(table, budgets_ms, max_violation=max_violation).tolist()
+    member_TS, shares_T = _members(table)
+    slowdown_TC = _slowdown(table, member_TS)
+    columns_KT = []
+    for budget_ms in budgets_ms:
+        inside_SC = score_within_budget(table.scores, table.latencies_ms, budget_ms)
+        feasible_S1 = table.feasible(budget_ms)
+        over_SC = is_violation(table.latencies_ms, budget_ms) & feasible_S1
+        gain_TC, over_TC = member_TS @ inside_SC - slowdown_TC, member_TS @ over_SC
+        limit = max_violation * float(feasible_S1.mean())
+        cost = _violation_cost_within(gain_TC, over_TC, shares_T, limit, lowest=0.0)
+        columns_KT.append((gain_TC - cost * over_TC).argmax(1))
+    columns_TK = np.array(columns_KT).T.tolist()
     policy = _of_columns(table, budgets_ms, columns_TK[0], columns_TK)
     return outcome_on(table, policy, budgets_ms)
 
@@ -335,20 +346,33 @@ def constrained_gains(
     log-normal distribution of that standard deviation. `shrinkage` is the share by which each task
     is drawn to the mixture.
     """
-    task_S = np.unique(table.tasks, return_inverse=True)[1]
-    member_TS = np.eye(task_S.max() + 1)[:, task_S]
-    shares_T = member_TS.mean(1)
-    member_TS /= member_TS.sum(1, keepdims=True)
-    member_TS = (1 - shrinkage) * member_TS + shrinkage / len(task_S)
-    slowdown_TC = 1e-6 * (member_TS @ table.latencies_ms) / table.latencies_ms.max()
+    member_TS, shares_T = _members(table, shrinkage)
+    slowdown_TC = _slowdown(table, member_TS)
     gains = []
     for budget_ms in budgets_ms:
         expected = expected_outcomes(table, budget_ms, scatter)
         gain_TC = member_TS @ expected.reward(0.0) - slowdown_TC
         over_TC = member_TS @ expected.violation.round(9)
         limit = max_violation * float(table.feasible(budget_ms).mean())
-        gains.append(gain_TC - _violation_cost_within(gain_TC, over_TC, shares_T, limit) * over_TC)
+        cost = _violation_cost_within(
+            gain_TC, over_TC, shares_T, limit, lowest=FIXED_VIOLATION_COST
+        )
+        gains.append(gain_TC - cost * over_TC)
     return np.array(gains)
+
+
+def _members(table: ProfileTable, shrinkage: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Weights of the samples in each task's mean [T, S], and each task's share [T]."""
+    task_S = np.unique(table.tasks, return_inverse=True)[1]
+    member_TS = np.eye(task_S.max() + 1)[:, task_S]
+    shares_T = member_TS.mean(1)
+    member_TS /= member_TS.sum(1, keepdims=True)
+    return (1 - shrinkage) * member_TS + shrinkage / len(task_S), shares_T
+
+
+def _slowdown(table: ProfileTable, member_TS: np.ndarray) -> np.ndarray:
+    """So little that it only decides between equals, of which the faster one is better: [T, C]."""
+    return 1e-6 * (member_TS @ table.latencies_ms) / table.latencies_ms.max()
 
 
 def expected_outcomes(
@@ -364,15 +388,15 @@ def expected_outcomes(
 
 
 def _violation_cost_within(
-    gain_TC: np.ndarray, over_TC: np.ndarray, shares_T: np.ndarray, limit: float
+    gain_TC: np.ndarray, over_TC: np.ndarray, shares_T: np.ndarray, limit: float, lowest: float
 ) -> float:
-    """The lowest price of a violation that keeps their share; the highest if none does."""
+    """The lowest cost of a violation that keeps their share; the highest if none does."""
 
-    def violation(price: float) -> float:
-        chosen_T = (gain_TC - price * over_TC).argmax(1)
+    def violation(cost: float) -> float:
+        chosen_T = (gain_TC - cost * over_TC).argmax(1)
         return float(shares_T @ over_TC[np.arange(len(shares_T)), chosen_T])
 
-    low, high = FIXED_VIOLATION_COST, 1e3
+    low, high = lowest, 1e3
     if violation(low) <= limit:
         return low
     if violation(high) > limit:

@@ -201,6 +201,7 @@ class Answerer:
             ValueError: an unusable budget, question or image.
         """
         decoding = Decoding(max_new_tokens=max_new_tokens, on_token=on_token or _unheard)
+        budget_ms = check_budget_ms(budget_ms)
         return self._as_answer(self._policy.run(sample, budget_ms, decoding), budget_ms)
 
     def follow(self) -> None:

@@ -79,15 +79,15 @@ class TablePolicy:
 
     def run(self, sample: Sample, budget_ms: float, decoding: Decoding) -> Outcome:
         """See `Policy.run`."""
-        return run_knobs(
-            self.executor, sample, self.table.at(self._present.to_calibrated(budget_ms)), decoding
-        )
+        knobs = self.table.at(self._present.to_calibrated(budget_ms))
+        (execution,) = run_configurations(self.executor, sample, [knobs], budget_ms, decoding)
+        return Outcome.of(execution, {}, SteadyTime())
 
     def warm_up(self, picture: Sample, text: Sample) -> None:
         """See `Policy.warm_up`; runs every configuration of the table."""
         for knobs in sorted(set(self.table.knobs)):
             for sample in (picture, text):
-                run_knobs(self.executor, sample, knobs)
+                run_configurations(self.executor, sample, [knobs])
 
     def follow(self) -> None:
         """Does nothing: a controller that shares the device does the probing."""
@@ -127,7 +127,7 @@ class ControllerPolicy:
         The device is probed after that, when it is warm.
         """
         for tier in TIERS:
-            run_knobs(self.executor, picture, replace(FULL_KNOBS, tier=tier))
+            run_configurations(self.executor, picture, [replace(FULL_KNOBS, tier=tier)])
         for sample in (picture, text):
             self._run(sample, self.range.high_ms, Decoding())
         self.follow()
@@ -156,11 +156,3 @@ def known_budget_ms(budget_ms: float, own: BudgetRange, present: PresentTime, sa
             f"chooses as if the budget were {known_ms:g} ms"
         )
     return known_ms
-
-
-def run_knobs(
-    executor: MolmoEExecutor, sample: Sample, knobs: Knobs, decoding: Decoding | None = None
-) -> Outcome:
-    """Runs one configuration without a controller, on a device taken as steady."""
-    (execution,) = run_configurations(executor, sample, [knobs], decoding)
-    return Outcome.of(execution, {}, SteadyTime())

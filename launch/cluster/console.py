@@ -44,7 +44,7 @@ def one_clear_error(command: Callable[[], int]) -> int:
         finally:
             sys.stdout.flush()
     except Stopped:
-        logging.warning("stopped before the first step: there was nothing to save")
+        logging.warning("stopped before the first step: there was nothing new to save")
         return TERMINATED
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted")

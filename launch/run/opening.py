@@ -126,7 +126,10 @@ class Opening:
     ) -> None:
         self.config, self.run_dir, self.simulated = config, run_dir, simulated
         self.label = f"SIMULATED LATENCY {simulated.label}" if simulated else ""
-        self.store = CheckpointStore(run_dir / "checkpoints", config.keep_last, STATE_KEYS)
+
+    def store(self) -> CheckpointStore:
+        """The run's checkpoints; makes their folder, so not before there is a run to keep."""
+        return CheckpointStore(self.run_dir / "checkpoints", self.config.keep_last, STATE_KEYS)
 
     def newest_checkpoint(self) -> Checkpoint | None:
         """The checkpoint to resume from, None for a new run.
@@ -134,10 +137,11 @@ class Opening:
         Raises:
             ValueError: it cannot be resumed with this configuration.
         """
-        if not self.store.root.is_dir():
+        if not (self.run_dir / "checkpoints").is_dir():
             return None
-        self.store.recover()
-        checkpoint = self.store.load_latest()
+        store = self.store()
+        store.recover()
+        checkpoint = store.load_latest()
         if checkpoint is not None:
             self.config = check_resumable(checkpoint, self.config, self.label)
             if changed := differences(checkpoint.state):
@@ -176,7 +180,7 @@ class Opening:
             reporter=Reporter(
                 self.run_dir, num_steps=config.steps, clock=fleet.clock_name, label=self.label
             ),
-            store=self.store,
+            store=self.store(),
             lambda_control=LambdaControl(config.pid, budgets),
             calibration=calibration,
             fingerprint=facts.fingerprint,

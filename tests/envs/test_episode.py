@@ -37,7 +37,7 @@ class CountingSession:
         self.began = list(choices)
         return np.array([[position] * 3 for _, position in choices], np.float32)
 
-    def finish(self, choices, budget_ms=None, decoding=None):
+    def finish(self, choices, budget_ms=None):
         self.calls.append(("finish", list(choices), budget_ms))
         return [
             None if choice is None else execution(*began, *choice)

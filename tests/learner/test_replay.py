@@ -71,8 +71,7 @@ def test_experience_keeps_the_latest_groups():
     controller, experience = make_controller(), ReplayBuffer(capacity=20)
     batches = [make_groups(controller, seed) for seed in range(3)]
     for batch in batches:
-        new = experience.add(batch)
-        assert len(new) == 16
+        experience.add(Episodes.of(batch))
     assert len(experience) == 20
     expected = [group.budget_ms for batch in batches for group in batch][-20:]
     assert experience.episodes.budgets_ms_M.tolist() == expected
@@ -297,3 +296,26 @@ def test_without_a_price_of_violations_nothing_is_replayed(tmp_path):
     score = np.array([group.scores for group in groups], np.float64)
     measured = learner.learn_from_groups(groups, score, np.zeros_like(score))
     assert learner.update(measured, BLOCKS.vjp(learner.controller, measured)).replay is None
+
+
+@pytest.mark.parametrize("field", ["scores", "latency_tokens"])
+def test_a_group_that_is_not_finite_is_not_remembered(field):
+    learner = Learner(make_controller(), LearnerConfig(learning_rate=1e-3, replay=SMALL))
+    applied = []
+    for seed in range(4):
+        groups = make_groups(learner.controller, seed)
+        if seed == 1:
+            broken = getattr(groups[3], field).copy()
+            broken.flat[0] = np.nan
+            groups[3] = replace(groups[3], **{field: broken})
+        score = np.array([group.scores for group in groups], np.float64)
+        measured = learner.learn_from_groups(groups, score, np.zeros_like(score), cost)
+        learner.learn_from_memory(groups)
+        applied.append(learner.update(measured, [np.zeros(D_MODEL)] * 16).applied)
+    assert applied == [True, False, True, True]
+    assert len(learner.replay.buffer) == 4 * 16 - 1
+
+
+def test_epochs_and_replay_exclude_each_other():
+    with pytest.raises(ValueError, match=r"set replay\.policy_updates"):
+        LearnerConfig(epochs=2, replay=SMALL)

@@ -145,3 +145,13 @@ def test_under_a_scatter_a_latency_counts_by_its_chance(table):
     assert soft[0, easy, middle] == pytest.approx(chance, abs=1e-3)
     steady = baselines.constrained_gains(table, budgets, max_violation=1.0, scatter=1e-6)
     assert steady[0, easy] == pytest.approx(hard[0, easy])
+
+
+def test_the_oracle_per_task_is_a_bound_for_every_table_per_task():
+    """Rivals pay for late answers that are wrong as well, the oracle's accuracy does not."""
+    many = table_rig.synthetic_table(200)
+    budgets = budgets_of(many).evenly(6)
+    best = baselines.oracle_per_task(many, budgets)
+    for shrinkage in (0.0, 0.3):
+        rival = baselines.lookup_by_task(many, budgets, shrinkage=shrinkage)
+        assert outcome_on(many, rival, budgets).accuracy <= best.accuracy + 1e-9

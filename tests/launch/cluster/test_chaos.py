@@ -139,7 +139,7 @@ def test_chaos_changes_nothing(cluster, tmp_path, monkeypatch, steps, num_kills)
     assert (tmp_path / "hang" / "hung").exists()
     whole = [list(range(3 * step, 3 * step + 3)) for step in range(steps)]
     assert all(ids in whole for ids in counted)
-    final = opening.store.load_latest()
+    final = opening.store().load_latest()
     assert final.state["next_step"] == steps
     ours = weights_sha256(final.controller.to_numpy())
     assert ours == weights_sha256(quiet.learner.controller.to_numpy())
