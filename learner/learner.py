@@ -28,9 +28,7 @@ from learner.batch import EpisodeBatch, for_inspection, make_batch
 from learner.config import LearnerConfig
 from learner.expected_groups import ExpectedGroups
 from learner.losses import LossInputs, LossMetrics, grpo_loss
-from learner.objective import value_of_stages
-from learner.replay import Replay, ReplayRecord, ViolationCost, logits_of, prefixes_of
-from learner.replay_buffer import Episodes
+from learner.replay import Replay, ReplayRecord, ViolationCost
 from learner.update import MeasuredGradient, NonFiniteUpdateError, UpdateRecord
 from policy.controller import Controller, evaluate_actions
 from policy.distributions import kl_divergence
@@ -84,19 +82,18 @@ class Learner:
         form = ADVANTAGE_FORMS[self.config.advantage]
         like = next(self.controller.parameters())
         batch = make_batch(groups, score_NG, constraint_NG, form, like)
-        expected, residual = None, 0.0
+        expected = None
         if self.replay is not None and self.replay.is_ready and violation_cost is not None:
             rewards_NG = torch.from_numpy(score_NG + constraint_NG).to(like)
-            expected = self._expected(groups, violation_cost)
-            residuals_B2 = expected.residuals(rewards_NG)
-            residual = residuals_B2.abs().mean().item()
-            batch = batch.with_residuals(self.replay.config.residual_weight * residuals_B2)
+            expected = ExpectedGroups.of(groups, rewards_NG, self.replay, violation_cost)
+            batch = batch.with_residuals(expected.weight * expected.residuals_B2)
         self.optimizer.zero_grad()
         token_ND = self.controller.budget_tokens(batch.budgets_ms_N)
         inputs = token_ND.detach().requires_grad_(), batch.latency_token_BD.requires_grad_()
         log_probs_BS, metrics = self._backward(batch, *inputs, None)
         if expected is not None:
-            self._backward_expectation(batch, expected, inputs)
+            temperature = self.config.entropy.coefficient(self.version)
+            expected.backward(self.controller, inputs, temperature)
         grads_ND, grads_BD = (x.grad for x in inputs)
         assert grads_ND is not None
         assert grads_BD is not None
@@ -107,10 +104,8 @@ class Learner:
             groups=groups,
             score_rewards_NG=score_NG,
             constraint_rewards_NG=constraint_NG,
-            violation_cost=violation_cost,
             batch=batch,
-            follows_model=expected is not None,
-            residual=residual,
+            expected=expected,
             proximal_log_probs_BS=log_probs_BS,
             metrics=metrics,
             latency_token_grads=list(grads_NGD),
@@ -148,23 +143,22 @@ class Learner:
         grads_ND = np.array(budget_token_grads)
         tokens_ND = self.controller.budget_tokens(batch.budgets_ms_N)
         tokens_ND.backward(torch.from_numpy(grads_ND).to(tokens_ND))
-        entropy_coef = self.config.entropy.coefficient(self.version)
         self._schedule_learning_rates()
-        norms, regrets = self._remembered(measured, entropy_coef)
+        replay = self._first_remembered(measured)
         grad_norm = self._step(metrics)
+        entropy_coef = self.config.entropy.coefficient(self.version)
         applied = bool(np.isfinite(grad_norm))
         if applied:
             for _ in range(self._updates_per_step(measured) - 1):
                 self.optimizer.zero_grad()
                 metrics = self._measured_again(measured)
-                regrets += self._remembered(measured, entropy_coef)[1]
+                self._remembered(measured)
                 if not np.isfinite(self._step(metrics)):
                     break
             self.version += 1
             self.num_nonfinite_consecutive = 0
         else:
             self._count_nonfinite(measured, grads_ND)
-        replay = self._replay_record(measured, norms, regrets)
         return self._record(measured, metrics, applied, entropy_coef, grad_norm, replay)
 
     def weights(self) -> PolicyWeights:
@@ -195,17 +189,6 @@ class Learner:
         if self.replay and state["replay"]:
             self.replay.load_state_dict(state["replay"])
         self._measured = None
-
-    def _expected(
-        self, groups: Sequence[GroupRollout], violation_cost: ViolationCost
-    ) -> ExpectedGroups:
-        """What the model expects of a step's groups, which it has not learned from yet."""
-        assert self.replay is not None
-        episodes = Episodes.of(groups).to(next(self.controller.parameters()))
-        return ExpectedGroups(
-            episodes=episodes,
-            gains=self.replay.gains(episodes, violation_cost),
-        )
 
     def _backward(
         self,
@@ -251,60 +234,46 @@ class Learner:
         loss.backward()
         return log_probs_BS.detach(), metrics
 
-    def _backward_expectation(
-        self, batch: EpisodeBatch, expected: ExpectedGroups, inputs: tuple[Tensor, Tensor]
-    ) -> None:
-        """Adds the expectation's gradient down to the inputs; that of the stages is replay's."""
-        episodes, temperature = expected.episodes, self.config.entropy.coefficient(self.version)
-        stages = logits_of(self.controller, episodes, *inputs)
-        value = value_of_stages(*stages, expected.gains, prefixes_of(episodes), temperature)
-        for tensor, gradient in zip(inputs, torch.autograd.grad(-value, inputs), strict=True):
-            assert tensor.grad is not None
-            tensor.grad += gradient
-
     def _measured_again(self, measured: MeasuredGradient) -> LossMetrics:
         """The gradient of the measured groups under the weights of a later update."""
         batch = measured.batch
-        with torch.set_grad_enabled(not measured.follows_model):
+        with torch.set_grad_enabled(measured.expected is None):
             token_ND = self.controller.budget_tokens(batch.budgets_ms_N)
         latency_token_BD = batch.latency_token_BD.detach()
         return self._backward(batch, token_ND, latency_token_BD, measured.proximal_log_probs_BS)[1]
 
-    def _remembered(
-        self, measured: MeasuredGradient, temperature: float
-    ) -> tuple[tuple[float, float], list[float]]:
-        """Adds the gradient of remembered groups; returns both parts' norms, and the regret."""
-        if self.replay is None or measured.violation_cost is None or not measured.follows_model:
-            return (0.0, 0.0), []
+    def _remembered(self, measured: MeasuredGradient) -> float:
+        """Adds the gradient of remembered groups, if the policy follows the model; its regret."""
+        if self.replay is None or measured.expected is None:
+            return 0.0
+        temperature = self.config.entropy.coefficient(self.version)
+        return self.replay.backward(measured.expected.violation_cost, temperature)
+
+    def _first_remembered(self, measured: MeasuredGradient) -> ReplayRecord | None:
+        """The same in the first update of a step, whose two parts are compared for the logs."""
+        if self.replay is None or measured.expected is None:
+            return None
         stages = (self.controller.stage1, self.controller.stage2)
         weights = [weight for stage in stages for weight in stage.parameters()]
         before = [torch.zeros_like(w) if w.grad is None else w.grad.clone() for w in weights]
-        regret = self.replay.backward(measured.violation_cost, temperature)
+        regret = self._remembered(measured)
         after = [w.grad - b for w, b in zip(weights, before, strict=True) if w.grad is not None]
-        get_norm = torch.nn.utils.get_total_norm
-        return (get_norm(before).item(), get_norm(after).item()), [regret]
-
-    def _updates_per_step(self, measured: MeasuredGradient) -> int:
-        if self.replay is not None and measured.follows_model:
-            return self.replay.config.policy_updates
-        return self.config.epochs
-
-    def _replay_record(
-        self, measured: MeasuredGradient, norms: tuple[float, float], regrets: list[float]
-    ) -> ReplayRecord | None:
-        if self.replay is None or measured.violation_cost is None:
-            return None
-        total = sum(norms)
+        norms = [torch.nn.utils.get_total_norm(grads).item() for grads in (before, after)]
         return ReplayRecord(
             num_groups=len(self.replay.buffer),
             model_loss=self.replay.model_loss,
             latency_spread=float(self.replay.model.spread),
-            regret=float(np.mean(regrets)) if regrets else 0.0,
-            residual=measured.residual,
+            regret=regret,
+            residual=measured.expected.residuals_B2.abs().mean().item(),
             measured_norm=norms[0],
             remembered_norm=norms[1],
-            measured_share=norms[0] / total if total else 0.0,
+            measured_share=norms[0] / sum(norms) if sum(norms) else 0.0,
         )
+
+    def _updates_per_step(self, measured: MeasuredGradient) -> int:
+        if self.replay is None or measured.expected is None:
+            return self.config.epochs
+        return self.replay.config.policy_updates
 
     def _schedule_learning_rates(self) -> None:
         """Sets them from the version alone, so that a resumed run has the same."""

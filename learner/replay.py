@@ -41,9 +41,9 @@ class ReplayConfig:
         model_updates: updates of the outcome model per step.
         policy_updates: updates of the policy per step.
         batch_size: groups of one update, drawn with replacement.
-        residual_weight: weight of the measured residual against the model's expectation; at 0 the
-            policy trusts the model alone, at 1 the whole gradient is unbiased, however wrong the
-            model is, and has the noise of a step's few episodes.
+        residual_weight: weight of the measured residual against the model's expectation: at 0 the
+            policy trusts the model alone, at 1 its errors are corrected in full, at the price of
+            the noise of a step's few episodes (see `learner.expected_groups.residuals`).
         model: size and fit of the outcome model.
     """
 
@@ -70,8 +70,9 @@ class ReplayRecord:
         model_loss: mean loss of the outcome model.
         latency_spread: spread of log latencies around its predictions, on groups that it had not
             learned from.
-        regret: mean expected reward that the policy loses by the model: by stage 1's choices, each
-            followed by the best ones of stage 2, and by stage 2's after the remembered prefixes.
+        regret: expected reward that the policy loses by the model before the step's first update:
+            by stage 1's choices, each followed by the best ones of stage 2, and by stage 2's after
+            the remembered prefixes.
         residual: mean absolute difference between measured and expected rewards.
         measured_norm: norm of the stages' gradient from the measured groups, in the first update.
         remembered_norm: the same from remembered groups.

@@ -13,8 +13,9 @@ import numpy as np
 from torch import Tensor
 
 from learner.batch import EpisodeBatch
+from learner.expected_groups import ExpectedGroups
 from learner.losses import LossMetrics
-from learner.replay import ReplayRecord, ViolationCost
+from learner.replay import ReplayRecord
 from rollout.group_rollout import GroupRollout
 
 
@@ -23,17 +24,15 @@ class MeasuredGradient:
     """The gradient of a step's groups, between `learn_from_groups` and `update`.
 
     `latency_token_grads` goes to the rollout actors: dL/d(latency token) of each group, float32
-    [G, D], with zero rows for masked groups. `residual` is the mean absolute difference between
-    measured and expected rewards, 0 without a model to follow.
+    [G, D], with zero rows for masked groups. `expected` is None if the policy follows no model:
+    without replay, or before enough is remembered.
     """
 
     groups: Sequence[GroupRollout]
     score_rewards_NG: np.ndarray
     constraint_rewards_NG: np.ndarray
-    violation_cost: ViolationCost | None
     batch: EpisodeBatch
-    follows_model: bool
-    residual: float
+    expected: ExpectedGroups | None
     proximal_log_probs_BS: Tensor
     metrics: LossMetrics
     latency_token_grads: list[np.ndarray]
@@ -51,11 +50,12 @@ class UpdateRecord:
         entropy_coef: weight of the entropy bonus.
         grad_norm: norm of the whole gradient in the first pass, before clipping.
         num_groups: number of groups in the batch.
-        num_zero_variance_groups: number of groups masked because all their rewards are equal.
+        num_zero_variance_groups: number of groups whose rewards are all equal, which are masked
+            unless the policy follows the outcome model.
         advantage_abs_mean: mean absolute advantage of the active episodes.
         staleness_mean: mean number of versions between the weights that acted and the updated ones.
         staleness_max: maximum of the same.
-        replay: results of the updates from remembered episodes; None without them.
+        replay: results of replay; None if the policy follows no model.
     """
 
     version: int
