@@ -28,12 +28,13 @@ from rich.console import Console
 from rich.table import Table
 
 from envs.checks import check_within
-from launch.analysis import baselines
-from launch.analysis.baselines import TARGET_VIOLATION, Outcome
+from launch.analysis import bounds
 from launch.analysis.greedy_sweep import GreedySweep
 from launch.analysis.interleaved import Live, run_live, table_factor
 from launch.analysis.knob_table import KnobTable
+from launch.analysis.outcomes import Outcome
 from launch.analysis.plots import choices_figure, latency_figure, sweep_figure
+from launch.analysis.rivals import TARGET_VIOLATION, choose_rivals
 from launch.cluster.config import ClusterConfig
 from launch.cluster.connection import connect
 from launch.cluster.console import check_local_paths, one_clear_error, wide_console
@@ -164,11 +165,11 @@ def measure(
 def collect_outcomes(live: Live, test: ProfileTable) -> dict[str, Outcome]:
     """Outcomes of the controller and its rivals, which ran live, and of bounds from the table."""
     found, budgets_ms = live.outcomes(), live.result.budgets_ms
-    found["random"] = baselines.random_policy(test, budgets_ms)
-    found |= baselines.named_statics(test, budgets_ms)
-    found[BY_BUDGET] = baselines.oracle_per_budget(test, budgets_ms)
-    found[BY_KIND] = baselines.oracle_per_task(test, budgets_ms, max_violation=TARGET_VIOLATION)
-    found[BY_SAMPLE] = baselines.oracle_per_sample(test, budgets_ms)
+    found["random"] = bounds.random_policy(test, budgets_ms)
+    found |= bounds.named_statics(test, budgets_ms)
+    found[BY_BUDGET] = bounds.oracle_per_budget(test, budgets_ms)
+    found[BY_KIND] = bounds.oracle_per_task(test, budgets_ms, max_violation=TARGET_VIOLATION)
+    found[BY_SAMPLE] = bounds.oracle_per_sample(test, budgets_ms)
     return found
 
 
@@ -245,7 +246,7 @@ def main() -> int:
     setup = PolicySetup(
         controller=checkpoint.controller.config, budgets=budgets, calibration=calibration
     )
-    rivals = baselines.rivals(validation, budgets.evenly(config.num_budgets))
+    rivals = choose_rivals(validation, budgets.evenly(config.num_budgets))
     fleet, asked = open_checked(config, checkpoint), len(test.sample_ids)
     budgets_ms = budgets.evenly(config.num_budgets)
     live, test = measure(fleet, setup, published(checkpoint), rivals, test, budgets_ms)

@@ -85,5 +85,8 @@ def residuals(episodes: Episodes, gains: Gains, rewards_NG: Tensor) -> Tensor:
     surplus_B = rewards_NG.flatten() - gains.best_B[rows_B]
     after_BKN = gains.relative_BAPKN[rows_B, tier_B, position_B]
     first_B = surplus_B - after_BKN.amax((1, 2))
-    second_B = surplus_B - after_BKN[torch.arange(len(rows_B)), top_k_B, num_blocks_B]
+    second_B = (
+        surplus_B
+        - after_BKN[torch.arange(len(rows_B), device=rows_B.device), top_k_B, num_blocks_B]
+    )
     return torch.stack((first_B, second_B), 1)

@@ -24,7 +24,8 @@ import tyro
 from benchmarks.options import needed, read_options
 from envs.spec import POSITIONS, TIERS, Sample
 from envs.tasks.registry import build_tasks
-from launch.analysis.baselines import Outcome, outcome, outcome_on, rivals
+from launch.analysis.outcomes import Outcome, outcome, outcome_on
+from launch.analysis.rivals import choose_rivals
 from launch.cluster.console import one_clear_error
 from launch.run.recipes import SHIPPED_PROFILE
 from launch.run.resume import (
@@ -105,7 +106,7 @@ def scored(checkpoint: Checkpoint, test: ProfileTable) -> tuple[Outcome, dict[st
         table.feasible(budgets_ms),
     )
     validation = calibrated(ProfileTable.load(SHIPPED_PROFILE), calibration)
-    found = rivals(validation, budgets_ms)
+    found = choose_rivals(validation, budgets_ms)
     return own, {name: outcome_on(table, found[name], budgets_ms) for name in RIVALS}
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from envs.spec import all_knobs
-from launch.analysis.baselines import Outcome, outcome
+from launch.analysis.outcomes import Outcome, outcome
 from learner.outcome_model import OutcomeModel, OutcomeModelConfig
 from learner.replay_buffer import Episodes
 from rollout.simulation.table_samples import TableSamples

@@ -33,8 +33,9 @@ import tyro
 from benchmarks.options import needed, read_options
 from envs.spec import Sample, all_knobs
 from envs.tasks import build_tasks
-from launch.analysis.baselines import Outcome, outcome, outcome_on, rivals
 from launch.analysis.greedy_sweep import greedy_sweep
+from launch.analysis.outcomes import Outcome, outcome, outcome_on
+from launch.analysis.rivals import choose_rivals
 from launch.analysis.statistics import Interval
 from launch.cluster.console import one_clear_error
 from launch.joint_grpo import train
@@ -303,12 +304,12 @@ def main() -> int:
     base, world = recipe_of(options), world_of(options)
     validation, test = world.splits["validation"][0], world.splits["test"][0]
     budgets_ms = budgets_of(validation).evenly(NUM_BUDGETS)
-    found = rivals(validation, budgets_ms)
+    found = choose_rivals(validation, budgets_ms)
     others = {
         name: outcome_on(test, found[name], budgets_ms)
         for name in ("lookup", "lookup by task", "static")
     }
-    best = outcome_on(test, rivals(test, budgets_ms)["lookup by task"], budgets_ms)
+    best = outcome_on(test, choose_rivals(test, budgets_ms)["lookup by task"], budgets_ms)
     others["per task, in hindsight"] = best
     others["supervised"] = world.supervised(budgets_ms, options.supervised_steps)
     for name, row in others.items():

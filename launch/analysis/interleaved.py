@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from envs.spec import Knobs
-from launch.analysis.baselines import Outcome, outcome
 from launch.analysis.greedy_sweep import GreedySweep, greedy_sweep, usable
 from launch.analysis.knob_table import KnobTable
+from launch.analysis.outcomes import Outcome, outcome
 from policy.config import PolicySetup
 from rollout.fleet import MeasuringFleet
 from rollout.profiling.profile_table import ProfileTable

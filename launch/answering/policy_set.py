@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, Knobs, knobs_by_name
-from launch.analysis.baselines import best_static, lookup
 from launch.analysis.knob_table import KnobTable
+from launch.analysis.rivals import best_static, lookup
 from launch.answering.answerer import Answerer, warm_up
 from launch.answering.loading import Settings, load_controller, load_default
 from launch.answering.policies import ControllerPolicy, Policy, Say, TablePolicy

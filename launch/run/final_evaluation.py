@@ -14,10 +14,12 @@ import numpy as np
 from rich.table import Table
 
 from envs.calibration import Calibration
-from launch.analysis.baselines import TARGET_VIOLATION, Outcome, oracle_per_task, rivals
+from launch.analysis.bounds import oracle_per_task
 from launch.analysis.greedy_sweep import greedy_sweep
 from launch.analysis.interleaved import Comparison, Live, run_live
+from launch.analysis.outcomes import Outcome
 from launch.analysis.plots import curves_figure, sweep_figure
+from launch.analysis.rivals import TARGET_VIOLATION, choose_rivals
 from launch.run.state import Run
 from rollout.fingerprint import Fingerprint
 from rollout.profiling.conversion import calibrated
@@ -98,7 +100,7 @@ def _left_out(num_samples: int) -> str:
 
 def compare(run: Run, comparison: Comparison, budgets_ms: np.ndarray) -> Live:
     """Runs the controller and its rivals; the profile is in the run's calibrated ms."""
-    found = rivals(comparison.profile, budgets_ms)
+    found = choose_rivals(comparison.profile, budgets_ms)
     return run_live(
         comparison.fleet,
         run.setup,

@@ -70,10 +70,7 @@ def open_run(config: JointGRPOConfig) -> Iterator[Run]:
             folder = tempfile.mkdtemp(prefix="dry-run-")
             on_exit.callback(shutil.rmtree, folder, ignore_errors=True)
             config = replace(config, steps=1, run_dir=folder)
-        uri = config.run_dir if is_uri(config.run_dir) else ""
-        run_dir = staging_folder(uri) if uri else resolve_run_dir(config.run_dir)
-        if run_dir.exists() and not run_dir.is_dir():
-            raise ValueError(f"--run-dir {run_dir} is a file: give a folder")
+        run_dir = _checked_folder(config)
         simulated = None
         if config.simulated_latency:
             simulated = SimulatedLatency.from_file(config.simulated_latency)
@@ -81,12 +78,8 @@ def open_run(config: JointGRPOConfig) -> Iterator[Run]:
         run_dir = run_dir if config.run_dir else claimed(run_dir)
         writable_folder(run_dir, "--run-dir")
         on_exit.enter_context(RunLock(run_dir))
-        uploader = None
-        if uri:
-            home = RunStore(uri, run_dir)
-            with telling(f"the download of {uri}"):
-                home.fetch()
-            uploader = Uploader(home)
+        uploader = _fetched(config.run_dir, run_dir) if is_uri(config.run_dir) else None
+        if uploader is not None:
             on_exit.callback(uploader.close)
         opening = Opening(config, run_dir, simulated)
         checkpoint = opening.newest_checkpoint()
@@ -100,9 +93,9 @@ def open_run(config: JointGRPOConfig) -> Iterator[Run]:
         on_exit.callback(fleet.shutdown)
         run = opening.run(fleet, checked, checkpoint)
         on_exit.callback(run.reporter.close)
-        run.uri, run.is_stopping = uri, stop.is_set
+        run.is_stopping = stop.is_set
         if uploader is not None:
-            run.on_saved = uploader.submit
+            run.uri, run.on_saved = uploader.store.uri, uploader.submit
         if checkpoint is None:
             run.reporter.begin_at(0)
             run.commit()
@@ -110,6 +103,23 @@ def open_run(config: JointGRPOConfig) -> Iterator[Run]:
             run.go_back_to(checkpoint)
         run.reporter.say(_first_line(run, run_dir, fleet))
         yield run
+
+
+def _checked_folder(config: JointGRPOConfig) -> Path:
+    """The run's local folder, which need not exist yet."""
+    is_remote = is_uri(config.run_dir)
+    run_dir = staging_folder(config.run_dir) if is_remote else resolve_run_dir(config.run_dir)
+    if run_dir.exists() and not run_dir.is_dir():
+        raise ValueError(f"--run-dir {run_dir} is a file: give a folder")
+    return run_dir
+
+
+def _fetched(uri: str, run_dir: Path) -> Uploader:
+    """Brings a run from its object store up to date here; gives what uploads it again."""
+    home = RunStore(uri, run_dir)
+    with telling(f"the download of {uri}"):
+        home.fetch()
+    return Uploader(home)
 
 
 class Opening:

@@ -207,7 +207,7 @@ def to_json(config: JointGRPOConfig) -> dict[str, Any]:
 
 
 def from_json(data: Mapping[str, Any]) -> JointGRPOConfig:
-    """The configuration that `to_json` wrote; raises ValueError for unknown settings."""
+    """The configuration that `to_json` wrote; settings that are no longer known are left out."""
     return TypeAdapter(JointGRPOConfig).validate_python(data)
 
 

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from envs.budgets import BudgetSampler
 from envs.spec import HEAD_SIZES
-from launch.analysis.baselines import constrained_gains
+from launch.analysis.rivals import constrained_gains
 from learner.imitation import WarmStartConfig, WarmStartExamples, WarmStartRecord, warm_start
 from policy.controller import Controller
 from rollout.fleet import Fleet

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from envs.spec import CHEAPEST_KNOBS, DataError, all_knobs
-from launch.analysis.baselines import oracle_per_task, outcome, rivals
+from launch.analysis.bounds import oracle_per_task
 from launch.analysis.greedy_sweep import GreedySweep
 from launch.analysis.interleaved import Live, table_factor
 from launch.analysis.knob_table import KnobTable
+from launch.analysis.outcomes import outcome
+from launch.analysis.rivals import choose_rivals
 from launch.evaluate import (
     BY_KIND,
     BY_SAMPLE,
@@ -164,7 +166,7 @@ def measured():
     arrays = rig.controller(seed=3).to_numpy()
     weights = PolicyWeights(version=1, sha256=weights_sha256(arrays), arrays=arrays)
     test, budgets = profile("test", range(500, 506)), np.array([20.0, 60.0])
-    chosen = rivals(profile("validation", range(40)), budgets)
+    chosen = choose_rivals(profile("validation", range(40)), budgets)
     fleet = ProfilingFleet(worker)
     return test, *measure(fleet, launch_rig.setup(), weights, chosen, test, budgets)
 

@@ -14,14 +14,14 @@ import pytest
 
 from envs.budgets import BudgetSampler
 from envs.reward import violation_rate
-from launch.analysis.baselines import (
-    Outcome,
+from launch.analysis.bounds import (
     constant_per_task,
     oracle_per_budget,
     oracle_per_sample,
     oracle_per_task,
 )
 from launch.analysis.greedy_sweep import GreedySweep, greedy_sweep
+from launch.analysis.outcomes import Outcome
 from launch.joint_grpo import train
 from launch.run.recipes import JointGRPOConfig, embedded, embedded_warm
 from launch.run.warm_start import warm_start_from_profile

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from envs.spec import CHEAPEST_KNOBS, DataError, all_knobs
-from launch.analysis.baselines import outcome
 from launch.analysis.interleaved import Comparison
+from launch.analysis.outcomes import outcome
 from launch.run.final_evaluation import (
     RIVALS,
     best_table_accuracy,

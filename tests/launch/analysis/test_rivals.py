@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, Knobs
-from launch.analysis import baselines
-from launch.analysis.baselines import outcome_on
+from launch.analysis import bounds, rivals
 from launch.analysis.knob_table import KnobTable
+from launch.analysis.outcomes import outcome_on
 from rollout.profiling.profile_table import ProfileTable
 from rollout.simulation.table_samples import budgets_of
 from tests import table_rig
@@ -44,10 +44,10 @@ def test_violations_count_feasible_episodes(table):
 
 
 def test_lookup_takes_the_most_accurate_within_each_budget(table):
-    found = baselines.lookup(table, BUDGETS, EVERY)
+    found = rivals.lookup(table, BUDGETS, EVERY)
     assert found.knobs == (CHEAPEST_KNOBS, CHEAPEST_KNOBS, FULL_KNOBS)
     only_middle = np.array([False, True, False])
-    assert baselines.lookup(table, BUDGETS, only_middle).knobs == (MIDDLE,) * 3
+    assert rivals.lookup(table, BUDGETS, only_middle).knobs == (MIDDLE,) * 3
 
 
 def test_lookup_has_a_margin_of_its_own_at_each_budget():
@@ -65,33 +65,33 @@ def test_lookup_has_a_margin_of_its_own_at_each_budget():
         latencies_ms=latencies,
         cheapest_ms=np.full(10, 10, np.float32),
     )
-    found = baselines.lookup(made, np.array([20.0, 30.0]), EVERY)
+    found = rivals.lookup(made, np.array([20.0, 30.0]), EVERY)
     assert found.knobs == (CHEAPEST_KNOBS, MIDDLE)
     infeasible = replace(made, cheapest_ms=np.array([21] + [10] * 9, np.float32))
-    assert baselines.lookup(infeasible, np.array([20.0]), EVERY).knobs == (MIDDLE,)
+    assert rivals.lookup(infeasible, np.array([20.0]), EVERY).knobs == (MIDDLE,)
 
 
 def test_lookup_by_task_is_drawn_to_the_mixture_by_its_shrinkage(table):
-    free = baselines.lookup_by_task(table, BUDGETS, shrinkage=0.0)
+    free = rivals.lookup_by_task(table, BUDGETS, shrinkage=0.0)
     assert free.by_task["easy"] == (CHEAPEST_KNOBS,) * 3, "of equals the fastest"
     assert free.at(BUDGETS[2], "hard") == FULL_KNOBS
-    alike = baselines.lookup_by_task(table, BUDGETS, shrinkage=1.0)
+    alike = rivals.lookup_by_task(table, BUDGETS, shrinkage=1.0)
     assert alike.by_task["easy"] == alike.by_task["hard"]
-    whole = baselines.lookup(table, BUDGETS, EVERY)
+    whole = rivals.lookup(table, BUDGETS, EVERY)
     assert [alike.at(ms, "unknown") for ms in BUDGETS] == list(whole.knobs)
 
 
 def test_shrinkage_is_chosen_by_cross_validation():
     many = table_rig.synthetic_table(600)
     budgets = budgets_of(many).evenly(4)
-    assert baselines.best_shrinkage(many, budgets) < 1, "kinds differ, and samples suffice"
+    assert rivals.best_shrinkage(many, budgets) < 1, "kinds differ, and samples suffice"
     noise = np.random.default_rng(0).random(many.scores.shape) < 0.5
     guessing = replace(many, scores=noise.astype(np.float32), tasks=tuple("abcdef") * 100)
-    assert baselines.best_shrinkage(guessing.rows(np.arange(60)), budgets) > 0
+    assert rivals.best_shrinkage(guessing.rows(np.arange(60)), budgets) > 0
 
 
 def test_rivals_are_chosen_without_the_test_table(table):
-    found = baselines.rivals(table, BUDGETS)
+    found = rivals.choose_rivals(table, BUDGETS)
     assert set(found) == {
         "lookup",
         "lookup by task",
@@ -105,9 +105,9 @@ def test_rivals_are_chosen_without_the_test_table(table):
 
 
 def test_oracles(table):
-    by_budget = baselines.oracle_per_budget(table, BUDGETS)
+    by_budget = bounds.oracle_per_budget(table, BUDGETS)
     assert by_budget.in_budget_accuracy.tolist() == [0.5, 0.5, 1.0]
-    by_sample = baselines.oracle_per_sample(table, BUDGETS)
+    by_sample = bounds.oracle_per_sample(table, BUDGETS)
     assert by_sample.in_budget_accuracy.tolist() == [0.5, 0.5, 1.0]
     assert by_sample.violation.tolist() == [0, 0, 0]
 
@@ -125,25 +125,25 @@ def test_differences_are_taken_sample_by_sample(table):
 
 
 def test_random_is_the_mean_over_configurations(table):
-    outcome = baselines.random_policy(table, BUDGETS)
+    outcome = bounds.random_policy(table, BUDGETS)
     assert outcome.in_budget_accuracy == pytest.approx([1 / 6, 2 / 6, 4 / 6])
     assert outcome.violation == pytest.approx([2 / 3, 1 / 3, 0])
 
 
 def test_where_nothing_fits_the_fastest_gains_most(table):
-    columns_TK = baselines.best_by_task(table, np.array([5.0]), max_violation=0.05)
+    columns_TK = rivals.best_by_task(table, np.array([5.0]), max_violation=0.05)
     assert columns_TK.tolist() == [[0], [0]]
 
 
 def test_under_a_scatter_a_latency_counts_by_its_chance(table):
     budgets = np.array([24.0])
-    hard = baselines.constrained_gains(table, budgets, max_violation=1.0)
-    soft = baselines.constrained_gains(table, budgets, max_violation=1.0, scatter=0.1)
+    hard = rivals.constrained_gains(table, budgets, max_violation=1.0)
+    soft = rivals.constrained_gains(table, budgets, max_violation=1.0, scatter=0.1)
     easy, middle = 0, 1
     assert hard[0, easy, middle] == pytest.approx(1.0, abs=1e-5)
     chance = 0.9659  # that 20 ms times exp(N(0, 0.1)) stays within 24 ms: ln(1.2) / 0.1 = 1.82
     assert soft[0, easy, middle] == pytest.approx(chance, abs=1e-3)
-    steady = baselines.constrained_gains(table, budgets, max_violation=1.0, scatter=1e-6)
+    steady = rivals.constrained_gains(table, budgets, max_violation=1.0, scatter=1e-6)
     assert steady[0, easy] == pytest.approx(hard[0, easy])
 
 
@@ -151,7 +151,7 @@ def test_the_oracle_per_task_is_a_bound_for_every_table_per_task():
     """Rivals pay for late answers that are wrong as well, the oracle's accuracy does not."""
     many = table_rig.synthetic_table(200)
     budgets = budgets_of(many).evenly(6)
-    best = baselines.oracle_per_task(many, budgets)
+    best = bounds.oracle_per_task(many, budgets)
     for shrinkage in (0.0, 0.3):
-        rival = baselines.lookup_by_task(many, budgets, shrinkage=shrinkage)
+        rival = rivals.lookup_by_task(many, budgets, shrinkage=shrinkage)
         assert outcome_on(many, rival, budgets).accuracy <= best.accuracy + 1e-9
