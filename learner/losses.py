@@ -184,7 +184,7 @@ def grpo_loss(inputs: LossInputs, config: LossConfig) -> tuple[Tensor, LossMetri
             ratio_max=ratio_BS[active_B].max().item() if active_B.any() else 1.0,
             importance_mean=_mean(importance_BS[active_B], empty=1.0),
             importance_capped_share=_mean((importance_BS >= config.importance_cap)[active_B]),
-            entropies=tuple(inputs.entropies_B4.mean(0).tolist()),
+            entropies=tuple(inputs.entropies_B4.mean(0).cpu().tolist()),
         )
     return loss, metrics
 

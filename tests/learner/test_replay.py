@@ -14,6 +14,7 @@ from learner.outcome_model import OutcomeModel, OutcomeModelConfig
 from learner.replay import Replay, ReplayConfig
 from learner.replay_buffer import Episodes, ReplayBuffer
 from tests.learner.synthetic import D_MODEL, FrozenBlocks, make_controller, run_groups
+from tests.pretended_accelerator import DEVICE
 
 BLOCKS = FrozenBlocks()
 SMALL = ReplayConfig(
@@ -319,3 +320,21 @@ def test_a_group_that_is_not_finite_is_not_remembered(field):
 def test_epochs_and_replay_exclude_each_other():
     with pytest.raises(ValueError, match=r"set replay\.policy_updates"):
         LearnerConfig(epochs=2, replay=SMALL)
+
+
+def test_a_learner_on_an_accelerator_learns_the_same(accelerator):
+    config = LearnerConfig(learning_rate=1e-3, replay=replace(SMALL, policy_updates=2))
+    here, there = Learner(make_controller(), config), Learner(make_controller().to(DEVICE), config)
+    for seed in range(2):
+        groups = make_groups(make_controller(), seed)
+        score = np.array([group.scores for group in groups], np.float64)
+        records = []
+        for learner in (here, there):
+            measured = learner.learn_from_groups(groups, score, np.zeros_like(score), cost)
+            learner.learn_from_memory(groups)
+            records.append(learner.update(measured, [np.zeros(D_MODEL)] * len(groups)))
+    assert measured.expected is not None
+    assert records[1].replay.residual == pytest.approx(records[0].replay.residual, rel=1e-4)
+    weights = there.controller.to_numpy()
+    for name, weight in here.controller.to_numpy().items():
+        assert np.allclose(weights[name], weight, rtol=1e-3, atol=1e-4), name
