@@ -25,10 +25,11 @@ from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, Execution, Knobs, Sample, Tier
 from launch.cluster.console import one_clear_error
 from policy.config import ControllerConfig
 from policy.controller import Controller, choose
+from policy.stage1 import NUM_PLAIN
 from rollout.build import WorkerConfig, build_worker
 from rollout.executor import MolmoEExecutor
 from rollout.executor_config import ExecutorConfig
-from rollout.group_sharing import MolmoEGroupSession
+from rollout.group_sharing import MolmoEGroupSession, run_configurations
 from rollout.molmoe import MolmoEConfig, generate
 from rollout.molmoe.vision import ImageEncoder
 from rollout.worker import RolloutWorker
@@ -151,8 +152,8 @@ def section_hooks(worker: RolloutWorker, samples: list[Sample], num_pairs: int) 
             generate(executor.model, inputs, max_new_tokens=executor.config.max_new_tokens)
 
         def hooked(sample=sample) -> float:
-            _, (execution,) = run_group(executor, sample, [FULL_KNOBS])
-            return execution.wall_ms - execution.stages_ms["budget_token"]
+            (execution,) = run_configurations(executor, sample, [FULL_KNOBS])
+            return execution.wall_ms
 
         pairs = []
         for turn in range(num_pairs):
@@ -336,9 +337,14 @@ def section_controller(worker: RolloutWorker, samples: list[Sample]) -> None:
     """Both stages and the budget token, at this model's width and at the published one."""
     for d_model in (worker.executor.d_model, 2048):
         # The width of the published model's vision encoder is half of its own.
-        width = worker.executor.image_dim if d_model < 2048 else 1025
+        width = worker.executor.image_dim if d_model < 2048 else 1024 + NUM_PLAIN
         config = ControllerConfig(
-            d_model=d_model, image_dim=width, budget_low_ms=10, budget_high_ms=100
+            d_model=d_model,
+            image_dim=width,
+            budget_low_ms=10,
+            budget_high_ms=100,
+            price_low=0.01,
+            price_high=2.0,
         )
         controller = Controller(config).requires_grad_(False)
         feature, token = torch.randn(1, d_model), torch.randn(1, d_model)

@@ -1,7 +1,7 @@
 """The rules of an episode: what is seen, what may be chosen, what it costs, what was feasible.
 
 An episode is three calls in this order: `look`, `begin` with the choices of stage 1, `finish` with
-those of stage 2. G episodes of one (sample, budget) run together and share work.
+those of stage 2. G episodes of one sample and one pair of terms run together and share work.
 
 Shapes: G episodes, D d_model. Choices are indices, one per head of the stage.
 """
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from envs.action_masks import is_allowed, stage1_mask, stage2_mask
-from envs.budgets import check_budget_ms
 from envs.calibration import PresentTime
 from envs.reward import is_violation
 from envs.spec import (
@@ -29,6 +28,7 @@ from envs.spec import (
     chosen_values,
     in_ms,
 )
+from envs.terms import Terms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +64,7 @@ class Outcome:
 
 
 class EpisodeGroup:
-    """G episodes of one (sample, budget) on a frozen model.
+    """G episodes of one (sample, budget, price) on a frozen model.
 
     A choice that is invalid ends its episode: it is not repaired, and the model does not run for
     it. Budgets and latencies are calibrated milliseconds; what the device measures is converted.
@@ -72,18 +72,15 @@ class EpisodeGroup:
     Args:
         executor: the frozen model.
         sample: the question.
-        budget_ms: latency budget of all episodes.
+        terms: budget and price of all episodes.
         present: present time of the device that the executor runs on.
-
-    Raises:
-        ValueError: the budget is not a positive, finite number.
     """
 
     def __init__(
-        self, executor: Executor, sample: Sample, budget_ms: float, present: PresentTime
+        self, executor: Executor, sample: Sample, terms: Terms, present: PresentTime
     ) -> None:
-        self.sample, self.budget_ms = sample, check_budget_ms(budget_ms)
-        self.device_budget_ms = present.to_present(self.budget_ms)
+        self.sample, self.terms = sample, terms
+        self.device_budget_ms = present.to_present(terms.budget_ms)
         self.session = executor.open(sample)
         self._d_model, self._present = executor.d_model, present
         self._seeing: Stages = {}
@@ -179,7 +176,7 @@ class EpisodeGroup:
         It would if any episode did. Otherwise it runs, and its latency decides.
         """
         latencies_ms = [outcome.latency_ms for outcome in self._outcomes if outcome is not None]
-        if not latencies_ms or not is_violation(latencies_ms, self.budget_ms).all():
+        if not latencies_ms or not is_violation(latencies_ms, self.terms.budget_ms).all():
             return True
         return not is_violation(self.session.cheapest_latency_ms(), self.device_budget_ms)
 

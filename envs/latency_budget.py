@@ -4,7 +4,7 @@ The first observation holds what stage 1 sees of prompt and image. Step 1 takes 
 returns the latency token as observation; step 2 takes (top_k, num_blocks) and returns the reward.
 An action is a pair of choice indices in both steps.
 
-Shapes: G episodes of a group, D d_model, I length of the image feature, O = D + I + 3 values of an
+Shapes: G episodes of a group, D d_model, I length of the image feature, O = D + I + 4 values of an
 observation.
 """
 
@@ -23,16 +23,18 @@ from envs.action_masks import MAX_CHOICES, stage1_mask, stage2_mask
 from envs.budgets import BudgetSampler
 from envs.calibration import PresentTime, SteadyTime
 from envs.episode import EpisodeGroup, Outcome
+from envs.prices import FREE, PriceSampler
 from envs.reward import RewardFunction
 from envs.scoring import score_of
 from envs.spec import POSITIONS, Executor, Task
+from envs.terms import Terms
 
 INDEX_RANGE = 2**31
 """Samples are drawn by an index below this, which tasks map to the samples they have."""
 
 
 class LatencyBudgetVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
-    """G episodes of one (sample, budget), which share the work they have in common.
+    """G episodes of one (sample, budget, price), which share the work they have in common.
 
     Autoreset is disabled: both steps of all members belong together, so resets are explicit.
 
@@ -41,7 +43,8 @@ class LatencyBudgetVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.nda
         tasks: source of samples and scores.
         budgets: sampler of latency budgets.
         reward: maps scores and latencies to rewards.
-        encode_budget: maps a budget in ms to a budget token, float32 [D].
+        encode_budget: maps a budget in ms and a price of time to a budget token, float32 [D].
+        prices: sampler of prices of time; without one, time within the budget is free.
         group_size: number of episodes, G.
         split: split of the tasks.
         present: present time of the device that the executor runs on. Budgets and latencies of the
@@ -59,7 +62,8 @@ class LatencyBudgetVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.nda
         tasks: Task,
         budgets: BudgetSampler,
         reward: RewardFunction,
-        encode_budget: Callable[[float], np.ndarray],
+        encode_budget: Callable[[float, float], np.ndarray],
+        prices: PriceSampler | None = None,
         group_size: int = 1,
         split: str = "train",
         present: PresentTime | None = None,
@@ -68,13 +72,13 @@ class LatencyBudgetVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.nda
         if group_size < 1:
             raise ValueError(f"group_size is {group_size}: a group has at least one episode")
         self.executor, self.tasks, self.budgets = executor, tasks, budgets
-        self.reward, self.encode_budget = reward, encode_budget
+        self.prices, self.reward, self.encode_budget = prices, reward, encode_budget
         self.split, self.invalid_penalty = split, invalid_penalty
         self.present = present or SteadyTime()
         self.num_envs = group_size
         self.single_action_space = spaces.MultiDiscrete([MAX_CHOICES, MAX_CHOICES])
         self.single_observation_space = spaces.Box(
-            -np.inf, np.inf, (executor.d_model + executor.image_dim + 3,), dtype=np.float32
+            -np.inf, np.inf, (executor.d_model + executor.image_dim + 4,), dtype=np.float32
         )
         self.action_space = gym.vector.utils.batch_space(self.single_action_space, group_size)
         self.observation_space = gym.vector.utils.batch_space(
@@ -88,33 +92,36 @@ class LatencyBudgetVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.nda
         seed: int | None = None,
         options: dict[str, Any] | None = None,
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Starts a group on a sample and a budget, drawn or taken from the options.
+        """Starts a group on a sample, a budget and a price, drawn or taken from the options.
 
         Args:
             seed: seed of the draws.
-            options: `sample` (a Sample), `budget_ms`; each is optional, others are refused.
+            options: `sample` (a Sample), `budget_ms`, `price`; each is optional, others are
+                refused.
 
         Returns:
-            Observations [G, O]: language feature, image feature, normalised budget, step 0,
+            Observations [G, O]: language feature, image feature, price, normalised budget, step 0,
             position 0.
 
         Raises:
-            ValueError: for an unknown option, a budget that is not positive and finite, or a
-                sample that cannot be used (named).
+            ValueError: for an unknown option, a budget that is not positive and finite, a price
+                that is negative or not finite, or a sample that cannot be used (named).
         """
         super().reset(seed=seed)
         options = options or {}
-        unknown = set(options) - {"sample", "budget_ms"}
+        unknown = set(options) - {"sample", "budget_ms", "price"}
         if unknown:
             raise ValueError(
-                f"unknown reset option {', '.join(sorted(unknown))}: use sample or budget_ms"
+                f"unknown reset option {', '.join(sorted(unknown))}: use sample, budget_ms or price"
             )
         index = int(self.np_random.integers(INDEX_RANGE))
         drawn_ms = self.budgets.draw(self.np_random)
         sample = options.get("sample")
         sample = self.tasks.sample(self.split, index) if sample is None else sample
         budget_ms = options.get("budget_ms", drawn_ms)
-        group = EpisodeGroup(self.executor, sample, budget_ms, self.present)
+        drawn = FREE if self.prices is None else self.prices.draw(self.np_random)
+        terms = Terms(budget_ms=budget_ms, price=options.get("price", drawn))
+        group = EpisodeGroup(self.executor, sample, terms, self.present)
         features = group.look()
         self._group = group
         features_O = np.concatenate([features.language, features.image])
@@ -142,7 +149,9 @@ class LatencyBudgetVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.nda
         return observations, rewards_G, done_G, never_G, info
 
     def _step_stage1(self, group: EpisodeGroup, actions_G2: np.ndarray):
-        tokens_GD = group.begin(actions_G2, self.encode_budget(group.budget_ms))
+        tokens_GD = group.begin(
+            actions_G2, self.encode_budget(group.terms.budget_ms, group.terms.price)
+        )
         invalid_G = ~group.running_G
         masks = [stage2_mask(p) if p else stage1_mask() for p in group.positions_G.tolist()]
         info = _info(group, invalid_action=invalid_G, action_mask=masks)
@@ -166,7 +175,12 @@ class LatencyBudgetVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.nda
         execution = outcome.execution
         score = score_of(self.tasks, group.sample, execution.answer)
         reward = self.reward(
-            [score], [outcome.latency_ms], [group.budget_ms], [execution.knobs], is_feasible
+            [score],
+            [outcome.latency_ms],
+            [group.terms.budget_ms],
+            [execution.knobs],
+            is_feasible,
+            [group.terms.price],
         )
         return {
             "knobs": execution.knobs,
@@ -186,14 +200,16 @@ class LatencyBudgetVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.nda
         """Observations that begin with some values; the rest is zero."""
         observations = np.zeros(self.observation_space.shape or (), np.float32)
         observations[:, : values_GO.shape[1]] = values_GO
-        observations[:, -3] = self.budgets.range.normalise(group.budget_ms)
+        observations[:, -4] = group.terms.price
+        observations[:, -3] = self.budgets.range.normalise(group.terms.budget_ms)
         observations[:, -2] = positions_G > 0
         observations[:, -1] = positions_G / len(POSITIONS)
         return observations
 
 
 def _info(group: EpisodeGroup, **entries: Any) -> dict[str, Any]:
-    return {"sample_id": group.sample.id, "budget_ms": group.budget_ms, **entries}
+    asked = {"budget_ms": group.terms.budget_ms, "price": group.terms.price}
+    return {"sample_id": group.sample.id, **asked, **entries}
 
 
 class LatencyBudgetEnv(gym.Env[np.ndarray, np.ndarray]):

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr
 
+from envs.prices import FREE
 from envs.spec import Knobs
 
 Array = NDArray[np.float64]
@@ -75,11 +76,23 @@ def budget_reward(
     *,
     violation_cost: ArrayLike,
     feasible: ArrayLike = True,
+    cost_per_ms: ArrayLike = 0.0,
 ) -> Reward:
-    """The default: score - lambda * 1[latency > budget] - 0.5 * clip(latency / budget - 1, 0, 1).
+    """The default reward, in right answers.
 
-    `violation_cost` is lambda. Where no configuration fits, only the last term is left, so that
-    the fastest answer earns most.
+    score - lambda * 1[latency > budget] - 0.5 * clip(latency / budget - 1, 0, 1)
+    - cost per ms * latency
+
+    Where no configuration fits, only the last two terms are left, so that the fastest answer earns
+    most.
+
+    Args:
+        score: of the answer.
+        latency_ms: of the answer.
+        budget_ms: its latency budget.
+        violation_cost: lambda.
+        feasible: whether the cheapest configuration meets the budget on the sample.
+        cost_per_ms: price of time / latency of the full configuration in ms.
     """
     feasible = np.asarray(feasible, dtype=bool)
     score = np.asarray(score, dtype=np.float64) * feasible
@@ -88,10 +101,11 @@ def budget_reward(
         is_violation(latency_ms, budget_ms) & feasible
     )
     excess: Array = -OVERSHOOT_COST * np.clip(overshoot, 0, 1)
+    time: Array = -np.asarray(cost_per_ms) * np.asarray(latency_ms, np.float64)
     return Reward(
         score=score,
-        constraint=violation + excess,
-        components={"score": score, "violation": violation, "excess": excess},
+        constraint=violation + excess + time,
+        components={"score": score, "violation": violation, "excess": excess, "time": time},
     )
 
 
@@ -103,11 +117,13 @@ class ExpectedOutcome:
         score: expected score that counts: that of feasible episodes.
         violation: probability that a feasible budget is violated.
         overshoot: expected clip(latency / budget - 1, 0, 1).
+        ratio: expected latency / budget.
     """
 
     score: Array
     violation: Array
     overshoot: Array
+    ratio: Array
 
     @classmethod
     def of(
@@ -139,14 +155,21 @@ class ExpectedOutcome:
             score=np.asarray(score) * feasible,
             violation=np.maximum(0.0, feasible - meets),
             overshoot=overshoot,
+            ratio=np.exp(mean + spread**2 / 2),
         )
 
-    def reward(self, violation_cost: ArrayLike) -> Array:
-        """The expected reward with a lambda."""
+    def reward(self, violation_cost: ArrayLike, cost_of_budget: ArrayLike = 0.0) -> Array:
+        """The expected reward.
+
+        Args:
+            violation_cost: lambda.
+            cost_of_budget: what the time of the whole budget costs: cost per ms * budget in ms.
+        """
         return np.asarray(
             self.score
             - np.asarray(violation_cost) * self.violation
             - OVERSHOOT_COST * self.overshoot
+            - np.asarray(cost_of_budget) * self.ratio
         )
 
 
@@ -213,19 +236,24 @@ class RewardFunction(Protocol):
         budget_ms: ArrayLike,
         knobs: Sequence[Knobs],
         feasible: ArrayLike = True,
+        price: ArrayLike = FREE,
     ) -> Reward:
         """The reward of N episodes; `feasible` says whether any configuration fits."""
         ...
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetReward:
-    """`budget_reward` with the current lambda, which the training loop sets at each step.
+    """`budget_reward` with a lambda, and what a price of time costs on a device.
 
-    `violation_cost` is lambda, or a function from budgets in ms to lambda.
+    Attributes:
+        violation_cost: lambda, or a function from budgets in ms to lambda.
+        full_ms: latency of the full configuration in ms, whose time a price is for; it may be left
+            out where no price is above zero.
     """
 
     violation_cost: float | Callable[[ArrayLike], Array] = 0.5
+    full_ms: float | None = None
 
     def __call__(
         self,
@@ -234,11 +262,40 @@ class BudgetReward:
         budget_ms: ArrayLike,
         knobs: Sequence[Knobs],
         feasible: ArrayLike = True,
+        price: ArrayLike = FREE,
     ) -> Reward:
         """The default reward of N episodes; it does not depend on the knobs."""
+        return budget_reward(
+            score,
+            latency_ms,
+            budget_ms,
+            violation_cost=self._lambda(budget_ms),
+            feasible=feasible,
+            cost_per_ms=self.cost_per_ms(price),
+        )
+
+    def expected(
+        self, outcome: ExpectedOutcome, budget_ms: ArrayLike, price: ArrayLike = FREE
+    ) -> Array:
+        """The mean reward of outcomes that are uncertain."""
+        cost_of_budget = self.cost_per_ms(price) * np.asarray(budget_ms, np.float64)
+        return outcome.reward(self._lambda(budget_ms), cost_of_budget)
+
+    def cost_per_ms(self, price: ArrayLike) -> Array:
+        """What a millisecond costs at a price, in right answers.
+
+        Raises:
+            ValueError: there is a price, and `full_ms` is not known.
+        """
+        if self.full_ms is None:
+            if np.any(np.asarray(price)):
+                raise ValueError("a price of time needs full_ms: give the full latency in ms")
+            return np.zeros_like(price, np.float64)
+        return np.asarray(price, np.float64) / self.full_ms
+
+    def _lambda(self, budget_ms: ArrayLike) -> ArrayLike:
         cost = self.violation_cost
-        cost = cost(budget_ms) if callable(cost) else cost
-        return budget_reward(score, latency_ms, budget_ms, violation_cost=cost, feasible=feasible)
+        return cost(budget_ms) if callable(cost) else cost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,8 +311,9 @@ class ReferenceReward:
         budget_ms: ArrayLike,
         knobs: Sequence[Knobs],
         feasible: ArrayLike = True,
+        price: ArrayLike = FREE,
     ) -> Reward:
-        """The reference reward of N episodes, which does not ask what is feasible."""
+        """The reference reward of N episodes; it asks neither what is feasible nor for a price."""
         return reference_reward(
             score,
             latency_ms,

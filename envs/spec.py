@@ -267,6 +267,7 @@ class Execution:
         host_ms: time for tokenising and image resizing, which is not part of the latency, ms.
         num_vision_tokens: vision tokens of the prompt.
         num_text_tokens: text tokens of the prompt.
+        tiling: rows and columns of the image's crops; (0, 0) without an image.
     """
 
     knobs: Knobs
@@ -279,6 +280,12 @@ class Execution:
     host_ms: float
     num_vision_tokens: int
     num_text_tokens: int
+    tiling: tuple[int, int]
+
+
+NUM_SIZES = len(TIERS) + 1
+"""Sizes that are known of a sample before any encoder runs: its vision tokens at each tier and the
+tokens of its prompt, as logarithms."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -287,9 +294,9 @@ class Features:
 
     Attributes:
         language: mean word embedding of the prompt, float32 [D].
-        image: pooled features of the whole image at low resolution, from before the projector, and
-            a last entry of 1; zeros for a sample without an image. float32 [I], I = 0 for an
-            executor that does not look at images.
+        image: pooled features of the whole image at low resolution, from before the projector;
+            then `NUM_SIZES` sizes; then 1 for a sample with an image, or 0 after features of
+            zeros. float32 [I], I = 0 for an executor that does not look at images.
     """
 
     language: np.ndarray

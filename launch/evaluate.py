@@ -1,5 +1,7 @@
 """Evaluates a trained controller on held-out samples, against lookup tables and static choices.
 
+They are compared at several prices of time: how much device time each needs for its accuracy.
+
     python launch/evaluate.py RUN_DIR --test T/table.npz [--validation V/table.npz]
 
 Needs two profiles from launch/profile_knobs.py: one of the validation split, on which all rivals
@@ -16,7 +18,7 @@ feasible episodes only.
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from envs.checks import check_within
+from envs.prices import FREE, check_prices
 from launch.analysis import bounds
 from launch.analysis.greedy_sweep import GreedySweep
 from launch.analysis.interleaved import Live, run_live, table_factor
@@ -35,12 +38,15 @@ from launch.analysis.knob_table import KnobTable
 from launch.analysis.outcomes import Outcome
 from launch.analysis.plots import choices_figure, latency_figure, sweep_figure
 from launch.analysis.rivals import TARGET_VIOLATION, choose_rivals
+from launch.analysis.tradeoff import curves_of_outcomes
+from launch.analysis.tradeoff_plots import tradeoff_figure
+from launch.analysis.tradeoff_report import tradeoff_table, verdict
 from launch.cluster.config import ClusterConfig
 from launch.cluster.connection import connect
 from launch.cluster.console import check_local_paths, one_clear_error, wide_console
 from launch.cluster.fleet import RayFleet, check_census, open_fleet
 from launch.cluster.usage import options_from
-from launch.run.recipes import SHIPPED_PROFILE
+from launch.run.recipes import SHIPPED_PROFILE, EvaluationConfig
 from launch.run.resume import (
     budgets_from_state,
     calibration_from_state,
@@ -77,6 +83,8 @@ class EvaluateConfig:
         validation: profile table of the validation split.
         output_dir: folder for the results; RUN_DIR/evaluation by default.
         num_budgets: number of budgets, evenly spaced over the run's range.
+        prices: ascending prices of time at which all are compared; just the first one if the run
+            was trained without prices.
         num_samples: number of test samples; 0 means all that the test profile holds.
         worker: the frozen model and its tasks; those of the run by default.
         cluster: rollout actors and time limits.
@@ -87,6 +95,7 @@ class EvaluateConfig:
     validation: Path = SHIPPED_PROFILE
     output_dir: Path | None = None
     num_budgets: int = 8
+    prices: tuple[float, ...] = EvaluationConfig().prices
     num_samples: int = 0
     worker: WorkerConfig = field(default_factory=WorkerConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -94,6 +103,7 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         check_within(self, "num_budgets", low=1)
         check_within(self, "num_samples", low=0)
+        check_prices(self.prices, "prices")
 
 
 def load_tables(
@@ -148,49 +158,40 @@ def measure(
     weights: Any,
     rivals: dict[str, KnobTable],
     test: ProfileTable,
+    *,
     budgets_ms: np.ndarray,
-) -> tuple[Live, ProfileTable]:
+    prices: Sequence[float] = (FREE,),
+) -> tuple[dict[float, Live], ProfileTable]:
     """Runs controller and rivals on the test profile's samples.
 
     Returns:
-        What ran and the profile, on the samples that both have. What is feasible in the profile is
-        what was measured now.
+        What ran at each price and the profile, on the samples that both have. What is feasible in
+        the profile is what was measured now.
     """
     places = places_in("test", test, "the test profile")
-    live = run_live(fleet, setup, weights, rivals, places, budgets_ms)
-    live, test = live.on_the_samples_of(test)
-    return live, replace(test, cheapest_ms=np.median(live.result.cheapest_ms, axis=1))
+    ran = run_live(
+        fleet, setup, weights, rivals, indices=places, budgets_ms=budgets_ms, prices=prices
+    )
+    joined = {price: live.on_the_samples_of(test) for price, live in ran.items()}
+    first, table = joined[prices[0]]
+    live = {price: one for price, (one, _) in joined.items()}
+    return live, replace(table, cheapest_ms=np.median(first.result.cheapest_ms, axis=1))
 
 
-def collect_outcomes(live: Live, test: ProfileTable) -> dict[str, Outcome]:
+def collect_outcomes(live: Live, test: ProfileTable, full_ms: float) -> dict[str, Outcome]:
     """Outcomes of the controller and its rivals, which ran live, and of bounds from the table."""
     found, budgets_ms = live.outcomes(), live.result.budgets_ms
     found["random"] = bounds.random_policy(test, budgets_ms)
     found |= bounds.named_statics(test, budgets_ms)
     found[BY_BUDGET] = bounds.oracle_per_budget(test, budgets_ms)
-    found[BY_KIND] = bounds.oracle_per_task(test, budgets_ms, max_violation=TARGET_VIOLATION)
+    found[BY_KIND] = bounds.oracle_per_task(
+        test,
+        budgets_ms,
+        max_violation=TARGET_VIOLATION,
+        cost_per_ms=live.result.price / full_ms,
+    )
     found[BY_SAMPLE] = bounds.oracle_per_sample(test, budgets_ms)
     return found
-
-
-def verdict(found: dict[str, Outcome], rivals: Iterable[str]) -> str:
-    """Compares the controller with its strongest rival, and says how much could be gained.
-
-    Differences are paired by sample and come with 95 % intervals.
-    """
-    ours = found["controller"]
-    strongest = max((*rivals, "random"), key=lambda name: found[name].accuracy)
-    ahead = ours.ahead_of(found[strongest])
-    word = "beats" if ahead.mean > 0 and ahead.excludes_zero else "DOES NOT BEAT"
-    chance = "" if ahead.excludes_zero else ", within chance"
-    room = "; ".join(
-        f"{name} {found[name].ahead_of(found['lookup']).signed()}" for name in (BY_KIND, BY_SAMPLE)
-    )
-    return (
-        f"the controller: {ours.accuracy:.3f} within budget, {ours.violation_rate:.1%} violations; "
-        f"it {word} its strongest rival, {strongest} ({found[strongest].accuracy:.3f}, "
-        f"{ahead.signed()}{chance}); room above the lookup table: {room}"
-    )
 
 
 def print_table(found: dict[str, Outcome], result: GreedySweep, console: Console) -> None:
@@ -235,7 +236,7 @@ def clock_facts(live: Live, rivals: dict[str, KnobTable], test: ProfileTable) ->
 
 
 def main() -> int:
-    """Runs the sweep, prints the table and the verdict, writes JSON and plots."""
+    """Runs the sweep, prints the tables and the verdict, writes JSON and plots."""
     config, checkpoint = parse()
     folder = writable_folder(
         config.output_dir or Path(config.run_dir) / "evaluation", "--output-dir"
@@ -243,46 +244,70 @@ def main() -> int:
     validation, test = load_tables(config, checkpoint)
     calibration = calibration_from_state(checkpoint.state)
     budgets = budgets_from_state(checkpoint.state)
-    setup = PolicySetup(
-        controller=checkpoint.controller.config, budgets=budgets, calibration=calibration
-    )
-    rivals = choose_rivals(validation, budgets.evenly(config.num_budgets))
-    fleet, asked = open_checked(config, checkpoint), len(test.sample_ids)
+    own = checkpoint.controller.config
+    setup = PolicySetup(controller=own, budgets=budgets, calibration=calibration)
     budgets_ms = budgets.evenly(config.num_budgets)
-    live, test = measure(fleet, setup, published(checkpoint), rivals, test, budgets_ms)
+    prices = config.prices if own.price_range else config.prices[:1]
+    rivals = choose_rivals(validation, budgets_ms, prices, calibration.full_ms)
+    fleet, asked = open_checked(config, checkpoint), len(test.sample_ids)
+    weights = published(checkpoint)
+    live, test = measure(fleet, setup, weights, rivals, test, budgets_ms=budgets_ms, prices=prices)
     fleet.shutdown()
-    found, clock = collect_outcomes(live, test), clock_facts(live, rivals, test)
-    console = wide_console()
-    print_table(found, live.result, console)
-    console.print(verdict(found, rivals), soft_wrap=True)
+    found = {p: collect_outcomes(one, test, calibration.full_ms) for p, one in live.items()}
+    print_results(live, found, rivals)
+    first = live[prices[0]]
+    clock, console = clock_facts(first, rivals, test), wide_console()
     console.print(f"{len(test.sample_ids)} of {asked} samples of the test profile ran live")
     facts = ", ".join(f"{name} {value:.3f}" for name, value in clock.items())
     console.print(f"the clock, {calibration.clock}: {facts}", soft_wrap=True)
-    write(folder, checkpoint, live.result, found, clock)
+    write(folder, checkpoint, live, found, clock)
     console.print(f"written to {folder}", markup=False, soft_wrap=True)
     return 0
+
+
+def print_results(
+    live: Mapping[float, Live],
+    found: Mapping[float, dict[str, Outcome]],
+    rivals: Mapping[str, KnobTable],
+) -> None:
+    """Prints the table by budget at the lowest price, the comparison of curves and the verdict."""
+    console, lowest = wide_console(), min(live)
+    console.print(f"accuracy within budget / violations at price {lowest:g}:")
+    print_table(found[lowest], live[lowest].result, console)
+    curves = curves_of_outcomes(found)
+    console.print(tradeoff_table({name: curves[name] for name in DRAWN}))
+    ran = {name: curves[name] for name in ("controller", *rivals)}
+    console.print(verdict(ran), soft_wrap=True)
 
 
 def write(
     folder: Path,
     checkpoint: Checkpoint,
-    result: GreedySweep,
-    found: dict[str, Outcome],
+    live: Mapping[float, Live],
+    found: Mapping[float, dict[str, Outcome]],
     clock: dict[str, float],
 ) -> None:
-    """Writes all results as JSON, and three plots."""
-    rows = {name: row.to_json() for name, row in found.items()}
+    """Writes all results as JSON, and four plots."""
+    lowest = min(live)
+    result = live[lowest].result
     content = {
         "checkpoint": checkpoint.path.name,
         "budgets_ms": result.budgets_ms.tolist(),
         "num_samples": len(result.scores),
         "clock_name": calibration_from_state(checkpoint.state).clock,
-        "policies": rows,
+        "prices": {
+            str(price): {
+                "policies": {name: row.to_json() for name, row in found[price].items()},
+                "controller_episodes": one.result.to_json(),
+            }
+            for price, one in live.items()
+        },
         "clock": clock,
-        "controller_episodes": result.to_json(),
     }
     (folder / "evaluation.json").write_text(json.dumps(content) + "\n")
-    shown = {name: rows[name] for name in DRAWN}
+    curves = curves_of_outcomes(found)
+    tradeoff_figure({n: curves[n] for n in DRAWN}).savefig(folder / "tradeoff.png", dpi=120)
+    shown = {name: found[lowest][name].to_json() for name in DRAWN}
     sweep_figure(result.budgets_ms.tolist(), shown).savefig(folder / "sweep.png", dpi=120)
     latency_figure(result.budgets_ms, result.latencies_ms).savefig(folder / "latency.png", dpi=120)
     choices_figure(result.budgets_ms, result.actions).savefig(folder / "choices.png", dpi=120)

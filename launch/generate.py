@@ -80,6 +80,8 @@ class GenerateConfig:
     Attributes:
         prompt: the question, starting with the style of its task if there is one.
         budget_ms: latency budget in ms.
+        price: price of time: what the time of one full answer is worth, in right answers. At 0, any
+            time within the budget is free. By default the one that the controller's run names.
         image: image file.
         controller: a run folder, whose newest intact checkpoint is used, or the folder of one
             checkpoint, as a path or URI; without it one fixed configuration runs.
@@ -89,6 +91,7 @@ class GenerateConfig:
 
     prompt: str
     budget_ms: float
+    price: float | None = None
     image: Path | None = None
     controller: str | None = None
     json: bool = False
@@ -99,12 +102,12 @@ def answered(config: GenerateConfig) -> dict[str, Any]:
     """Loads model and controller, and answers."""
     progress = Console(stderr=True, soft_wrap=True, highlight=False)
     progress.print("loading PyTorch and the model ...")
-    from envs.budgets import check_budget_ms
+    from envs.terms import Terms
     from launch.answering.answerer import Answerer, as_sample
     from launch.cluster.waiting import telling
 
     # Mistakes that can be found without the model, before loading it, which takes long.
-    budget_ms = check_budget_ms(config.budget_ms)
+    Terms(budget_ms=config.budget_ms, price=config.price or 0.0)
     as_sample(config.prompt, config.image)
     stated = {name: value for name, value in asdict(config.worker).items() if value is not None}
     stated_executor = {k: v for k, v in stated.pop("executor").items() if v is not None}
@@ -115,7 +118,9 @@ def answered(config: GenerateConfig) -> dict[str, Any]:
             executor_settings=stated_executor,
             say=progress.print,
         )
-    return answerer.answer(config.prompt, budget_ms=budget_ms, image=config.image).to_json()
+    return answerer.answer(
+        config.prompt, budget_ms=config.budget_ms, price=config.price, image=config.image
+    ).to_json()
 
 
 def show(result: dict[str, Any]) -> None:
@@ -130,7 +135,8 @@ def show(result: dict[str, Any]) -> None:
     verdict = "within" if result["within_budget"] else "OVER"
     console.print(
         f"{'latency':<16}{result['latency_ms']:9.2f} ms, {verdict} the budget of "
-        f"{result['budget_ms']:g} ms (plus {result['host_ms']:.2f} ms of host work)"
+        f"{result['budget_ms']:g} ms at a price of {result['price']:g} (plus "
+        f"{result['host_ms']:.2f} ms of host work)"
     )
     console.print(f"{'wall clock':<16}{result['wall_ms']:9.2f} ms (latency: {result['clock']})")
     if not result["finished"]:

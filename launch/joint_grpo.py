@@ -36,7 +36,7 @@ def train(run: Run) -> None:
         reward = run.rewards(groups)
         with watch.part("learn"):
             measured = learner.learn_from_groups(
-                groups, reward.score, reward.constraint, run.lambda_control.violation_cost
+                groups, reward.score, reward.constraint, run.worth()
             )
         with watch.part("gradient"):  # through the frozen model, back to the budget token
             gradients = fleet.budget_gradients(groups, measured.latency_token_grads)

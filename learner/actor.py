@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from envs.reward import RewardFunction
 from learner.config import LearnerConfig
 from learner.learner import Learner
-from learner.replay import ViolationCost
 from learner.update import MeasuredGradient, UpdateRecord
 from policy.config import ControllerConfig
 from policy.controller import Controller
@@ -46,12 +46,10 @@ class LearnerActor:
         groups: Sequence[GroupRollout],
         score_NG: np.ndarray,
         constraint_NG: np.ndarray,
-        violation_cost: ViolationCost | None = None,
+        worth: RewardFunction | None = None,
     ) -> list[np.ndarray]:
         """See `Learner.learn_from_groups`; returns dL/d(latency token) of each group."""
-        self._measured = self.learner.learn_from_groups(
-            groups, score_NG, constraint_NG, violation_cost
-        )
+        self._measured = self.learner.learn_from_groups(groups, score_NG, constraint_NG, worth)
         return self._measured.latency_token_grads
 
     def learn_from_memory(self) -> None:

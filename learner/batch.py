@@ -25,6 +25,7 @@ class EpisodeBatch:
     """The inputs of one update; every field but `latency_token_BD` is constant."""
 
     budgets_ms_N: Tensor
+    prices_N: Tensor
     language_feature_ND: Tensor
     image_feature_NI: Tensor
     latency_token_BD: Tensor
@@ -77,6 +78,7 @@ def make_batch(
 
     return EpisodeBatch(
         budgets_ms_N=floats([group.budget_ms for group in groups]),
+        prices_N=floats([group.price for group in groups]),
         language_feature_ND=floats([group.language_feature for group in groups]),
         image_feature_NI=floats([group.image_feature for group in groups]),
         latency_token_BD=floats([group.latency_tokens for group in groups]).flatten(0, 1),
@@ -125,7 +127,7 @@ def for_inspection(
             "latencies_ms",
         )
     }
-    for name in ("group_id", "sample_id", "budget_ms", "policy_version", "actor"):
+    for name in ("group_id", "sample_id", "budget_ms", "price", "policy_version", "actor"):
         arrays[name] = np.array([getattr(group, name) for group in groups])
     arrays["score_rewards"] = np.asarray(score_rewards_NG)
     arrays["constraint_rewards"] = np.asarray(constraint_rewards_NG)

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from envs.reward import BudgetReward
 from learner.objective import Gains, value_of_stages
-from learner.replay import Replay, ViolationCost, logits_of, prefixes_of
+from learner.replay import Replay, logits_of, prefixes_of
 from learner.replay_buffer import Episodes
 from policy.controller import Controller
 from rollout.group_rollout import GroupRollout
@@ -28,14 +29,14 @@ class ExpectedGroups:
         gains: of every configuration on their samples.
         residuals_B2: measured less expected rewards: of stage 1's choices, and of all choices.
         weight: of the residuals.
-        violation_cost: lambda at budgets in ms.
+        worth: what an outcome is worth.
     """
 
     episodes: Episodes
     gains: Gains
     residuals_B2: Tensor
     weight: float
-    violation_cost: ViolationCost
+    worth: BudgetReward
 
     @classmethod
     def of(
@@ -43,17 +44,17 @@ class ExpectedGroups:
         groups: Sequence[GroupRollout],
         rewards_NG: Tensor,
         replay: Replay,
-        violation_cost: ViolationCost,
+        worth: BudgetReward,
     ) -> ExpectedGroups:
         """Predicts groups, and compares their rewards with the prediction."""
-        episodes = Episodes.of(groups).to(rewards_NG)
-        gains = replay.gains(episodes, violation_cost)
+        episodes = Episodes.of(groups, replay.tasks).to(rewards_NG)
+        gains = replay.gains(episodes, worth)
         return cls(
             episodes=episodes,
             gains=gains,
             residuals_B2=residuals(episodes, gains, rewards_NG),
             weight=replay.config.residual_weight,
-            violation_cost=violation_cost,
+            worth=worth,
         )
 
     def backward(

@@ -74,6 +74,7 @@ class WarmStartExamples:
         language_feature_BD: float32.
         image_feature_BI: float32; I = 0 if stage 1 does not see the image.
         budgets_ms_B: float64, ms.
+        prices_B: float64, prices of time.
         latency_token_BAPD: float32, the latency token at every tier and position, with the
             controller's current budget encoder.
         gains_BAPKN: float32; -inf for masked or unknown configurations.
@@ -82,6 +83,7 @@ class WarmStartExamples:
     language_feature_BD: np.ndarray
     image_feature_BI: np.ndarray
     budgets_ms_B: np.ndarray
+    prices_B: np.ndarray
     latency_token_BAPD: np.ndarray
     gains_BAPKN: np.ndarray
 
@@ -147,7 +149,9 @@ class _Tensors:
         gains_BAPKN = torch.from_numpy(examples.gains_BAPKN).to(like)
         self.gains = Gains.of(gains_BAPKN)
         with torch.no_grad():
-            self.budget_token_BD = controller.budget_tokens(torch.from_numpy(examples.budgets_ms_B))
+            self.budget_token_BD = controller.budget_tokens(
+                torch.from_numpy(examples.budgets_ms_B), torch.from_numpy(examples.prices_B)
+            )
 
     def objective(
         self, controller: Controller, rows_B: Tensor, temperature: float, rng: torch.Generator

@@ -4,7 +4,7 @@ The gradient reaches the budget MLP in two ways: through stage 1's input, which 
 own graph, and through the latency token, which passed the frozen model. The learner has no copy of
 that model, so the actors compute a vector-Jacobian product in between:
 
-    measured = learner.learn_from_groups(groups, score_NG, constraint_NG, violation_cost)
+    measured = learner.learn_from_groups(groups, score_NG, constraint_NG, worth)
     # the actors map measured.latency_token_grads to budget_token_grads
     learner.learn_from_memory(groups)
     record = learner.update(measured, budget_token_grads)
@@ -23,12 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from envs.reward import BudgetReward, RewardFunction
 from learner.advantages import ADVANTAGE_FORMS
 from learner.batch import EpisodeBatch, for_inspection, make_batch
 from learner.config import LearnerConfig
 from learner.expected_groups import ExpectedGroups
 from learner.losses import LossInputs, LossMetrics, grpo_loss
-from learner.replay import Replay, ReplayRecord, ViolationCost
+from learner.replay import Replay, ReplayRecord
 from learner.update import MeasuredGradient, NonFiniteUpdateError, UpdateRecord
 from policy.controller import Controller, evaluate_actions
 from policy.distributions import kl_divergence
@@ -62,7 +63,7 @@ class Learner:
         groups: Sequence[GroupRollout],
         score_NG: np.ndarray,
         constraint_NG: np.ndarray,
-        violation_cost: ViolationCost | None = None,
+        worth: RewardFunction | None = None,
     ) -> MeasuredGradient:
         """Computes the gradient from a step's measured groups, down to their latency tokens.
 
@@ -73,8 +74,8 @@ class Learner:
             groups: of one size. Their order is the order of summation: keep it (by group_id, for
                 one) where updates must be repeatable to the bit.
             score_NG: the part of each episode's reward that comes from its score.
-            constraint_NG: the rest, -(lambda * violation + 0.5 * overshoot).
-            violation_cost: lambda at budgets in ms, for replay; without it there is none.
+            constraint_NG: the rest, which comes from its latency.
+            worth: the reward, by which replay values expected outcomes; without it there is none.
 
         Raises:
             ValueError: groups of different sizes, or rewards of another shape.
@@ -83,12 +84,12 @@ class Learner:
         like = next(self.controller.parameters())
         batch = make_batch(groups, score_NG, constraint_NG, form, like)
         expected = None
-        if self.replay is not None and self.replay.is_ready and violation_cost is not None:
+        if self.replay and self.replay.is_ready and isinstance(worth, BudgetReward):
             rewards_NG = torch.from_numpy(score_NG + constraint_NG).to(like)
-            expected = ExpectedGroups.of(groups, rewards_NG, self.replay, violation_cost)
+            expected = ExpectedGroups.of(groups, rewards_NG, self.replay, worth)
             batch = batch.with_residuals(expected.weight * expected.residuals_B2)
         self.optimizer.zero_grad()
-        token_ND = self.controller.budget_tokens(batch.budgets_ms_N)
+        token_ND = self.controller.budget_tokens(batch.budgets_ms_N, batch.prices_N)
         inputs = token_ND.detach().requires_grad_(), batch.latency_token_BD.requires_grad_()
         log_probs_BS, metrics = self._backward(batch, *inputs, None)
         if expected is not None:
@@ -98,7 +99,6 @@ class Learner:
         assert grads_ND is not None
         assert grads_BD is not None
         token_ND.backward(grads_ND)
-        grads_BD = grads_BD.where(batch.active_B[:, None], 0.0)
         grads_NGD = grads_BD.view(len(groups), batch.group_size, -1).float().cpu().numpy()
         self._measured = MeasuredGradient(
             groups=groups,
@@ -141,7 +141,7 @@ class Learner:
         self._measured = None
         batch, metrics = measured.batch, measured.metrics
         grads_ND = np.array(budget_token_grads)
-        tokens_ND = self.controller.budget_tokens(batch.budgets_ms_N)
+        tokens_ND = self.controller.budget_tokens(batch.budgets_ms_N, batch.prices_N)
         tokens_ND.backward(torch.from_numpy(grads_ND).to(tokens_ND))
         self._schedule_learning_rates()
         replay = self._first_remembered(measured)
@@ -209,7 +209,7 @@ class Learner:
                 reference = _log_distributions(
                     initial,
                     batch,
-                    initial.budget_tokens(batch.budgets_ms_N),
+                    initial.budget_tokens(batch.budgets_ms_N, batch.prices_N),
                     latency_token_BD.detach(),
                 )
             kls = map(kl_divergence, distributions, reference)
@@ -238,7 +238,7 @@ class Learner:
         """The gradient of the measured groups under the weights of a later update."""
         batch = measured.batch
         with torch.set_grad_enabled(measured.expected is None):
-            token_ND = self.controller.budget_tokens(batch.budgets_ms_N)
+            token_ND = self.controller.budget_tokens(batch.budgets_ms_N, batch.prices_N)
         latency_token_BD = batch.latency_token_BD.detach()
         return self._backward(batch, token_ND, latency_token_BD, measured.proximal_log_probs_BS)[1]
 
@@ -247,7 +247,7 @@ class Learner:
         if self.replay is None or measured.expected is None:
             return 0.0
         temperature = self.config.entropy.coefficient(self.version)
-        return self.replay.backward(measured.expected.violation_cost, temperature)
+        return self.replay.backward(measured.expected.worth, temperature)
 
     def _first_remembered(self, measured: MeasuredGradient) -> ReplayRecord | None:
         """The same in the first update of a step, whose two parts are compared for the logs."""

@@ -5,7 +5,7 @@ that nobody ran on a sample. The spread of its latencies is measured on each ste
 learns from them, so that training error is not mistaken for test error.
 
 Shapes: B samples, G episodes of a sample, D d_model, I length of the image feature, A = 3 tiers,
-P = 5 positions, K = 5 top_ks, N = 5 num_blocks.
+P = 5 positions, K = 5 top_ks, N = 5 num_blocks, T = MAX_TASKS, O outputs of a network.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from torch.nn import functional
 
 from envs.action_masks import masked_configurations
 from envs.checks import check_within
-from envs.reward import ExpectedOutcome
+from envs.reward import BudgetReward, ExpectedOutcome
 from envs.spec import CHEAPEST_KNOBS, HEAD_SIZES
-from learner.replay_buffer import Episodes
+from learner.replay_buffer import MAX_TASKS, Episodes
 
 NUM_TIERS, *OTHER_SIZES = HEAD_SIZES
 NUM_TIER_STEPS = NUM_TIERS - 1
@@ -77,14 +77,23 @@ class OutcomeModelConfig:
 
 
 class Outcomes(NamedTuple):
-    """Predictions for every configuration: logits of scores, and logarithms of latencies in ms."""
+    """Predictions for every configuration, and which task a sample is of.
+
+    Logits of scores, logarithms of latencies in ms, and logits of tasks.
+    """
 
     score_logit_BAPKN: Tensor
     log_ms_BAPKN: Tensor
+    task_logits_BT: Tensor
 
 
 class OutcomeModel(nn.Module):
     """Two small networks on standardised features, one for scores and one for latencies.
+
+    What is known of a task goes before what features tell: training knows each sample's task, a
+    linear classifier learns to tell it from the features, and the task's own outcomes, weighted by
+    its posterior, are added to those of the networks. A network alone needs many more samples to
+    find out that there are tasks.
 
     Each starts from the full configuration and takes off the steps from there to another one: those
     of the tier, and those of each other knob at that tier. Their sizes depend on the sample, and
@@ -106,6 +115,10 @@ class OutcomeModel(nn.Module):
         super().__init__()
         width = d_model + image_dim
         self.score_net, self.latency_net = _network(width, config), _network(width, config)
+        self.task = nn.Linear(width, MAX_TASKS)
+        nn.init.zeros_(self.task.weight)
+        self.score_of_task_TO = nn.Parameter(torch.zeros(MAX_TASKS, NUM_OUTPUTS))
+        self.latency_of_task_TO = nn.Parameter(torch.zeros(MAX_TASKS, NUM_OUTPUTS))
         for name, value in (("count", 0.0), ("mean_log_ms", 0.0), ("spread", INITIAL_SPREAD)):
             self.register_buffer(name, torch.tensor(value, dtype=torch.float64))
         self.register_buffer("sums", torch.zeros(2, width, dtype=torch.float64))
@@ -116,10 +129,11 @@ class OutcomeModel(nn.Module):
         mean, square = (self.sums / self.count.clamp(min=1)).unbind()
         scale = (square - mean.square()).clamp(min=0).sqrt() + 1e-6
         inputs = ((inputs - mean) / scale).clamp(-5, 5).to(inputs.dtype)
-        return Outcomes(
-            _by_choice(self.score_net(inputs)),
-            _by_choice(self.latency_net(inputs)) + self.mean_log_ms.to(inputs.dtype),
-        )
+        task_logits_BT = self.task(inputs)
+        posterior_BT = task_logits_BT.detach().softmax(-1)
+        score_logit = _by_choice(self.score_net(inputs) + posterior_BT @ self.score_of_task_TO)
+        log_ms = _by_choice(self.latency_net(inputs) + posterior_BT @ self.latency_of_task_TO)
+        return Outcomes(score_logit, log_ms + self.mean_log_ms.to(inputs.dtype), task_logits_BT)
 
     @torch.no_grad()
     def observe(self, new: Episodes) -> None:
@@ -141,7 +155,7 @@ class OutcomeModel(nn.Module):
         return error.abs().quantile(SPREAD_QUANTILE) / normal.to(error.device)
 
     def loss(self, episodes: Episodes) -> Tensor:
-        """Cross-entropy of scores plus Huber's loss of log latencies."""
+        """Cross-entropy of scores and of tasks, plus Huber's loss of log latencies."""
         outcomes, places = self(episodes), _places(episodes)
         score_loss = functional.binary_cross_entropy_with_logits(
             outcomes.score_logit_BAPKN[places], episodes.scores_MG
@@ -149,14 +163,12 @@ class OutcomeModel(nn.Module):
         latency_loss = functional.huber_loss(
             outcomes.log_ms_BAPKN[places], episodes.log_ms_MG, delta=LARGE_ERROR
         )
-        return score_loss + LATENCY_WEIGHT * latency_loss
+        task_loss = functional.cross_entropy(outcomes.task_logits_BT, episodes.tasks_M)
+        return score_loss + LATENCY_WEIGHT * latency_loss + task_loss
 
     @torch.no_grad()
-    def gains(self, episodes: Episodes, violation_cost_B: Tensor) -> Tensor:
-        """Expected rewards [B, A, P, K, N] at the groups' budgets; -inf where masked.
-
-        The reward is that of `envs.reward.budget_reward`, with lambda at each budget.
-        """
+    def gains(self, episodes: Episodes, worth: BudgetReward) -> Tensor:
+        """Expected rewards [B, A, P, K, N] at the groups' budgets and prices; -inf where masked."""
         self.eval()
         outcomes = self(episodes)
         log_ratio = outcomes.log_ms_BAPKN - _of_samples(episodes.budgets_ms_M.log())
@@ -166,7 +178,8 @@ class OutcomeModel(nn.Module):
             float(self.spread),
             cheapest_log_ratio=_of_samples(log_ratio[:, *CHEAPEST_KNOBS.indices()]).cpu().numpy(),
         )
-        reward = expected.reward(_of_samples(violation_cost_B).cpu().numpy())
+        terms = (episodes.budgets_ms_M, episodes.prices_M)
+        reward = worth.expected(expected, *(_of_samples(x).cpu().numpy() for x in terms))
         reward_BAPKN = torch.from_numpy(reward).to(outcomes.score_logit_BAPKN)
         return reward_BAPKN.masked_fill(MASKED.to(log_ratio.device), -torch.inf)
 

@@ -9,26 +9,23 @@ num_blocks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from envs.checks import check_within
+from envs.reward import BudgetReward
 from learner.objective import Gains, regret_of_stages, value_of_stages
 from learner.outcome_model import OutcomeModel, OutcomeModelConfig
-from learner.replay_buffer import Episodes, ReplayBuffer
+from learner.replay_buffer import Episodes, ReplayBuffer, TaskNames
 from policy.controller import Controller
 from policy.stage1 import Stage1Logits
 from policy.stage2 import Stage2Logits
 from rollout.group_rollout import GroupRollout
-
-ViolationCost = Callable[[ArrayLike], NDArray[np.float64]]
-"""Lambda at each budget in ms."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +109,7 @@ class Replay:
             lr=config.model.learning_rate,
             weight_decay=config.model.weight_decay,
         )
+        self.tasks = TaskNames()
         self.model_loss = 0.0
         self._rng = torch.Generator()
 
@@ -124,7 +122,7 @@ class Replay:
         """
         self._rng = torch.Generator().manual_seed(seed)
         like = next(self.controller.parameters())
-        new = Episodes.of(groups)
+        new = Episodes.of(groups, self.tasks)
         new = new.rows(new.is_finite_M)  # one that is not would stay, and spoil every later step
         if not len(new):
             return
@@ -143,13 +141,11 @@ class Replay:
         """Whether enough is remembered for the policy to follow the model."""
         return len(self.buffer) >= self.config.warm_up
 
-    def gains(self, episodes: Episodes, violation_cost: ViolationCost) -> Gains:
+    def gains(self, episodes: Episodes, worth: BudgetReward) -> Gains:
         """What the model expects of every configuration on some samples."""
-        costs_B = torch.from_numpy(violation_cost(episodes.budgets_ms_M.cpu().numpy()))
-        costs_B = costs_B.to(episodes.budgets_ms_M.device)
-        return Gains.of(self.model.gains(episodes, costs_B))
+        return Gains.of(self.model.gains(episodes, worth))
 
-    def backward(self, violation_cost: ViolationCost, temperature: float) -> float:
+    def backward(self, worth: BudgetReward, temperature: float) -> float:
         """Adds the gradient of both stages on remembered episodes, drawn anew at each call.
 
         The budget encoder gets none, because remembered latency tokens depend on its weights as
@@ -160,9 +156,11 @@ class Replay:
         """
         like = next(self.controller.parameters())
         episodes = self.buffer.draw(self.config.batch_size, self._rng).to(like)
-        gains = self.gains(episodes, violation_cost)
+        gains = self.gains(episodes, worth)
         with torch.no_grad():
-            budget_token_BD = self.controller.budget_tokens(episodes.budgets_ms_M)
+            budget_token_BD = self.controller.budget_tokens(
+                episodes.budgets_ms_M, episodes.prices_M
+            )
         stages = logits_of(
             self.controller, episodes, budget_token_BD, episodes.latency_token_MGD.flatten(0, 1)
         )
@@ -174,6 +172,7 @@ class Replay:
         """Everything an exact resume needs."""
         return {
             "experience": self.buffer.state_dict(),
+            "tasks": self.tasks.names,
             "model": self.model.state_dict(),
             "model_optimizer": self.model_optimizer.state_dict(),
         }
@@ -181,6 +180,7 @@ class Replay:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over a saved state."""
         self.buffer.load_state_dict(state["experience"])
+        self.tasks = TaskNames(state["tasks"])
         self.model.load_state_dict(state["model"])
         self.model_optimizer.load_state_dict(state["model_optimizer"])
 

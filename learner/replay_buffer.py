@@ -21,6 +21,23 @@ STORED_DTYPE = torch.float16
 beyond its range are clipped."""
 
 
+MAX_TASKS = 16
+"""Number of tasks that are told apart; any further ones count as the last."""
+
+
+class TaskNames:
+    """Numbers the tasks of a run in the order in which they appear."""
+
+    def __init__(self, names: Sequence[str] = ()) -> None:
+        self.names = list(names)
+
+    def number(self, name: str) -> int:
+        """The number of a task, below MAX_TASKS."""
+        if name not in self.names:
+            self.names.append(name)
+        return min(self.names.index(name), MAX_TASKS - 1)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Episodes:
     """Groups of one size as tensors.
@@ -29,6 +46,8 @@ class Episodes:
         language_feature_MD: mean word embedding of each prompt.
         image_feature_MI: I = 0 if stage 1 does not see the image.
         budgets_ms_M: float64, calibrated ms.
+        prices_M: float64, prices of time.
+        tasks_M: int64, number of the task, as `TaskNames` counts them.
         latency_token_MGD: as the policy that acted saw them.
         actions_MG4: int64, choice indices.
         scores_MG: in [0, 1].
@@ -38,14 +57,16 @@ class Episodes:
     language_feature_MD: Tensor
     image_feature_MI: Tensor
     budgets_ms_M: Tensor
+    prices_M: Tensor
+    tasks_M: Tensor
     latency_token_MGD: Tensor
     actions_MG4: Tensor
     scores_MG: Tensor
     log_ms_MG: Tensor
 
     @classmethod
-    def of(cls, groups: Sequence[GroupRollout]) -> Self:
-        """The groups of one batch."""
+    def of(cls, groups: Sequence[GroupRollout], tasks: TaskNames) -> Self:
+        """The groups of one batch; their tasks are numbered as they are first seen."""
 
         def stacked(name: str, dtype: torch.dtype) -> Tensor:
             return torch.from_numpy(np.array([getattr(g, name) for g in groups])).to(dtype)
@@ -58,6 +79,8 @@ class Episodes:
             language_feature_MD=small("language_feature"),
             image_feature_MI=small("image_feature"),
             budgets_ms_M=stacked("budget_ms", torch.float64),
+            prices_M=stacked("price", torch.float64),
+            tasks_M=torch.tensor([tasks.number(group.task) for group in groups]),
             latency_token_MGD=small("latency_tokens"),
             actions_MG4=stacked("actions", torch.int64),
             scores_MG=stacked("scores", torch.float32),
@@ -92,7 +115,7 @@ class Episodes:
         )
 
     def to(self, like: Tensor) -> Self:
-        """With the device of `like`, and floats of its dtype, except the budgets."""
+        """With the device of `like`, and floats of its dtype, except the terms."""
         return type(self)(
             **{
                 name: tensor.to(like.device)

@@ -17,13 +17,14 @@ from rollout.group_rollout import GroupRollout
 def rewards_of(groups: Sequence[GroupRollout], reward: RewardFunction) -> Reward:
     """The rewards of a batch, every array [N, G]."""
     shape = (len(groups), groups[0].group_size)
-    budgets = np.repeat([g.budget_ms for g in groups], shape[1])
+    budgets_ms, prices = np.repeat([(g.budget_ms, g.price) for g in groups], shape[1], axis=0).T
     flat = reward(
         np.concatenate([g.scores for g in groups]),
         np.concatenate([g.latencies_ms for g in groups]),
-        budgets,
+        budgets_ms,
         [Knobs.from_indices(action) for g in groups for action in g.actions],
         np.repeat([g.feasible for g in groups], shape[1]),
+        prices,
     )
     return Reward(
         score=flat.score.reshape(shape),

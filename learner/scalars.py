@@ -32,18 +32,27 @@ def in_budget_accuracy(groups: Sequence[GroupRollout]) -> float:
     return float(np.mean(inside))
 
 
-def rollout_scalars(groups: Sequence[GroupRollout], budgets: BudgetSampler) -> dict[str, float]:
-    """Scores, violations and latencies of a batch."""
+def rollout_scalars(
+    groups: Sequence[GroupRollout], budgets: BudgetSampler, full_ms: float
+) -> dict[str, float]:
+    """Scores, violations and latencies of a batch.
+
+    `full_ms` is the latency of the full configuration, whose time a price is for.
+    """
     latencies = np.concatenate([g.latencies_ms for g in groups])
     budgets_ms = np.array([g.budget_ms for g in groups])
     feasible_N = np.array([g.feasible for g in groups])
     over_NG = violations(groups)
-    at_fixed_price = rewards_of(groups, BudgetReward(violation_cost=FIXED_VIOLATION_COST))
+    at_fixed_price = rewards_of(
+        groups, BudgetReward(violation_cost=FIXED_VIOLATION_COST, full_ms=full_ms)
+    )
     scalars = {
         "at_a_glance/accuracy_sampled": in_budget_accuracy(groups),
         "at_a_glance/reward_sampled": float(at_fixed_price.total.mean()),
         "rollout/score": float(np.concatenate([g.scores for g in groups]).mean()),
         "infeasible/all": float(1 - feasible_N.mean()),
+        "rollout/price": float(np.mean([g.price for g in groups])),
+        "latency/mean_ms": float(latencies.mean()),
         "latency/slack_ms": float(np.mean([(g.budget_ms - g.latencies_ms).mean() for g in groups])),
         "rollout/empty_answers": float(np.mean([not a for g in groups for a in g.answers])),
     }

@@ -24,8 +24,8 @@ class MeasuredGradient:
     """The gradient of a step's groups, between `learn_from_groups` and `update`.
 
     `latency_token_grads` goes to the rollout actors: dL/d(latency token) of each group, float32
-    [G, D], with zero rows for masked groups. `expected` is None if the policy follows no model:
-    without replay, or before enough is remembered.
+    [G, D]; that of masked groups comes from the entropy bonus alone. `expected` is None if the
+    policy follows no model: without replay, or before enough is remembered.
     """
 
     groups: Sequence[GroupRollout]

@@ -54,14 +54,14 @@ class Controller(nn.Module):
         super().__init__()
         self.config = config
         self.budget_encoder = BudgetEncoder(
-            config.d_model, config.budget_range, config.sinusoid_scale
+            config.d_model, config.budget_range, config.sinusoid_scale, config.price_range
         )
         self.stage1 = Stage1(config)
         self.stage2 = Stage2(config.d_model, config.projection_dim, config.hidden_dim)
 
-    def budget_tokens(self, budgets_ms_B: Tensor) -> Tensor:
-        """Returns the budget tokens [B, D] of budgets [B] in ms."""
-        return self.budget_encoder(budgets_ms_B)
+    def budget_tokens(self, budgets_ms_B: Tensor, prices_B: Tensor | None = None) -> Tensor:
+        """Returns the budget tokens [B, D] of budgets [B] in ms and prices [B], by default zero."""
+        return self.budget_encoder(budgets_ms_B, prices_B)
 
     def stage1_logits(
         self,
@@ -187,17 +187,9 @@ def choose(
             generators (stage 1's logits are the same for a whole group).
     """
     if generators is None:
-        return Choice(torch.stack([head.argmax(-1) for head in logits], -1), logits)
+        return Choice(torch.cat([head.argmax(-1, keepdim=True) for head in logits], -1), logits)
     generators = [generators] if isinstance(generators, torch.Generator) else generators
-    widest = max(head.shape[-1] for head in logits)
-    logits_B2K = torch.stack(
-        [
-            nn.functional.pad(head, (0, widest - head.shape[-1]), value=-torch.inf)
-            for head in logits
-        ],
-        dim=1,
-    )
-    return Choice(sample(logits_B2K.expand(len(generators), -1, -1), generators), logits)
+    return Choice(sample(logits, generators), logits)
 
 
 def evaluate_actions(log_distributions: Sequence[Tensor], actions_B4: Tensor) -> ActionEvaluation:

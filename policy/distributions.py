@@ -34,18 +34,24 @@ def kl_divergence(log_distribution_BK: Tensor, log_reference_BK: Tensor) -> Tens
     return (log_distribution_BK.exp() * log_ratio_BK).sum(-1)
 
 
-def sample(logits_BHK: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """Samples H choices per row, [B, H], row b from generators[b] alone (Gumbel-max).
+def sample(logits: Sequence[Tensor], generators: Sequence[torch.Generator]) -> Tensor:
+    """Samples one choice per row and head, [B, H], row b from generators[b] alone (Gumbel-max).
 
     A row's choices depend on its logits and its own generator only, so they do not change with
-    the other rows. The noise is drawn on the generators' device.
+    the other rows. The noise is drawn on the generators' device, for all heads as for the widest.
+
+    Args:
+        logits: [B, K] for each head, or [1, K] for all rows.
+        generators: one for each row.
     """
-    noise_BHK = torch.stack(
-        [
-            torch.empty(logits_BHK.shape[1:], device=generator.device).exponential_(
-                generator=generator
-            )
-            for generator in generators
-        ]
-    )
-    return (logits_BHK - noise_BHK.log().to(logits_BHK.device)).argmax(-1)
+    shape = len(logits), max(head.shape[-1] for head in logits)
+    noise = [
+        torch.empty(shape, device=generator.device).exponential_(generator=generator)
+        for generator in generators
+    ]
+    log_noise_BHK = torch.stack(noise).log().to(logits[0].device)
+    chosen = [
+        (head - log_noise_BHK[:, index, : head.shape[-1]]).argmax(-1, keepdim=True)
+        for index, head in enumerate(logits)
+    ]
+    return torch.cat(chosen, dim=-1)

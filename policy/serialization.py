@@ -23,7 +23,7 @@ from envs.spec import HEADS, MIN_BLOCKS_AFTER_POSITION
 from policy.config import ControllerConfig
 from policy.weights import weights_sha256
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 JSON_NAME = "controller.json"
 WEIGHTS_NAME = "controller.safetensors"
 

@@ -1,8 +1,8 @@
-"""The budget token's own path through the blocks, and its vector-Jacobian product.
+"""The budget token's path through the blocks of a kept prefix, and its vector-Jacobian product.
 
-The budget token reads the text's keys and values and leaves none of its own, so its path can be
-repeated on a prefix at any time. For the gradient, the keys and values are constants: only the one
-token is differentiated.
+In an episode the budget token is the last row of the prefill. It reads the text's keys and values
+and no text token reads its own, so its path can be repeated alone, on the text's cache, at any
+time. For the gradient, the keys and values are constants: only the one token is differentiated.
 
 Shapes: D d_model.
 """

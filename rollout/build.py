@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from envs.budgets import BudgetSampler
 from envs.checks import check_weights, check_within
 from envs.latency_budget import LatencyBudgetEnv
+from envs.prices import PriceSampler
 from envs.reward import BudgetReward
 from envs.tasks import WEIGHTS, Mixture
 from envs.tasks.registry import build_tasks
@@ -184,11 +186,10 @@ def build_worker(
     return RolloutWorker(executor, tasks, name, config.kept_groups_mib, config.loader_threads)
 
 
-def measure_budgets(worker: RolloutWorker, num_samples: int = 24) -> BudgetSampler:
-    """Measures the budget range of this device with the cheapest and the full configuration."""
+def measure_extremes(worker: RolloutWorker, num_samples: int = 24) -> np.ndarray:
+    """Latencies in ms of the cheapest and the full configuration on this device: [N, 2]."""
     worker.warm_up()
-    ends = [worker.extreme_latencies("train", index) for index in range(num_samples)]
-    return BudgetSampler.from_latencies(*zip(*ends, strict=True))
+    return np.array([worker.extreme_latencies("train", index) for index in range(num_samples)])
 
 
 def make_env(
@@ -196,6 +197,7 @@ def make_env(
     tasks: tuple[str, ...] = tuple(WEIGHTS),
     *,
     budgets: BudgetSampler | None = None,
+    prices: PriceSampler | None = None,
     **arguments: Any,
 ) -> LatencyBudgetEnv:
     """The Gymnasium environment, on the embedded model by default.
@@ -204,26 +206,33 @@ def make_env(
         model: `embedded`, a folder or a hub id.
         tasks: names of the tasks in the mixture.
         budgets: sampler of budgets; by default measured on this device.
+        prices: sampler of prices of time, for which the full latency is measured on this device;
+            without one, time within the budget is free.
         arguments: further fields of `WorkerConfig` (dtype, device, ...).
 
     Returns:
         An environment whose budget tokens come from an untrained budget encoder.
     """
     worker = build_worker(WorkerConfig(model=model, tasks=tasks, **arguments))
-    sampler = budgets or measure_budgets(worker)
+    full_ms = None
+    if budgets is None or prices is not None:
+        cheapest_N, full_N = measure_extremes(worker).T
+        budgets = budgets or BudgetSampler.from_latencies(cheapest_N, full_N)
+        full_ms = float(np.median(full_N))
     torch.manual_seed(0)
     executor = worker.executor
     widths = executor.d_model, executor.image_dim
-    controller = Controller(ControllerConfig.for_budgets(*widths, sampler))
+    controller = Controller(ControllerConfig.for_budgets(*widths, budgets, prices))
 
     @torch.inference_mode()
-    def encode_budget(budget_ms: float):
-        return controller.budget_tokens(torch.tensor([budget_ms]))[0].numpy()
+    def encode_budget(budget_ms: float, price: float):
+        return controller.budget_tokens(torch.tensor([budget_ms]), torch.tensor([price]))[0].numpy()
 
     return LatencyBudgetEnv(
         executor=GroupExecutor(executor),
         tasks=worker.tasks,
-        budgets=sampler,
-        reward=BudgetReward(),
+        budgets=budgets,
+        reward=BudgetReward(full_ms=full_ms),
         encode_budget=encode_budget,
+        prices=prices,
     )

@@ -1,10 +1,11 @@
 """Runs one prompt in resumable steps, with every stage timed.
 
 `look` encodes the image's global crop, before a tier is chosen; `begin` encodes the tier's other
-crops and embeds the prompt; `deepen` runs it to the insertion position, followed by the budget
-token; `advance` runs the rest with the chosen top_k and blocks, then decodes. The budget token
-never mixes with the text: it passes through the blocks alone, reads the text's keys and values and
-leaves none of its own, so the answer is bit-identical with and without it.
+crops and embeds the prompt; `deepen` runs it to the insertion position, with the budget token as
+the last row; `advance` runs the text through the rest with the chosen top_k and blocks, then
+decodes. No text token attends to the budget token, whose keys and values leave the cache at the
+insertion position, so the answer's tokens are the same with and without it. Hidden states are
+equal within rounding: one row more changes the order in which matrix products add up.
 
 Shapes: T prompt tokens, D d_model, C crops, P patches of a crop, X values of a patch, F features of
 a patch, V vision tokens of a crop, I length of the image feature.
@@ -20,6 +21,8 @@ import torch
 from torch import Tensor
 
 from envs.spec import (
+    NUM_SIZES,
+    TIERS,
     DataError,
     Decoding,
     Elapsed,
@@ -34,7 +37,7 @@ from envs.spec import (
 from rollout.block_skipping import BlockImportance
 from rollout.budget_token import budget_token_vjp, token_states
 from rollout.executor_config import ExecutorConfig, check_knobs_fit
-from rollout.image_feature import image_dim, pooled
+from rollout.image_feature import image_dim, pooled, sizes_of
 from rollout.latency.clock import DeviceFacts, clock_for
 from rollout.latency.drift import Pace
 from rollout.latency.hooks import Timeline, block_modules, module_hooks
@@ -127,19 +130,29 @@ class MolmoEExecutor:
             DataError: the prompt is unusable; names the sample.
         """
         image_I = np.zeros(0 if crop is None else self.image_dim, np.float32)
+        try:
+            ids = torch.from_numpy(self.preprocessor.encode_prompt(sample.prompt))
+        except ValueError as error:
+            raise DataError(f"sample {sample.id}: {error}") from None
+        embed = self.model.wte.embedding_for(ids)
+        if crop is not None:
+            image_I[-1 - NUM_SIZES : -1] = self._sizes(sample, len(ids))
         with self.timeline.recorded() as stages:
             if crop is not None and crop.features_11PF is not None:
+                image_I[-1] = 1.0  # there is an image
                 with self.timeline.span("image_feature"):
-                    pooled_I = pooled(crop.features_11PF[0, 0], self.model.config)
-                    image_I = pooled_I.cpu().numpy()
-            try:
-                ids = torch.from_numpy(self.preprocessor.encode_prompt(sample.prompt))
-            except ValueError as error:
-                raise DataError(f"sample {sample.id}: {error}") from None
+                    mean_E = pooled(crop.features_11PF, self.model.config)
+                    image_I[: len(mean_E)] = mean_E.cpu().numpy()
             with self.timeline.span("language_feature"):
-                words_TD = self.model.wte(ids.to(self.model.device))
+                words_TD = embed(ids.to(self.model.device))
                 language_D = words_TD.float().mean(0).cpu().numpy()
         return Features(language=language_D, image=image_I), self.charged(stages)
+
+    def _sizes(self, sample: Sample, num_text_tokens: int) -> list[float]:
+        """The sizes of a sample, which the preprocessor knows on the host."""
+        overview = self._prepared(sample).overview()
+        count = self.preprocessor.num_vision_tokens
+        return sizes_of([count(overview, tier) for tier in TIERS], num_text_tokens)
 
     def charged(self, stages: Stages) -> Stages:
         """The controller's own stages as they count: not at all if latencies are simulated."""
@@ -190,16 +203,15 @@ class MolmoEExecutor:
         """
         seen = seen or self.look(sample)
         started = time.perf_counter()
-        device, token_11D = self.model.device, None
+        device = self.model.device
         inputs = self._inputs(sample, tier, max_new_tokens).without_global_crop().staged_for(device)
-        if budget_token_D is not None:
-            token_11D = self._staged(budget_token_D)[None, None]
+        token_D = None if budget_token_D is None else self._staged(budget_token_D)
         host_ms = (time.perf_counter() - started) * 1e3
         with self.timeline.recorded() as stages:
             with self.timeline.span("copy"):
                 inputs = inputs.to(device)
-                if token_11D is not None:
-                    token_11D = token_11D.to(device, non_blocking=True)
+                if token_D is not None:
+                    token_D = token_D.to(device, non_blocking=True)
             x_1TD = self._embed(inputs, seen)
         for name, elapsed in seen.stages.items():
             stages[name] = stages.get(name, Elapsed()) + elapsed
@@ -209,7 +221,7 @@ class MolmoEExecutor:
             importance=self.importance_by_task.get(sample.task, self.importance),
             cache=self._new_cache(inputs, max_new_tokens),
             hidden={0: x_1TD},
-            budget_token=token_11D,
+            latency_tokens={} if token_D is None else {0: token_D},
             stages=stages,
         )
 
@@ -273,25 +285,15 @@ class MolmoEExecutor:
 
     @torch.inference_mode()
     def deepen(self, prefix: Prefix, position: int) -> None:
-        """Runs text and budget token through all blocks before `position` that they still lack."""
+        """Runs the prompt, and its budget token, through the blocks before `position` it lacks."""
         model, timeline, start = self.model, self.timeline, prefix.depth
         if position <= start:
             return
-        with timeline.recorded() as stages:
-            with module_hooks(timeline, block_modules(model)):
-                prefix.hidden[position] = model.run_blocks(
-                    prefix.hidden[start], start, position, cache=prefix.cache
-                )
-            if prefix.budget_token is not None:
-                token_11D = prefix.budget_token
-                for index in range(start, position):
-                    with timeline.span(f"budget_{index:02}"):
-                        token_11D = model.run_blocks(
-                            token_11D, index, index + 1, cache=prefix.cache, store=False
-                        )
-                prefix.budget_token = token_11D
-                prefix.latency_tokens[position] = token_11D[0, 0]
-        prefix.depth = position
+        with timeline.recorded() as stages, module_hooks(timeline, block_modules(model)):
+            with timeline.span(f"block_{start:02}"):
+                rows_1SD = prefix.rows()
+            rows_1SD = model.run_blocks(rows_1SD, start, position, cache=prefix.cache)
+        prefix.keep(rows_1SD, position)
         prefix.stages.update(stages)
 
     @torch.inference_mode()
@@ -386,6 +388,7 @@ class MolmoEExecutor:
             host_ms=prefix.host_ms,
             num_vision_tokens=prefix.inputs.num_vision_tokens,
             num_text_tokens=prefix.inputs.num_text_tokens,
+            tiling=prefix.inputs.tiling,
         )
 
     def total(self, stages: Stages) -> Elapsed:

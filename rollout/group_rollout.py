@@ -16,7 +16,7 @@ from envs.spec import HEAD_SIZES, HEADS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupRollout:
-    """G episodes of one (sample, budget), run by one actor; plain arrays, safe to send.
+    """G episodes of one (sample, budget, price), run by one actor; plain arrays, safe to send.
 
     Attributes:
         group_id: number of the group in the run, unique.
@@ -25,11 +25,13 @@ class GroupRollout:
         sample_id: id of the sample.
         task: task type of the sample.
         budget_ms: latency budget of every episode of the group, in calibrated ms.
+        price: price of time of every episode.
         policy_version: version of the weights that chose the actions.
         policy_sha256: hash of those weights.
         budget_token: float32 [D], the budget token of those weights, as it entered block 0.
         language_feature: float32 [D], mean word embedding of the prompt.
-        image_feature: float32 [I], pooled global crop; I = 0 if stage 1 does not see the image.
+        image_feature: float32 [I], pooled global crop, sizes and a flag; I = 0 if stage 1 does not
+            see the image.
         actions: int64 [G, 4], choice indices (`Knobs.from_indices`).
         log_probs: float32 [G, 4], the log-probability of each head's choice when it was made.
         latency_tokens: float32 [G, D], the budget token's hidden state after block p.
@@ -40,6 +42,10 @@ class GroupRollout:
         device_budget_ms: the budget in ms of the device when the group ran.
         device_ms: float64 [G], the latencies as the clock measured them.
         wall_ms: float64 [G], the same on the wall clock.
+        num_text_tokens: text tokens of the prompt.
+        num_vision_tokens: int64 [G], vision tokens at each episode's tier.
+        num_output_tokens: int64 [G], decoded tokens of each answer.
+        tilings: rows and columns of the image's crops at each episode's tier; (0, 0) without one.
         answers: G decoded answers.
         stages_ms: G mappings from stage name to ms, as the clock measured them.
         actor: name of the actor that ran the group.
@@ -52,6 +58,7 @@ class GroupRollout:
     sample_id: str
     task: str
     budget_ms: float
+    price: float
     policy_version: int
     policy_sha256: str
     budget_token: np.ndarray
@@ -67,6 +74,10 @@ class GroupRollout:
     device_budget_ms: float
     device_ms: np.ndarray
     wall_ms: np.ndarray
+    num_text_tokens: int
+    num_vision_tokens: np.ndarray
+    num_output_tokens: np.ndarray
+    tilings: tuple[tuple[int, int], ...]
     answers: tuple[str, ...]
     stages_ms: tuple[Mapping[str, float], ...]
     actor: str
@@ -85,12 +96,14 @@ class GroupRollout:
         self._check_array("scores", (size,), np.float32)
         for name in ("latencies_ms", "device_ms", "wall_ms"):
             self._check_array(name, (size,), np.float64)
+        for name in ("num_vision_tokens", "num_output_tokens"):
+            self._check_array(name, (size,), np.int64)
         if (self.actions < 0).any() or (self.actions >= HEAD_SIZES).any():
             raise ValueError(
                 f"group {self.group_id} has actions outside the heads' sizes {HEAD_SIZES}: give "
                 "choice indices, not knob values"
             )
-        for name in ("answers", "stages_ms"):
+        for name in ("answers", "stages_ms", "tilings"):
             if len(getattr(self, name)) != size:
                 raise ValueError(
                     f"group {self.group_id} has {len(getattr(self, name))} {name} for {size} "

@@ -131,17 +131,16 @@ class MolmoEGroupSession:
     def cheapest_latency_ms(self) -> float:
         """Latency of the cheapest configuration on the sample, measured now, without a controller.
 
-        A prefix that a member ran is shared, and its budget token not counted.
+        It runs without a budget token; of a prefix that has one, only the embedded prompt is used.
         """
         tier, position = CHEAPEST_KNOBS.tier, CHEAPEST_KNOBS.position
         prefix = self.prefixes.get(tier)
         if prefix is None:
             prefix = self.executor.begin(self.sample, tier, None, self._look())
-        elif position not in prefix.hidden:
+        elif prefix.has_budget_token or position not in prefix.hidden:
             prefix = self.executor.restart(prefix)
         self.executor.deepen(prefix, position)
-        execution = self.executor.advance(prefix, CHEAPEST_KNOBS)
-        return execution.latency_ms - execution.stages_ms.get("budget_token", 0.0)
+        return self.executor.advance(prefix, CHEAPEST_KNOBS).latency_ms
 
     def budget_gradient(self, gradients_GD: np.ndarray) -> np.ndarray:
         """Maps dL/d(latency token) of every member [G, D] to dL/d(budget token) [D]."""

@@ -1,15 +1,17 @@
 """A prompt in progress: its image's global crop, then the blocks before the insertion position.
 
-Shapes: T prompt tokens, D d_model, P patches of a crop, F features of a patch.
+Shapes: T prompt tokens, S rows of the prefill (T, and one more with a budget token), D d_model,
+P patches of a crop, F features of a patch.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
-from envs.spec import Elapsed, Stages
+from envs.spec import Stages
 from rollout.block_skipping import BlockImportance
 from rollout.molmoe import ModelInputs
 from rollout.molmoe.cache import KVCache
@@ -44,13 +46,11 @@ class Prefix:
         host_ms: time for tokenising and image resizing, ms.
         importance: block importance for the sample's task.
         cache: keys and values of the text in blocks 0 .. depth - 1.
-        depth: number of blocks that the text has passed.
+        depth: number of blocks that the prompt has passed.
         hidden: the text's hidden states [1, T, D] by number of blocks.
-        budget_token: the budget token after `depth` blocks, [1, 1, D]; None if the prompt runs
-            without one.
         latency_tokens: the budget token's hidden state [D] by number of blocks, in the model's
-            dtype; records hold it as float32.
-        stages: measured time by stage; `budget_NN` is the budget token in block NN.
+            dtype, 0 being the token that enters block 0; empty if the prompt runs without one.
+        stages: measured time by stage.
     """
 
     inputs: ModelInputs
@@ -58,10 +58,31 @@ class Prefix:
     importance: BlockImportance
     cache: KVCache
     hidden: dict[int, Tensor]
-    budget_token: Tensor | None
     depth: int = 0
     latency_tokens: dict[int, Tensor] = field(default_factory=dict)
     stages: Stages = field(default_factory=dict)
+
+    @property
+    def has_budget_token(self) -> bool:
+        """Whether a budget token runs along as the last row."""
+        return bool(self.latency_tokens)
+
+    def rows(self) -> Tensor:
+        """What enters the next block, [1, S, D]: the text, then the budget token if it has one."""
+        text_1TD = self.hidden[self.depth]
+        if not self.has_budget_token:
+            return text_1TD
+        return torch.cat([text_1TD, self.latency_tokens[self.depth][None, None]], dim=1)
+
+    def keep(self, rows_1SD: Tensor, depth: int) -> None:
+        """Takes the rows as they are after `depth` blocks; of the cache, only the text's part."""
+        num_tokens = len(self.inputs.token_ids)
+        self.hidden[depth] = rows_1SD[:, :num_tokens]
+        if self.has_budget_token:
+            # A copy, because a view would keep the text's hidden states in memory after `trim`.
+            self.latency_tokens[depth] = rows_1SD[0, num_tokens].clone()
+            self.cache.truncate(num_tokens)
+        self.depth = depth
 
     @property
     def num_bytes(self) -> int:
@@ -71,15 +92,13 @@ class Prefix:
 
     def restarted(self, cache: KVCache) -> Prefix:
         """The embedded prompt before its first block, with an empty cache and no budget token."""
-        kinds = {name: name.rpartition("_")[0] for name in self.stages}
         return replace(
             self,
             cache=cache,
             depth=0,
             hidden={0: self.hidden[0]},
-            budget_token=None,
             latency_tokens={},
-            stages={n: e for n, e in self.stages.items() if kinds[n] not in ("block", "budget")},
+            stages=self.stages_until(0),
         )
 
     def trim(self) -> None:
@@ -91,10 +110,6 @@ class Prefix:
         stages: Stages = {}
         for name, elapsed in self.stages.items():
             kind, _, block = name.rpartition("_")
-            if kind == "block" and int(block) < position:
-                stages[name] = elapsed
-            elif kind == "budget" and int(block) < position:
-                stages["budget_token"] = stages.get("budget_token", Elapsed()) + elapsed
-            elif kind not in ("block", "budget"):
+            if kind != "block" or int(block) < position:
                 stages[name] = elapsed
         return stages

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from envs.prices import FREE
 from envs.spec import Features
 from rollout.group_rollout import GroupRollout
 
@@ -24,6 +25,7 @@ class GroupRequest:
         split: split of the tasks.
         index: index of the sample in the split.
         budget_ms: latency budget of every member.
+        price: price of time of every member.
         group_size: number of members.
     """
 
@@ -34,6 +36,7 @@ class GroupRequest:
     index: int
     budget_ms: float
     group_size: int
+    price: float = FREE
 
     def __post_init__(self) -> None:
         if self.group_size < 1:
@@ -49,12 +52,14 @@ class GreedyRequest:
         split: split of the tasks.
         index: index of the sample in the split.
         budget_ms: latency budget.
+        price: price of time.
     """
 
     group_id: int
     split: str
     index: int
     budget_ms: float
+    price: float = FREE
 
 
 AnyRequest = GroupRequest | GreedyRequest

@@ -17,6 +17,7 @@ from torch import Tensor
 from envs.calibration import PresentTime
 from envs.episode import EpisodeGroup, Outcome
 from envs.spec import Decoding, Features, Sample, Stages
+from envs.terms import Terms
 from policy.controller import Choice, Controller, choose
 from rollout.executor import MolmoEExecutor
 from rollout.group_sharing import GroupExecutor
@@ -54,7 +55,7 @@ def run_group(
     controller: Controller,
     present: PresentTime,
     sample: Sample,
-    budget_ms: float,
+    terms: Terms,
     members: Sequence[Member],
     decoding: Decoding | None = None,
 ) -> FinishedGroup:
@@ -65,20 +66,17 @@ def run_group(
         controller: on the model's device.
         present: present time of that device.
         sample: the question.
-        budget_ms: latency budget in calibrated ms.
+        terms: budget in calibrated ms, and price.
         members: how each of them decides.
         decoding: how answers are decoded.
 
     Raises:
         DataError: the sample is unusable; names it.
-        ValueError: the budget is unusable.
     """
     seen_by = GroupExecutor(executor, controller.config.sees_image, decoding)
-    group = EpisodeGroup(seen_by, sample, budget_ms, present)
+    group = EpisodeGroup(seen_by, sample, terms, present)
     features = group.look()
-    stage1, budget_token_D, times = _decide_stage1(
-        executor, controller, features, budget_ms, members
-    )
+    stage1, budget_token_D, times = _decide_stage1(executor, controller, features, terms, members)
     positions_G = torch.cat([choice.indices_B2 for choice in stage1])[:, 1]
     began_G2 = _indices(stage1)
     tokens_GD = group.begin(began_G2, budget_token_D, times)
@@ -105,14 +103,15 @@ def _decide_stage1(
     executor: MolmoEExecutor,
     controller: Controller,
     features: Features,
-    budget_ms: float,
+    terms: Terms,
     members: Sequence[Member],
 ) -> tuple[list[Choice], np.ndarray, list[Stages]]:
     """Computes the logits once; each member samples, and pays for, its own choice."""
     timeline, device, choices = executor.timeline, executor.model.device, []
     with timeline.recorded() as times:
         with timeline.span("logits"):
-            token_1D = controller.budget_tokens(torch.tensor([budget_ms], device=device))
+            asked = torch.tensor([[terms.budget_ms], [terms.price]], device=device)
+            token_1D = controller.budget_tokens(*asked)
             language_1D = torch.from_numpy(features.language).to(device)[None]
             image_1I = torch.from_numpy(features.image).to(device)[None]
             logits = controller.stage1_logits(language_1D, token_1D, image_1I)
@@ -134,11 +133,11 @@ def _decide_stage2(
 ) -> tuple[list[Choice], list[Stages]]:
     """Each member decides by itself, as it would outside a group."""
     timeline, choices = executor.timeline, []
-    tokens = torch.from_numpy(tokens_GD).to(positions_G.device)
+    tokens = torch.from_numpy(tokens_GD).to(positions_G.device).split(1)
+    deciding = zip(members, tokens, positions_G.split(1), strict=True)
     with timeline.recorded() as times:
-        for index, generator in enumerate(members):
+        for index, (generator, token_1D, position_1) in enumerate(deciding):
             with timeline.span(f"{index}"):
-                row = slice(index, index + 1)
-                logits = controller.stage2_logits(tokens[row], positions_G[row])
+                logits = controller.stage2_logits(token_1D, position_1)
                 choices.append(choose(logits, generator))
     return choices, [executor.charged({"stage2": times[f"{i}"]}) for i in range(len(members))]

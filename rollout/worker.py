@@ -27,6 +27,7 @@ from envs.spec import (
     Task,
 )
 from envs.tasks import SPLITS, DataError, Mixture
+from envs.terms import Terms
 from policy.config import PolicySetup
 from policy.controller import Controller
 from policy.weights import PolicyWeights
@@ -176,7 +177,7 @@ class RolloutWorker:
                 self._controller,
                 present,
                 sample,
-                request.budget_ms,
+                Terms(budget_ms=request.budget_ms, price=request.price),
                 members(sample),
             )
             return finished, self._record(request, finished)
@@ -187,7 +188,8 @@ class RolloutWorker:
         """What is sent of a group; its answers are scored here."""
         group, outcomes = finished.group, finished.outcomes
         sample, (version, sha256) = group.sample, self._weights
-        answers = tuple(outcome.execution.answer for outcome in outcomes)
+        executions = [outcome.execution for outcome in outcomes]
+        answers = tuple(execution.answer for execution in executions)
         scores = [score_of(self.tasks, sample, answer) for answer in answers]
         return GroupRollout(
             group_id=request.group_id,
@@ -196,6 +198,7 @@ class RolloutWorker:
             sample_id=sample.id,
             task=sample.task,
             budget_ms=request.budget_ms,
+            price=request.price,
             policy_version=version,
             policy_sha256=sha256,
             budget_token=finished.budget_token,
@@ -211,6 +214,10 @@ class RolloutWorker:
             device_budget_ms=group.device_budget_ms,
             device_ms=np.array([outcome.device_ms for outcome in outcomes]),
             wall_ms=np.array([outcome.wall_ms for outcome in outcomes]),
+            num_text_tokens=executions[0].num_text_tokens,
+            num_vision_tokens=np.array([e.num_vision_tokens for e in executions]),
+            num_output_tokens=np.array([e.num_output_tokens for e in executions]),
+            tilings=tuple(execution.tiling for execution in executions),
             answers=answers,
             stages_ms=tuple(outcome.stages_ms for outcome in outcomes),
             actor=self.name,

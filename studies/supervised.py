@@ -10,6 +10,8 @@ Shapes: S samples, C configurations, K budgets, I length of the image feature, D
 import numpy as np
 import torch
 
+from envs.prices import FREE
+from envs.reward import BudgetReward
 from envs.spec import all_knobs
 from launch.analysis.outcomes import Outcome, outcome
 from learner.outcome_model import OutcomeModel, OutcomeModelConfig
@@ -43,14 +45,21 @@ def fit(train: TableSamples, other: TableSamples, steps: int, seed: int = 0) -> 
     return model
 
 
-def choices(model: OutcomeModel, test: TableSamples, budgets_ms: np.ndarray) -> Outcome:
-    """The outcome of the model's choices on a table."""
+def choices(
+    model: OutcomeModel,
+    test: TableSamples,
+    budgets_ms: np.ndarray,
+    price: float = FREE,
+    full_ms: float | None = None,
+) -> Outcome:
+    """The outcome of the model's choices at a price on a table."""
     episodes, rows_S = _all_outcomes(test), np.arange(len(test.table.sample_ids))
-    price_S = torch.full((len(rows_S),), VIOLATION_COST)
+    worth = BudgetReward(violation_cost=VIOLATION_COST, full_ms=full_ms)
+    episodes.prices_M.fill_(price)
     columns_SK = []
     for budget_ms in budgets_ms:
         episodes.budgets_ms_M.fill_(float(budget_ms))
-        gains_CS = model.gains(episodes, price_S)[:, *ACTIONS_C4.T].T
+        gains_CS = model.gains(episodes, worth)[:, *ACTIONS_C4.T].T
         columns_SK.append(gains_CS.argmax(0).numpy())
     scores_SC, latencies_SC = _by_knobs(test)
     return outcome(
@@ -74,6 +83,8 @@ def _all_outcomes(samples: TableSamples) -> Episodes:
         language_feature_MD=torch.from_numpy(samples.language_feature_SD),
         image_feature_MI=torch.from_numpy(samples.image_feature_SI),
         budgets_ms_M=torch.ones(count, dtype=torch.float64),
+        prices_M=torch.zeros(count, dtype=torch.float64),
+        tasks_M=torch.from_numpy(np.unique(samples.table.tasks, return_inverse=True)[1]),
         latency_token_MGD=torch.zeros(count, len(ACTIONS_C4), 0),
         actions_MG4=ACTIONS_C4.expand(count, -1, -1),
         scores_MG=torch.from_numpy(scores_SC),

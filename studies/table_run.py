@@ -31,13 +31,18 @@ def table_run(run_dir: Path, settings: JointGRPOConfig, fleet: TableFleet) -> Ru
     samples = fleet.splits["train"]
     budgets = budgets_of(samples.table)
     widths = samples.language_feature_SD.shape[1], samples.image_feature_SI.shape[1]
-    setup = PolicySetup.of(*widths, budgets, calibration_of(samples.table))
+    prices = settings.price
+    setup = PolicySetup.of(
+        *widths, budgets, calibration_of(samples.table), prices.sampler(), prices.deployed
+    )
     torch.manual_seed(settings.seed)
     return Run(
         config=settings,
         setup=setup,
         fleet=fleet,
-        learner=LocalLearner(fleet.controller_class(setup.controller), settings.learner),
+        learner=LocalLearner(
+            fleet.controller_class(setup.controller), settings.learner, settings.seed
+        ),
         reporter=_reporter(run_dir, settings.steps),
         store=CheckpointStore(run_dir / "checkpoints", settings.keep_last),
         lambda_control=LambdaControl(settings.pid, budgets),

@@ -31,16 +31,16 @@ import torch
 import tyro
 
 from benchmarks.options import needed, read_options
-from envs.spec import Sample, all_knobs
+from envs.spec import NUM_SIZES, Sample, all_knobs
 from envs.tasks import build_tasks
-from launch.analysis.greedy_sweep import greedy_sweep
+from launch.analysis.greedy_sweep import greedy_sweeps
 from launch.analysis.outcomes import Outcome, outcome, outcome_on
 from launch.analysis.rivals import choose_rivals
 from launch.analysis.statistics import Interval
 from launch.cluster.console import one_clear_error
 from launch.joint_grpo import train
 from launch.pretraining.batches import Encoder
-from launch.run.recipes import RECIPES, SHIPPED_PROFILE, JointGRPOConfig
+from launch.run.recipes import RECIPES, SHIPPED_PROFILE, JointGRPOConfig, PriceConfig
 from launch.run.warm_start import warm_start_from_profile
 from policy.controller import Controller
 from rollout.build import WorkerConfig, build_executor
@@ -49,7 +49,7 @@ from rollout.profiling.conversion import sample_place
 from rollout.profiling.profile_table import ProfileTable
 from rollout.simulation.stand_in_blocks import StandInBlocks
 from rollout.simulation.table_fleet import TableFleet
-from rollout.simulation.table_samples import TableSamples, budgets_of
+from rollout.simulation.table_samples import TableSamples, budgets_of, calibration_of
 from studies import supervised
 from studies.known_outcomes import Outcomes
 from studies.table_run import quiet_settings, table_run
@@ -79,6 +79,9 @@ class TableWorldConfig:
         residual_weight: weight of the measured residual, instead of the recipe's.
         seeds: seeds of the runs.
         supervised_steps: steps in which the supervised model is fitted.
+        prices: prices at which all are compared.
+        free: trains without prices, as if time within the budget were free.
+        no_sizes: the controller does not see the sizes of image and prompt.
     """
 
     quick: bool = False
@@ -91,6 +94,9 @@ class TableWorldConfig:
     seeds: tuple[int, ...] = (0,)
     supervised_steps: int = 3000
     residual_weight: float | None = None
+    prices: tuple[float, ...] = (0.0, 0.02, 0.1, 0.2, 0.3, 0.5, 1.0)
+    free: bool = False
+    no_sizes: bool = False
 
 
 QUICK = TableWorldConfig(quick=True, groups=(4, 2), steps=2, supervised_steps=5)
@@ -127,6 +133,12 @@ class Seen:
         if what == "prompts":
             return replace(self, language_SD=self.language_SD[rows_S])
         return replace(self, image_SI=self.image_SI[rows_S])
+
+    def without_sizes(self) -> "Seen":
+        """With sizes of zero."""
+        image_SI = self.image_SI.copy()
+        image_SI[:, -1 - NUM_SIZES : -1] = 0
+        return replace(self, image_SI=image_SI)
 
     def samples(self, table: ProfileTable, *, image: bool) -> TableSamples:
         """A table with these features, or without those of the image."""
@@ -167,11 +179,14 @@ def split_table(
 class MisledController(Controller):
     """A controller that sees budgets unrelated to those that count."""
 
-    def budget_tokens(self, budgets_ms_B: torch.Tensor) -> torch.Tensor:
+    def budget_tokens(
+        self, budgets_ms_B: torch.Tensor, prices_B: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """The tokens of other budgets, the same ones for equal budgets."""
         told = self.config.budget_range
         chaos_B = (budgets_ms_B.double() * 12345.678).frac()
-        return super().budget_tokens(told.low_ms + (told.high_ms - told.low_ms) * chaos_B)
+        told_ms_B = told.low_ms + (told.high_ms - told.low_ms) * chaos_B
+        return super().budget_tokens(told_ms_B, prices_B)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,8 +221,10 @@ class World:
         """The splits as the fleet has them."""
         return {n: seen.samples(t, image=self.image) for n, (t, seen) in self.splits.items()}
 
-    def run(self, base: JointGRPOConfig, budgets_ms: np.ndarray) -> Outcome:
-        """Trains one controller and scores it on the test samples."""
+    def run(
+        self, base: JointGRPOConfig, budgets_ms: np.ndarray, prices: Sequence[float]
+    ) -> dict[float, Outcome]:
+        """Trains one controller and scores it on the test samples at each price."""
         splits = self.samples()
         blocks = StandInBlocks(splits["test"].language_feature_SD.shape[1])
         fleet = TableFleet(splits, blocks, self.controller_class)
@@ -216,31 +233,34 @@ class World:
             run = table_run(Path(folder) / "run", quiet_settings(base), fleet)
             if base.warm_start_profile:
                 controller, _ = run.learner.snapshot()
-                warm_start_from_profile(controller, validation, run.setup.budgets, fleet)
+                full_ms = run.calibration.full_ms
+                warm_start_from_profile(controller, validation, run.setup, fleet, full_ms=full_ms)
             train(run)
-            result = greedy_sweep(
+            sweeps = greedy_sweeps(
                 fleet,
                 run.setup,
                 run.learner.weights(),
                 split="test",
                 indices=range(len(splits["test"].table.sample_ids)),
                 budgets_ms=budgets_ms.tolist(),
+                prices=prices,
             )
-        return outcome(result.scores, result.latencies_ms, result.budgets_ms, result.feasible)
+        return {
+            sweep.price: outcome(sweep.scores, sweep.latencies_ms, sweep.budgets_ms, sweep.feasible)
+            for sweep in sweeps
+        }
 
-    def supervised(self, budgets_ms: np.ndarray, steps: int) -> Outcome:
+    def supervised(
+        self, budgets_ms: np.ndarray, prices: Sequence[float], steps: int
+    ) -> dict[float, Outcome]:
         """The choices of a model that was fitted to everything known of the training samples."""
         splits = self.samples()
         model = supervised.fit(splits["train"], splits["validation"], steps)
-        return supervised.choices(model, splits["test"], budgets_ms)
-
-
-def by_budget(name: str, rows: Sequence[Outcome]) -> str:
-    """Accuracy within budget and violations at each budget, means of several outcomes."""
-    accuracy_K = np.mean([row.in_budget_accuracy for row in rows], 0)
-    violation_K = np.mean([row.violation for row in rows], 0)
-    cells = [f"{a:.3f} {v:4.1%}" for a, v in zip(accuracy_K, violation_K, strict=True)]
-    return f"{name:>21}: {'  '.join(cells)}"
+        full_ms = calibration_of(splits["train"].table).full_ms
+        return {
+            price: supervised.choices(model, splits["test"], budgets_ms, price, full_ms)
+            for price in prices
+        }
 
 
 def world_of(options: TableWorldConfig) -> World:
@@ -254,6 +274,9 @@ def world_of(options: TableWorldConfig) -> World:
         train, test = (Outcomes.load(folder / name, name) for name in ("train", "test"))
         world = World.of(train, test, profile)
     world = replace(world, image=not options.no_image)
+    if options.no_sizes:
+        blind = {name: (t, seen.without_sizes()) for name, (t, seen) in world.splits.items()}
+        world = replace(world, splits=blind)
     if options.shuffle == "budgets":
         return replace(world, controller_class=MisledController)
     if options.shuffle is None:
@@ -275,6 +298,8 @@ def recipe_of(options: TableWorldConfig) -> JointGRPOConfig:
             )
         replay = replace(base.learner.replay, residual_weight=options.residual_weight)
         base = replace(base, learner=replace(base.learner, replay=replay))
+    if options.free:
+        base = replace(base, price=PriceConfig(low=None, high=None))
     if options.steps:
         schedule = replace(base.learner.entropy, steps=options.steps)
         learner = replace(base.learner, lr_steps=options.steps, entropy=schedule)
@@ -282,19 +307,49 @@ def recipe_of(options: TableWorldConfig) -> JointGRPOConfig:
     return base
 
 
+def mean_outcome(rows: Sequence[Outcome]) -> Outcome:
+    """The mean of several runs' outcomes."""
+    arrays = ("in_budget_accuracy", "ci", "violation", "by_sample", "ms_by_sample")
+    means = {name: np.mean([getattr(row, name) for row in rows], 0) for name in arrays}
+    rate = float(np.mean([row.violation_rate for row in rows]))
+    return Outcome(**means, violation_rate=rate, names=())
+
+
 def report(
-    runs: Sequence[Outcome], others: Mapping[str, Outcome], best: Outcome, budgets_ms: np.ndarray
+    runs: Sequence[Mapping[float, Outcome]],
+    others: Mapping[str, Mapping[float, Outcome]],
+    budgets_ms: np.ndarray,
+    full_ms: float,
 ) -> None:
-    """Prints the runs next to their rivals, by budget, as shares of the best, and as leads."""
-    print("by budget:", "  ".join(f"{budget_ms:.0f} ms" for budget_ms in budgets_ms))
-    for name, rows in {"controller": runs, **{n: [row] for n, row in others.items()}}.items():
-        print(by_budget(name, rows))
-    mean_S = np.mean([row.by_sample for row in runs], 0)
-    shares = sorted(row.accuracy / best.accuracy for row in runs)
-    print("share of the best per task, in hindsight:", " ".join(f"{share:.1%}" for share in shares))
-    for name, row in others.items():
-        lead = Interval.of(mean_S - row.by_sample).signed()
-        print(f"mean of the seeds {mean_S.mean():.4f}, lead on {name} {lead}")
+    """Prints the runs next to their rivals: by price, by budget, and what they are worth."""
+    prices = list(runs[0])
+    mean = {price: mean_outcome([run[price] for run in runs]) for price in prices}
+    rows = {"controller": mean, **others}
+    print("accuracy within budget, mean device time, violations at each price:")
+    print(" " * 23, "  ".join(f"{price:<22g}" for price in prices))
+    for name, by_price in rows.items():
+        cells = [
+            f"{row.accuracy:.4f} {row.mean_ms:.2f} ms {row.violation_rate:4.1%}"
+            for row in by_price.values()
+        ]
+        print(f"{name:>23}  {'  '.join(f'{cell:<22}' for cell in cells)}")
+    print("the controller's lead, accuracy less price * time, paired by sample:")
+    for name, by_price in others.items():
+        cells = [
+            Interval.of(_worth_S(mean[p], p / full_ms) - _worth_S(by_price[p], p / full_ms))
+            for p in prices
+        ]
+        print(f"{name:>23}  {'  '.join(f'{cell.signed():<22}' for cell in cells)}")
+    print("accuracy and violations at price", prices[0], "by budget:")
+    print(" " * 23, "  ".join(f"{budget_ms:.0f} ms" for budget_ms in budgets_ms))
+    for name, by_price in rows.items():
+        row = by_price[prices[0]]
+        pairs = zip(row.in_budget_accuracy, row.violation, strict=True)
+        print(f"{name:>23}  {'  '.join(f'{a:.3f} {v:4.1%}' for a, v in pairs)}")
+
+
+def _worth_S(row: Outcome, cost_per_ms: float) -> np.ndarray:
+    return row.by_sample - cost_per_ms * row.ms_by_sample
 
 
 def main() -> int:
@@ -303,28 +358,23 @@ def main() -> int:
     torch.set_num_threads(1)
     base, world = recipe_of(options), world_of(options)
     validation, test = world.splits["validation"][0], world.splits["test"][0]
-    budgets_ms = budgets_of(validation).evenly(NUM_BUDGETS)
-    found = choose_rivals(validation, budgets_ms)
+    budgets_ms, prices = budgets_of(validation).evenly(NUM_BUDGETS), options.prices
+    full_ms = calibration_of(world.splits["train"][0]).full_ms
+    found = choose_rivals(validation, budgets_ms, prices, full_ms)
+    hindsight = choose_rivals(test, budgets_ms, prices, full_ms)["lookup by task"]
+    tables = {name: found[name] for name in ("lookup", "lookup by task", "static")}
     others = {
-        name: outcome_on(test, found[name], budgets_ms)
-        for name in ("lookup", "lookup by task", "static")
+        name: {price: outcome_on(test, table, budgets_ms, price) for price in prices}
+        for name, table in {**tables, "per task, in hindsight": hindsight}.items()
     }
-    best = outcome_on(test, choose_rivals(test, budgets_ms)["lookup by task"], budgets_ms)
-    others["per task, in hindsight"] = best
-    others["supervised"] = world.supervised(budgets_ms, options.supervised_steps)
-    for name, row in others.items():
-        print(f"{name}: {row.accuracy:.3f}, violations {row.violation_rate:.1%}")
+    others["supervised"] = world.supervised(budgets_ms, prices, options.supervised_steps)
     runs = []
     for seed in options.seeds:
-        row = world.run(replace(base, seed=seed), budgets_ms)
+        row = world.run(replace(base, seed=seed), budgets_ms, prices)
         runs.append(row)
-        worst = np.nanmax(row.violation)
-        print(
-            f"seed {seed}: {row.accuracy:.4f}, violations {row.violation_rate:.1%}, at the worst "
-            f"budget {worst:.0%}",
-            flush=True,
-        )
-    report(runs, others, best, budgets_ms)
+        cells = [f"{o.accuracy:.4f} {o.mean_ms:.2f} ms" for o in row.values()]
+        print(f"seed {seed}: {'  '.join(cells)}", flush=True)
+    report(runs, others, budgets_ms, full_ms)
     return 0
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from envs.calibration import Calibration
-from envs.spec import all_knobs
-from launch.run.recipes import EvaluationConfig, JointGRPOConfig
+from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, all_knobs
+from launch.run.recipes import EvaluationConfig, JointGRPOConfig, PriceConfig
 from launch.run.reporting import Reporter
 from launch.run.state import Run
 from learner.checkpoint import CheckpointStore
@@ -23,8 +23,6 @@ from rollout.worker import RolloutWorker
 from tests.in_process import LocalFleet
 from tests.rollout import rig
 
-CALIBRATION = Calibration(cheapest_ms=15.0, full_ms=85.0, scatter=0.0, num_samples=4)
-
 
 def simulated() -> SimulatedLatency:
     """Simulated latencies that grow with every knob, from about 9 to about 90 ms."""
@@ -33,6 +31,15 @@ def simulated() -> SimulatedLatency:
         for k in all_knobs()
     }
     return SimulatedLatency(table_ms=table, label="SIMULATED LATENCY (test law)")
+
+
+CALIBRATION = Calibration(
+    cheapest_ms=simulated().latency_ms(CHEAPEST_KNOBS),
+    full_ms=simulated().latency_ms(FULL_KNOBS),
+    scatter=0.0,
+    num_samples=4,
+)
+"""What a fleet of these workers measures."""
 
 
 def worker(name: str = "local") -> RolloutWorker:
@@ -56,15 +63,21 @@ def config(**changes: Any) -> JointGRPOConfig:
     return JointGRPOConfig(**{**defaults, **changes})
 
 
-def setup() -> PolicySetup:
-    return PolicySetup.of(rig.SIXTEEN.d_model, image_dim(rig.SIXTEEN), rig.BUDGETS)
+FREE_TIME = PriceConfig(low=None, high=None)
+
+
+def setup(price: PriceConfig = FREE_TIME) -> PolicySetup:
+    """The setup of a run, by default without prices, as for `rig.controller`."""
+    widths = rig.SIXTEEN.d_model, image_dim(rig.SIXTEEN)
+    return PolicySetup.of(*widths, rig.BUDGETS, None, price.sampler(), price.deployed)
 
 
 def local_run(run_dir: Path, settings: JointGRPOConfig, fleet: Any = None) -> Run:
     """A new run, or one that is resumed from the newest checkpoint in its folder."""
     run_dir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
-    learner = LocalLearner(Controller(setup().controller), settings.learner)
+    own = setup(settings.price)
+    learner = LocalLearner(Controller(own.controller), settings.learner)
     store = CheckpointStore(run_dir / "checkpoints", settings.keep_last)
     store.recover()
     checkpoint = store.load_latest()
@@ -72,7 +85,7 @@ def local_run(run_dir: Path, settings: JointGRPOConfig, fleet: Any = None) -> Ru
         learner.load_state_dict(checkpoint.learner_state)
     run = Run(
         config=settings,
-        setup=setup(),
+        setup=own,
         fleet=fleet or LocalFleet(worker()),
         learner=learner,
         reporter=Reporter(run_dir, num_steps=settings.steps, clock="simulated"),

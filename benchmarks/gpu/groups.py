@@ -26,6 +26,8 @@ def rollouts(subject: Subject) -> list[Figure]:
         image_dim=executor.image_dim,
         budget_low_ms=10.0,
         budget_high_ms=100.0,
+        price_low=0.01,
+        price_high=2.0,
     )
     controller = Controller(config).to(plan.device)
     rollout_ms, gradient_ms = [], []

@@ -105,7 +105,7 @@ def prefill(subject: Subject) -> list[Figure]:
             runs.append(execution.stages_ms)
             length = len(prefix.inputs.token_ids)
         kinds = {"copy": "copy", "vision": "vision_", "projector": "projector", "embed": "embed"}
-        kinds |= {"blocks": "block_", "budget token": "budget_token", "head": "head"}
+        kinds |= {"blocks": "block_", "head": "head"}
         sums = {
             kind: [
                 sum((ms for n, ms in run.items() if n.startswith(start)), 0.0) for run in runs[1:]

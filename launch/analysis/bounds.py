@@ -15,6 +15,7 @@ from launch.analysis.by_task import (
     members,
     of_columns,
     slowdown,
+    time_cost,
     violation_cost_within,
     within_budgets,
 )
@@ -31,8 +32,8 @@ def named_statics(table: ProfileTable, budgets_ms: np.ndarray) -> dict[str, Outc
         for name, knobs in (("cheapest", CHEAPEST_KNOBS), ("full", FULL_KNOBS))
         if knobs in table.configurations
     }
-    best = best_static(table, budgets_ms)
-    found[f"best static in hindsight ({best.knobs[0]})"] = best
+    best = table.configurations[best_static(table, budgets_ms)]
+    found[f"best static in hindsight ({best})"] = KnobTable.fixed(best)
     return {name: outcome_on(table, policy, budgets_ms) for name, policy in found.items()}
 
 
@@ -40,8 +41,9 @@ def random_policy(table: ProfileTable, budgets_ms: np.ndarray) -> Outcome:
     """The expected outcome of uniformly random configurations."""
     over_SK = is_violation(table.latencies_ms[:, :, None], budgets_ms).mean(1)
     inside_SK = within_budgets(table, budgets_ms).mean(1)
+    ms_SK = np.repeat(table.latencies_ms.mean(1)[:, None], len(budgets_ms), axis=1)
     names = ("uniform",) * len(budgets_ms)
-    return Outcome.of(inside_SK, over_SK, table.feasible(budgets_ms), names)
+    return Outcome.of(inside_SK, over_SK, table.feasible(budgets_ms), ms_SK, names)
 
 
 def oracle_per_budget(table: ProfileTable, budgets_ms: np.ndarray) -> Outcome:
@@ -51,12 +53,17 @@ def oracle_per_budget(table: ProfileTable, budgets_ms: np.ndarray) -> Outcome:
 
 
 def oracle_per_task(
-    table: ProfileTable, budgets_ms: np.ndarray, *, max_violation: float = 1.0
+    table: ProfileTable,
+    budgets_ms: np.ndarray,
+    *,
+    max_violation: float = 1.0,
+    cost_per_ms: float = 0.0,
 ) -> Outcome:
     """The best configuration of each (task, budget), in hindsight on the same table.
 
     This is the best that a policy can do that sees the task and the budget, as the controller does.
-    Unlike the rivals, which earn rewards, it maximises the accuracy within budget itself. With
+    Unlike the rivals, which earn rewards, it maximises the accuracy within budget itself, less the
+    cost of time. With
     `max_violation`, one cost of a violation for all tasks is found by bisection at each budget, so
     that the violation rate stays below it; if no cost achieves that, violations are minimised.
     """
@@ -65,6 +72,7 @@ def oracle_per_task(
     columns_KT = []
     for budget_ms in budgets_ms:
         inside_SC = score_within_budget(table.scores, table.latencies_ms, budget_ms)
+        inside_SC = inside_SC - time_cost(table, cost_per_ms)
         feasible_S1 = table.feasible(budget_ms)
         over_SC = is_violation(table.latencies_ms, budget_ms) & feasible_S1
         gain_TC, over_TC = member_TS @ inside_SC - slowdown_TC, member_TS @ over_SC
@@ -78,10 +86,13 @@ def oracle_per_task(
 
 def oracle_per_sample(table: ProfileTable, budgets_ms: np.ndarray) -> Outcome:
     """The best configuration of each sample and budget, in hindsight: an upper bound."""
-    best_SK = within_budgets(table, budgets_ms).max(1)
+    inside_SCK = within_budgets(table, budgets_ms)
+    best_SK = inside_SCK.max(1)
     over_SK = np.all(is_violation(table.latencies_ms[:, :, None], budgets_ms), axis=1)
+    as_good_SCK = inside_SCK == best_SK[:, None]
+    ms_SK = np.where(as_good_SCK, table.latencies_ms[:, :, None], np.inf).min(1)
     names = ("by sample",) * len(budgets_ms)
-    return Outcome.of(best_SK, over_SK, table.feasible(budgets_ms), names)
+    return Outcome.of(best_SK, over_SK, table.feasible(budgets_ms), ms_SK, names)
 
 
 def constant_per_task(table: ProfileTable, budgets_ms: np.ndarray) -> Outcome:
@@ -90,7 +101,8 @@ def constant_per_task(table: ProfileTable, budgets_ms: np.ndarray) -> Outcome:
     This is the best that a policy can do without knowing the budget.
     """
     by_task = {
-        task: best_static(table.only_task(task), budgets_ms).knobs for task in set(table.tasks)
+        task: ((table.configurations[best_static(table.only_task(task), budgets_ms)],),)
+        for task in set(table.tasks)
     }
     any_task = KnobTable.fixed(table.configurations[0])
     return outcome_on(table, replace(any_task, by_task=by_task), budgets_ms)

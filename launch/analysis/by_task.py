@@ -29,8 +29,8 @@ def of_columns(
     tasks = sorted(set(table.tasks)) if len(columns_TK) else []
     return KnobTable(
         budgets_ms=tuple(np.asarray(budgets_ms, np.float64).tolist()),
-        knobs=named(columns_K),
-        by_task=dict(zip(tasks, map(named, columns_TK), strict=True)),
+        knobs=(named(columns_K),),
+        by_task={t: (named(row),) for t, row in zip(tasks, columns_TK, strict=True)},
     )
 
 
@@ -66,6 +66,11 @@ def violation_cost_within(
         middle = (low + high) / 2
         low, high = (low, middle) if violation(middle) <= limit else (middle, high)
     return high
+
+
+def time_cost(table: ProfileTable, cost_per_ms: float) -> np.ndarray:
+    """What the time of every execution costs, in right answers: [S, C]."""
+    return cost_per_ms * table.latencies_ms
 
 
 def within_budgets(table: ProfileTable, budgets_ms: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from envs.prices import FREE
 from envs.reward import (
     FIXED_VIOLATION_COST,
     budget_reward,
@@ -41,6 +42,7 @@ class GreedySweep:
 
     Attributes:
         budgets_ms: K budgets, ascending.
+        price: price of time of all episodes.
         scores: answer scores [S, K].
         latencies_ms: latencies [S, K], in calibrated ms like the budgets.
         device_budgets_ms: the budgets in ms of the device when the episode ran, [S, K].
@@ -54,6 +56,7 @@ class GreedySweep:
     """
 
     budgets_ms: np.ndarray
+    price: float = FREE
     scores: np.ndarray
     latencies_ms: np.ndarray
     device_budgets_ms: np.ndarray
@@ -89,19 +92,24 @@ class GreedySweep:
     def _inside_SK(self) -> np.ndarray:
         return score_within_budget(self.scores, self.latencies_ms, self.budgets_ms)
 
-    def scalars(self) -> dict[str, float]:
-        """Overall scalars, and accuracy, violations and infeasible share at each budget."""
+    def scalars(self, cost_per_ms: float = 0.0) -> dict[str, float]:
+        """Overall scalars, and accuracy, violations and infeasible share at each budget.
+
+        `cost_per_ms` is what a millisecond costs at the sweep's price, in right answers.
+        """
         at_fixed_price = budget_reward(
             self.scores,
             self.latencies_ms,
             self.budgets_ms,
             violation_cost=FIXED_VIOLATION_COST,
             feasible=self.feasible,
+            cost_per_ms=cost_per_ms,
         )
         scalars = {
             "at_a_glance/accuracy_held_out": self.in_budget_accuracy,
             "at_a_glance/reward_held_out": float(at_fixed_price.total.mean()),
             "at_a_glance/violation_held_out": self.violation_rate,
+            "at_a_glance/device_time_held_out_ms": float(self.latencies_ms.mean()),
             "evaluation/score": float(self.scores.mean()),
             "evaluation/infeasible": float(1 - self.feasible.mean()),
         }
@@ -124,6 +132,7 @@ class GreedySweep:
         }
         return GreedySweep(
             budgets_ms=parts[0].budgets_ms,
+            price=parts[0].price,
             **arrays,
             indices=tuple(index for part in parts for index in part.indices),
             tasks=tuple(task for part in parts for task in part.tasks),
@@ -135,6 +144,7 @@ class GreedySweep:
         arrays = {name: getattr(self, name)[list(rows)] for name in ARRAYS_BY_SAMPLE}
         return GreedySweep(
             budgets_ms=self.budgets_ms,
+            price=self.price,
             **arrays,
             indices=tuple(self.indices[row] for row in rows),
             tasks=tuple(self.tasks[row] for row in rows),
@@ -145,6 +155,7 @@ class GreedySweep:
         """Everything, as plain JSON values."""
         return {
             "budgets_ms": self.budgets_ms.tolist(),
+            "price": self.price,
             "in_budget_accuracy": self._inside_SK.mean(0).tolist(),
             "violation": or_none(violation_rate(self.violations, self.feasible, axis=0)),
             "infeasible": (1 - self.feasible.mean(0)).tolist(),
@@ -168,28 +179,49 @@ def greedy_sweep(
     split: str,
     indices: Sequence[int],
     budgets_ms: Sequence[float],
+    price: float = FREE,
 ) -> GreedySweep:
     """Runs the samples at these places at every budget, greedily, one episode at a time per device.
 
     The cheapest configuration also runs on each sample, to determine what is feasible.
     """
+    places = {"split": split, "indices": indices, "budgets_ms": budgets_ms}
+    return greedy_sweeps(fleet, setup, weights, **places, prices=(price,))[0]
+
+
+def greedy_sweeps(
+    fleet: Fleet[Any],
+    setup: PolicySetup,
+    weights: Any,
+    *,
+    split: str,
+    indices: Sequence[int],
+    budgets_ms: Sequence[float],
+    prices: Sequence[float],
+) -> list[GreedySweep]:
+    """One sweep for each price, over the same samples; what is feasible is measured once."""
+    terms = [(budget_ms, price) for budget_ms in budgets_ms for price in prices]
     requests = [
         GreedyRequest(
-            group_id=FIRST_GROUP_ID + s * len(budgets_ms) + b,
+            group_id=FIRST_GROUP_ID + s * len(terms) + t,
             split=split,
             index=index,
             budget_ms=float(budget_ms),
+            price=price,
         )
         for s, index in enumerate(indices)
-        for b, budget_ms in enumerate(budgets_ms)
+        for t, (budget_ms, price) in enumerate(terms)
     ]
     groups = fleet.evaluate(requests, setup, weights)
-    used = [group.index for group in groups[:: len(budgets_ms)]]
+    used = [group.index for group in groups[:: len(terms)]]
     cheapest_NR = fleet.cheapest_ms(split, used, CHEAPEST_REPEATS, setup.calibration)
-    sweep = from_groups(groups, np.asarray(budgets_ms, dtype=np.float64), cheapest_NR)
-    return sweep.rows(
-        usable(sweep.sample_ids, [bool(np.isfinite(row).all()) for row in cheapest_NR])
-    )
+    sweeps = []
+    for number, price in enumerate(prices):
+        own = groups[number :: len(prices)]
+        sweep = from_groups(own, np.asarray(budgets_ms, dtype=np.float64), cheapest_NR, price)
+        is_whole = [bool(np.isfinite(row).all()) for row in cheapest_NR]
+        sweeps.append(sweep.rows(usable(sweep.sample_ids, is_whole)))
+    return sweeps
 
 
 def usable(sample_ids: Sequence[str], is_whole_S: Sequence[bool]) -> list[int]:
@@ -208,7 +240,10 @@ def usable(sample_ids: Sequence[str], is_whole_S: Sequence[bool]) -> list[int]:
 
 
 def from_groups(
-    groups: Sequence[GroupRollout], budgets_ms: np.ndarray, cheapest_SR: np.ndarray
+    groups: Sequence[GroupRollout],
+    budgets_ms: np.ndarray,
+    cheapest_SR: np.ndarray,
+    price: float = FREE,
 ) -> GreedySweep:
     """Arranges single episodes, which are ordered by sample and then by budget."""
     shape = (-1, len(budgets_ms))
@@ -218,6 +253,7 @@ def from_groups(
 
     return GreedySweep(
         budgets_ms=budgets_ms,
+        price=price,
         scores=arranged(g.scores[0] for g in groups),
         latencies_ms=arranged(g.latencies_ms[0] for g in groups),
         device_budgets_ms=arranged(g.device_budget_ms for g in groups),

@@ -1,4 +1,4 @@
-"""Runs controller and rivals live and interleaved, a few samples at a time.
+"""Runs controller and rivals live and interleaved, a few samples at a time, at several prices.
 
 Shapes: S samples, K budgets, R repeats.
 """
@@ -11,13 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from envs.prices import FREE
 from envs.spec import Knobs
-from launch.analysis.greedy_sweep import GreedySweep, greedy_sweep, usable
+from launch.analysis.greedy_sweep import GreedySweep, greedy_sweeps, usable
 from launch.analysis.knob_table import KnobTable
 from launch.analysis.outcomes import Outcome, outcome
+from launch.analysis.tradeoff import Curve, curves_of_outcomes
 from policy.config import PolicySetup
 from rollout.fleet import MeasuringFleet
 from rollout.profiling.profile_table import ProfileTable
+from rollout.profiling.records import ProfileRecord
 
 SAMPLES_A_TURN = 10
 """Number of samples per turn."""
@@ -28,7 +31,7 @@ Episodes = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Live:
-    """The controller and its rivals on the same samples and the same devices.
+    """The controller and its rivals at one price, on the same samples and the same devices.
 
     Attributes:
         result: the controller's episodes.
@@ -45,6 +48,11 @@ class Live:
             name: outcome(scores, latencies, self.result.budgets_ms, self.result.feasible)
             for name, (scores, latencies) in {"controller": ours, **self.rivals}.items()
         }
+
+    def to_json(self) -> dict[str, Any]:
+        """The controller's episodes and the rivals' outcomes, as plain JSON values."""
+        found = self.outcomes()
+        return {**self.result.to_json(), "rivals": {n: found[n].to_json() for n in self.rivals}}
 
     def rows(self, rows: Sequence[int]) -> Live:
         """Some of the samples."""
@@ -95,55 +103,79 @@ def run_live(
     setup: PolicySetup,
     weights: Any,
     rivals: Mapping[str, KnobTable],
+    *,
     indices: Sequence[int],
     budgets_ms: np.ndarray,
-) -> Live:
-    """Runs samples of the test split by their places."""
+    prices: Sequence[float] = (FREE,),
+) -> dict[float, Live]:
+    """Runs samples of the test split by their places; what ran at each price."""
     turns = []
     for first in range(0, len(indices), SAMPLES_A_TURN):
-        result = greedy_sweep(
+        sweeps = greedy_sweeps(
             fleet,
             setup,
             weights,
             split="test",
             indices=indices[first : first + SAMPLES_A_TURN],
             budgets_ms=budgets_ms.tolist(),
+            prices=prices,
         )
-        turns.append(_with_rivals(fleet, setup, rivals, result))
-    return Live.joined(turns)
+        turns.append(_with_rivals(fleet, setup, rivals, sweeps))
+    return {
+        price: Live.joined([turn[number] for turn in turns]) for number, price in enumerate(prices)
+    }
 
 
 def _with_rivals(
     fleet: MeasuringFleet[Any],
     setup: PolicySetup,
     rivals: Mapping[str, KnobTable],
-    ours: GreedySweep,
-) -> Live:
+    sweeps: Sequence[GreedySweep],
+) -> list[Live]:
     """Runs the configurations that any rival chose for its task on each of our samples.
 
     They are the samples that ran, not those requested: unusable ones were replaced. A sample on
     which a rival cannot be measured is left out for all policies.
     """
-    plan = []
-    for index, task in zip(ours.indices, ours.tasks, strict=True):
-        chosen = {rival.at(ms, task) for rival in rivals.values() for ms in ours.budgets_ms}
-        plan.append((index, tuple(sorted(chosen))))
-    found: dict[str, list[list[Any]]] = {name: [] for name in rivals}
+    ours, prices = sweeps[0], [sweep.price for sweep in sweeps]
+    chosen_by_task = {
+        task: tuple(
+            sorted(
+                {
+                    rival.at(ms, task, price)
+                    for rival in rivals.values()
+                    for ms in ours.budgets_ms
+                    for price in prices
+                }
+            )
+        )
+        for task in set(ours.tasks)
+    }
+    plan = [(i, chosen_by_task[task]) for i, task in zip(ours.indices, ours.tasks, strict=True)]
     results = list(fleet.profile_each(plan, "test", "episodes of the rivals", setup.calibration))
     is_whole = [len(records) == len(p[1]) for p, records in zip(plan, results, strict=True)]
     rows = usable(ours.sample_ids, is_whole)
-    for (_, chosen), task, records in ((plan[r], ours.tasks[r], results[r]) for r in rows):
-        by_knobs: dict[Knobs, Any] = dict(zip(chosen, records, strict=True))
-        for name, rival in rivals.items():
-            found[name].append([by_knobs[rival.at(ms, task)] for ms in ours.budgets_ms])
-    measured = {
-        name: (
-            np.array([[record.score for record in row] for row in episodes]),
-            np.array([[record.calibrated_ms for record in row] for row in episodes]),
-        )
-        for name, episodes in found.items()
-    }
-    return Live(result=ours.rows(rows), rivals=measured)
+    records_of = [dict(zip(plan[row][1], results[row], strict=True)) for row in rows]
+    found = []
+    for sweep in sweeps:
+        kept = sweep.rows(rows)
+        episodes = {name: _episodes(rival, kept, records_of) for name, rival in rivals.items()}
+        found.append(Live(result=kept, rivals=episodes))
+    return found
+
+
+def _episodes(
+    rival: KnobTable, sweep: GreedySweep, records_of: Sequence[Mapping[Knobs, ProfileRecord]]
+) -> Episodes:
+    """What a rival's choices achieved at the budgets and the price of a sweep."""
+    chosen = [
+        [by_knobs[rival.at(ms, task, sweep.price)] for ms in sweep.budgets_ms]
+        for task, by_knobs in zip(sweep.tasks, records_of, strict=True)
+    ]
+    return (
+        np.array([[record.score for record in row] for row in chosen]),
+        np.array([[record.calibrated_ms for record in row] for row in chosen]),
+    )
 
 
 def _joined(parts: Sequence[Episodes]) -> Episodes:
@@ -151,12 +183,20 @@ def _joined(parts: Sequence[Episodes]) -> Episodes:
     return np.concatenate(scores), np.concatenate(latencies)
 
 
+def curves_of(live: Mapping[float, Live]) -> dict[str, Curve]:
+    """The controller and its rivals by price, as curves of accuracy against device time."""
+    return curves_of_outcomes({price: one.outcomes() for price, one in live.items()})
+
+
 def table_factor(live: Live, rivals: Mapping[str, KnobTable], test: ProfileTable) -> float:
     """The ratio of live latencies to those of the test table, median over the rivals' choices."""
     ratios, budgets_ms = [], live.result.budgets_ms
     column_of = {knobs: column for column, knobs in enumerate(test.configurations)}
     for name, (_, latencies_SK) in live.rivals.items():
-        chosen = [[rivals[name].at(ms, task) for ms in budgets_ms] for task in test.tasks]
+        chosen = [
+            [rivals[name].at(ms, task, live.result.price) for ms in budgets_ms]
+            for task in test.tasks
+        ]
         columns_SK = np.array([[column_of[knobs] for knobs in row] for row in chosen])
         ratios.append(latencies_SK / np.take_along_axis(test.latencies_ms, columns_SK, 1))
     return float(np.median(np.stack(ratios)))

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from envs.prices import FREE
 from envs.reward import is_violation, score_within_budget, violation_rate
 from launch.analysis.knob_table import KnobTable
 from launch.analysis.statistics import Interval, half_widths, or_none
@@ -30,6 +31,7 @@ class Outcome:
         violation: share of feasible episodes over budget, [K]; NaN where none is feasible.
         violation_rate: share of all feasible episodes over budget.
         by_sample: score within budget of each sample, mean over the budgets, [S].
+        ms_by_sample: latency in ms of each sample, mean over the budgets, [S].
         names: the choice at each budget, for tables.
     """
 
@@ -38,6 +40,7 @@ class Outcome:
     violation: np.ndarray
     violation_rate: float
     by_sample: np.ndarray
+    ms_by_sample: np.ndarray
     names: tuple[str, ...]
 
     @classmethod
@@ -46,15 +49,17 @@ class Outcome:
         inside_SK: np.ndarray,
         over_SK: np.ndarray,
         feasible_SK: np.ndarray,
+        latency_ms_SK: np.ndarray,
         names: Sequence[str] = (),
     ) -> Outcome:
-        """From scores that are zero over budget, and chances of being over budget."""
+        """From scores that are zero over budget, chances of being over budget, and latencies."""
         return cls(
             in_budget_accuracy=inside_SK.mean(0),
             ci=half_widths(inside_SK),
             violation=violation_rate(over_SK, feasible_SK, axis=0),
             violation_rate=float(violation_rate(over_SK, feasible_SK)),
             by_sample=inside_SK.mean(1),
+            ms_by_sample=latency_ms_SK.mean(1),
             names=tuple(names),
         )
 
@@ -66,6 +71,7 @@ class Outcome:
             "violation": or_none(self.violation),
             "violation_rate": or_none(np.array([self.violation_rate]))[0],
             "by_sample": self.by_sample.tolist(),
+            "ms_by_sample": self.ms_by_sample.tolist(),
             "names": list(self.names),
         }
 
@@ -73,6 +79,11 @@ class Outcome:
     def accuracy(self) -> float:
         """Mean score within budget over all budgets."""
         return float(self.by_sample.mean())
+
+    @property
+    def mean_ms(self) -> float:
+        """Mean latency in ms over all budgets: the device time of an answer."""
+        return float(self.ms_by_sample.mean())
 
     def ahead_of(self, other: Outcome) -> Interval:
         """Difference of `accuracy` on the same samples."""
@@ -88,14 +99,17 @@ def outcome(
 ) -> Outcome:
     """The outcome of measured episodes, one per sample and budget."""
     inside_SK = score_within_budget(scores_SK, latencies_SK, budgets_ms)
-    return Outcome.of(inside_SK, is_violation(latencies_SK, budgets_ms), feasible_SK, names)
+    over_SK = is_violation(latencies_SK, budgets_ms)
+    return Outcome.of(inside_SK, over_SK, feasible_SK, latencies_SK, names)
 
 
-def outcome_on(table: ProfileTable, policy: KnobTable, budgets_ms: np.ndarray) -> Outcome:
-    """The outcome of a policy's choices on a profile."""
+def outcome_on(
+    table: ProfileTable, policy: KnobTable, budgets_ms: np.ndarray, price: float = FREE
+) -> Outcome:
+    """The outcome of a policy's choices at a price on a profile."""
     column_of = {knobs: column for column, knobs in enumerate(table.configurations)}
     columns_TK = {
-        task: [column_of[policy.at(budget_ms, task)] for budget_ms in budgets_ms]
+        task: [column_of[policy.at(ms, task, price)] for ms in budgets_ms]
         for task in set(table.tasks)
     }
     columns_SK = np.array([columns_TK[task] for task in table.tasks])
@@ -104,5 +118,5 @@ def outcome_on(table: ProfileTable, policy: KnobTable, budgets_ms: np.ndarray) -
         np.take_along_axis(table.latencies_ms, columns_SK, 1),
         budgets_ms,
         table.feasible(budgets_ms),
-        [str(policy.at(budget_ms)) for budget_ms in budgets_ms],
+        [str(policy.at(ms, price=price)) for ms in budgets_ms],
     )

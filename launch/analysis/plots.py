@@ -66,8 +66,13 @@ def sweep_figure(budgets_ms: Sequence[float], rows: Mapping[str, Mapping[str, An
     return figure
 
 
-def curves_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """The curves of a run, from its metrics.jsonl; training as a running mean over 20 steps."""
+def curves_figure(
+    rows: Sequence[Mapping[str, Any]], levels: Mapping[str, float] | None = None
+) -> Figure:
+    """The curves of a run, from its metrics.jsonl; training as a running mean over 20 steps.
+
+    `levels` are accuracies of other policies, which are drawn as lines.
+    """
     figure = Figure(figsize=(13, 3.4), layout="constrained")
     panels = {
         "reward, a violation priced at 1": "reward",
@@ -80,6 +85,8 @@ def curves_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         held_out = f"at_a_glance/{name}_held_out"
         pairs = [(row["step"] + 1, row[held_out]) for row in rows if held_out in row]
         axes.plot(*zip(*pairs, strict=True), "o-", label="held out, greedy")
+        for number, (other, level) in enumerate((levels or {}).items() if "acc" in name else ()):
+            axes.axhline(level, color=f"C{number + 2}", ls="--", lw=1, label=other)
         axes.set_title(title, fontsize=9)
         axes.legend(fontsize=7)
     prefix = "learner_entropy/"

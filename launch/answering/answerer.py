@@ -19,10 +19,10 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from envs.budgets import check_budget_ms
 from envs.episode import Outcome
 from envs.reward import is_violation
 from envs.spec import Decoding, Knobs, Sample
+from envs.terms import Terms
 from launch.answering.loading import Settings, load_controller, load_default
 from launch.answering.policies import Policy, Say
 from launch.answering.streaming import OnToken, TextPieces, in_thread
@@ -46,6 +46,7 @@ class Answer:
         wall_ms: the same on the wall clock.
         host_ms: tokenising and image resizing, which is not part of the latency.
         budget_ms: the requested budget.
+        price: the price of time that it was chosen for.
         finished: whether the model ended the answer itself, within the token limit.
         num_output_tokens: number of decoded tokens, including the end-of-sequence token.
         num_prompt_tokens: number of vision and text tokens of the prompt.
@@ -60,6 +61,7 @@ class Answer:
     wall_ms: float
     host_ms: float
     budget_ms: float
+    price: float
     finished: bool
     num_output_tokens: int
     num_prompt_tokens: int
@@ -83,6 +85,7 @@ class Answer:
             "wall_ms": round(self.wall_ms, 3),
             "clock": self.clock,
             "budget_ms": self.budget_ms,
+            "price": self.price,
             "within_budget": self.within_budget,
             "finished": self.finished,
         }
@@ -132,7 +135,12 @@ class Answerer:
         return cls(policy)
 
     def answer(
-        self, question: str, *, budget_ms: float, image: Image.Image | Path | str | None = None
+        self,
+        question: str,
+        *,
+        budget_ms: float,
+        price: float | None = None,
+        image: Image.Image | Path | str | None = None,
     ) -> Answer:
         """Answers one question, after a probe of the device if one is due.
 
@@ -140,17 +148,33 @@ class Answerer:
             question: the question, in the style of its task.
             budget_ms: latency budget in ms of this device as it is now. A controller chooses as if
                 budgets outside the range of its training were the nearest ones within.
+            price: price of time, the worth of the time of one full answer in right answers; by
+                default the one that the policy was trained to be deployed with.
             image: image or image file, None for a question without an image.
 
         Raises:
-            ValueError: an unusable budget, question or image.
+            ValueError: an unusable budget, price, question or image.
         """
-        budget_ms, sample = check_budget_ms(budget_ms), as_sample(question, image)
+        terms, sample = self.terms(budget_ms, price), as_sample(question, image)
         self._policy.follow()
-        return self.run(sample, budget_ms)
+        return self.run(sample, terms)
+
+    def terms(self, budget_ms: float, price: float | None = None) -> Terms:
+        """Budget and price of a request, whose price may be the policy's default.
+
+        Raises:
+            ValueError: an unusable budget or price.
+        """
+        price = self._policy.default_price if price is None else price
+        return Terms(budget_ms=budget_ms, price=price)
 
     def stream(
-        self, question: str, *, budget_ms: float, image: Image.Image | Path | str | None = None
+        self,
+        question: str,
+        *,
+        budget_ms: float,
+        price: float | None = None,
+        image: Image.Image | Path | str | None = None,
     ) -> Iterator[str | Answer]:
         """Answers one question like `answer`: yields pieces of its text, then the answer.
 
@@ -158,12 +182,12 @@ class Answerer:
         its end.
 
         Raises:
-            ValueError: an unusable budget, question or image.
+            ValueError: an unusable budget, price, question or image.
         """
-        budget_ms, sample = check_budget_ms(budget_ms), as_sample(question, image)
+        terms, sample = self.terms(budget_ms, price), as_sample(question, image)
         self._policy.follow()
         pieces = self.pieces()
-        for report in in_thread(lambda tell: self.run(sample, budget_ms, on_token=tell)):
+        for report in in_thread(lambda tell: self.run(sample, terms, on_token=tell)):
             if isinstance(report, Answer):
                 if rest := pieces.rest(report.text):
                     yield rest
@@ -184,7 +208,7 @@ class Answerer:
     def run(
         self,
         sample: Sample,
-        budget_ms: float,
+        terms: Terms,
         *,
         max_new_tokens: int | None = None,
         on_token: OnToken | None = None,
@@ -193,22 +217,21 @@ class Answerer:
 
         Args:
             sample: see `as_sample`.
-            budget_ms: see `answer`.
+            terms: see `terms`.
             max_new_tokens: maximum length of this answer, if it is to be shorter than others.
             on_token: called with each token as soon as it is decoded.
 
         Raises:
-            ValueError: an unusable budget, question or image.
+            ValueError: an unusable question or image.
         """
         decoding = Decoding(max_new_tokens=max_new_tokens, on_token=on_token or _unheard)
-        budget_ms = check_budget_ms(budget_ms)
-        return self._as_answer(self._policy.run(sample, budget_ms, decoding), budget_ms)
+        return self._as_answer(self._policy.run(sample, terms, decoding), terms)
 
     def follow(self) -> None:
         """Probes how fast the device is now, if a probe is due and the policy needs it."""
         self._policy.follow()
 
-    def _as_answer(self, outcome: Outcome, budget_ms: float) -> Answer:
+    def _as_answer(self, outcome: Outcome, terms: Terms) -> Answer:
         execution = outcome.execution
         return Answer(
             text=execution.answer,
@@ -217,7 +240,8 @@ class Answerer:
             latency_ms=outcome.device_ms,
             wall_ms=outcome.wall_ms,
             host_ms=execution.host_ms,
-            budget_ms=budget_ms,
+            budget_ms=terms.budget_ms,
+            price=terms.price,
             finished=execution.finished,
             num_output_tokens=execution.num_output_tokens,
             num_prompt_tokens=execution.num_vision_tokens + execution.num_text_tokens,
@@ -275,7 +299,7 @@ def open_image(path: Path) -> Image.Image:
 def grouped(stages_ms: Mapping[str, float]) -> dict[str, float]:
     """Stages in the order in which they run, with blocks and decode steps added up."""
     before_text = ("vision_global", "image_feature", "language_feature", "stage1", "vision_crops")
-    order = ("copy", *before_text, "projector", "embed", "budget_token", "stage2")
+    order = ("copy", *before_text, "projector", "embed", "stage2")
     totals: dict[str, float] = dict.fromkeys((*order, "blocks", "head", "decode"), 0.0)
     for name, elapsed_ms in stages_ms.items():
         kind = {"block": "blocks", "decode": "decode"}.get(name.rpartition("_")[0], name)

@@ -9,7 +9,9 @@ from typing import Protocol
 from envs.budgets import BudgetRange
 from envs.calibration import PresentTime, SteadyTime
 from envs.episode import Outcome
+from envs.prices import FREE, PriceRange
 from envs.spec import FULL_KNOBS, TIERS, Decoding, Knobs, Sample, Tier
+from envs.terms import Terms
 from launch.analysis.knob_table import KnobTable
 from policy.controller import Controller
 from rollout.executor import MolmoEExecutor
@@ -40,7 +42,12 @@ class Policy(Protocol):
         """Where the policy comes from, in words."""
         ...
 
-    def run(self, sample: Sample, budget_ms: float, decoding: Decoding) -> Outcome:
+    @property
+    def default_price(self) -> float:
+        """Price of time of requests that state none."""
+        ...
+
+    def run(self, sample: Sample, terms: Terms, decoding: Decoding) -> Outcome:
         """One answer; the budget is in ms of the device as it is now.
 
         Raises:
@@ -67,6 +74,8 @@ class TablePolicy:
         present: how fast the device runs, by the calibration.
     """
 
+    default_price = FREE
+
     def __init__(
         self,
         executor: MolmoEExecutor,
@@ -77,15 +86,16 @@ class TablePolicy:
         self.executor, self.table, self.source = executor, table, source
         self._present = present or SteadyTime()
 
-    def run(self, sample: Sample, budget_ms: float, decoding: Decoding) -> Outcome:
+    def run(self, sample: Sample, terms: Terms, decoding: Decoding) -> Outcome:
         """See `Policy.run`."""
-        knobs = self.table.at(self._present.to_calibrated(budget_ms))
-        (execution,) = run_configurations(self.executor, sample, [knobs], budget_ms, decoding)
+        known_ms = self._present.to_calibrated(terms.budget_ms)
+        knobs = self.table.at(known_ms, price=terms.price)
+        (execution,) = run_configurations(self.executor, sample, [knobs], terms.budget_ms, decoding)
         return Outcome.of(execution, {}, SteadyTime())
 
     def warm_up(self, picture: Sample, text: Sample) -> None:
         """See `Policy.warm_up`; runs every configuration of the table."""
-        for knobs in sorted(set(self.table.knobs)):
+        for knobs in self.table.configurations():
             for sample in (picture, text):
                 run_configurations(self.executor, sample, [knobs])
 
@@ -116,10 +126,16 @@ class ControllerPolicy:
         self.executor, self.controller, self.source = executor, controller, source
         self.range, self.present, self._say = controller.config.budget_range, present, say
 
-    def run(self, sample: Sample, budget_ms: float, decoding: Decoding) -> Outcome:
+    @property
+    def default_price(self) -> float:
+        """See `Policy.default_price`."""
+        return self.controller.config.default_price
+
+    def run(self, sample: Sample, terms: Terms, decoding: Decoding) -> Outcome:
         """See `Policy.run`."""
-        known_ms = known_budget_ms(budget_ms, self.range, self.present, self._say)
-        return self._run(sample, known_ms, decoding)
+        known_ms = known_budget_ms(terms.budget_ms, self.range, self.present, self._say)
+        price = known_price(terms.price, self.controller.config.price_range, self._say)
+        return self._run(sample, Terms(budget_ms=known_ms, price=price), decoding)
 
     def warm_up(self, picture: Sample, text: Sample) -> None:
         """See `Policy.warm_up`; runs every tier, because the controller may choose any.
@@ -129,7 +145,7 @@ class ControllerPolicy:
         for tier in TIERS:
             run_configurations(self.executor, picture, [replace(FULL_KNOBS, tier=tier)])
         for sample in (picture, text):
-            self._run(sample, self.range.high_ms, Decoding())
+            self._run(sample, Terms(budget_ms=self.range.high_ms), Decoding())
         self.follow()
 
     def follow(self) -> None:
@@ -137,9 +153,9 @@ class ControllerPolicy:
         if isinstance(self.present, FollowedTime):
             self.present.follow()
 
-    def _run(self, sample: Sample, budget_ms: float, decoding: Decoding) -> Outcome:
+    def _run(self, sample: Sample, terms: Terms, decoding: Decoding) -> Outcome:
         finished = run_group(
-            self.executor, self.controller, self.present, sample, budget_ms, (None,), decoding
+            self.executor, self.controller, self.present, sample, terms, (None,), decoding
         )
         return finished.outcomes[0]
 
@@ -156,3 +172,19 @@ def known_budget_ms(budget_ms: float, own: BudgetRange, present: PresentTime, sa
             f"chooses as if the budget were {known_ms:g} ms"
         )
     return known_ms
+
+
+def known_price(price: float, own: PriceRange | None, say: Say) -> float:
+    """The price clipped to those that a controller was trained for; says what that changes."""
+    if price == FREE:
+        return price
+    if own is None:
+        say(f"the controller was trained without prices: it ignores the price {price:g}")
+        return FREE
+    known = min(max(price, own.low), own.high)
+    if known != price:
+        say(
+            f"the controller was trained for prices of 0 and {own.low:g} to {own.high:g}: it "
+            f"chooses as if the price were {known:g}"
+        )
+    return known

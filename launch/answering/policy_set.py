@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from envs.prices import FREE
 from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, Knobs, knobs_by_name
 from launch.analysis.knob_table import KnobTable
 from launch.analysis.rivals import best_static, lookup
@@ -30,6 +31,9 @@ log = logging.getLogger(__name__)
 
 TABLE_BUDGETS = 16
 """Number of budgets in a lookup table."""
+
+TABLE_PRICES = (FREE, 0.01, 0.03, 0.1, 0.3, 1.0)
+"""Prices in a lookup table."""
 
 
 class PolicySet:
@@ -128,16 +132,18 @@ def tables(folder: Path, controller: ControllerPolicy, say: Say) -> dict[str, Po
         return {}
     table, own = calibrated(profile, calibration), controller.range
     budgets_ms = np.linspace(own.low_ms, own.high_ms, TABLE_BUDGETS)
+    costs = {price: price / calibration.full_ms for price in TABLE_PRICES}
     every = np.ones(len(table.configurations), dtype=bool)
-    executor, static = controller.executor, best_static(table, budgets_ms)
+    by_budget = {p: lookup(table, budgets_ms, every, cost) for p, cost in costs.items()}
+    best_of_each = {
+        p: KnobTable.fixed(table.configurations[best_static(table, budgets_ms, cost)])
+        for p, cost in costs.items()
+    }
+    found = {
+        "lookup": (KnobTable.by_price(by_budget), "lookup table from the shipped profile"),
+        "static": (KnobTable.by_price(best_of_each), "best static configuration of each price"),
+    }
     return {
-        "lookup": TablePolicy(
-            executor,
-            lookup(table, budgets_ms, every),
-            "lookup table from the shipped profile",
-            controller.present,
-        ),
-        "static": TablePolicy(
-            executor, static, f"best static configuration {static.knobs[0]}", controller.present
-        ),
+        name: TablePolicy(controller.executor, rows, words, controller.present)
+        for name, (rows, words) in found.items()
     }

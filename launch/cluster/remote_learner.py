@@ -11,12 +11,12 @@ import ray
 import torch
 from ray.exceptions import GetTimeoutError, RayTaskError
 
+from envs.reward import RewardFunction
 from launch.cluster.fleet import publish
 from launch.cluster.slots import LOST, WITHOUT_GPUS, kill, last_line, raised_by_our_code
 from launch.cluster.waiting import telling
 from learner.actor import LearnerActor
 from learner.config import LearnerConfig
-from learner.replay import ViolationCost
 from learner.update import NonFiniteUpdateError, UpdateRecord
 from policy.config import ControllerConfig
 from policy.controller import Controller
@@ -112,10 +112,10 @@ class RemoteLearner:
         groups: Sequence[GroupRollout],
         score_NG: np.ndarray,
         constraint_NG: np.ndarray,
-        violation_cost: ViolationCost | None = None,
+        worth: RewardFunction | None = None,
     ) -> RemoteGradient:
         """See `Learner.learn_from_groups`."""
-        call = self.actor.learn_from_groups.remote(groups, score_NG, constraint_NG, violation_cost)
+        call = self.actor.learn_from_groups.remote(groups, score_NG, constraint_NG, worth)
         grads = self._get(call, "learn from groups")
         return RemoteGradient(latency_token_grads=grads)
 

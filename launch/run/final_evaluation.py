@@ -8,27 +8,39 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import numpy as np
-from rich.table import Table
 
 from envs.calibration import Calibration
-from launch.analysis.bounds import oracle_per_task
-from launch.analysis.greedy_sweep import greedy_sweep
-from launch.analysis.interleaved import Comparison, Live, run_live
-from launch.analysis.outcomes import Outcome
+from envs.prices import FREE
+from launch.analysis.greedy_sweep import greedy_sweeps
+from launch.analysis.interleaved import Comparison, Live, curves_of, run_live
+from launch.analysis.outcomes import outcome_on
 from launch.analysis.plots import curves_figure, sweep_figure
-from launch.analysis.rivals import TARGET_VIOLATION, choose_rivals
+from launch.analysis.rivals import choose_rivals
+from launch.analysis.tradeoff_plots import tradeoff_figure
+from launch.analysis.tradeoff_report import CONTROLLER, tradeoff_table, verdict
 from launch.run.state import Run
 from rollout.fingerprint import Fingerprint
 from rollout.profiling.conversion import calibrated
 from rollout.profiling.profile_table import ProfileTable
 
 RIVALS = {
-    "lookup by task": "lookup table per task",
-    "lookup": "lookup table with a margin for each budget",
-    "static": "best static configuration",
+    "lookup by task": "table per task",
+    "lookup": "table",
+    "static": "static",
+}
+"""Rivals that are chosen on the whole profile: lookup tables and the best static configuration of
+each price. By name, and what the closing table calls them."""
+
+SMALL_PROFILE = "small profile: "
+"""Before the names of the same rivals, chosen on as many samples as could have been profiled in the
+device time of the training."""
+
+ALL_RIVALS = {
+    **RIVALS,
+    **{SMALL_PROFILE + n: f"{RIVALS[n]}, small" for n in ("lookup by task", "lookup")},
 }
 
 
@@ -46,45 +58,58 @@ def comparable(
         return None
 
 
-def best_table_accuracy(profile: ProfileTable | None, budgets_ms: np.ndarray) -> float | None:
-    """Accuracy within budget of the best table per task and budget, in hindsight on the profile."""
+def rival_levels(
+    profile: ProfileTable | None, budgets_ms: np.ndarray, price: float, full_ms: float
+) -> dict[str, float]:
+    """Accuracy within budget of the tables at a price, on the profile that they are chosen on."""
     if profile is None:
-        return None
-    return oracle_per_task(profile, budgets_ms, max_violation=TARGET_VIOLATION).accuracy
+        return {}
+    found = choose_rivals(profile, budgets_ms, (price,), full_ms)
+    return {
+        words: outcome_on(profile, found[name], budgets_ms, price).accuracy
+        for name, words in RIVALS.items()
+        if name != "static"
+    }
 
 
 def finish(run: Run) -> None:
     """Evaluates on the test split, next to rivals if there is a profile, and draws both."""
     settings, folder = run.config.evaluation, run.store.root.parent
     budgets_ms = run.setup.budgets.evenly(settings.num_budgets)
-    found: dict[str, Outcome] = {}
+    prices = settings.prices if run.setup.prices else (FREE,)
     if run.comparison is None:
-        result = greedy_sweep(
+        sweeps = greedy_sweeps(
             run.fleet,
             run.setup,
             run.learner.weights(),
             split="test",
             indices=range(settings.num_samples),
             budgets_ms=budgets_ms.tolist(),
+            prices=prices,
         )
+        live = {sweep.price: Live(result=sweep, rivals={}) for sweep in sweeps}
     else:
-        live = compare(run, run.comparison, budgets_ms)
-        result, found = live.result, live.outcomes()
-        run.reporter.console.print(standing_table(found))
-        shown = {name: row.to_json() for name, row in found.items()}
+        live = compare(run, run.comparison, budgets_ms, prices)
+        curves = curves_of(live)
+        named = {CONTROLLER: curves[CONTROLLER]}
+        named |= {words: curves[name] for name, words in ALL_RIVALS.items()}
+        run.reporter.console.print(tradeoff_table(named))
+        run.reporter.say(verdict(named))
+        tradeoff_figure(named).savefig(folder / "tradeoff.png", dpi=110)
+        shown = {name: row.to_json() for name, row in live[prices[0]].outcomes().items()}
         sweep_figure(budgets_ms.tolist(), shown).savefig(folder / "sweep.png", dpi=110)
+    first = live[prices[0]].result
     row = {
         "latency_source": run.reporter.label or "measured",
         "clock": run.calibration.clock,
-        **result.to_json(),
-        "rivals": {name: found[name].to_json() for name in RIVALS if name in found},
+        "prices": {str(price): one.to_json() for price, one in live.items()},
     }
     path = folder / "evaluation.json"
     path.write_text(json.dumps(row) + "\n")
-    curves_figure(run.reporter.rows()).savefig(folder / "curves.png", dpi=110)
+    curves_figure(run.reporter.rows(), run.rival_levels).savefig(folder / "curves.png", dpi=110)
     run.reporter.say(
-        f"test split: in budget {result.in_budget_accuracy:.3f}, violations "
-        f"{result.violation_rate:.1%}  evaluation {path}  curves {folder / 'curves.png'}  "
+        f"test split, price {first.price:g}: in budget {first.in_budget_accuracy:.3f}, violations "
+        f"{first.violation_rate:.1%}  evaluation {path}  curves {folder / 'curves.png'}  "
         f"checkpoint {run.store.root}"
         + (f"  and all of it in {run.uri}" if run.uri else "")
         + _left_out(run.fleet.stats.failed_samples)
@@ -98,26 +123,30 @@ def _left_out(num_samples: int) -> str:
     return f"  LEFT OUT: {num_samples} groups whose sample was unusable; the warnings say why"
 
 
-def compare(run: Run, comparison: Comparison, budgets_ms: np.ndarray) -> Live:
+def compare(
+    run: Run, comparison: Comparison, budgets_ms: np.ndarray, prices: Sequence[float]
+) -> dict[float, Live]:
     """Runs the controller and its rivals; the profile is in the run's calibrated ms."""
-    found = choose_rivals(comparison.profile, budgets_ms)
+    whole, full_ms = comparison.profile, run.calibration.full_ms
+    small = whole.rows(range(affordable_samples(whole, run.device_ms)))
+    rivals = {
+        prefix + name: table
+        for prefix, profile in (("", whole), (SMALL_PROFILE, small))
+        for name, table in choose_rivals(profile, budgets_ms, prices, full_ms).items()
+        if prefix + name in ALL_RIVALS
+    }
     return run_live(
         comparison.fleet,
         run.setup,
         run.learner.weights(),
-        {name: found[name] for name in RIVALS},
-        range(run.config.evaluation.num_samples),
-        budgets_ms,
+        rivals,
+        indices=range(run.config.evaluation.num_samples),
+        budgets_ms=budgets_ms,
+        prices=prices,
     )
 
 
-def standing_table(found: Mapping[str, Outcome]) -> Table:
-    """One row per policy; leads are paired by sample, with 95 % intervals."""
-    ours = found["controller"]
-    table = Table("on the test split", "in budget", "the controller's lead", "violations")
-    table.add_row("controller", f"{ours.accuracy:.3f}", "", f"{ours.violation_rate:.1%}")
-    for name, words in RIVALS.items():
-        row = found[name]
-        lead = ours.ahead_of(row).signed()
-        table.add_row(words, f"{row.accuracy:.3f}", lead, f"{row.violation_rate:.1%}")
-    return table
+def affordable_samples(profile: ProfileTable, device_ms: float) -> int:
+    """How many of a profile's samples cost as much device time as a training; at least one."""
+    cost_ms = float(profile.latencies_ms.sum(1).mean())
+    return int(np.clip(round(device_ms / cost_ms), 1, len(profile.sample_ids)))

@@ -17,28 +17,32 @@ def evaluate(run: Run) -> None:
     """
     settings, started, step = run.config.evaluation, time.perf_counter(), run.next_step - 1
     run.commit()
+    is_early = run.next_step < min(settings.every, run.config.steps)
+    indices, price = settings.indices(is_early=is_early), run.config.price.deployed
     run.reporter.say(
-        f"evaluating after step {step + 1}: {settings.num_samples} held-out samples, "
-        f"{settings.num_budgets} budgets"
+        f"evaluating after step {step + 1}: {len(indices)} held-out samples, "
+        f"{settings.num_budgets} budgets, price {price:g}"
     )
     result = greedy_sweep(
         run.fleet,
         run.setup,
         run.learner.weights(),
         split="validation",
-        indices=settings.indices,
+        indices=indices,
         budgets_ms=run.setup.budgets.evenly(settings.num_budgets).tolist(),
+        price=price,
     )
     _report(run, step, result, time.perf_counter() - started)
     run.evaluation_pending = False
-    run.commit(metric=result.in_budget_accuracy)
+    # Few samples are too noisy to choose the best checkpoint by.
+    run.commit(metric=None if is_early else result.in_budget_accuracy)
 
 
 def _report(run: Run, step: int, result: GreedySweep, seconds: float) -> None:
-    scalars = {**result.scalars(), "time/evaluate_s": seconds}
-    if run.best_table_accuracy:
-        share = result.in_budget_accuracy / run.best_table_accuracy
-        scalars["at_a_glance/share_of_best_table"] = share
+    cost_per_ms = result.price / run.calibration.full_ms
+    scalars = {**result.scalars(cost_per_ms), "time/evaluate_s": seconds}
+    for name, level in run.rival_levels.items():
+        scalars[f"at_a_glance/level_of_{name.replace(' ', '_')}"] = level
     choices = choices_figure(result.budgets_ms, result.actions)
     latencies = latency_figure(result.budgets_ms, result.latencies_ms)
     run.reporter.scalars(step, scalars)

@@ -23,7 +23,7 @@ from launch.cluster.remote_learner import RemoteLearner
 from launch.cluster.signals import StopSignals
 from launch.cluster.versions import differences
 from launch.cluster.waiting import telling
-from launch.run.final_evaluation import best_table_accuracy, comparable
+from launch.run.final_evaluation import comparable, rival_levels
 from launch.run.preflight import Preflight
 from launch.run.recipes import JointGRPOConfig
 from launch.run.reporting import Reporter
@@ -98,6 +98,7 @@ def open_run(config: JointGRPOConfig) -> Iterator[Run]:
             run.uri, run.on_saved = uploader.store.uri, uploader.submit
         if checkpoint is None:
             run.reporter.begin_at(0)
+            run.evaluation_pending = True
             run.commit()
         else:
             run.go_back_to(checkpoint)
@@ -171,7 +172,9 @@ class Opening:
         config = self.config.sized_for(fleet.num_actors, samples)
         budgets, calibration = self._budgets(fleet, checkpoint)
         calibrated_to = None if self.simulated else calibration
-        setup = PolicySetup.of(*checked.widths, budgets, calibrated_to)
+        setup = PolicySetup.of(
+            *checked.widths, budgets, calibrated_to, config.price.sampler(), config.price.deployed
+        )
         self._check_fingerprint(facts.fingerprint, checked, checkpoint)
         comparison = checked.comparison
         if comparison is not None:
@@ -197,8 +200,11 @@ class Opening:
             comparison=(
                 None if comparison is None else Comparison(profile=comparison, fleet=fleet)
             ),
-            best_table_accuracy=best_table_accuracy(
-                comparison, budgets.evenly(config.evaluation.num_budgets)
+            rival_levels=rival_levels(
+                comparison,
+                budgets.evenly(config.evaluation.num_budgets),
+                config.price.deployed,
+                calibration.full_ms,
             ),
             on_step=metrics.step,
             watch=Stopwatch(on_part=metrics.enter),
@@ -254,7 +260,12 @@ class Opening:
         table = calibrated(checked.warm_start, calibration).denoised()
         controller = initial_controller(setup.controller, config.seed)
         record = warm_start_from_profile(
-            controller, table, setup.budgets, fleet, scatter=calibration.scatter
+            controller,
+            table,
+            setup,
+            fleet,
+            full_ms=calibration.full_ms,
+            scatter=calibration.scatter,
         )
         logging.info(
             "warm start from %s: regret of the most likely choices %.3f, before it %.3f",

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from envs.budgets import BudgetSampler
 from envs.checks import check_within
-from envs.reward import BudgetReward, ReferenceReward, RewardFunction
+from envs.prices import FREE, PriceRange, PriceSampler, check_prices
 from launch.cluster.config import ClusterConfig
 from learner.config import LearnerConfig
 from learner.lambda_control import PIDConfig
@@ -64,30 +64,87 @@ class BudgetConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PriceConfig:
+    """Prices of time that training draws from: the worth of one full answer's time, in answers.
+
+    Attributes:
+        low: smallest price above zero; None, like `high`, if time within the budget is free.
+        high: largest price. At 2, the time of a full answer is worth two right answers, as it is
+            about on a saturated server.
+        share_free: share of groups whose price is zero.
+        default: price of requests that state none, at which the run is evaluated while it trains.
+    """
+
+    low: float | None = 0.01
+    high: float | None = 2.0
+    share_free: float = 0.2
+    default: float = 0.02
+
+    def __post_init__(self) -> None:
+        check_within(self, "low", "high", low=0, above=True)
+        check_within(self, "share_free", low=0, high=1)
+        check_within(self, "default", low=0)
+        self.sampler()
+
+    def sampler(self) -> PriceSampler | None:
+        """Draws the prices; None if time is free.
+
+        Raises:
+            ValueError: only one of `low` and `high` is given, or the range is empty.
+        """
+        if self.low is None and self.high is None:
+            return None
+        if self.low is None or self.high is None:
+            raise ValueError("give both price.low and price.high, or None for both")
+        return PriceSampler(
+            range=PriceRange(low=self.low, high=self.high), share_free=self.share_free
+        )
+
+    @property
+    def deployed(self) -> float:
+        """The price of requests that state none."""
+        return self.default if self.sampler() else FREE
+
+
+EARLY_EVALUATIONS = frozenset(5 * 2**power for power in range(20))
+"""Numbers of steps after which a run is evaluated while it learns fast."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationConfig:
     """Greedy evaluation on held-out samples while training.
 
     Attributes:
-        every: steps between two evaluations; the last step is always evaluated.
+        every: steps between two evaluations. The first and the last step are always evaluated, and
+            those in between after 5, 10, 20, 40, ... steps, with fewer samples: learning is fast at
+            first.
         first_index: index of the first validation sample. The samples of the shipped profile, of
             calibration and of block importance lie below it, so that none of them is used twice.
-        num_samples: number of held-out samples; each is run at every budget.
+        num_samples: number of held-out samples; each is run at every budget. A quarter of them
+            is used before the first `every` steps are done.
         num_budgets: number of budgets, evenly spaced over the range.
+        prices: prices at which the finished controller is compared with its rivals.
     """
 
     every: int = 50
     first_index: int = 20_000
     num_samples: int = 24
     num_budgets: int = 5
+    prices: tuple[float, ...] = (0.0, 0.02, 0.1, 0.2, 0.3, 1.0)
 
     def __post_init__(self) -> None:
         check_within(self, "every", "num_samples", "num_budgets", low=1)
         check_within(self, "first_index", low=0)
+        check_prices(self.prices, "evaluation.prices")
 
-    @property
-    def indices(self) -> range:
-        """Places of the held-out samples in the validation split."""
-        return range(self.first_index, self.first_index + self.num_samples)
+    def is_due(self, step: int) -> bool:
+        """Whether the weights after this many steps are evaluated, besides the last ones."""
+        return step % self.every == 0 or (step < self.every and step in EARLY_EVALUATIONS)
+
+    def indices(self, *, is_early: bool = False) -> range:
+        """Places of the samples in the validation split, of which early evaluations use few."""
+        count = -(-self.num_samples // 4) if is_early else self.num_samples
+        return range(self.first_index, self.first_index + count)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +183,7 @@ class JointGRPOConfig:
         print_config: prints the whole configuration and stops.
         worker: the frozen model and its tasks.
         budget: latency budgets.
+        price: prices of time.
         pid: how lambda follows the violation rate.
         learner: optimizer and loss.
         evaluation: evaluation during training.
@@ -151,6 +209,7 @@ class JointGRPOConfig:
     print_config: bool = False
     worker: WorkerConfig = field(default_factory=WorkerConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
+    price: PriceConfig = field(default_factory=PriceConfig)
     pid: PIDConfig = field(default_factory=PIDConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -172,6 +231,10 @@ class JointGRPOConfig:
         if self.reward == "reference" and self.learner.replay is not None:
             raise ValueError(
                 "replay predicts the default reward: with the reference reward, turn replay off"
+            )
+        if self.reward == "reference" and self.price.sampler() is not None:
+            raise ValueError(
+                "the reference reward knows no price of time: set price.low and price.high to None"
             )
         profiled, own = WorkerConfig(), self.worker
         if self.warm_start_profile == SHIPPED_PROFILE and (own.model, own.tasks) != (
@@ -195,10 +258,6 @@ class JointGRPOConfig:
         samples = self.epochs * (epoch_samples or EPOCH_SAMPLES)
         steps = -(-samples // groups) if self.epochs else self.steps
         return replace(self, groups_per_step=groups, steps=steps)
-
-    def reward_function(self) -> RewardFunction:
-        """The reward that this run maximises."""
-        return BudgetReward() if self.reward == "budget" else ReferenceReward()
 
 
 def to_json(config: JointGRPOConfig) -> dict[str, Any]:
@@ -317,6 +376,7 @@ def earlier() -> JointGRPOConfig:
         reward="reference",
         worker=base.worker,
         budget=BudgetConfig(low_ms=170.0, high_ms=380.0, share_below=0.0),
+        price=PriceConfig(low=None, high=None),
         learner=LearnerConfig(
             learning_rate=1e-4, weight_decay=1e-5, advantage="group_standardised"
         ),

@@ -55,7 +55,7 @@ class Reporter:
         """
         self.close()
         self._writer = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=first_step)
-        last = first_step - 1 if evaluation_pending else -1
+        last = first_step - 1 if evaluation_pending else None
         rows = [
             row
             for row in _complete_rows(self.path, before_step=first_step)

@@ -17,6 +17,7 @@ from rollout.fingerprint import Fingerprint
 
 STATE_KEYS = (
     *("next_step", "seed", "lambda_control", "budgets", "calibration", "fingerprint"),
+    "device_ms",
     *("latency_source", "configuration", "git_revision", "packages", "python"),
 )
 """Keys of the run's state in every checkpoint."""

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from envs.calibration import Calibration
-from envs.reward import BudgetReward, Reward
+from envs.prices import FREE
+from envs.reward import BudgetReward, ReferenceReward, Reward, RewardFunction
 from envs.tasks.sample_order import first_index
 from launch.analysis.interleaved import Comparison
 from launch.cluster.versions import git_revision, package_versions, python_version
@@ -23,7 +24,6 @@ from launch.run.reporting import Reporter
 from launch.run.resume import budgets_to_state
 from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.lambda_control import LambdaControl
-from learner.replay import ViolationCost
 from learner.rewards import rewards_of, violations
 from learner.update import UpdateRecord
 from policy.config import PolicySetup
@@ -43,7 +43,7 @@ class LearnerLike(Protocol):
         groups: Sequence[GroupRollout],
         score_NG: np.ndarray,
         constraint_NG: np.ndarray,
-        violation_cost: ViolationCost | None = None,
+        worth: RewardFunction | None = None,
     ) -> Any:
         """See `learner.learner.Learner.learn_from_groups`."""
         ...
@@ -130,8 +130,9 @@ class Run:
         calibration: speed of the devices when the run began, which its milliseconds refer to.
         fingerprint: fingerprint of the frozen model, its tasks and devices; None in some tests.
         comparison: what the run is compared with at its end; None for nothing.
-        best_table_accuracy: accuracy within the evaluation's budgets of the best table per task and
-            budget, in hindsight on the comparison profile; None without a profile.
+        rival_levels: accuracy within the evaluation's budgets of the tables that the run is
+            compared with, on the profile that they are chosen on, by name; empty without one.
+        device_ms: device time of all episodes of the training so far, in ms.
         next_step: the first step that is not done yet.
         evaluation_pending: whether the weights before `next_step` are still to be evaluated.
         is_stopping: called between steps; the loop ends when it returns True.
@@ -151,7 +152,8 @@ class Run:
     calibration: Calibration
     fingerprint: Fingerprint | None = None
     comparison: Comparison | None = None
-    best_table_accuracy: float | None = None
+    rival_levels: Mapping[str, float] = field(default_factory=dict)
+    device_ms: float = 0.0
     next_step: int = 0
     evaluation_pending: bool = False
     uri: str = ""
@@ -180,6 +182,7 @@ class Run:
                 split="train",
                 index=first + number,
                 budget_ms=self.setup.budgets.draw(rng),
+                price=FREE if self.setup.prices is None else self.setup.prices.draw(rng),
                 group_size=self.config.group_size,
             )
             for number in range(self.config.groups_per_step)
@@ -205,12 +208,16 @@ class Run:
                 self._collected = self.fleet.collect(self.in_flight[0].ticket)
         return self._collected
 
+    def worth(self) -> RewardFunction:
+        """The reward that this run maximises, with the current lambda."""
+        if self.config.reward == "reference":
+            return ReferenceReward()
+        cost = self.lambda_control.violation_cost
+        return BudgetReward(violation_cost=cost, full_ms=self.calibration.full_ms)
+
     def rewards(self, groups: Sequence[GroupRollout]) -> Reward:
         """The rewards of a batch with the current lambda, [N, G] each."""
-        function = self.config.reward_function()
-        if isinstance(function, BudgetReward):
-            function = BudgetReward(violation_cost=self.lambda_control.violation_cost)
-        return rewards_of(groups, function)
+        return rewards_of(groups, self.worth())
 
     def finish_step(self, groups: Sequence[GroupRollout]) -> None:
         """Updates lambda from the violation rates and marks the step as done.
@@ -223,15 +230,16 @@ class Run:
             violations(groups).mean(1),
             [group.feasible for group in groups],
         )
+        self.device_ms += float(sum(group.device_ms.sum() for group in groups))
         self.next_step += 1
         self.evaluation_pending = self._is_evaluation_due()
         self.in_flight.popleft()
         self._collected = None
 
     def _is_evaluation_due(self) -> bool:
-        """Whether the last step was reached or the interval between evaluations has passed."""
+        """Whether the last step was reached, or one after which the run is evaluated."""
         is_last = self.next_step == self.config.steps
-        return is_last or self.next_step % self.config.evaluation.every == 0
+        return is_last or self.config.evaluation.is_due(self.next_step)
 
     def commit_if_due(self) -> None:
         """Commits the previous step, at the configured interval, while the fleet runs the next."""
@@ -261,6 +269,7 @@ class Run:
     def go_back_to(self, checkpoint: Checkpoint) -> None:
         """Continues from a checkpoint: its reports, and its batches in flight once more."""
         self.lambda_control.load_state_dict(checkpoint.state["lambda_control"])
+        self.device_ms = float(checkpoint.state["device_ms"])
         self.next_step = self._committed_step = int(checkpoint.state["next_step"])
         self.evaluation_pending = checkpoint.state.get("evaluation_pending", False)
         self.reporter.begin_at(self.next_step, evaluation_pending=self.evaluation_pending)
@@ -288,6 +297,7 @@ class Run:
         return {
             "next_step": self.next_step,
             "evaluation_pending": self.evaluation_pending,
+            "device_ms": self.device_ms,
             "fleet_counts": self.fleet.stats.counts(),
             "seed": self.config.seed,
             "lambda_control": self.lambda_control.state_dict(),

@@ -26,7 +26,7 @@ def report_step(
     scalars = {
         **update_scalars(update, reward),
         **run.lambda_control.scalars(),
-        **rollout_scalars(groups, run.setup.budgets),
+        **rollout_scalars(groups, run.setup.budgets, run.calibration.full_ms),
         **stage_scalars(groups),
         **speed_scalars(groups),
         **times,

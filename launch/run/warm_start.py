@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from envs.budgets import BudgetSampler
+from envs.prices import FREE
 from envs.spec import HEAD_SIZES
 from launch.analysis.rivals import constrained_gains
 from learner.imitation import WarmStartConfig, WarmStartExamples, WarmStartRecord, warm_start
+from policy.config import PolicySetup
 from policy.controller import Controller
 from rollout.fleet import Fleet
 from rollout.profiling.conversion import sample_place
@@ -26,20 +27,24 @@ MAX_VIOLATION = 0.04
 """Maximum violation rate of the best configurations at a budget: below the target of 5 %, because
 they are chosen in hindsight."""
 
-NUM_GRID = 200
+NUM_GRID = 100
 """Number of budgets at which gains are computed; others take those of the next lower one."""
 
-BUDGETS_OF_A_SAMPLE = 16
+NUM_PRICES = 6
+"""Number of prices above zero for which there are examples."""
+
+TERMS_OF_A_SAMPLE = 16
 
 
 def gains(
     table: ProfileTable,
     budgets_SK: np.ndarray,
+    costs_per_ms_SK: np.ndarray,
     *,
     max_violation: float = MAX_VIOLATION,
     scatter: float = 0.0,
 ) -> np.ndarray:
-    """The gain of each configuration at each budget of a sample, float64 [S, K, C].
+    """The gain of each configuration at each of a sample's terms, float64 [S, K, C].
 
     Gains are means over all samples of the same task, because the needs of a single sample are not
     visible before it is answered. The allowed violations are those of feasible samples and shared
@@ -47,10 +52,26 @@ def gains(
     meet it more strictly.
     """
     grid_ms = np.linspace(budgets_SK.min(), budgets_SK.max(), NUM_GRID)
-    gains_TGC = constrained_gains(table, grid_ms, max_violation=max_violation, scatter=scatter)
     task_S = np.unique(table.tasks, return_inverse=True)[1]
     places_SK = np.searchsorted(grid_ms, budgets_SK, side="right") - 1
-    return gains_TGC[places_SK, task_S[:, None]]
+    found = np.empty((*budgets_SK.shape, len(table.configurations)))
+    for cost_per_ms in np.unique(costs_per_ms_SK):
+        gains_TGC = constrained_gains(
+            table, grid_ms, max_violation=max_violation, scatter=scatter, cost_per_ms=cost_per_ms
+        )
+        at_cost = costs_per_ms_SK == cost_per_ms
+        tasks_SK = np.broadcast_to(task_S[:, None], budgets_SK.shape)
+        found[at_cost] = gains_TGC[places_SK[at_cost], tasks_SK[at_cost]]
+    return found
+
+
+def draw_prices(setup: PolicySetup, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Prices of examples, of which there are few different ones: float64 of the shape."""
+    if setup.prices is None:
+        return np.full(shape, FREE)
+    own = setup.prices
+    priced = np.geomspace(own.range.low, own.range.high, NUM_PRICES)
+    return np.where(rng.random(shape) < own.share_free, FREE, rng.choice(priced, shape))
 
 
 def by_choice(table: ProfileTable, gains_SKC: np.ndarray) -> np.ndarray:
@@ -64,19 +85,25 @@ def by_choice(table: ProfileTable, gains_SKC: np.ndarray) -> np.ndarray:
 def examples_from_profile(
     controller: Controller,
     table: ProfileTable,
-    budgets: BudgetSampler,
+    setup: PolicySetup,
     fleet: Fleet[Any],
     *,
+    full_ms: float,
     scatter: float = 0.0,
-    num_budgets: int = BUDGETS_OF_A_SAMPLE,
+    num_terms: int = TERMS_OF_A_SAMPLE,
     seed: int = 0,
 ) -> WarmStartExamples:
-    """Each profiled sample at some budgets, with the gains of all configurations there."""
+    """Each profiled sample at some budgets and prices, with the gains of all configurations there.
+
+    `full_ms` is the latency of the full configuration, whose time a price is for.
+    """
     rng = np.random.default_rng(seed)
-    low_ms, high_ms = budgets.range.low_ms, budgets.range.high_ms
-    budgets_SK = rng.uniform(low_ms, high_ms, (len(table.sample_ids), num_budgets))
+    low_ms, high_ms = setup.budgets.range.low_ms, setup.budgets.range.high_ms
+    budgets_SK = rng.uniform(low_ms, high_ms, (len(table.sample_ids), num_terms))
+    prices_SK = draw_prices(setup, budgets_SK.shape, rng)
+    asked = [torch.from_numpy(values_SK.ravel()) for values_SK in (budgets_SK, prices_SK)]
     with torch.no_grad():
-        tokens_BD = controller.budget_tokens(torch.from_numpy(budgets_SK.ravel())).cpu().numpy()
+        tokens_BD = controller.budget_tokens(*asked).cpu().numpy()
     requests = [
         PrefixRequest(split=split, index=index, budget_tokens_KD=tokens_KD)
         for (split, index), tokens_KD in zip(
@@ -88,31 +115,37 @@ def examples_from_profile(
     prefixes = fleet.prefixes(requests)
 
     def repeated(rows: ArrayLike) -> np.ndarray:
-        return np.repeat(rows, num_budgets, axis=0)
+        return np.repeat(rows, num_terms, axis=0)
 
     image_SI = np.stack([p.features.image for p in prefixes])
     return WarmStartExamples(
         language_feature_BD=repeated([p.features.language for p in prefixes]),
         image_feature_BI=repeated(image_SI[:, : controller.config.image_dim]),
         budgets_ms_B=budgets_SK.ravel(),
+        prices_B=prices_SK.ravel(),
         latency_token_BAPD=np.concatenate([p.latency_tokens for p in prefixes]),
-        gains_BAPKN=by_choice(table, gains(table, budgets_SK, scatter=scatter)),
+        gains_BAPKN=by_choice(
+            table, gains(table, budgets_SK, prices_SK / full_ms, scatter=scatter)
+        ),
     )
 
 
 def warm_start_from_profile(
     controller: Controller,
     table: ProfileTable,
-    budgets: BudgetSampler,
+    setup: PolicySetup,
     fleet: Fleet[Any],
     config: WarmStartConfig | None = None,
     *,
+    full_ms: float,
     scatter: float = 0.0,
 ) -> WarmStartRecord:
     """Trains both stages in place; raises ValueError for an unusable profile.
 
     The table's latencies must be in the run's calibrated ms and without noise, and `scatter` is the
-    noise of a single measurement on the run's devices.
+    noise of a single measurement on the run's devices; `full_ms` is what a price is for.
     """
-    examples = examples_from_profile(controller, table, budgets, fleet, scatter=scatter)
+    examples = examples_from_profile(
+        controller, table, setup, fleet, full_ms=full_ms, scatter=scatter
+    )
     return warm_start(controller, examples, config or WarmStartConfig())

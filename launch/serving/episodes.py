@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from envs.prices import FREE
 from envs.spec import CHEAPEST_KNOBS, Knobs, knobs_by_name
 from launch.serving.errors import ApiError
 from launch.serving.estimates import CheapestTimes
@@ -26,6 +27,7 @@ class EpisodeRequest:
         text: the prompt.
         image: the encoded image, if there is one.
         budget_ms: latency budget of the episode, in ms.
+        price: price of time; None for the policy's own.
         max_new_tokens: maximum length of the answer in tokens, None for the model's.
     """
 
@@ -33,6 +35,7 @@ class EpisodeRequest:
     text: str
     image: bytes | None
     budget_ms: float
+    price: float | None = None
     max_new_tokens: int | None = None
 
 
@@ -52,6 +55,7 @@ class EpisodeResult:
         finished: whether the model ended the answer itself.
         num_output_tokens: number of decoded tokens.
         num_prompt_tokens: number of vision and text tokens of the prompt.
+        price: price of time that it was chosen for.
     """
 
     text: str
@@ -65,6 +69,7 @@ class EpisodeResult:
     finished: bool
     num_output_tokens: int
     num_prompt_tokens: int
+    price: float = FREE
 
     @property
     def is_cheapest(self) -> bool:

@@ -180,6 +180,7 @@ class Gateway:
             text=question.text,
             image=question.image,
             budget_ms=budget_ms,
+            price=question.price,
             max_new_tokens=question.max_new_tokens,
         )
         seconds = self.limits.episode_timeout_s

@@ -86,7 +86,7 @@ class Replica:
             image = None if request.image is None else Image.open(io.BytesIO(request.image))
             return answerer.run(
                 as_sample(request.text, image),
-                request.budget_ms,
+                answerer.terms(request.budget_ms, request.price),
                 max_new_tokens=request.max_new_tokens,
                 on_token=tell,
             )
@@ -106,7 +106,7 @@ class Replica:
         times_ms = []
         for image in (picture, None):
             sample = as_sample("what is it", image)
-            runs = [cheapest.run(sample, UNLIMITED_MS).latency_ms for _ in range(3)]
+            runs = [cheapest.run(sample, cheapest.terms(UNLIMITED_MS)).latency_ms for _ in range(3)]
             times_ms.append(sorted(runs)[1])
         image_ms, text_ms = times_ms
         times = CheapestTimes(image_ms=image_ms, text_ms=text_ms)
@@ -131,4 +131,5 @@ def as_result(answer: Answer) -> EpisodeResult:
         finished=answer.finished,
         num_output_tokens=answer.num_output_tokens,
         num_prompt_tokens=answer.num_prompt_tokens,
+        price=answer.price,
     )

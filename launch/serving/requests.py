@@ -73,6 +73,7 @@ class ChatRequest(Strict):
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     latency_budget_ms: float | None = None
+    price: float | None = Field(None, ge=0)
     n: int | None = Field(None, ge=1, le=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
@@ -94,6 +95,7 @@ class Question:
         text: the prompt.
         image: the encoded image, None for a question without one.
         budget_ms: latency budget in ms, from the arrival of the request to the end of the answer.
+        price: price of time; None for the policy's own.
         max_new_tokens: maximum length of the answer in tokens, None for the server's.
         is_streamed: whether the answer is sent while it is decoded.
     """
@@ -102,6 +104,7 @@ class Question:
     text: str
     image: bytes | None
     budget_ms: float
+    price: float | None
     max_new_tokens: int | None
     is_streamed: bool
 
@@ -126,6 +129,7 @@ def parse_question(body: bytes, limits: Limits, default_budget_ms: float) -> Que
         text=text,
         image=image,
         budget_ms=_budget_ms(request.latency_budget_ms, limits, default_budget_ms),
+        price=request.price,
         max_new_tokens=request.max_completion_tokens or request.max_tokens,
         is_streamed=bool(request.stream),
     )

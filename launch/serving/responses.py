@@ -42,6 +42,7 @@ class Served:
         result = self.result
         return {
             "budget_ms": self.budget_ms,
+            "price": result.price,
             "within_budget": self.within_budget,
             "total_ms": round(self.total_ms, 3),
             "waited_ms": round(self.waited_ms, 3),

@@ -6,7 +6,7 @@ W vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +52,11 @@ class TokenEmbedding(nn.Module):
             return base
         extra = F.embedding((ids - len(self.embedding)).clamp(min=0), self.new_embedding)
         return torch.where((ids >= len(self.embedding))[..., None], extra, base)
+
+    def embedding_for(self, token_ids: Tensor) -> Callable[[Tensor], Tensor]:
+        """As `forward`, for ids that the host knows: words need the first table alone."""
+        has_words_only = token_ids.min() >= 0 and token_ids.max() < len(self.embedding)
+        return (lambda ids: F.embedding(ids, self.embedding)) if has_words_only else self
 
 
 class MolmoE(nn.Module):

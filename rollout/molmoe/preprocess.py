@@ -175,11 +175,8 @@ class Preprocessor:
         max_crops = self.config.max_crops if max_crops is None else max_crops
         if max_crops < 1:
             raise ValueError(f"max_crops is {max_crops}: allow at least one crop")
-        pixels = overview.pixels
-        margin = self._margin * self.config.vision.patch_size
-        height, width = pixels.shape[0] - margin, pixels.shape[1] - margin
-        tiling = select_tiling(height, width, self._window, max_crops)
-        high = letterbox(pixels, *self._canvas(tiling))
+        tiling = self._tiling(overview.pixels, max_crops)
+        high = letterbox(overview.pixels, *self._canvas(tiling))
         return self._assemble(text_ids, (overview.crop.numpy()[0], *high), tiling)
 
     def at_tier(self, overview: Overview | None, prompt: str, tier: Tier) -> ModelInputs:
@@ -189,6 +186,17 @@ class Preprocessor:
             ValueError: the prompt is empty.
         """
         return self.tiled(overview, prompt, tier.max_crops)
+
+    def tiling_at(self, overview: Overview, tier: Tier) -> tuple[int, int]:
+        """Rows and columns of an image's crops at a tier, by its height and width alone."""
+        return self._tiling(overview.pixels, tier.max_crops)
+
+    def num_vision_tokens(self, overview: Overview | None, tier: Tier) -> int:
+        """Number of an image's vision tokens at a tier; 0 without an image."""
+        if overview is None:
+            return 0
+        rows, cols = self._pooled_canvas(self.tiling_at(overview, tier))
+        return self.config.pooled_grid**2 + rows * cols
 
     def encode_prompt(self, prompt: str) -> NDArray[np.int64]:
         """Token ids of " User: {prompt} Assistant:"; raises ValueError for an empty prompt."""
@@ -218,6 +226,17 @@ class Preprocessor:
         """Stride of the crops in pixels."""
         vision = self.config.vision
         return (vision.grid - self._margin) * vision.patch_size
+
+    def _tiling(self, pixels: NDArray[np.uint8], max_crops: int) -> tuple[int, int]:
+        margin = self._margin * self.config.vision.patch_size
+        height, width = pixels.shape[0] - margin, pixels.shape[1] - margin
+        return select_tiling(height, width, self._window, max_crops)
+
+    def _pooled_canvas(self, tiling: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of the vision tokens of all crops but the global one."""
+        dropped = sum(margin // 2 for margin in self.config.overlap_margins)
+        stride = self.config.pooled_grid - dropped
+        return stride * tiling[0] + dropped, stride * tiling[1] + dropped
 
     def _canvas(self, tiling: tuple[int, int]) -> tuple[int, int]:
         margin = self._margin * self.config.vision.patch_size
@@ -275,8 +294,7 @@ class Preprocessor:
         side = self.config.pooled_grid
         left_drop, right_drop = (margin // 2 for margin in self.config.overlap_margins)
         stride = side - left_drop - right_drop
-        rows = stride * tiling[0] + left_drop + right_drop
-        cols = stride * tiling[1] + left_drop + right_drop
+        rows, cols = self._pooled_canvas(tiling)
         ids, idx = [], []
         for height, width in ((side, side), (rows, cols)):
             # After BOS, the parts before this one and im_start.
@@ -322,11 +340,14 @@ class CoveringPreprocessor(Preprocessor):
         text_ids = self.encode_prompt(prompt)
         if overview is None:
             return self._assemble(text_ids, None, (0, 0))
-        pixels = overview.pixels
-        name = tier.name.lower()
-        tiling = select_fill_tiling(pixels.shape[0], pixels.shape[1], FILL_TIERS[name])
-        high = fill(pixels, *self._canvas(tiling))
+        tiling = self.tiling_at(overview, tier)
+        high = fill(overview.pixels, *self._canvas(tiling))
         return self._assemble(text_ids, (overview.crop.numpy()[0], *high), tiling)
+
+    def tiling_at(self, overview: Overview, tier: Tier) -> tuple[int, int]:
+        """See `Preprocessor.tiling_at`."""
+        height, width, _ = overview.pixels.shape
+        return select_fill_tiling(height, width, FILL_TIERS[tier.name.lower()])
 
 
 PREPROCESSORS = {"letterbox": Preprocessor, "fill": CoveringPreprocessor}

@@ -362,7 +362,7 @@ class ProfileRecord:
             "top_k": execution.knobs.top_k,
             "num_active_blocks": execution.knobs.num_blocks,
             "T_vision_total": vision_ms,
-            "T_LLM_prefill": _sum_ms(stages_ms, ("embed", "budget_", "block_", "head")),
+            "T_LLM_prefill": _sum_ms(stages_ms, ("embed", "block_", "head")),
             "T_LLM_decode": decode_ms,
             "num_decode_steps": num_steps,
             "score": self.score,

@@ -95,7 +95,9 @@ class TableFleet:
         rows = [r.index % len(samples.table.sample_ids) for r in requests]
         feature_ND = torch.from_numpy(samples.language_feature_SD[rows])
         image_NI = torch.from_numpy(samples.image_feature_SI[rows])
-        token_ND = controller.budget_tokens(torch.tensor([r.budget_ms for r in requests]))
+        token_ND = controller.budget_tokens(
+            *torch.tensor([(r.budget_ms, r.price) for r in requests]).T
+        )
         size = _size(requests[0]) or 1
         generators = [
             generator
@@ -238,6 +240,7 @@ class TableFleet:
             sample_id=table.sample_ids[row],
             task=table.tasks[row],
             budget_ms=request.budget_ms,
+            price=request.price,
             policy_version=weights.version,
             policy_sha256=weights.sha256,
             budget_token=budget_token_D,
@@ -255,6 +258,10 @@ class TableFleet:
             device_budget_ms=self.present.to_present(request.budget_ms),
             device_ms=device_G,
             wall_ms=device_G,
+            num_text_tokens=0,
+            num_vision_tokens=np.zeros(len(scores_G), np.int64),
+            num_output_tokens=np.zeros(len(scores_G), np.int64),
+            tilings=((0, 0),) * len(scores_G),
             answers=tuple(f"score {score:g}" for score in scores_G),
             stages_ms=tuple({"table": latency} for latency in device_G.tolist()),
             actor="table",

@@ -11,6 +11,7 @@ import benchmarks
 from tests.quick import run_quick
 
 DEFAULT = {
+    "budget_row": "with the row",
     "clock": "next to busy loops",
     "goodput": "never misses more than half",
     "gpu.dispatches": "fixed shape, graphs",

@@ -14,7 +14,7 @@ sb3 = pytest.importorskip("stable_baselines3", reason="stable-baselines3 is not 
 def test_ppo_of_stable_baselines3_trains_and_predicts():
     env = LatencyBudgetEnv(
         executor=GroupExecutor(rig.executor()),
-        encode_budget=lambda ms: np.full(32, ms / 100, dtype=np.float32),
+        encode_budget=lambda ms, _price: np.full(32, ms / 100, dtype=np.float32),
         **rig.env_arguments(),
     )
     agent = sb3.PPO("MlpPolicy", env, n_steps=16, batch_size=16, n_epochs=1, seed=0, device="cpu")

@@ -6,14 +6,16 @@ from gymnasium.utils.env_checker import check_env
 
 from envs.action_masks import stage2_mask
 from envs.latency_budget import LatencyBudgetEnv, LatencyBudgetVectorEnv
+from envs.prices import PriceRange, PriceSampler
+from envs.reward import BudgetReward
 from envs.spec import Tier
 from rollout.executor import MolmoEExecutor
 from rollout.group_sharing import GroupExecutor, MolmoEGroupSession
 from tests.rollout import rig
 
 
-def encode(budget_ms):
-    return np.full(32, budget_ms / 100, dtype=np.float32)
+def encode(budget_ms, price):
+    return np.full(32, budget_ms / 100 + price, dtype=np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -31,18 +33,18 @@ def test_gymnasium_check(env):
 def test_an_episode_is_two_steps(env):
     observation, info = env.reset(seed=3)
     assert env.observation_space.contains(observation)
-    language, image, (_, step, position) = np.split(observation, [32, -3])
+    language, image, (price, _, step, position) = np.split(observation, [32, -4])
     sample = rig.NoiseTask().sample("train", int(info["sample_id"].rpartition("/")[2]))
     features, _ = env.group.executor.open(sample).features()
     assert np.array_equal(language, features.language)
     assert np.array_equal(image, features.image)
     assert image.any()
-    assert (step, position) == (0, 0)
+    assert (price, step, position) == (0, 0, 0)
     action = env.action_space.sample(mask=info["action_mask"])
     latency_token, reward, terminated, truncated, info = env.step(action)
     assert (reward, terminated, truncated) == (0, False, False)
     assert latency_token[:32].any()
-    assert not latency_token[32:-3].any()
+    assert not latency_token[32:-4].any()
     assert not np.array_equal(latency_token, observation)
     action = env.action_space.sample(mask=info["action_mask"])
     _, reward, terminated, _, info = env.step(action)
@@ -140,6 +142,53 @@ def test_seeds_and_options(env):
 def test_unusable_budgets_are_refused(env, budget_ms):
     with pytest.raises(ValueError, match="positive, finite"):
         env.reset(options={"budget_ms": budget_ms})
+
+
+@pytest.mark.parametrize("price", [-0.1, float("nan"), float("inf")])
+def test_unusable_prices_are_refused(env, price):
+    with pytest.raises(ValueError, match="finite number of at least 0"):
+        env.reset(options={"price": price})
+
+
+def priced_env():
+    """Full answers take 200 ms; the price also shows in the token."""
+    return LatencyBudgetEnv(
+        executor=GroupExecutor(rig.executor()),
+        encode_budget=encode,
+        prices=PriceSampler(range=PriceRange(low=0.01, high=2.0), share_free=0.5),
+        **rig.env_arguments() | {"reward": BudgetReward(full_ms=200.0)},
+    )
+
+
+def test_prices_are_drawn_seen_and_paid():
+    env = priced_env()
+    drawn = []
+    for seed in range(12):
+        observation, info = env.reset(seed=seed)
+        assert observation[-4] == np.float32(info["price"])
+        drawn.append(info["price"])
+    again = [env.reset(seed=seed)[1]["price"] for seed in range(12)]
+    assert again == drawn
+    assert 0 < drawn.count(0.0) < 12
+    tokens, rewards = [], []
+    for price in (0.0, 1.5):
+        env.reset(seed=0, options={"price": price, "budget_ms": 1e6})
+        token, *_, info = env.step(np.array([1, 2]))
+        assert (token[-4], info["price"]) == (price, price)
+        tokens.append(token)
+        _, reward, _, _, info = env.step(np.array([3, 4]))
+        assert info["reward_components"]["time"] == pytest.approx(-price * info["latency_ms"] / 200)
+        assert reward == pytest.approx(info["score"] - price * info["latency_ms"] / 200)
+        rewards.append(reward)
+    assert not np.array_equal(tokens[0][:32], tokens[1][:32]), "the budget token has the price"
+    assert rewards[1] < rewards[0]
+
+
+def test_without_prices_time_is_free_and_draws_are_the_same(env):
+    _, info = env.reset(seed=7)
+    _, priced = priced_env().reset(seed=7)
+    assert info["price"] == 0.0
+    assert (info["sample_id"], info["budget_ms"]) == (priced["sample_id"], priced["budget_ms"])
 
 
 def test_step_before_reset_is_refused():

@@ -12,6 +12,7 @@ import pytest
 
 from launch.answering.answerer import Answerer
 from launch.cluster.console import nearest
+from policy.controller import Controller
 from rollout.profiling.profile_table import ProfileTable
 from tests.rollout import rig
 
@@ -41,8 +42,8 @@ def run(script, *arguments):
 
 
 def test_generate_answers_with_choices_and_measured_stages(folder, tmp_path):
-    controller = rig.controller()
-    controller.save(tmp_path)
+    config = rig.controller().config
+    Controller(replace(config, price_low=0.01, price_high=2.0, default_price=0.02)).save(tmp_path)
     picture = tmp_path / "picture.png"
     rig.NoiseTask().sample("train", 3).image.save(picture)
     options = ("--worker.model", folder, "--worker.executor.max-new-tokens", 3, "--json")
@@ -57,12 +58,17 @@ def test_generate_answers_with_choices_and_measured_stages(folder, tmp_path):
     result = json.loads(trained.stdout)
     assert str(tmp_path) in result["decided_by"]
     assert result["stages_ms"]["stage1"] > 0
+    assert result["price"] == 0.02
+    dear = run("generate.py", *question, *options, "--controller", tmp_path, "--price", 0.5)
+    assert json.loads(dear.stdout)["price"] == 0.5
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--prompt", "what", "--budget-ms", "nan"), "positive, finite"),
+        (("--prompt", "a", "--budget-ms", "5", "--price", "-1"), "price of time -1.0: give a"),
+        (("--prompt", "a", "--budget-ms", "5", "--price", "nan"), "price of time nan: give a"),
         (("--prompt", " ", "--budget-ms", "50"), "prompt is empty"),
         (("--prompt", "a", "--budget-ms", "50", "--image", "/no.png"), "/no.png does not exist"),
         (("--prompt", "a", "--budget-ms", "5", "--controller", "/tmp/no"), "/tmp/no"),

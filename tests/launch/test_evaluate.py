@@ -6,13 +6,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from envs.spec import CHEAPEST_KNOBS, DataError, all_knobs
 from launch.analysis.bounds import oracle_per_task
 from launch.analysis.greedy_sweep import GreedySweep
 from launch.analysis.interleaved import Live, table_factor
 from launch.analysis.knob_table import KnobTable
-from launch.analysis.outcomes import outcome
 from launch.analysis.rivals import choose_rivals
 from launch.evaluate import (
     BY_KIND,
@@ -22,10 +22,11 @@ from launch.evaluate import (
     collect_outcomes,
     load_tables,
     measure,
-    verdict,
+    print_results,
     write,
 )
 from launch.run.warm_start import gains
+from policy.controller import Controller
 from policy.weights import PolicyWeights, weights_sha256
 from rollout.profiling.profile_table import ProfileTable
 from rollout.simulation.table_samples import budgets_of
@@ -34,6 +35,7 @@ from tests.launch.run.test_final_evaluation import ProfilingFleet
 from tests.rollout import rig
 
 BUDGETS = np.array([11.8, 20.0, 1e6])
+PRICES = (0.0, 0.5)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,7 @@ def table():
 
 def by_columns(table, *columns):
     knobs = tuple(table.configurations[column] for column in columns)
-    return KnobTable(budgets_ms=tuple(BUDGETS), knobs=knobs)
+    return KnobTable(budgets_ms=tuple(BUDGETS), knobs=(knobs,))
 
 
 def live(table, rivals, factor=1.25):
@@ -91,7 +93,7 @@ def test_the_clock_is_described_by_what_was_measured(table):
 
 def test_outcomes_of_what_ran_live_and_of_bounds(table):
     rivals = {"lookup": by_columns(table, 3, 3, 70)}
-    found = collect_outcomes(live(table, rivals), table)
+    found = collect_outcomes(live(table, rivals), table, full_ms=50.0)
     assert list(found)[:3] == ["controller", "lookup", "random"]
     assert found["controller"].in_budget_accuracy.tolist() == [0, 1, 1]
     assert 0 < (table.cheapest_ms <= BUDGETS[0]).mean() < 1, "some episodes are feasible there"
@@ -99,35 +101,22 @@ def test_outcomes_of_what_ran_live_and_of_bounds(table):
     assert found[BY_KIND].accuracy <= found[BY_SAMPLE].accuracy
 
 
-def test_the_verdict_names_the_strongest_rival():
-    latencies, feasible = np.ones((60, 1)), np.ones((60, 1), bool)
-    half = (np.random.default_rng(0).random((60, 1)) < 0.5).astype(float)
-
-    def of(scores, latencies=latencies):
-        return outcome(scores, latencies, np.array([2.0]), feasible)
-
-    right, wrong = of(np.ones((60, 1))), of(np.zeros((60, 1)))
-    found = {"controller": of(half), "lookup": of(half), "static": wrong, "random": wrong}
-    found |= {BY_KIND: right, BY_SAMPLE: right}
-    text = verdict(found, ["lookup", "static"])
-    assert "DOES NOT BEAT its strongest rival, lookup" in text
-    assert "within chance" in text
-    text = verdict({**found, "controller": right}, ["lookup", "static"])
-    assert "it beats its strongest rival, lookup" in text
-    assert "within chance" not in text
-    assert f"{BY_KIND} +0." in text
-    late = of(np.ones((60, 1)), latencies * 3)
-    text = verdict({**found, "controller": late}, ["lookup", "static"])
-    assert "0.000 within budget, 100.0% violations; it DOES NOT BEAT" in text
-    assert "its strongest rival, static" in verdict(
-        {**found, "static": right}, ["lookup", "static"]
-    )
+def test_everything_is_printed_for_a_reader(table, capsys):
+    rivals = {name: by_columns(table, 3, 3, 70) for name in ("lookup", "lookup by task", "static")}
+    by_price = {price: live(table, rivals) for price in PRICES}
+    found = {price: collect_outcomes(one, table, 50.0) for price, one in by_price.items()}
+    print_results(by_price, found, rivals)
+    out = " ".join(capsys.readouterr().out.split())
+    assert "accuracy within budget / violations at price 0:" in out
+    assert "infeasible episodes" in out
+    assert "of its device time" in out
 
 
 def test_what_earns_most_is_the_oracles_choice_between_two_budgets(table):
     budgets = budgets_of(table)
     ms = np.array([budgets.range.low_ms, budgets.uniform_from_ms, budgets.range.high_ms])
-    columns_SK = gains(table, np.tile(ms, (60, 1)), max_violation=0.05).argmax(-1)
+    free = np.zeros((60, 3))
+    columns_SK = gains(table, np.tile(ms, (60, 1)), free, max_violation=0.05).argmax(-1)
     best = oracle_per_task(table, ms[[0, 2]], max_violation=0.05)
     over_SK = np.take_along_axis(table.latencies_ms, columns_SK, 1) > ms
     inside = (np.take_along_axis(table.scores, columns_SK, 1) * ~over_SK).mean(0)
@@ -163,16 +152,21 @@ def measured():
     """The controller and its rivals on the samples of a profile, one of which is broken now."""
     worker = launch_rig.worker()
     worker.loader.tasks = OneBroken()
-    arrays = rig.controller(seed=3).to_numpy()
+    torch.manual_seed(3)
+    arrays = Controller(launch_rig.setup().controller).to_numpy()
     weights = PolicyWeights(version=1, sha256=weights_sha256(arrays), arrays=arrays)
     test, budgets = profile("test", range(500, 506)), np.array([20.0, 60.0])
-    chosen = choose_rivals(profile("validation", range(40)), budgets)
+    chosen = choose_rivals(profile("validation", range(40)), budgets, PRICES)
     fleet = ProfilingFleet(worker)
-    return test, *measure(fleet, launch_rig.setup(), weights, chosen, test, budgets)
+    return test, *measure(
+        fleet, launch_rig.setup(), weights, chosen, test, budgets_ms=budgets, prices=PRICES
+    )
 
 
 def test_live_episodes_and_profile_are_joined_by_sample(measured):
-    asked, live, test = measured
+    asked, by_price, test = measured
+    live = by_price[PRICES[1]]
+    assert live.result.price == PRICES[1]
     expected = [f"noise/test/{index}" for index in (500, 501, 503, 504, 505)]
     assert list(live.result.sample_ids) == list(test.sample_ids) == expected
     rows = [asked.sample_ids.index(name) for name in expected]
@@ -182,16 +176,19 @@ def test_live_episodes_and_profile_are_joined_by_sample(measured):
 
 def test_the_written_figures_are_those_of_the_joined_samples(measured, tmp_path):
     """Worked out again from the JSON and the profile, by sample ids."""
-    asked, live, test = measured
+    asked, by_price, test = measured
     checkpoint = SimpleNamespace(
         path=tmp_path / "step_00000001",
         state={"calibration": vars_of(launch_rig.CALIBRATION)},
     )
-    found = collect_outcomes(live, test)
-    write(tmp_path, checkpoint, live.result, found, {})
+    found = {price: collect_outcomes(live, test, 50.0) for price, live in by_price.items()}
+    write(tmp_path, checkpoint, by_price, found, {})
+    assert (tmp_path / "tradeoff.png").stat().st_size > 10_000
     saved = json.loads((tmp_path / "evaluation.json").read_text())
-    ours, budgets = saved["controller_episodes"], saved["budgets_ms"]
+    assert list(saved["prices"]) == [str(price) for price in PRICES]
     assert saved["num_samples"] == 5
+    budgets, saved = saved["budgets_ms"], saved["prices"][str(PRICES[1])]
+    ours = saved["controller_episodes"]
     right = [
         [s * (ms <= b) for s, ms, b in zip(*row, budgets, strict=True)]
         for row in zip(ours["scores"], ours["latencies_ms"], strict=True)
@@ -244,6 +241,6 @@ def repeat_rows(path, count):
 
 
 def test_a_profile_of_other_data_is_refused(measured):
-    _, live, _ = measured
+    _, by_price, _ = measured
     with pytest.raises(ValueError, match="no sample of the profile ran live"):
-        live.on_the_samples_of(profile("test", range(900, 903)))
+        by_price[0.0].on_the_samples_of(profile("test", range(900, 903)))

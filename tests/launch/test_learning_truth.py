@@ -95,7 +95,8 @@ def learn(
     run = table_run(tmp_path / f"{base.recipe}-{seed}", settings, fleet)
     table = fleet.splits["train"].table
     if base.warm_start_profile:
-        warm_start_from_profile(run.learner.controller, table, run.setup.budgets, fleet)
+        full_ms = run.calibration.full_ms
+        warm_start_from_profile(run.learner.controller, table, run.setup, fleet, full_ms=full_ms)
     train(run)
     return greedy_sweep(
         fleet,

@@ -43,9 +43,9 @@ class FrozenBlocks:
         """What the rollout side does: dL/d(latency token) to dL/d(budget token), by group."""
         size = measured.groups[0].group_size
         dtype = self.first.dtype
-        budgets = torch.tensor([group.budget_ms for group in measured.groups])
+        terms_2N = torch.tensor([(group.budget_ms, group.price) for group in measured.groups]).T
         with torch.no_grad():
-            tokens_ND = controller.budget_tokens(budgets)
+            tokens_ND = controller.budget_tokens(*terms_2N)
         tokens_ND.requires_grad_()
         language = np.stack([group.language_feature for group in measured.groups])
         latency = self(
@@ -66,11 +66,13 @@ def run_groups(
     size: int,
     rng: torch.Generator,
     version: int = 0,
+    prices_N: torch.Tensor | None = None,
 ) -> list[GroupRollout]:
     """Acts `size` times in each of N states; scores and latencies are left at zero."""
     count = len(budgets_ms_N)
+    prices_N = torch.zeros(count) if prices_N is None else prices_N
     language = language_ND.repeat_interleave(size, 0)
-    tokens = controller.budget_tokens(budgets_ms_N).repeat_interleave(size, 0)
+    tokens = controller.budget_tokens(budgets_ms_N, prices_N).repeat_interleave(size, 0)
     generators = [rng] * (count * size)
     first = choose(controller.stage1_logits(language, tokens), generators)
     latency = blocks(tokens, language, first.indices_B2)
@@ -82,6 +84,7 @@ def run_groups(
             group_id=n,
             language=language_ND[n],
             budget_ms=float(budgets_ms_N[n]),
+            price=float(prices_N[n]),
             actions=actions[n],
             log_probs=log_probs[n],
             latency_tokens=latency.view(count, size, -1)[n],
@@ -92,7 +95,7 @@ def run_groups(
 
 
 def make_group(
-    *, group_id, language, budget_ms, actions, log_probs, latency_tokens, version=0
+    *, group_id, language, budget_ms, price, actions, log_probs, latency_tokens, version=0
 ) -> GroupRollout:
     size = len(actions)
     return GroupRollout(
@@ -102,6 +105,7 @@ def make_group(
         sample_id=str(group_id),
         task="synthetic",
         budget_ms=budget_ms,
+        price=price,
         policy_version=version,
         policy_sha256="",
         budget_token=np.zeros(language.shape[-1], np.float32),
@@ -117,6 +121,10 @@ def make_group(
         device_budget_ms=budget_ms,
         device_ms=np.zeros(size),
         wall_ms=np.zeros(size),
+        num_text_tokens=0,
+        num_vision_tokens=np.zeros(size, np.int64),
+        num_output_tokens=np.zeros(size, np.int64),
+        tilings=((0, 0),) * size,
         answers=("",) * size,
         stages_ms=({},) * size,
         actor="test",

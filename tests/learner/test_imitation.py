@@ -31,6 +31,7 @@ def make_examples(controller, count: int = 60) -> WarmStartExamples:
         language_feature_BD=language.numpy(),
         image_feature_BI=np.zeros((count, 0), np.float32),
         budgets_ms_B=budgets.numpy(),
+        prices_B=np.zeros(count),
         latency_token_BAPD=latency.view(count, 3, 5, -1).numpy(),
         gains_BAPKN=gains,
     )

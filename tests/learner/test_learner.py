@@ -10,7 +10,14 @@ from learner.learner import Learner
 from learner.losses import EntropySchedule, LossConfig
 from learner.update import NonFiniteUpdateError
 from policy.weights import weights_sha256
-from tests.learner.synthetic import D_MODEL, FrozenBlocks, make_controller, run_groups
+from tests.learner.synthetic import (
+    D_MODEL,
+    FrozenBlocks,
+    flat_gradient,
+    make_controller,
+    run_groups,
+)
+from tests.policy.evaluating import evaluate
 
 BLOCKS = FrozenBlocks()
 
@@ -78,11 +85,72 @@ def test_zero_variance_groups_are_masked_and_counted(tmp_path):
     assert record.num_zero_variance_groups == 1
 
 
-def test_masked_groups_send_no_gradient_to_the_model_even_with_an_entropy_bonus(tmp_path):
-    learner = make_learner(tmp_path, entropy=EntropySchedule(start=1, end=1))
+ENTROPY_COEF = 0.7
+
+
+def entropy_bonus(controller, groups, tokens_ND, latency_BD):
+    """What the loss has of the entropies, differentiable by both kinds of token."""
+    size = groups[0].group_size
+    language_ND = torch.from_numpy(np.stack([group.language_feature for group in groups]))
+    evaluation = evaluate(
+        controller,
+        language_ND.to(tokens_ND).repeat_interleave(size, 0),
+        tokens_ND.repeat_interleave(size, 0),
+        latency_BD,
+        torch.from_numpy(np.concatenate([group.actions for group in groups])),
+    )
+    return -ENTROPY_COEF * evaluation.entropies_B4.sum(-1).mean()
+
+
+def test_masked_groups_send_the_gradient_of_the_entropy_bonus_alone(tmp_path):
+    entropy = EntropySchedule(start=ENTROPY_COEF, end=ENTROPY_COEF)
+    learner = make_learner(tmp_path, entropy=entropy)
     groups, score, constraint = make_groups(learner)
-    measured = learner.learn_from_groups(groups, 0 * score, 0 * constraint)
-    assert all((grads == 0).all() for grads in measured.latency_token_grads)
+    score[1], constraint[1] = 0.5, -0.1
+    measured = learner.learn_from_groups(groups, score, constraint)
+    tokens_ND = learner.controller.budget_tokens(torch.tensor([g.budget_ms for g in groups]))
+    latency_BD = torch.from_numpy(np.concatenate([group.latency_tokens for group in groups]))
+    bonus = entropy_bonus(learner.controller, groups, tokens_ND, latency_BD.requires_grad_())
+    (expected_BD,) = torch.autograd.grad(bonus, latency_BD)
+    expected = expected_BD.view(3, 4, D_MODEL).numpy()
+    same = [
+        np.array_equal(*pair) for pair in zip(measured.latency_token_grads, expected, strict=True)
+    ]
+    assert same == [False, True, False]
+    assert (np.abs(expected[1]).max(-1) > 0).all(), "in every episode"
+
+
+def test_the_entropy_of_masked_groups_reaches_the_budget_encoder_by_both_ways(tmp_path):
+    """The whole gradient is that of autograd through stage 1's input and the frozen blocks."""
+    entropy = EntropySchedule(start=ENTROPY_COEF, end=ENTROPY_COEF)
+    settings = {"learning_rate": 1e-30, "weight_decay": 0.0, "grad_clip": 1e9, "entropy": entropy}
+    learner = Learner(make_controller(head_std=0.3).double(), LearnerConfig(**settings))
+    controller, blocks = learner.controller, FrozenBlocks(torch.float64)
+    rng = torch.Generator().manual_seed(0)
+    language_ND = torch.randn(3, D_MODEL, generator=rng).double()
+    budgets_N = torch.tensor([110.0, 200.0, 290.0])
+    groups = run_groups(controller, blocks, language_ND, budgets_N, 4, rng)
+    nothing = np.zeros((3, 4))
+    measured = learner.learn_from_groups(groups, nothing, nothing)
+    record = learner.update(measured, blocks.vjp(controller, measured))
+    assert record.num_zero_variance_groups == 3
+    found = flat_gradient(controller).clone()
+
+    actions_B4 = torch.from_numpy(np.concatenate([group.actions for group in groups]))
+    expected = {}
+    for way in ("both", "stage 1"):
+        tokens_ND = controller.budget_tokens(budgets_N)
+        through_ND = tokens_ND if way == "both" else tokens_ND.detach()
+        token_BD, language_BD = (x.repeat_interleave(4, 0) for x in (through_ND, language_ND))
+        latency_BD = blocks(token_BD, language_BD, actions_B4)
+        controller.zero_grad()
+        entropy_bonus(controller, groups, tokens_ND, latency_BD).backward()
+        expected[way] = flat_gradient(controller).clone()
+    torch.testing.assert_close(found, expected["both"], rtol=1e-5, atol=1e-8)
+    encoder = slice(sum(w.numel() for w in controller.budget_encoder.parameters()))
+    lost = (expected["both"] - expected["stage 1"])[encoder].norm()
+    assert lost > 0.1 * expected["both"][encoder].norm(), "neither way is negligible"
+    assert lost < 0.9 * expected["both"][encoder].norm()
 
 
 def test_several_epochs_clip_against_the_first(tmp_path):
@@ -154,6 +222,7 @@ def test_nonfinite_update_is_skipped_then_stops_with_the_batch_saved(tmp_path, w
     with np.load(path, allow_pickle=False) as saved:
         assert saved["actions"].shape == (3, 4, 4)
         assert saved["sample_id"].tolist() == ["0", "1", "2"]
+        assert saved["price"].tolist() == [0.0, 0.0, 0.0]
         assert not np.isfinite(saved["score_rewards"].sum() + saved["budget_token_grads"].sum())
 
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from envs.reward import budget_reward
+from envs.reward import BudgetReward, budget_reward
 from envs.spec import all_knobs
 from learner.config import LearnerConfig
 from learner.learner import Learner
 from learner.outcome_model import OutcomeModel, OutcomeModelConfig
 from learner.replay import Replay, ReplayConfig
-from learner.replay_buffer import Episodes, ReplayBuffer
+from learner.replay_buffer import Episodes, ReplayBuffer, TaskNames
 from tests.learner.synthetic import D_MODEL, FrozenBlocks, make_controller, run_groups
 from tests.pretended_accelerator import DEVICE
 
@@ -29,11 +29,13 @@ def outcomes_of(actions_G4):
     return scores, 100.0 + TOP_K_COST_MS * actions_G4[:, 2]
 
 
-def make_groups(controller, seed=0, count=16, size=4):
+def make_groups(controller, seed=0, count=16, size=4, prices=(0.0,)):
+    """The groups take turns at the prices."""
     rng = torch.Generator().manual_seed(seed)
     language_ND = torch.randn(count, D_MODEL, generator=rng)
     budgets_N = 130 + 60 * torch.rand(count, generator=rng)
-    groups = run_groups(controller, BLOCKS, language_ND, budgets_N, size, rng)
+    prices_N = torch.tensor(prices)[torch.arange(count) % len(prices)]
+    groups = run_groups(controller, BLOCKS, language_ND, budgets_N, size, rng, prices_N=prices_N)
     done = []
     for group in groups:
         scores, latencies = outcomes_of(group.actions)
@@ -41,8 +43,10 @@ def make_groups(controller, seed=0, count=16, size=4):
     return done
 
 
-def cost(budgets_ms):
-    return np.full(np.shape(budgets_ms), 0.8)
+FULL_MS = 180.0
+WORTH = BudgetReward(
+    violation_cost=lambda budgets_ms: np.full(np.shape(budgets_ms), 0.8), full_ms=FULL_MS
+)
 
 
 class Follower:
@@ -63,19 +67,20 @@ class Follower:
 
     def _update(self, temperature):
         self.optimizer.zero_grad()
-        regret = self.replay.backward(cost, temperature)
+        regret = self.replay.backward(WORTH, temperature)
         self.optimizer.step()
         return regret
 
 
 def test_experience_keeps_the_latest_groups():
     controller, experience = make_controller(), ReplayBuffer(capacity=20)
-    batches = [make_groups(controller, seed) for seed in range(3)]
+    batches = [make_groups(controller, seed, prices=(0.0, 0.1, 1.0)) for seed in range(3)]
     for batch in batches:
-        experience.add(Episodes.of(batch))
+        experience.add(Episodes.of(batch, TaskNames()))
     assert len(experience) == 20
-    expected = [group.budget_ms for batch in batches for group in batch][-20:]
-    assert experience.episodes.budgets_ms_M.tolist() == expected
+    latest = [group for batch in batches for group in batch][-20:]
+    assert experience.episodes.budgets_ms_M.tolist() == [group.budget_ms for group in latest]
+    assert experience.episodes.prices_M.tolist() == [group.price for group in latest]
     restored = ReplayBuffer(capacity=20)
     restored.load_state_dict(experience.state_dict())
     for name, tensor in restored.episodes.tensors().items():
@@ -139,7 +144,7 @@ def replayed(seed):
     before = weight.detach().clone()
     groups = make_groups(learner.controller, count=8)
     score = np.array([group.scores for group in groups], np.float64)
-    measured = learner.learn_from_groups(groups, score, np.zeros_like(score), cost)
+    measured = learner.learn_from_groups(groups, score, np.zeros_like(score), WORTH)
     learner.learn_from_memory(groups)
     learner.update(measured, BLOCKS.vjp(learner.controller, measured))
     return before, weight.detach() - before
@@ -179,16 +184,16 @@ def share_of_high_tier(residual_weight):
     settings = LearnerConfig(learning_rate=5e-3, budget_lr_ratio=0.01, replay=config)
     learner = Learner(make_controller(), settings)
 
-    def wrong(episodes, _costs):
-        worth = torch.zeros(len(episodes), 3, 5, 5, 5)
-        worth[:, 0] = 0.3
-        return worth
+    def wrong(episodes, _worth):
+        gains = torch.zeros(len(episodes), 3, 5, 5, 5)
+        gains[:, 0] = 0.3
+        return gains
 
     learner.replay.model.gains = wrong
     for seed in range(60):
         groups = make_groups(learner.controller, seed)
         score = np.array([group.scores for group in groups], np.float64)
-        measured = learner.learn_from_groups(groups, score, np.zeros_like(score), cost)
+        measured = learner.learn_from_groups(groups, score, np.zeros_like(score), WORTH)
         learner.learn_from_memory(groups)
         learner.update(measured, BLOCKS.vjp(learner.controller, measured))
     actions = np.concatenate([g.actions for g in make_groups(learner.controller, 1000, count=50)])
@@ -200,7 +205,7 @@ def test_both_parts_of_the_gradient_are_told():
     for seed in range(2):
         groups = make_groups(learner.controller, seed)
         score = np.array([group.scores for group in groups], np.float64)
-        measured = learner.learn_from_groups(groups, score, np.zeros_like(score), cost)
+        measured = learner.learn_from_groups(groups, score, np.zeros_like(score), WORTH)
         learner.learn_from_memory(groups)
         record = learner.update(measured, BLOCKS.vjp(learner.controller, measured)).replay
     assert measured.batch.is_residual
@@ -214,7 +219,7 @@ def test_both_parts_of_the_gradient_are_told():
 def test_gains_are_expected_rewards(log_ms):
     """Against the reward of many draws, where the budget is feasible for certain."""
     groups = make_groups(make_controller(), count=1)
-    episodes = Episodes.of(groups).to(torch.zeros(1))
+    episodes = Episodes.of(groups, TaskNames()).to(torch.zeros(1))
     budget_ms = float(episodes.budgets_ms_M[0])
     model = OutcomeModel(D_MODEL, 0, OutcomeModelConfig())
     model.observe(episodes)
@@ -224,7 +229,7 @@ def test_gains_are_expected_rewards(log_ms):
         net[-1].bias.data.fill_(-30.0)  # no step costs or saves anything
         net[-1].bias.data[0] = full
     model.latency_net[-1].bias.data[1] = 9.0  # the low tier always fits
-    gains = model.gains(episodes, torch.tensor([0.8]))
+    gains = model.gains(episodes, WORTH)
     draws = np.exp(log_ms + 0.08 * np.random.default_rng(0).normal(size=200_000))
     score = 1 / (1 + np.exp(-0.4))
     expected = budget_reward(score, draws, budget_ms, violation_cost=0.8).total.mean()
@@ -234,15 +239,53 @@ def test_gains_are_expected_rewards(log_ms):
     assert finite == allowed
 
 
+def test_gains_at_two_prices_differ_by_the_cost_of_the_expected_time():
+    """Every group has its own price: three copies of one group, which differ in nothing else."""
+    (group,) = make_groups(make_controller(), count=1)
+    prices = (0.0, 0.3, 1.5)
+    episodes = Episodes.of([replace(group, price=price) for price in prices], TaskNames()).to(
+        torch.zeros(1)
+    )
+    torch.manual_seed(0)
+    model = OutcomeModel(D_MODEL, 0, OutcomeModelConfig()).eval()
+    model.observe(episodes)
+    model.spread.fill_(0.2)
+    for net in (model.score_net, model.latency_net):
+        torch.nn.init.normal_(net[-1].weight)
+    free, *priced = model.gains(episodes, WORTH)
+    expected_ms = (model(episodes).log_ms_BAPKN[0].double() + 0.2**2 / 2).exp()
+    allowed = free.isfinite()
+    assert allowed.sum() == 225
+    assert expected_ms[allowed].std() > 1
+    for price, gains in zip(prices[1:], priced, strict=True):
+        difference = (free - gains)[allowed].double()
+        cost = price / FULL_MS * expected_ms[allowed]
+        torch.testing.assert_close(difference, cost, rtol=1e-5, atol=1e-5)
+
+
+def test_the_policy_saves_time_where_it_has_a_price():
+    """Experts cost 20 ms each and earn nothing: worthless at a price, free without."""
+    controller = make_controller(price_low=0.01, price_high=2.0)
+    follower, prices = Follower(controller), (0.0, 1.0)
+    for seed in range(25):
+        follower.learn(make_groups(controller, seed, prices=prices), seed)
+    groups = make_groups(controller, seed=1000, count=100, prices=prices)
+    top_k = {p: np.concatenate([g.actions[:, 2] for g in groups if g.price == p]) for p in prices}
+    assert top_k[1.0].mean() < 0.1
+    assert top_k[0.0].mean() > 0.2
+    tiers = np.concatenate([group.actions[:, 0] for group in groups])
+    assert (tiers == 2).mean() > 0.9, "the right answer is worth its time"
+
+
 def test_a_larger_choice_never_costs_accuracy_or_saves_time():
     torch.manual_seed(0)
     model = OutcomeModel(D_MODEL, 0, OutcomeModelConfig()).eval()
-    episodes = Episodes.of(make_groups(make_controller())).to(torch.zeros(1))
+    episodes = Episodes.of(make_groups(make_controller()), TaskNames()).to(torch.zeros(1))
     model.observe(episodes)
     for net in (model.score_net, model.latency_net):
         torch.nn.init.normal_(net[-1].weight)
         torch.nn.init.normal_(net[-1].bias)
-    for values in model(episodes):
+    for values in model(episodes)[:2]:  # scores and latencies
         for knob in range(2, 5):
             assert (values.diff(dim=knob) >= 0).all()
             assert values.diff(dim=knob).std() > 0.1
@@ -252,7 +295,7 @@ def test_a_larger_choice_never_costs_accuracy_or_saves_time():
 def test_features_beyond_half_precision_are_clipped():
     (group,) = make_groups(make_controller(), count=1)
     wide = replace(group, latency_tokens=np.full_like(group.latency_tokens, 1e6))
-    tokens = Episodes.of([wide]).latency_token_MGD
+    tokens = Episodes.of([wide], TaskNames()).latency_token_MGD
     assert tokens.isfinite().all()
     assert (tokens > 6e4).all()
 
@@ -272,7 +315,7 @@ def test_a_learner_resumes_with_its_replay(tmp_path):
         groups = make_groups(learner.controller, seed, count=8)
         score = np.array([group.scores for group in groups], np.float64)
         late = np.array([group.latencies_ms > group.budget_ms for group in groups])
-        measured = learner.learn_from_groups(groups, score, -0.8 * late, cost)
+        measured = learner.learn_from_groups(groups, score, -0.8 * late, WORTH)
         learner.learn_from_memory(groups)
         return learner.update(measured, BLOCKS.vjp(learner.controller, measured))
 
@@ -291,7 +334,7 @@ def test_a_learner_resumes_with_its_replay(tmp_path):
     assert resumed.weights().sha256 == learners[0].weights().sha256
 
 
-def test_without_a_price_of_violations_nothing_is_replayed(tmp_path):
+def test_without_knowing_what_outcomes_are_worth_nothing_is_replayed(tmp_path):
     learner = Learner(make_controller(), LearnerConfig(replay=SMALL))
     groups = make_groups(learner.controller)
     score = np.array([group.scores for group in groups], np.float64)
@@ -310,7 +353,7 @@ def test_a_group_that_is_not_finite_is_not_remembered(field):
             broken.flat[0] = np.nan
             groups[3] = replace(groups[3], **{field: broken})
         score = np.array([group.scores for group in groups], np.float64)
-        measured = learner.learn_from_groups(groups, score, np.zeros_like(score), cost)
+        measured = learner.learn_from_groups(groups, score, np.zeros_like(score), WORTH)
         learner.learn_from_memory(groups)
         applied.append(learner.update(measured, [np.zeros(D_MODEL)] * 16).applied)
     assert applied == [True, False, True, True]
@@ -330,7 +373,7 @@ def test_a_learner_on_an_accelerator_learns_the_same(accelerator):
         score = np.array([group.scores for group in groups], np.float64)
         records = []
         for learner in (here, there):
-            measured = learner.learn_from_groups(groups, score, np.zeros_like(score), cost)
+            measured = learner.learn_from_groups(groups, score, np.zeros_like(score), WORTH)
             learner.learn_from_memory(groups)
             records.append(learner.update(measured, [np.zeros(D_MODEL)] * len(groups)))
     assert measured.expected is not None

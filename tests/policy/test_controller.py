@@ -6,9 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from envs.budgets import BudgetRange
-from envs.spec import NUM_BLOCKS, POSITIONS, Knobs, all_knobs
+from envs.prices import PriceRange
+from envs.spec import NUM_BLOCKS, NUM_SIZES, POSITIONS, Knobs, all_knobs
 from policy.config import ControllerConfig
 from policy.controller import Controller, choose
 from policy.distributions import entropy, kl_divergence
@@ -116,6 +118,27 @@ def test_a_members_choice_depends_on_its_own_generator_only(controller):
     assert torch.equal(together.log_probs_B2, torch.cat([choice.log_probs_B2 for choice in alone]))
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_member_draws_noise_for_all_heads_as_wide_as_the_widest(controller, size):
+    """Other draws from the same generators would make runs of one seed differ between versions."""
+    language, budgets_ms, latency = inputs(size)
+    positions = torch.tensor([4, 0, 2])[:size]
+    for logits in (
+        controller.stage1_logits(language, controller.budget_tokens(budgets_ms)),
+        controller.stage2_logits(latency, positions),
+    ):
+        mine, expected = (
+            [torch.Generator().manual_seed(seed) for seed in range(size)] for _ in range(2)
+        )
+        for _ in range(20):
+            padded = [F.pad(head, (0, 5 - head.shape[-1]), value=-torch.inf) for head in logits]
+            noise = [torch.empty(2, 5).exponential_(generator=one) for one in expected]
+            wanted = (torch.stack(padded, 1) - torch.stack(noise).log()).argmax(-1)
+            assert torch.equal(choose(logits, mine).indices_B2, wanted)
+        for one, other in zip(mine, expected, strict=True):
+            assert torch.equal(one.get_state(), other.get_state())
+
+
 def test_sampling_frequencies(controller):
     _, _, latency = inputs(1)
     logits = controller.stage2_logits(latency, torch.tensor([2]))
@@ -149,7 +172,7 @@ def test_initial_policy_is_near_uniform_at_any_input_scale():
 
 def test_stages_are_light_at_full_width():
     controller = Controller(
-        ControllerConfig(d_model=2048, image_dim=1025, budget_low_ms=170.0, budget_high_ms=380.0)
+        ControllerConfig(d_model=2048, image_dim=1029, budget_low_ms=170.0, budget_high_ms=380.0)
     )
     assert controller.num_stage_weights() < 250_000
 
@@ -159,6 +182,25 @@ def test_save_and_load(controller, tmp_path):
     loaded = Controller.load(tmp_path / "best")
     assert loaded.config == controller.config
     assert weights_sha256(loaded.to_numpy()) == weights_sha256(controller.to_numpy())
+
+
+def test_a_saved_controller_keeps_its_prices(tmp_path):
+    priced = replace(CONFIG, price_low=0.01, price_high=2.0, default_price=0.02)
+    torch.manual_seed(0)
+    controller = Controller(priced)
+    controller.save(tmp_path)
+    loaded = Controller.load(tmp_path)
+    assert loaded.config == priced
+    assert loaded.config.price_range == PriceRange(low=0.01, high=2.0)
+    assert loaded.config.default_price == 0.02
+    asked = torch.tensor([200.0, 200.0, 300.0]), torch.tensor([0.0, 0.1, 0.1])
+    assert torch.equal(loaded.budget_tokens(*asked), controller.budget_tokens(*asked))
+    Controller(CONFIG).save(tmp_path / "free")
+    free = Controller.load(tmp_path / "free")
+    assert free.config.price_range is None
+    assert free.config.default_price == 0.0
+    with pytest.raises(ValueError, match=r"budget_encoder\.mlp\.0\.weight"):
+        free.load_numpy(controller.to_numpy())
 
 
 def test_broken_files_are_refused_with_one_clear_error(controller, tmp_path):
@@ -190,9 +232,12 @@ def test_broken_files_are_refused_with_one_clear_error(controller, tmp_path):
         Controller.load(tmp_path)
 
 
-@pytest.mark.parametrize("field", ["budget_low_ms", "budget_high_ms", "sinusoid_scale"])
-def test_an_edited_configuration_is_refused(controller, tmp_path, field):
-    controller.save(tmp_path)
+@pytest.mark.parametrize(
+    "field", ["budget_low_ms", "budget_high_ms", "sinusoid_scale", "price_high", "default_price"]
+)
+def test_an_edited_configuration_is_refused(tmp_path, field):
+    prices = {"price_low": 0.01, "price_high": 2.0, "default_price": 0.02}
+    Controller(replace(CONFIG, **prices)).save(tmp_path)
     path = tmp_path / "controller.json"
     fields = json.loads(path.read_text())
     fields["config"][field] *= 10
@@ -205,7 +250,7 @@ def test_an_edited_configuration_is_refused(controller, tmp_path, field):
     ("field", "value", "message"),
     [
         ("format_version", 99, "format version 99"),
-        ("format_version", 1, "format version 1 and this program reads 3"),
+        ("format_version", 1, "format version 1 and this program reads 4"),
         ("knobs", {"top_ks": [1]}, "other knobs"),
     ],
 )
@@ -218,19 +263,19 @@ def test_other_format_or_knobs_are_refused(controller, tmp_path, field, value, m
 
 
 def test_check_compatible(controller):
-    fits = {"d_model": 24, "image_dim": 9}
+    fits = {"d_model": 24, "image_dim": 11}
     controller.check_compatible(**fits, budget_range=BudgetRange(low_ms=170, high_ms=380))
     with pytest.raises(ValueError, match="d_model 24 and the model has 2048"):
-        controller.check_compatible(d_model=2048, image_dim=9)
+        controller.check_compatible(d_model=2048, image_dim=11)
     with pytest.raises(ValueError, match=r"170\.\.380 ms and the run has 50\.\.500 ms"):
         controller.check_compatible(**fits, budget_range=BudgetRange(low_ms=50, high_ms=500))
-    seeing = Controller(replace(CONFIG, image_dim=7))
-    with pytest.raises(ValueError, match="image features of length 7 and the model gives 9"):
+    seeing = Controller(replace(CONFIG, image_dim=9))
+    with pytest.raises(ValueError, match="image features of length 9 and the model gives 11"):
         seeing.check_compatible(**fits)
 
 
 def test_a_controller_that_sees_the_image_is_told_from_one_that_does_not(controller, tmp_path):
-    seeing = Controller(replace(CONFIG, image_dim=7))
+    seeing = Controller(replace(CONFIG, image_dim=9))
     seeing.save(tmp_path)
     assert Controller.load(tmp_path).config.sees_image
     with pytest.raises(ValueError, match="do not fit this controller"):
@@ -239,18 +284,20 @@ def test_a_controller_that_sees_the_image_is_told_from_one_that_does_not(control
 
 def test_stage1_sees_the_image_and_whether_there_is_one():
     torch.manual_seed(0)
-    controller = Controller(replace(CONFIG, image_dim=7))
+    controller = Controller(replace(CONFIG, image_dim=9))
     torch.nn.init.normal_(controller.stage1.heads.weight, std=0.5)
-    language, budgets_ms, _ = inputs(3)
-    token = controller.budget_tokens(budgets_ms[:1]).expand(3, -1)
-    bright = torch.tensor([3.0, 1.0, 2.0, 5.0, 4.0, 0.0, 1.0])
-    grey, none = torch.tensor([2.0] * 6 + [1.0]), torch.zeros(7)
+    language, budgets_ms, _ = inputs(4)
+    token = controller.budget_tokens(budgets_ms[:1]).expand(4, -1)
+    bright = torch.tensor([3.0, 1.0, 2.0, 5.0, *[0.0] * NUM_SIZES, 1.0])
+    grey, none = torch.tensor([2.0] * 4 + [0.0] * NUM_SIZES + [1.0]), torch.zeros(9)
+    large = torch.tensor([2.0] * 4 + [0.5] * NUM_SIZES + [1.0])
     logits = controller.stage1_logits(
-        language[:1].expand(3, -1), token, torch.stack([bright, grey, none])
+        language[:1].expand(4, -1), token, torch.stack([bright, grey, none, large])
     )
     for head in logits:
         assert not torch.allclose(head[0], head[1])
         assert not torch.allclose(head[1], head[2]), "an even image and no image differ by the flag"
+        assert not torch.allclose(head[1], head[3]), "sizes are not normalised away"
     with pytest.raises(AssertionError, match="sees the image"):
         controller.stage1_logits(language, controller.budget_tokens(budgets_ms))
 
@@ -300,3 +347,13 @@ def test_config_refuses_nonsense():
         ControllerConfig(d_model=8, budget_low_ms=380.0, budget_high_ms=170.0)
     with pytest.raises(ValueError, match="d_model is 0"):
         ControllerConfig(d_model=0, budget_low_ms=170.0, budget_high_ms=380.0)
+    with pytest.raises(ValueError, match="image_dim is 5: give 0, or"):
+        replace(CONFIG, image_dim=NUM_SIZES + 1)
+    with pytest.raises(ValueError, match="both price_low and price_high"):
+        replace(CONFIG, price_low=0.1)
+    with pytest.raises(ValueError, match="give 0 < low < high"):
+        replace(CONFIG, price_low=2.0, price_high=0.1)
+    with pytest.raises(ValueError, match=r"default_price is 0\.1 for a controller without prices"):
+        replace(CONFIG, default_price=0.1)
+    with pytest.raises(ValueError, match="finite number of at least 0"):
+        replace(CONFIG, price_low=0.1, price_high=1.0, default_price=-1.0)

@@ -13,6 +13,7 @@ from envs.budgets import BudgetSampler
 from envs.calibration import SteadyTime
 from envs.reward import BudgetReward
 from envs.spec import Sample
+from envs.terms import Terms
 from policy.config import ControllerConfig
 from policy.controller import Controller
 from rollout.block_skipping import BlockImportance
@@ -93,8 +94,11 @@ class Runner:
     executor: MolmoEExecutor
     controller: Controller
 
-    def run(self, sample: Sample, budget_ms: float, members: Any = (None,)) -> FinishedGroup:
-        return run_group(self.executor, self.controller, SteadyTime(), sample, budget_ms, members)
+    def run(
+        self, sample: Sample, budget_ms: float, members: Any = (None,), price: float = 0.0
+    ) -> FinishedGroup:
+        terms = Terms(budget_ms=budget_ms, price=price)
+        return run_group(self.executor, self.controller, SteadyTime(), sample, terms, members)
 
 
 def runner(**config: Any) -> Runner:

@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import tyro
 
+from envs.prices import PriceRange, PriceSampler
 from envs.spec import Tier
-from rollout.build import WorkerConfig, build_executor, build_worker, torch_dtype
+from rollout.build import WorkerConfig, build_executor, build_worker, make_env, torch_dtype
 from rollout.fingerprint import Fingerprint
 from rollout.latency.simulated import SimulatedLatency
 from rollout.sample_loader import PreparedSample
@@ -100,6 +102,34 @@ def test_a_model_that_the_knobs_do_not_fit_is_refused_unloaded(folder, name, val
 def test_a_missing_latency_table_asks_for_one(tmp_path):
     with pytest.raises(ValueError, match="is missing: write latencies as"):
         SimulatedLatency.from_file(tmp_path / "latencies.json")
+
+
+PRICES = PriceSampler(range=PriceRange(low=0.01, high=2.0), share_free=0.0)
+
+
+def test_an_environment_with_prices_knows_what_they_are_for(model_folder, monkeypatch):
+    measured = np.array([[10.0, 80.0], [12.0, 82.0], [14.0, 90.0]])
+    monkeypatch.setattr("rollout.build.measure_extremes", lambda _worker: measured)
+    env = make_env(str(model_folder), ("counting",), budgets=rig.BUDGETS, prices=PRICES)
+    observation, info = env.reset(seed=0)
+    assert 0.01 <= info["price"] <= 2.0
+    assert observation[-4] == np.float32(info["price"])
+    assert env.group.reward.full_ms == 82.0
+    assert env.group.budgets == rig.BUDGETS
+    tokens = [env.group.encode_budget(50.0, price) for price in (0.0, 0.1, 1.0)]
+    assert len({token.tobytes() for token in tokens}) == 3
+
+
+def test_an_environment_measures_only_what_is_not_given(model_folder, monkeypatch):
+    def measure(_worker):
+        raise AssertionError("latencies were measured")
+
+    monkeypatch.setattr("rollout.build.measure_extremes", measure)
+    env = make_env(str(model_folder), ("counting",), budgets=rig.BUDGETS)
+    _, info = env.reset(seed=0)
+    assert info["price"] == 0.0
+    with pytest.raises(AssertionError, match="latencies were measured"):
+        make_env(str(model_folder), ("counting",))
 
 
 def test_images_can_be_cut_as_in_the_first_study(tmp_path):

@@ -1,4 +1,4 @@
-"""Knobs that change what is computed, stages that add up, the budget token and its gradient."""
+"""Knobs that change what is computed, stages that add up, the budget token's gradient."""
 
 import time
 from dataclasses import replace
@@ -13,9 +13,9 @@ from envs.tasks import DataError
 from rollout.block_skipping import BlockImportance
 from rollout.executor import MolmoEExecutor
 from rollout.group_sharing import MolmoEGroupSession
+from rollout.image_feature import LOG_TYPICAL
 from rollout.latency.hooks import Timeline, module_hooks
 from rollout.molmoe import MolmoE
-from rollout.molmoe.generation import generate
 from rollout.molmoe.moe import SparseMoE
 from tests.rollout import rig
 
@@ -70,11 +70,10 @@ def check_knobs(executor, monkeypatch, knobs, sample=SAMPLE):
     kept = executor.importance.kept(knobs.position, knobs.num_blocks)
     assert len(kept) == knobs.num_blocks
     k = {i: 8 if i < knobs.position else knobs.top_k for i in range(16)}
-    prefix = [(i, num_tokens, k[i]) for i in kept[: knobs.position]]
-    budget = [(i, 1, 8) for i in range(knobs.position)]
+    prefix = [(i, num_tokens + 1, 8) for i in range(knobs.position)]  # and the budget token
     rest = [(i, num_tokens, k[i]) for i in kept[knobs.position :]]
     steps = [(i, 1, k[i]) for i in kept] * (execution.num_output_tokens - 1)
-    assert entered == prefix + budget + rest + steps
+    assert entered == prefix + rest + steps
     assert sum(evaluations) == sum(tokens * top_k for _, tokens, top_k in entered)
 
 
@@ -172,33 +171,24 @@ def test_the_image_feature_is_the_mean_patch_of_the_first_selected_layer(executo
     mean = executor.model.vision.encoder.image_vit(crop)[0, :, :width].mean(0)
     features, stages = executor.features(BIG, seen)
     assert stages["image_feature"].ms > 0
-    assert np.allclose(features.image, [*mean, 1.0], atol=1e-6)
+    assert np.allclose(features.image[:width], mean, atol=1e-6)
+    by_tier = [executor.begin(BIG, tier, None, seen).inputs for tier in Tier]
+    counts = [inputs.num_vision_tokens for inputs in by_tier]
+    assert len(set(counts)) == len(Tier)
+    sizes = np.log([*counts, by_tier[0].num_text_tokens]) - LOG_TYPICAL
+    assert np.allclose(features.image[width:], [*sizes, 1.0], atol=1e-6)
     assert features.image.dtype == np.float32
+
+
+def test_without_an_image_only_the_size_of_the_prompt_is_known(executor):
     text = replace(SAMPLE, image=None)
-    assert not executor.features(text, executor.look(text))[0].image.any()
-
-
-def test_the_answer_is_the_same_with_and_without_the_budget_token(executor):
-    for position in range(1, 6):
-        knobs = Knobs(tier=Tier.LOW, position=position, top_k=8, num_blocks=16)
-        inputs = executor.preprocessor(SAMPLE.image, SAMPLE.prompt, knobs.tier.max_crops)
-        plain = generate(executor.model, inputs, max_new_tokens=4)
-        prefix = executor.begin(SAMPLE, knobs.tier, TOKEN)
-        executor.deepen(prefix, position)
-        alone = executor.begin(SAMPLE, knobs.tier, 1000 * TOKEN)
-        executor.deepen(alone, position)
-        assert torch.equal(prefix.hidden[position], alone.hidden[position])
-        reference = executor.model.run_blocks(
-            executor.model.embed_inputs(inputs),
-            0,
-            position,
-            cache=executor.model.new_cache(len(inputs.token_ids)),
-        )
-        assert torch.equal(prefix.hidden[position], reference)
-        assert executor.advance(prefix, knobs).answer == executor.preprocessor.decode(
-            plain.token_ids
-        )
-        assert not torch.equal(prefix.latency_tokens[position], alone.latency_tokens[position])
+    features, _ = executor.features(text, executor.look(text))
+    num_text_tokens = executor.begin(text, Tier.LOW, None).inputs.num_text_tokens
+    assert num_text_tokens > 0
+    assert not features.image[:-2].any()
+    assert features.image[-2] == pytest.approx(np.log(num_text_tokens) - LOG_TYPICAL)
+    assert features.image[-1] == 0
+    assert features.image.dtype == np.float32
 
 
 def test_stages_add_up_to_the_wall_clock(executor):
@@ -212,7 +202,7 @@ def test_stages_add_up_to_the_wall_clock(executor):
     assert 0.8 < float(np.median(ratios)) <= 1.0
     names = set(execution.stages_ms)
     vision = {"copy", "vision_global", "vision_crops", "projector"}
-    assert vision | {"embed", "budget_token", "head"} <= names
+    assert vision | {"embed", "head"} <= names
     assert {f"block_{i:02}" for i in range(16)} <= names
 
 
@@ -220,17 +210,6 @@ def test_the_language_feature_is_on_the_clock(executor):
     features, stages = executor.features(SAMPLE, None)
     assert stages["language_feature"].ms > 0
     assert features.image.shape == (0,)
-
-
-def test_a_fixed_configuration_runs_and_pays_for_no_budget_token(executor):
-    with_token, without = run(executor, MIDDLE), run(executor, MIDDLE, token=None)
-    assert without.answer == with_token.answer
-    assert set(with_token.stages_ms) - set(without.stages_ms) == {"budget_token"}
-    prefix = executor.begin(SAMPLE, Tier.LOW, None)
-    executor.deepen(prefix, 3)
-    assert prefix.latency_tokens == {}
-    group = MolmoEGroupSession(executor, SAMPLE)
-    assert group.begin([(Tier.LOW, 1), (Tier.LOW, 2)], None).shape == (2, 0)
 
 
 def test_blocks_stay_by_the_importance_for_the_samples_task(monkeypatch):

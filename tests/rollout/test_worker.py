@@ -4,12 +4,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from envs.calibration import Calibration
-from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS
+from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, Knobs
 from envs.tasks import DataError
+from launch.run.recipes import PriceConfig
+from policy.controller import Controller
 from policy.weights import PolicyWeights, weights_sha256
+from rollout.executor import MolmoEExecutor
 from rollout.group_rollout import GroupRollout
+from rollout.molmoe import CoveringPreprocessor, Preprocessor
 from rollout.requests import FailedGroup, GradientRequest, GreedyRequest, GroupRequest
 from rollout.worker import RolloutWorker
 from tests import launch_rig
@@ -65,6 +70,8 @@ def test_an_unusable_sample_is_a_failed_group_and_any_other_error_is_an_error(wo
         worker.rollout(request(3))
     with pytest.raises(ValueError, match="latency budget -1"):
         worker.rollout(replace(request(3), budget_ms=-1.0))
+    with pytest.raises(ValueError, match="price of time -1"):
+        worker.rollout(replace(request(3), price=-1.0))
 
 
 CALIBRATION = Calibration(
@@ -124,6 +131,63 @@ def test_a_budget_is_feasible_if_the_cheapest_configuration_meets_it(
     assert worker.cheapest_ms("train", 0, 2, None) == pytest.approx([14.1, 14.1])
 
 
+@pytest.mark.parametrize("kind", [Preprocessor, CoveringPreprocessor])
+def test_a_group_tells_the_sizes_of_its_prompts_and_answers(kind):
+    """They are the preprocessor's own, for images of several shapes."""
+    plain = launch_rig.worker()
+    own = plain.executor
+    preprocessor = kind(own.preprocessor.config, own.preprocessor.tokenizer)
+    parts = (own.model, preprocessor, own.importance, own.config, own.simulated)
+    worker = with_policy(RolloutWorker(MolmoEExecutor(*parts), plain.tasks))
+    tilings = set()
+    for number in range(3):
+        group = worker.rollout(request(number, group_size=6))
+        sample = worker.tasks.sample("train", number)
+        overview = preprocessor.overview(sample.image)
+        for member, action in enumerate(group.actions):
+            knobs = Knobs.from_indices(action)
+            inputs = preprocessor.at_tier(overview, sample.prompt, knobs.tier)
+            assert group.num_vision_tokens[member] == inputs.num_vision_tokens
+            assert group.tilings[member] == inputs.tiling
+            assert group.num_text_tokens == inputs.num_text_tokens
+            execution, _ = worker.execute(knobs, "train", number)
+            assert group.num_output_tokens[member] == execution.num_output_tokens > 0
+        tilings |= set(group.tilings)
+    assert len(tilings) > 3
+
+
+def test_a_group_without_an_image_has_no_vision_tokens(worker, monkeypatch):
+    text = replace(worker.tasks.sample("train", 0), image=None)
+    monkeypatch.setattr(worker.tasks, "sample", lambda split, index: text)
+    group = worker.rollout(request(0))
+    assert group.num_vision_tokens.tolist() == [0, 0]
+    assert group.tilings == ((0, 0), (0, 0))
+    assert group.num_text_tokens > 0
+
+
+def test_a_group_has_the_price_of_its_request():
+    """The controller that acts sees it too: its budget token is that of budget and price."""
+    worker = launch_rig.worker()
+    setup = launch_rig.setup(PriceConfig())
+    torch.manual_seed(0)
+    controller = Controller(setup.controller)
+    arrays = controller.to_numpy()
+    weights = PolicyWeights(version=0, sha256=weights_sha256(arrays), arrays=arrays)
+    worker.install(setup, weights)
+    tokens = []
+    for price in (0.0, 0.5):
+        for group in (
+            worker.rollout(replace(request(0), price=price)),
+            worker.greedy(replace(GREEDY, price=price)),
+        ):
+            assert group.price == price
+            with torch.no_grad():
+                expected = controller.budget_tokens(*torch.tensor([[40.0], [price]]))
+            assert np.allclose(group.budget_token, expected[0].numpy(), atol=1e-6)
+        tokens.append(group.budget_token)
+    assert not np.allclose(*tokens)
+
+
 def test_greedy_groups_are_not_kept(worker):
     assert isinstance(worker.greedy(GREEDY), GroupRollout)
     assert not worker._kept
@@ -161,12 +225,15 @@ def test_a_group_that_found_no_room_has_its_gradient_all_the_same(worker):
 
 
 def test_fixed_configurations_run_without_a_budget_token(monkeypatch):
-    measured = RolloutWorker(rig.executor(), rig.NoiseTask())
+    measured, tokens = RolloutWorker(rig.executor(), rig.NoiseTask()), []
+    begin = measured.executor.begin
+    monkeypatch.setattr(
+        measured.executor, "begin", lambda *given: tokens.append(given[2]) or begin(*given)
+    )
     execution, _ = measured.execute(CHEAPEST_KNOBS, "train", 0)
-    assert "budget_token" not in execution.stages_ms
     assert execution.latency_ms == pytest.approx(sum(execution.stages_ms.values()))
     (record,) = measured.profile([CHEAPEST_KNOBS], "train", 0)
-    assert "budget_token" not in record.execution.stages_ms
+    assert tokens == [None, None]
     fields = record.to_json()
     parts = ("T_vision_total", "T_LLM_prefill", "T_LLM_decode")
     assert sum(fields[name] for name in parts) == pytest.approx(fields["latency_ms"])

@@ -23,7 +23,7 @@ SLOW = {
     "image_feature": "prompt alone",
     "latency_token": "12 blocks suffice",
     "outcomes": "mean",
-    "table_world": "lead on supervised",
+    "table_world": "the controller's lead",
 }
 """By program: a part of what it prints."""
 
@@ -43,7 +43,7 @@ def test_it_runs_through(name, printed, monkeypatch, capfd):
 @pytest.mark.parametrize("what", ["prompts", "images", "budgets"])
 def test_a_table_world_with_something_shuffled(what, monkeypatch, capfd):
     run_quick("studies.table_world", monkeypatch, "--shuffle", what)
-    assert "lead on supervised" in capfd.readouterr().out
+    assert "the controller's lead" in capfd.readouterr().out
 
 
 def test_an_input_that_is_needed_is_named(monkeypatch):

@@ -105,7 +105,7 @@ def test_an_answer_as_json(fixed):
     shown = json.loads(json.dumps(answer.to_json()))
     assert list(shown) == [
         *("answer", "choices", "decided_by", "stages_ms", "host_ms", "latency_ms", "wall_ms"),
-        *("clock", "budget_ms", "within_budget", "finished"),
+        *("clock", "budget_ms", "price", "within_budget", "finished"),
     ]
     assert shown["choices"] == {"tier": "medium", "position": 1, "top_k": 6, "num_blocks": 14}
     assert shown["latency_ms"] == round(answer.latency_ms, 3)

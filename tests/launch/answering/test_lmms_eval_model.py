@@ -25,6 +25,7 @@ def an_answer(latency_ms=10.0, budget_ms=20.0, text="Löwe"):
         wall_ms=latency_ms,
         host_ms=1.0,
         budget_ms=budget_ms,
+        price=0.0,
         finished=True,
         num_output_tokens=2,
         num_prompt_tokens=9,

@@ -2,10 +2,12 @@
 
 from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 
 from envs.calibration import SteadyTime
 from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, Decoding
+from envs.terms import Terms
 from launch.analysis.knob_table import KnobTable
 from launch.answering import policy_set
 from launch.answering.answerer import as_sample
@@ -33,9 +35,10 @@ def test_without_a_run_there_are_fixed_configurations(model_folder):
 
 def test_a_lookup_table_takes_the_largest_budget_that_is_not_above():
     entries = (CHEAPEST_KNOBS, DEFAULT_KNOBS, FULL_KNOBS)
-    table = KnobTable(budgets_ms=(20.0, 40.0, 60.0), knobs=entries)
+    table = KnobTable(budgets_ms=(20.0, 40.0, 60.0), knobs=(entries,))
     policy, sample = TablePolicy(rig.executor(), table, "a test"), as_sample("what is it", None)
-    outcomes = [policy.run(sample, ms, Decoding()) for ms in (1, 20, 39.9, 40, 59, 60, 1e6)]
+    asked = [Terms(budget_ms=ms) for ms in (1, 20, 39.9, 40, 59, 60, 1e6)]
+    outcomes = [policy.run(sample, terms, Decoding()) for terms in asked]
     chosen = [outcome.execution.knobs for outcome in outcomes]
     assert chosen == [
         *(CHEAPEST_KNOBS, CHEAPEST_KNOBS, CHEAPEST_KNOBS),
@@ -72,6 +75,24 @@ def test_tables_are_chosen_on_the_shipped_profile(tmp_path, monkeypatch):
     found = tables(tmp_path, FakeController(), pytest.fail)
     assert list(found) == ["lookup", "static"]
     assert "best static configuration" in found["static"].source
+
+
+def test_tables_save_time_where_it_has_a_price(tmp_path, monkeypatch):
+    (tmp_path / policy_set.STATE_NAME).write_text("{}")
+    profile = ProfileTable.load(SHIPPED_PROFILE)
+    monkeypatch.setattr(policy_set, "CheckpointStore", FakeStore(state_of_a_run(profile)))
+    median_ms = dict(
+        zip(profile.configurations, np.median(profile.latencies_ms, axis=0), strict=True)
+    )
+    budgets_ms = np.linspace(rig.BUDGETS.range.low_ms, rig.BUDGETS.range.high_ms, 16)
+    for name, policy in tables(tmp_path, FakeController(), pytest.fail).items():
+        assert policy.default_price == 0.0
+        assert policy.table.prices == policy_set.TABLE_PRICES
+        chosen_ms = [
+            [median_ms[policy.table.at(ms, price=price)] for ms in budgets_ms]
+            for price in policy.table.prices
+        ]
+        assert np.mean(chosen_ms[-1]) < np.mean(chosen_ms[0]), name
 
 
 def test_there_are_no_tables_for_another_model_or_simulated_latencies(tmp_path, monkeypatch):

@@ -95,13 +95,13 @@ def test_a_piece_is_yielded_before_the_next_token_is_decoded(answerer, monkeypat
 def test_tokens_are_told_as_they_come_and_an_answer_may_be_shorter(answerer):
     from launch.answering.answerer import as_sample
 
-    told = []
+    told, terms = [], answerer.terms(1e6)
     answer = answerer.run(
-        as_sample("what is it", None), 1e6, max_new_tokens=2, on_token=told.append
+        as_sample("what is it", None), terms, max_new_tokens=2, on_token=told.append
     )
     assert len(told) == answer.num_output_tokens <= 2
     assert answerer.max_new_tokens > 2, "only for this answer"
-    answerer.run(as_sample("what is it", None), 1e6)
+    answerer.run(as_sample("what is it", None), terms)
     assert len(told) <= 2, "nobody listens any more"
 
 

@@ -58,7 +58,7 @@ def remote_run(path, settings, ray_fleet):
     run = launch_rig.local_run(path, settings, ray_fleet)
     state = run.learner.state_dict()
     run.learner = RemoteLearner(
-        launch_rig.setup().controller,
+        run.setup.controller,
         settings.learner,
         seed=settings.seed,
         timeout_s=settings.cluster.learner_timeout_s,

@@ -1,23 +1,21 @@
 """The comparison at the end of a run."""
 
-import io
 import json
 import logging
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from envs.spec import CHEAPEST_KNOBS, DataError, all_knobs
 from launch.analysis.interleaved import Comparison
-from launch.analysis.outcomes import outcome
 from launch.run.final_evaluation import (
+    ALL_RIVALS,
     RIVALS,
-    best_table_accuracy,
+    affordable_samples,
     comparable,
     finish,
-    standing_table,
+    rival_levels,
 )
 from launch.run.held_out import evaluate
 from launch.run.recipes import SHIPPED_PROFILE
@@ -54,31 +52,22 @@ def test_a_profile_that_does_not_fit_is_left_out_with_its_reason(profile, caplog
     assert "simulated" in caplog.text
 
 
-def test_the_best_table_is_between_its_budgets_worst_and_best(profile):
-    low, high = (best_table_accuracy(profile, np.array([ms])) for ms in (35.0, 120.0))
-    assert 0.4 < low < high < 1
-    both = best_table_accuracy(profile, np.array([35.0, 120.0]))
-    assert both == pytest.approx((low + high) / 2)
-    assert best_table_accuracy(None, np.array([35.0])) is None
+def test_levels_of_tables_rise_with_the_budget_and_fall_with_the_price(profile):
+    def levels(budget_ms, price):
+        return rival_levels(profile, np.array([budget_ms]), price, full_ms=80.0)
+
+    assert list(levels(60.0, 0.0)) == [RIVALS["lookup by task"], RIVALS["lookup"]]
+    for name in levels(60.0, 0.0):
+        assert 0.4 < levels(35.0, 0.0)[name] < levels(120.0, 0.0)[name] < 1
+        assert levels(60.0, 2.0)[name] < levels(60.0, 0.0)[name]
+    assert rival_levels(None, np.array([35.0]), 0.0, full_ms=80.0) == {}
 
 
-def test_the_table_tells_leads_with_their_intervals():
-    budgets, feasible = np.array([10.0, 20.0]), np.ones((40, 2), bool)
-    inside = np.full((40, 2), 5.0)
-    right, wrong = np.ones((40, 2)), np.zeros((40, 2))
-    half = np.repeat([[1.0], [0.0]], 20, axis=0) * right
-    found = {
-        "controller": outcome(right, inside, budgets, feasible),
-        "lookup by task": outcome(right, inside, budgets, feasible),
-        "lookup": outcome(half, inside, budgets, feasible),
-        "static": outcome(wrong, np.full((40, 2), 15.0), budgets, feasible),
-    }
-    console = Console(width=120, record=True, file=io.StringIO())
-    console.print(standing_table(found))
-    text = console.export_text()
-    assert [name for name in RIVALS.values() if name in text] == list(RIVALS.values())
-    for expected in ("+0.000 ± 0.000", "+0.500 ± 0.157", "+1.000 ± 0.000", "50.0%"):
-        assert expected in text
+def test_the_small_profile_costs_as_much_as_the_training(profile):
+    cost_ms = float(profile.latencies_ms.sum(1).mean())
+    assert affordable_samples(profile, 30 * cost_ms) == 30
+    assert affordable_samples(profile, 0.0) == 1
+    assert affordable_samples(profile, 1e12) == len(profile.sample_ids)
 
 
 class ProfilingFleet(LocalFleet):
@@ -124,16 +113,19 @@ def test_with_a_profile_the_run_ends_next_to_its_rivals(tmp_path, capsys):
     evaluate(run)
     finish(run)
     saved = json.loads((tmp_path / "evaluation.json").read_text())
-    assert list(saved["rivals"]) == list(RIVALS)
-    assert np.shape(saved["scores"]) == (2, 2)
-    assert BROKEN not in {int(name.rpartition("/")[2]) for name in saved["sample_ids"]}
-    for row in saved["rivals"].values():
-        assert len(row["by_sample"]) == 2
-        assert 0 <= row["violation_rate"] <= 1
-    assert (tmp_path / "sweep.png").stat().st_size > 10_000
-    out = capsys.readouterr().out
-    assert "the controller's lead" in out
-    assert "test split: in budget" in out
+    assert list(saved["prices"]) == [str(price) for price in run.config.evaluation.prices]
+    for one in saved["prices"].values():
+        assert sorted(one["rivals"]) == sorted(ALL_RIVALS)
+        assert np.shape(one["scores"]) == (2, 2)
+        assert BROKEN not in {int(name.rpartition("/")[2]) for name in one["sample_ids"]}
+        for row in one["rivals"].values():
+            assert len(row["by_sample"]) == len(row["ms_by_sample"]) == 2
+            assert 0 <= row["violation_rate"] <= 1
+    for picture in ("sweep.png", "tradeoff.png"):
+        assert (tmp_path / picture).stat().st_size > 10_000
+    out = " ".join(capsys.readouterr().out.split())
+    assert "Leads and ratios are the controller's" in out
+    assert "test split, price 0: in budget" in out
 
 
 def test_without_a_profile_the_run_ends_with_its_own_sweep(tmp_path, capsys):
@@ -143,7 +135,8 @@ def test_without_a_profile_the_run_ends_with_its_own_sweep(tmp_path, capsys):
     finish(run)
     saved = json.loads((tmp_path / "evaluation.json").read_text())
     assert saved["latency_source"] == "SIMULATED LATENCY"
-    assert saved["rivals"] == {}
-    assert np.shape(saved["scores"]) == (2, 2)
+    first = saved["prices"]["0.0"]
+    assert first["rivals"] == {}
+    assert np.shape(first["scores"]) == (2, 2)
     assert (tmp_path / "curves.png").stat().st_size > 10_000
-    assert "test split: in budget" in capsys.readouterr().out
+    assert "test split, price 0: in budget" in capsys.readouterr().out

@@ -6,7 +6,13 @@ from dataclasses import replace
 import pytest
 
 from launch.cluster.config import ClusterConfig
-from launch.run.recipes import RECIPES, BudgetConfig, EvaluationConfig, JointGRPOConfig
+from launch.run.recipes import (
+    RECIPES,
+    BudgetConfig,
+    EvaluationConfig,
+    JointGRPOConfig,
+    PriceConfig,
+)
 from learner.config import LearnerConfig
 from learner.imitation import WarmStartConfig
 from learner.lambda_control import PIDConfig
@@ -19,6 +25,9 @@ REFUSED = [
     (EvaluationConfig, {"every": (0, -1), "num_samples": (0,), "num_budgets": (0,)}),
     (BudgetConfig, {"share_below": (2.0, -0.1, NAN), "num_samples": (0,)}),
     (BudgetConfig, {"low_ms": (0.0, -1.0, NAN, INF), "high_ms": (NAN, INF)}),
+    (EvaluationConfig, {"prices": ((), (0.1, 0.0), (0.1, 0.1), (-0.1, 0.0), (0.0, NAN), (INF,))}),
+    (PriceConfig, {"low": (0.0, -1.0, NAN), "high": (0.0, INF, NAN), "default": (-1.0, NAN, INF)}),
+    (PriceConfig, {"share_free": (-0.1, 1.1, NAN)}),
     (PIDConfig, {"target": (NAN, -0.1, 1.5), "smoothing": (NAN, 1.1), "maximum": (NAN, INF)}),
     (PIDConfig, {"kp": (NAN, -1.0, INF), "ki": (NAN, -1.0), "kd": (NAN, INF), "bins": (0,)}),
     (PIDConfig, {"initial": (NAN, 9.0), "minimum": (NAN, -1.0)}),
@@ -58,6 +67,25 @@ def test_senseless_values_are_refused_by_name(kind, name, value):
 def test_replay_is_refused_with_a_reward_that_it_does_not_predict():
     with pytest.raises(ValueError, match="turn replay off"):
         replace(RECIPES["embedded"](), reward="reference")
+
+
+def test_a_range_of_prices_has_two_ends():
+    for half in ({"low": None}, {"high": None}):
+        with pytest.raises(ValueError, match=r"give both price\.low and price\.high"):
+            PriceConfig(**half)
+    with pytest.raises(ValueError, match="give 0 < low < high"):
+        PriceConfig(low=1.0, high=0.5)
+    free = PriceConfig(low=None, high=None)
+    assert free.sampler() is None
+    assert free.deployed == 0, "without prices, time is free whatever the default"
+    assert PriceConfig(default=0.1).deployed == 0.1
+
+
+def test_prices_are_refused_with_a_reward_that_knows_none():
+    earlier = RECIPES["earlier"]()
+    assert earlier.reward == "reference"
+    with pytest.raises(ValueError, match=r"set price\.low and price\.high to None"):
+        replace(earlier, price=PriceConfig())
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values())

@@ -8,7 +8,7 @@ import pytest
 from launch.cluster.config import ClusterConfig
 from launch.joint_grpo import train
 from launch.run.opening import open_run
-from launch.run.recipes import RECIPES, EvaluationConfig, from_json, to_json
+from launch.run.recipes import RECIPES, EvaluationConfig, PriceConfig, from_json, to_json
 from launch.run.resume import check_resumable
 from launch.storage.lock import RunLock
 from learner.config import LearnerConfig
@@ -36,7 +36,11 @@ def test_a_configuration_survives_as_json(name):
         ({"seed": 7}, "seed 42 \\(now 7\\)"),
         ({"group_size": 8}, "group_size 4 \\(now 8\\)"),
         ({"groups_per_step": 5}, "groups_per_step 3 \\(now 5\\)"),
-        ({"reward": "reference"}, "reward budget \\(now reference\\)"),
+        (
+            {"reward": "reference", "price": launch_rig.FREE_TIME},
+            "price.high 2.0 \\(now None\\), .*reward budget \\(now reference\\)",
+        ),
+        ({"price": PriceConfig(default=0.1)}, "price.default 0.02 \\(now 0.1\\)"),
         ({"max_staleness": 1}, "max_staleness 0 \\(now 1\\)"),
         (
             {"learner": LearnerConfig(learning_rate=5e-3)},

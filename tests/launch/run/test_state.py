@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -104,8 +105,9 @@ def test_the_best_checkpoint_is_the_one_that_was_evaluated(tmp_path, monkeypatch
     metrics = iter([0.9, 0.2])
 
     class Result:
-        budgets_ms, actions, latencies_ms = (
+        budgets_ms, price, actions, latencies_ms = (
             np.array([10.0]),
+            0.02,
             np.zeros((1, 1, 4), int),
             np.ones((1, 1)),
         )
@@ -113,7 +115,7 @@ def test_the_best_checkpoint_is_the_one_that_was_evaluated(tmp_path, monkeypatch
         def __init__(self):
             self.in_budget_accuracy = next(metrics)
 
-        def scalars(self):
+        def scalars(self, _cost_per_ms):
             return {"at_a_glance/accuracy_held_out": 0.0, "at_a_glance/violation_held_out": 0.0}
 
     monkeypatch.setattr("launch.run.held_out.greedy_sweep", lambda *_a, **_k: Result())
@@ -238,7 +240,9 @@ def test_stale_episodes_are_weighted_by_how_likely_they_are_now(tmp_path):
         now = evaluate(
             controller,
             torch.from_numpy(group.language_feature).expand(size, -1),
-            controller.budget_tokens(torch.tensor([group.budget_ms])).expand(size, -1),
+            controller.budget_tokens(*torch.tensor([[group.budget_ms], [group.price]])).expand(
+                size, -1
+            ),
             torch.from_numpy(group.latency_tokens),
             torch.from_numpy(group.actions),
             torch.from_numpy(group.image_feature).expand(size, -1),
@@ -249,6 +253,52 @@ def test_stale_episodes_are_weighted_by_how_likely_they_are_now(tmp_path):
     expected = np.mean(weights)
     assert abs(expected - 1) > 1e-3, "the policy has changed since these groups were collected"
     assert metrics.importance_mean == pytest.approx(expected, rel=1e-3)
+
+
+def test_without_prices_budgets_are_drawn_as_if_there_were_none(tmp_path):
+    settings = launch_rig.config(price=launch_rig.FREE_TIME)
+    run = launch_rig.local_run(tmp_path, settings)
+    for step in range(3):
+        rng = np.random.default_rng([settings.seed, step])
+        requests = run.draw(step)
+        assert [request.budget_ms for request in requests] == [
+            run.setup.budgets.draw(rng) for _ in range(3)
+        ]
+        assert {request.price for request in requests} == {0.0}
+
+
+def test_every_request_has_a_price_which_is_the_same_on_resume(tmp_path):
+    settings = launch_rig.config(groups_per_step=20)
+    run = launch_rig.local_run(tmp_path, settings)
+    requests = run.draw(0)
+    prices = [request.price for request in requests]
+    own = settings.price
+    assert 0 < prices.count(0.0) < 10
+    priced = {price for price in prices if price}
+    assert len(priced) == 20 - prices.count(0.0), "every one is drawn anew"
+    assert own.low <= min(priced) < 0.1 < max(priced) <= own.high
+    assert len({request.budget_ms for request in requests}) == 20
+    assert [request.price for request in run.draw(1)] != prices
+    run.commit()
+    resumed = launch_rig.local_run(tmp_path, settings)
+    assert resumed.store.load_latest() is not None
+    for step in range(2):
+        assert resumed.draw(step) == run.draw(step)
+
+
+def test_rewards_charge_each_group_its_own_price(tmp_path):
+    run = launch_rig.local_run(tmp_path, launch_rig.config())
+    run.broadcast()
+    groups = run.collect()
+    assert any(group.price for group in groups)
+    assert [group.price for group in groups] == [request.price for request in run.draw(0)]
+    free = run.rewards([replace(group, price=0.0) for group in groups])
+    charged = run.rewards(groups)
+    cost_NG = [
+        group.price * group.latencies_ms / launch_rig.CALIBRATION.full_ms for group in groups
+    ]
+    assert np.allclose(free.constraint - charged.constraint, cost_NG)
+    assert np.array_equal(free.score, charged.score)
 
 
 def test_worker_records_are_whole(tmp_path):

@@ -144,3 +144,15 @@ def test_accelerator_path_reads_nothing_on_the_host(monkeypatch):
 def test_the_watch_for_host_reads_catches_the_cpu_loop(monkeypatch):
     with pytest.raises(AssertionError, match="reads on the host"):
         prefill_and_decode(random_model(TINY), monkeypatch)
+
+
+@pytest.mark.parametrize("ids", [[3, 0, 63, 5], [3, 64, 5], [3, 67, -1]])
+def test_ids_that_the_host_knows_are_embedded_as_all_others(ids):
+    table, token_ids = random_model(TINY).wte, torch.tensor(ids)
+    assert torch.equal(table.embedding_for(token_ids)(token_ids), table(token_ids))
+
+
+def test_words_are_looked_up_in_one_table():
+    table, words = random_model(TINY).wte, torch.tensor([3, 0, 63])
+    table.new_embedding = None
+    assert table.embedding_for(words)(words).shape == (3, TINY.d_model)

@@ -176,10 +176,9 @@ EXECUTION = Execution(
         "vision_crops": 2.0,
         "projector": 1.0,
         "embed": 0.5,
-        "budget_token": 0.25,
         "block_00": 4.0,
         "block_01": 4.0,
-        "head": 0.25,
+        "head": 0.5,
         "decode_00": 0.0,
         "decode_01": 2.0,
         "decode_02": 2.0,
@@ -187,6 +186,7 @@ EXECUTION = Execution(
     host_ms=1.0,
     num_vision_tokens=144,
     num_text_tokens=20,
+    tiling=(0, 0),
 )
 
 

@@ -93,6 +93,27 @@ def test_a_group_does_not_depend_on_its_batch():
     )
 
 
+def test_groups_have_the_price_of_their_request():
+    """A controller that knows prices sees them; one that does not acts as before."""
+    world, prices = fleet(), (0.0, 0.05, 0.5, 2.0)
+    asked = [replace(r, price=price) for r, price in zip(requests(), prices, strict=True)]
+    plain, groups = (
+        world.collect(world.submit(batch, SETUP, weights())) for batch in (requests(), asked)
+    )
+    assert [group.price for group in groups] == list(prices)
+    assert all(np.array_equal(a.actions, b.actions) for a, b in zip(plain, groups, strict=True))
+    config = replace(SETUP.controller, price_low=0.01, price_high=2.0)
+    torch.manual_seed(0)
+    priced, controller = replace(SETUP, controller=config), Controller(config)
+    arrays = controller.to_numpy()
+    knowing = PolicyWeights(version=3, sha256=weights_sha256(arrays), arrays=arrays)
+    for group in world.collect(world.submit(asked, priced, knowing)):
+        with torch.no_grad():
+            terms = torch.tensor([[group.budget_ms], [group.price]])
+            expected = controller.budget_tokens(*terms)[0].numpy()
+        assert np.allclose(group.budget_token, expected, atol=1e-6)
+
+
 def test_greedy_groups_have_one_episode_with_the_likeliest_choices():
     world = fleet()
     greedy = [
