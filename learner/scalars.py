@@ -43,12 +43,12 @@ def rollout_scalars(
     budgets_ms = np.array([g.budget_ms for g in groups])
     feasible_N = np.array([g.feasible for g in groups])
     over_NG = violations(groups)
-    at_fixed_price = rewards_of(
+    at_fixed_cost = rewards_of(
         groups, BudgetReward(violation_cost=FIXED_VIOLATION_COST, full_ms=full_ms)
     )
     scalars = {
         "at_a_glance/accuracy_sampled": in_budget_accuracy(groups),
-        "at_a_glance/reward_sampled": float(at_fixed_price.total.mean()),
+        "at_a_glance/reward_sampled": float(at_fixed_cost.total.mean()),
         "rollout/score": float(np.concatenate([g.scores for g in groups]).mean()),
         "infeasible/all": float(1 - feasible_N.mean()),
         "rollout/price": float(np.mean([g.price for g in groups])),

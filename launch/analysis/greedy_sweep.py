@@ -97,7 +97,7 @@ class GreedySweep:
 
         `cost_per_ms` is what a millisecond costs at the sweep's price, in right answers.
         """
-        at_fixed_price = budget_reward(
+        at_fixed_cost = budget_reward(
             self.scores,
             self.latencies_ms,
             self.budgets_ms,
@@ -107,7 +107,7 @@ class GreedySweep:
         )
         scalars = {
             "at_a_glance/accuracy_held_out": self.in_budget_accuracy,
-            "at_a_glance/reward_held_out": float(at_fixed_price.total.mean()),
+            "at_a_glance/reward_held_out": float(at_fixed_cost.total.mean()),
             "at_a_glance/violation_held_out": self.violation_rate,
             "at_a_glance/device_time_held_out_ms": float(self.latencies_ms.mean()),
             "evaluation/score": float(self.scores.mean()),

@@ -34,8 +34,9 @@ def evaluate(run: Run) -> None:
     )
     _report(run, step, result, time.perf_counter() - started)
     run.evaluation_pending = False
+    spent = price * float(result.latencies_ms.mean()) / run.calibration.full_ms
     # Few samples are too noisy to choose the best checkpoint by.
-    run.commit(metric=None if is_early else result.in_budget_accuracy)
+    run.commit(metric=None if is_early else result.in_budget_accuracy - spent)
 
 
 def _report(run: Run, step: int, result: GreedySweep, seconds: float) -> None:
