@@ -17,10 +17,9 @@ def evaluate(run: Run) -> None:
     """
     settings, started, step = run.config.evaluation, time.perf_counter(), run.next_step - 1
     run.commit()
-    is_early = run.next_step < min(settings.every, run.config.steps)
-    indices, price = settings.indices(is_early=is_early), run.config.price.deployed
+    price = run.config.price.deployed
     run.reporter.say(
-        f"evaluating after step {step + 1}: {len(indices)} held-out samples, "
+        f"evaluating after step {step + 1}: {settings.num_samples} held-out samples, "
         f"{settings.num_budgets} budgets, price {price:g}"
     )
     result = greedy_sweep(
@@ -28,15 +27,14 @@ def evaluate(run: Run) -> None:
         run.setup,
         run.learner.weights(),
         split="validation",
-        indices=indices,
+        indices=settings.indices,
         budgets_ms=run.setup.budgets.evenly(settings.num_budgets).tolist(),
         price=price,
     )
     _report(run, step, result, time.perf_counter() - started)
     run.evaluation_pending = False
     spent = price * float(result.latencies_ms.mean()) / run.calibration.full_ms
-    # Few samples are too noisy to choose the best checkpoint by.
-    run.commit(metric=None if is_early else result.in_budget_accuracy - spent)
+    run.commit(metric=result.in_budget_accuracy - spent)
 
 
 def _report(run: Run, step: int, result: GreedySweep, seconds: float) -> None:

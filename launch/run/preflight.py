@@ -45,7 +45,7 @@ class Preflight:
         if config.warm_start_profile is not None:
             warm_start = ProfileTable.load(config.warm_start_profile)
             name = str(config.warm_start_profile)
-            check_held_out(warm_start, config.evaluation.indices(), name)
+            check_held_out(warm_start, config.evaluation.indices, name)
         compared = config.comparison_profile or config.warm_start_profile
         if compared is not None:
             comparison = ProfileTable.load(compared)

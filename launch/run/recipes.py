@@ -116,12 +116,10 @@ class EvaluationConfig:
 
     Attributes:
         every: steps between two evaluations. The first and the last step are always evaluated, and
-            those in between after 5, 10, 20, 40, ... steps, with fewer samples: learning is fast at
-            first.
+            those in between after 5, 10, 20, 40, ... steps, because learning is fast at first.
         first_index: index of the first validation sample. The samples of the shipped profile, of
             calibration and of block importance lie below it, so that none of them is used twice.
-        num_samples: number of held-out samples; each is run at every budget. A quarter of them
-            is used before the first `every` steps are done.
+        num_samples: number of held-out samples; each is run at every budget.
         num_budgets: number of budgets, evenly spaced over the range.
         prices: prices at which the finished controller is compared with its rivals.
     """
@@ -141,10 +139,10 @@ class EvaluationConfig:
         """Whether the weights after this many steps are evaluated, besides the last ones."""
         return step % self.every == 0 or (step < self.every and step in EARLY_EVALUATIONS)
 
-    def indices(self, *, is_early: bool = False) -> range:
-        """Places of the samples in the validation split, of which early evaluations use few."""
-        count = -(-self.num_samples // 4) if is_early else self.num_samples
-        return range(self.first_index, self.first_index + count)
+    @property
+    def indices(self) -> range:
+        """Places of the held-out samples in the validation split."""
+        return range(self.first_index, self.first_index + self.num_samples)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
