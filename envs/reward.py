@@ -20,11 +20,11 @@ Array = NDArray[np.float64]
 
 
 OVERSHOOT_COST = 0.5
-"""Price of taking twice the budget, or more, in the default reward."""
+"""Cost of taking twice the budget, or more, in the default reward."""
 
 
 FIXED_VIOLATION_COST = 1.0
-"""Price of a violation in curves that must not move with lambda: that of one right answer."""
+"""Cost of a violation in curves that must not move with lambda: that of one right answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Lambda, the price of a violation: raised by a PID rule while violations exceed their target.
+"""Lambda, the cost of a violation: raised by a PID rule while violations exceed their target.
 
 Shapes: N episodes.
 """

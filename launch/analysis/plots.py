@@ -75,7 +75,7 @@ def curves_figure(
     """
     figure = Figure(figsize=(13, 3.4), layout="constrained")
     panels = {
-        "reward, a violation priced at 1": "reward",
+        "reward, a violation costs 1": "reward",
         "accuracy within budget": "accuracy",
         "violations of feasible budgets": "violation",
     }
