@@ -121,6 +121,8 @@ class LatencyBudgetVectorEnv(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.nda
         budget_ms = options.get("budget_ms", drawn_ms)
         drawn = FREE if self.prices is None else self.prices.draw(self.np_random)
         terms = Terms(budget_ms=budget_ms, price=options.get("price", drawn))
+        if terms.price and self.prices is None:
+            raise ValueError("this environment was made without prices: give it `prices`")
         group = EpisodeGroup(self.executor, sample, terms, self.present)
         features = group.look()
         self._group = group

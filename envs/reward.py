@@ -147,9 +147,12 @@ class ExpectedOutcome:
             cheapest_log_ratio: the same mean for the cheapest configuration on the sample, which
                 decides what is feasible.
         """
-        mean, spread = np.asarray(log_ratio, np.float64), max(spread, 1e-9)
-        meets = ndtr(-mean / spread)
-        feasible = ndtr(-np.asarray(cheapest_log_ratio, np.float64) / spread)
+        mean, cheapest = (np.asarray(x, np.float64) for x in (log_ratio, cheapest_log_ratio))
+        if spread > 0:
+            meets, feasible = ndtr(-mean / spread), ndtr(-cheapest / spread)
+        else:  # a latency that equals its budget is no violation
+            meets, feasible = (np.asarray(x <= 0, np.float64) for x in (mean, cheapest))
+        spread = max(spread, 1e-9)
         overshoot = _mean_above(0.0, mean, spread) - _mean_above(np.log(2.0), mean, spread)
         return cls(
             score=np.asarray(score) * feasible,

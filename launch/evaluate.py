@@ -83,8 +83,8 @@ class EvaluateConfig:
         validation: profile table of the validation split.
         output_dir: folder for the results; RUN_DIR/evaluation by default.
         num_budgets: number of budgets, evenly spaced over the run's range.
-        prices: ascending prices of time at which all are compared; just the first one if the run
-            was trained without prices.
+        prices: ascending prices of time at which all are compared; only zero if the run was trained
+            without prices.
         num_samples: number of test samples; 0 means all that the test profile holds.
         worker: the frozen model and its tasks; those of the run by default.
         cluster: rollout actors and time limits.
@@ -247,7 +247,7 @@ def main() -> int:
     own = checkpoint.controller.config
     setup = PolicySetup(controller=own, budgets=budgets, calibration=calibration)
     budgets_ms = budgets.evenly(config.num_budgets)
-    prices = config.prices if own.price_range else config.prices[:1]
+    prices = config.prices if own.price_range else (FREE,)
     rivals = choose_rivals(validation, budgets_ms, prices, calibration.full_ms)
     fleet, asked = open_checked(config, checkpoint), len(test.sample_ids)
     weights = published(checkpoint)

@@ -24,7 +24,8 @@ CAPTION = (
     "Leads and ratios are the controller's, paired by sample, with 95 % intervals. A device time "
     "below 1 is less than the rival needs for its accuracies; one below all of the controller's "
     "counts with its cheapest point, which is more accurate. 'n of m prices': the others lie "
-    "outside the controller's curve. Violations: of the episodes whose budget could be met. "
+    "outside the controller's curve. Violations: of the episodes whose budget could be met, mean "
+    "over the prices. "
     "'small': chosen on as many samples as could be profiled in the training's device time."
 )
 

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 TABLE_BUDGETS = 16
 """Number of budgets in a lookup table."""
 
-TABLE_PRICES = (FREE, 0.01, 0.03, 0.1, 0.3, 1.0)
+TABLE_PRICES = (FREE, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0)
 """Prices in a lookup table."""
 
 

@@ -146,7 +146,12 @@ def compare(
     )
 
 
+SHARED_WORK = 0.6
+"""Device time of profiling all configurations on a sample, over the sum of their latencies: work
+that they have in common is done once."""
+
+
 def affordable_samples(profile: ProfileTable, device_ms: float) -> int:
     """How many of a profile's samples cost as much device time as a training; at least one."""
-    cost_ms = float(profile.latencies_ms.sum(1).mean())
+    cost_ms = SHARED_WORK * float(profile.latencies_ms.sum(1).mean())
     return int(np.clip(round(device_ms / cost_ms), 1, len(profile.sample_ids)))

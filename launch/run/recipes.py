@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -84,7 +84,19 @@ class PriceConfig:
         check_within(self, "low", "high", low=0, above=True)
         check_within(self, "share_free", low=0, high=1)
         check_within(self, "default", low=0)
-        self.sampler()
+        self.check_known((self.default,), "price.default")
+
+    def check_known(self, prices: Iterable[float], name: str) -> None:
+        """Raises ValueError for prices above zero that training does not draw from."""
+        drawn = self.sampler()
+        if drawn is None:
+            return
+        for price in prices:
+            if price and not drawn.range.low <= price <= drawn.range.high:
+                raise ValueError(
+                    f"{name} has {price:g}, and training draws prices of 0 and {drawn.range.low:g} "
+                    f"to {drawn.range.high:g}: give one of these"
+                )
 
     def sampler(self) -> PriceSampler | None:
         """Draws the prices; None if time is free.
@@ -226,6 +238,7 @@ class JointGRPOConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}: give at least {least}")
         check_within(self, "seed", low=0)
         self.budget.fixed()
+        self.price.check_known(self.evaluation.prices, "evaluation.prices")
         if self.reward == "reference" and self.learner.replay is not None:
             raise ValueError(
                 "replay predicts the default reward: with the reference reward, turn replay off"

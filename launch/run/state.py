@@ -132,7 +132,7 @@ class Run:
         comparison: what the run is compared with at its end; None for nothing.
         rival_levels: accuracy within the evaluation's budgets of the tables that the run is
             compared with, on the profile that they are chosen on, by name; empty without one.
-        device_ms: device time of all episodes of the training so far, in ms.
+        device_ms: device time of all episodes of the training so far, in calibrated ms.
         next_step: the first step that is not done yet.
         evaluation_pending: whether the weights before `next_step` are still to be evaluated.
         is_stopping: called between steps; the loop ends when it returns True.
@@ -230,7 +230,7 @@ class Run:
             violations(groups).mean(1),
             [group.feasible for group in groups],
         )
-        self.device_ms += float(sum(group.device_ms.sum() for group in groups))
+        self.device_ms += float(sum(group.latencies_ms.sum() for group in groups))
         self.next_step += 1
         self.evaluation_pending = self._is_evaluation_due()
         self.in_flight.popleft()

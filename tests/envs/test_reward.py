@@ -212,3 +212,11 @@ def test_expected_rewards_take_arrays_of_budgets_and_prices():
             alone = ExpectedOutcome.of(0.7, mean, 0.1, cheapest_log_ratio=mean - 0.2)
             expected = worth.expected(alone, budgets_ms[row, 0], prices[row, 0])
             assert together[row, column] == pytest.approx(float(expected))
+
+
+def test_a_certain_latency_at_its_budget_is_no_violation():
+    outcome = ExpectedOutcome.of(0.6, 0.0, 0.0, cheapest_log_ratio=-1.0)
+    assert (outcome.score, outcome.violation, outcome.ratio) == (0.6, 0.0, 1.0)
+    assert outcome.reward(1.0) == budget_reward(0.6, 50.0, 50.0, violation_cost=1.0).total
+    infeasible = ExpectedOutcome.of(0.6, 0.5, 0.0, cheapest_log_ratio=1e-9)
+    assert (infeasible.score, infeasible.violation) == (0.0, 0.0)
