@@ -217,6 +217,7 @@ def test_expected_rewards_take_arrays_of_budgets_and_prices():
 def test_a_certain_latency_at_its_budget_is_no_violation():
     outcome = ExpectedOutcome.of(0.6, 0.0, 0.0, cheapest_log_ratio=-1.0)
     assert (outcome.score, outcome.violation, outcome.ratio) == (0.6, 0.0, 1.0)
-    assert outcome.reward(1.0) == budget_reward(0.6, 50.0, 50.0, violation_cost=1.0).total
+    measured = budget_reward(0.6, 50.0, 50.0, violation_cost=1.0).total
+    assert outcome.reward(1.0) == pytest.approx(measured, abs=1e-8)
     infeasible = ExpectedOutcome.of(0.6, 0.5, 0.0, cheapest_log_ratio=1e-9)
     assert (infeasible.score, infeasible.violation) == (0.0, 0.0)
