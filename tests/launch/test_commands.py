@@ -198,6 +198,7 @@ def test_evaluation_takes_turns_and_writes_every_policy(folder, profiled, tmp_pa
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "run/evaluation/evaluation.json").read_text())
     assert found["num_samples"] == 12
+    found = found["prices"]["0.0"]
     episodes = found["controller_episodes"]
     assert len(set(episodes["sample_ids"])) == 12, "two turns, each with its own samples"
     assert len(found["policies"]["lookup"]["violation"]) == 8
