@@ -294,7 +294,7 @@ def environment_of(_actor):
 def test_actors_that_ask_for_no_gpu_see_none(two_actors, tmp_path):
     run = remote_run(tmp_path, launch_rig.config(), two_actors)
     for actor in (run.learner.actor, two_actors.pool.slots[0].handle):
-        found = ray.get(actor.__ray_call__.remote(environment_of), timeout=60)
+        found = ray.get(actor.__ray_call__.remote(environment_of), timeout=240)
         assert found == ("", False)
     run.learner.shutdown()
 
