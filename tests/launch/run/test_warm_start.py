@@ -58,7 +58,7 @@ def test_gains_at_a_price_are_those_without_less_the_cost_of_time(table):
 
 
 def test_examples_have_a_few_prices_of_the_runs_range():
-    setup = launch_rig.setup(PriceConfig(low=0.1, high=1.6, share_free=0.4))
+    setup = launch_rig.setup(PriceConfig(low=0.1, high=1.6, share_free=0.4, default=0.1))
     prices = draw_prices(setup, (100, 20), np.random.default_rng(0))
     assert (prices == 0).mean() == pytest.approx(0.4, abs=0.04)
     values, counts = np.unique(prices[prices > 0], return_counts=True)
