@@ -150,18 +150,24 @@ class OutcomeModel(nn.Module):
     def spread_on(self, episodes: Episodes) -> Tensor:
         """Spread of the log latencies around the predictions, as of a normal distribution."""
         self.eval()
-        error = (self(episodes).log_ms_BAPKN[_places(episodes)] - episodes.log_ms_MG).double()
+        predicted = self(episodes).log_ms_BAPKN[_places(episodes.actions_MG4)]
+        error = (predicted - episodes.log_ms_MG).double()
         normal = torch.special.ndtri(torch.tensor(0.5 + SPREAD_QUANTILE / 2, dtype=error.dtype))
         return error.abs().quantile(SPREAD_QUANTILE) / normal.to(error.device)
 
     def loss(self, episodes: Episodes) -> Tensor:
         """Cross-entropy of scores and of tasks, plus Huber's loss of log latencies."""
-        outcomes, places = self(episodes), _places(episodes)
+        outcomes = self(episodes)
+        scores = torch.cat((episodes.scores_MG, episodes.scored_ME), 1)
+        actions = torch.cat((episodes.actions_MG4, episodes.scored_actions_ME4), 1)
+        is_known = scores.isfinite()
         score_loss = functional.binary_cross_entropy_with_logits(
-            outcomes.score_logit_BAPKN[places], episodes.scores_MG
+            outcomes.score_logit_BAPKN[_places(actions)][is_known], scores[is_known]
         )
         latency_loss = functional.huber_loss(
-            outcomes.log_ms_BAPKN[places], episodes.log_ms_MG, delta=LARGE_ERROR
+            outcomes.log_ms_BAPKN[_places(episodes.actions_MG4)],
+            episodes.log_ms_MG,
+            delta=LARGE_ERROR,
         )
         task_loss = functional.cross_entropy(outcomes.task_logits_BT, episodes.tasks_M)
         return score_loss + LATENCY_WEIGHT * latency_loss + task_loss
@@ -222,7 +228,7 @@ def _of_samples(values_B: Tensor) -> Tensor:
     return values_B[:, None, None, None, None]
 
 
-def _places(episodes: Episodes) -> tuple[Tensor, ...]:
-    """Indices of the episodes' configurations, [B, G] each."""
-    rows = torch.arange(len(episodes), device=episodes.actions_MG4.device)[:, None]
-    return rows, *episodes.actions_MG4.unbind(-1)
+def _places(actions_BC4: Tensor) -> tuple[Tensor, ...]:
+    """Indices of C configurations of each sample in predictions, [B, C] each."""
+    rows = torch.arange(len(actions_BC4), device=actions_BC4.device)[:, None]
+    return rows, *actions_BC4.unbind(-1)

@@ -1,7 +1,7 @@
 """The groups that a learner remembers, to learn from each of them many times.
 
-Shapes: M groups remembered, N new groups, B drawn groups, G episodes of a group, D d_model, I
-length of the image feature.
+Shapes: M groups remembered, N new groups, B drawn groups, G episodes of a group, E configurations
+scored off the clock, D d_model, I length of the image feature.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ class Episodes:
         actions_MG4: int64, choice indices.
         scores_MG: in [0, 1].
         log_ms_MG: logarithms of latencies in calibrated ms.
+        scored_actions_ME4: int64, further configurations that were scored and not measured.
+        scored_ME: their scores; not a number where the sample could not be scored.
     """
 
     language_feature_MD: Tensor
@@ -63,6 +65,8 @@ class Episodes:
     actions_MG4: Tensor
     scores_MG: Tensor
     log_ms_MG: Tensor
+    scored_actions_ME4: Tensor
+    scored_ME: Tensor
 
     @classmethod
     def of(cls, groups: Sequence[GroupRollout], tasks: TaskNames) -> Self:
@@ -85,6 +89,8 @@ class Episodes:
             actions_MG4=stacked("actions", torch.int64),
             scores_MG=stacked("scores", torch.float32),
             log_ms_MG=stacked("latencies_ms", torch.float64).log().float(),
+            scored_actions_ME4=stacked("scored_actions", torch.int64),
+            scored_ME=stacked("scored", torch.float32),
         )
 
     def __len__(self) -> int:
@@ -92,10 +98,11 @@ class Episodes:
 
     @property
     def is_finite_M(self) -> Tensor:
-        """Whether every value of each group is a finite number: bool [M]."""
+        """Whether every measured value of each group is a finite number: bool [M]."""
         fields = [
             tensor.flatten(1) if tensor.dim() > 1 else tensor[:, None]
-            for tensor in self.tensors().values()
+            for name, tensor in self.tensors().items()
+            if name != "scored_ME"
         ]
         return torch.stack([field.isfinite().all(1) for field in fields]).all(0)
 

@@ -17,7 +17,13 @@ from policy.config import PolicySetup
 from policy.weights import PolicyWeights
 from rollout.fingerprint import Fingerprint
 from rollout.latency.clock import DeviceFacts
-from rollout.requests import GradientRequest, GreedyRequest, GroupRequest, PrefixRequest
+from rollout.requests import (
+    GradientRequest,
+    GreedyRequest,
+    GroupRequest,
+    PrefixRequest,
+    ScoreRequest,
+)
 from rollout.worker import RolloutWorker
 
 FETCH_TIMEOUT_S = 60.0
@@ -172,6 +178,10 @@ class RolloutActor:
     def budget_gradient(self, request: GradientRequest) -> Timed:
         """See `RolloutWorker.budget_gradient`."""
         return self._timed(lambda: self.worker.budget_gradient(request))
+
+    def score(self, request: ScoreRequest) -> Timed:
+        """See `RolloutWorker.score`."""
+        return self._timed(lambda: self.worker.score(request))
 
     def _install(self, setup: PolicySetup, weights: PublishedWeights) -> None:
         if not self.worker.has(setup, weights.version, weights.sha256):

@@ -230,9 +230,10 @@ class MolmoEExecutor:
         return prefix.restarted(self._new_cache(prefix.inputs))
 
     def _new_cache(self, inputs: ModelInputs, max_new_tokens: int | None = None) -> KVCache:
-        return self.model.new_cache(len(inputs.token_ids) + self._limit(max_new_tokens))
+        return self.model.new_cache(len(inputs.token_ids) + self.limit(max_new_tokens))
 
-    def _limit(self, max_new_tokens: int | None) -> int:
+    def limit(self, max_new_tokens: int | None) -> int:
+        """Maximum length of an answer in tokens: the executor's, or a shorter one."""
         limit = self.config.max_new_tokens
         return limit if max_new_tokens is None else min(max_new_tokens, limit)
 
@@ -248,7 +249,7 @@ class MolmoEExecutor:
     def _inputs(self, sample: Sample, tier: Tier, max_new_tokens: int | None = None) -> ModelInputs:
         inputs = self._prepared(sample).inputs(tier)
         limit = self.runtime.max_tokens
-        length = len(inputs.token_ids) + self._limit(max_new_tokens)
+        length = len(inputs.token_ids) + self.limit(max_new_tokens)
         if length > limit:
             raise DataError(
                 f"sample {sample.id}: prompt and answer may take {length} tokens and there is room "
@@ -366,7 +367,7 @@ class MolmoEExecutor:
                 cache,
                 top_k=top_k,
                 skipped=skipped,
-                max_new_tokens=self._limit(decoding.max_new_tokens),
+                max_new_tokens=self.limit(decoding.max_new_tokens),
                 timeline=timeline,
             ):
                 token_ids.append(token_id)

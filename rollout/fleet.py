@@ -25,6 +25,7 @@ from rollout.requests import (
     GroupRequest,
     Prefixes,
     PrefixRequest,
+    ScoreRequest,
 )
 
 log = logging.getLogger(__name__)
@@ -116,6 +117,10 @@ class Fleet(Protocol[Weights]):
         self, groups: Sequence[GroupRollout], gradients: Sequence[np.ndarray]
     ) -> list[np.ndarray]:
         """Maps dL/d(latency token) [G, D] of each group to dL/d(budget token) [D]."""
+        ...
+
+    def scores(self, requests: Sequence[ScoreRequest]) -> list[np.ndarray]:
+        """Scores of configurations off the clock, float32 [S, E] for each request."""
         ...
 
 

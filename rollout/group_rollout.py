@@ -1,13 +1,13 @@
 """The record of one group's episodes, the unit of work between rollout and learner.
 
-Shapes: G episodes of the group, D d_model, I length of the image feature, 4 heads in the order
-of `envs.spec.HEADS`.
+Shapes: G episodes of the group, E configurations scored off the clock, D d_model, I length of the
+image feature, 4 heads in the order of `envs.spec.HEADS`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -50,6 +50,9 @@ class GroupRollout:
         stages_ms: G mappings from stage name to ms, as the clock measured them.
         actor: name of the actor that ran the group.
         incarnation: how many times that actor had been restarted.
+        scored_actions: int64 [E, 4], choice indices of further configurations of the sample, which
+            were answered off the clock.
+        scored: float32 [E], their scores.
     """
 
     group_id: int
@@ -82,6 +85,8 @@ class GroupRollout:
     stages_ms: tuple[Mapping[str, float], ...]
     actor: str
     incarnation: int
+    scored_actions: np.ndarray = field(default_factory=lambda: np.zeros((0, len(HEADS)), np.int64))
+    scored: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
 
     def __post_init__(self) -> None:
         size, width = len(self.actions), len(self.language_feature)
@@ -98,7 +103,11 @@ class GroupRollout:
             self._check_array(name, (size,), np.float64)
         for name in ("num_vision_tokens", "num_output_tokens"):
             self._check_array(name, (size,), np.int64)
-        if (self.actions < 0).any() or (self.actions >= HEAD_SIZES).any():
+        num_scored = len(self.scored)
+        self._check_array("scored", (num_scored,), np.float32)
+        self._check_array("scored_actions", (num_scored, len(HEADS)), np.int64)
+        all_actions = np.concatenate((self.actions, self.scored_actions))
+        if (all_actions < 0).any() or (all_actions >= HEAD_SIZES).any():
             raise ValueError(
                 f"group {self.group_id} has actions outside the heads' sizes {HEAD_SIZES}: give "
                 "choice indices, not knob values"

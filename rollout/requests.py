@@ -1,6 +1,6 @@
 """Requests to a rollout worker, and its results other than groups.
 
-Shapes: G members, D d_model, K budget tokens.
+Shapes: G members, D d_model, K budget tokens, S samples, E configurations scored of each.
 """
 
 from __future__ import annotations
@@ -107,6 +107,21 @@ class GradientRequest:
             actions_G4=group.actions,
             gradients_GD=gradients_GD,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ScoreRequest:
+    """Configurations of some samples that are answered and scored together, off the clock.
+
+    Attributes:
+        split: split of the tasks.
+        indices: index of each sample in the split.
+        actions_SE4: int64, choice indices of each sample's configurations.
+    """
+
+    split: str
+    indices: tuple[int, ...]
+    actions_SE4: np.ndarray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,9 +47,11 @@ from rollout.requests import (
     GroupRequest,
     Prefixes,
     PrefixRequest,
+    ScoreRequest,
 )
 from rollout.run_group import FinishedGroup, Member, run_group
 from rollout.sample_loader import SampleLoader
+from rollout.scoring import Scorer
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +90,7 @@ class RolloutWorker:
         kept_groups_mib: int = KEPT_GROUPS_MIB,
         loader_threads: int = 0,
     ) -> None:
-        self.executor = executor
+        self.executor, self.scorer = executor, Scorer(executor)
         self.loader = SampleLoader(tasks, executor.preprocessor, loader_threads)
         self.name = name
         self.kept_bytes = kept_groups_mib * 2**20
@@ -223,6 +225,30 @@ class RolloutWorker:
             actor=self.name,
             incarnation=self.incarnation,
         )
+
+    def score(self, request: ScoreRequest) -> np.ndarray:
+        """Scores configurations of some samples, float32 [S, E]; no latency is measured.
+
+        Scores of an unusable sample are not a number.
+        """
+        scores_SE = np.full(request.actions_SE4.shape[:2], np.nan, np.float32)
+        samples, asked = {}, []
+        for row, (index, actions_E4) in enumerate(
+            zip(request.indices, request.actions_SE4, strict=True)
+        ):
+            try:
+                sample = self._load(request.split, index)
+                prefixes = self.scorer.embedded(sample, actions_E4)
+            except DataError as error:
+                log.warning("not scored: %s", error)
+                continue
+            samples[row] = sample
+            asked += prefixes
+        answers = iter(self.scorer.answers(asked))
+        for row, sample in samples.items():
+            for column in range(scores_SE.shape[1]):
+                scores_SE[row, column] = score_of(self.tasks, sample, next(answers))
+        return scores_SE
 
     def budget_gradient(self, request: GradientRequest) -> np.ndarray:
         """Maps dL/d(latency token) of a group to dL/d(budget token), [D].

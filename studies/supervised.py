@@ -89,4 +89,6 @@ def _all_outcomes(samples: TableSamples) -> Episodes:
         actions_MG4=ACTIONS_C4.expand(count, -1, -1),
         scores_MG=torch.from_numpy(scores_SC),
         log_ms_MG=torch.from_numpy(latencies_SC).log(),
+        scored_actions_ME4=torch.zeros(count, 0, ACTIONS_C4.shape[1], dtype=torch.int64),
+        scored_ME=torch.zeros(count, 0),
     )

@@ -18,6 +18,7 @@ from rollout.requests import (
     GroupRequest,
     Prefixes,
     PrefixRequest,
+    ScoreRequest,
 )
 from rollout.worker import RolloutWorker
 
@@ -90,3 +91,7 @@ class LocalFleet:
     def prefixes(self, requests: Sequence[PrefixRequest]) -> list[Prefixes]:
         """Language features and latency tokens, for a warm start."""
         return [self.worker.prefixes(request) for request in requests]
+
+    def scores(self, requests: Sequence[ScoreRequest]) -> list[np.ndarray]:
+        """Scores of configurations off the clock."""
+        return [self.worker.score(request) for request in requests]

@@ -36,6 +36,7 @@ from rollout.requests import (
     GroupRequest,
     Prefixes,
     PrefixRequest,
+    ScoreRequest,
 )
 from rollout.worker import RolloutWorker
 
@@ -144,6 +145,13 @@ class RayFleet:
             done[group.group_id] if group.group_id in done else np.zeros_like(gradient[0])
             for group, gradient in zip(groups, gradients, strict=True)
         ]
+
+    def scores(self, requests: Sequence[ScoreRequest]) -> list[np.ndarray]:
+        """Scores of configurations, answered between groups; each request is one call."""
+        jobs = [_score_job(request) for request in requests]
+        self.pool.queue.extendleft(reversed(jobs))
+        self.pool.run(jobs, "configurations to score", self.config.step_timeout_s)
+        return [job.result.value for job in jobs if job.result is not None]
 
     def extreme_latencies(self, split: str, num_samples: int) -> np.ndarray:
         """Latencies of the cheapest and the full configuration in ms: [rounds, N, 2].
@@ -287,6 +295,13 @@ def _gradient_job(group: GroupRollout, gradient_GD: np.ndarray) -> Job:
         what=f"the budget gradient of group {group.group_id}",
         call=lambda handle: handle.budget_gradient.remote(request),
         prefer=group.actor,
+    )
+
+
+def _score_job(request: ScoreRequest) -> Job:
+    return Job(
+        what=f"scores of {request.split} samples {request.indices}",
+        call=lambda handle: handle.score.remote(request),
     )
 
 

@@ -13,6 +13,7 @@ from envs.budgets import BudgetSampler
 from envs.checks import check_within
 from envs.prices import FREE, PriceRange, PriceSampler, check_prices
 from launch.cluster.config import ClusterConfig
+from launch.run.scores import CONFIGURATIONS
 from learner.config import LearnerConfig
 from learner.lambda_control import PIDConfig
 from learner.losses import EntropySchedule
@@ -173,6 +174,8 @@ class JointGRPOConfig:
         groups_per_step: number of groups in a batch, one sample each; 0 means two per rollout
             actor, but at least 8.
         group_size: number of episodes in a group.
+        num_scored: number of further configurations of each group's sample that are answered and
+            scored off the clock; they teach the outcome model of replay, which it needs.
         max_staleness: number of batches that may be collected ahead of the update, so that the
             actors work while the learner does; 0 is synchronous.
         reward: `budget` is score minus lambda times violation; `reference` is the reward of this
@@ -207,6 +210,7 @@ class JointGRPOConfig:
     epochs: int = 0
     groups_per_step: int = 0
     group_size: int = 8
+    num_scored: int = 0
     max_staleness: int = 0
     reward: Literal["budget", "reference"] = "budget"
     checkpoint_every: int = 1
@@ -243,6 +247,12 @@ class JointGRPOConfig:
             raise ValueError(
                 "replay predicts the default reward: with the reference reward, turn replay off"
             )
+        if self.num_scored and self.learner.replay is None:
+            raise ValueError(
+                f"num_scored is {self.num_scored}, and only the outcome model of replay learns "
+                "from scores: turn replay on, or set num_scored to 0"
+            )
+        check_within(self, "num_scored", low=0, high=len(CONFIGURATIONS) - self.group_size)
         if self.reward == "reference" and self.price.sampler() is not None:
             raise ValueError(
                 "the reference reward knows no price of time: set price.low and price.high to None"
@@ -310,6 +320,7 @@ def embedded() -> JointGRPOConfig:
         steps=150,
         groups_per_step=24,
         group_size=2,
+        num_scored=4,
         comparison_profile=SHIPPED_PROFILE,
         worker=WorkerConfig(device="cpu", dtype="float32"),
         pid=PIDConfig(
@@ -341,6 +352,7 @@ def embedded_warm() -> JointGRPOConfig:
         steps=200,
         groups_per_step=12,
         group_size=4,
+        num_scored=0,
         pid=replace(base.pid, target=0.035, initial=1.0, minimum=0.5, maximum=4.0),
         warm_start_profile=SHIPPED_PROFILE,
         learner=replace(

@@ -22,6 +22,7 @@ from launch.cluster.versions import git_revision, package_versions, python_versi
 from launch.run.recipes import JointGRPOConfig, to_json
 from launch.run.reporting import Reporter
 from launch.run.resume import budgets_to_state
+from launch.run.scores import scored
 from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.lambda_control import LambdaControl
 from learner.rewards import rewards_of, violations
@@ -202,10 +203,16 @@ class Run:
         self.in_flight.append(Submitted(step=step, ticket=ticket, weights=weights))
 
     def collect(self) -> list[GroupRollout]:
-        """The groups of the next step; the same ones until `finish_step`."""
+        """The groups of the next step; the same ones until `finish_step`.
+
+        Further configurations of their samples are scored too, which are not measured.
+        """
         if self._collected is None:
             with self.watch.part("wait"):
-                self._collected = self.fleet.collect(self.in_flight[0].ticket)
+                groups = self.fleet.collect(self.in_flight[0].ticket)
+            with self.watch.part("score"):
+                config = self.config
+                self._collected = scored(self.fleet, groups, config.num_scored, config.seed)
         return self._collected
 
     def worth(self) -> RewardFunction:

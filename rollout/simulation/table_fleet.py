@@ -26,7 +26,14 @@ from policy.weights import PolicyWeights
 from rollout.fleet import FleetStats
 from rollout.group_rollout import GroupRollout
 from rollout.profiling.profile_table import ProfileTable
-from rollout.requests import AnyRequest, GreedyRequest, GroupRequest, Prefixes, PrefixRequest
+from rollout.requests import (
+    AnyRequest,
+    GreedyRequest,
+    GroupRequest,
+    Prefixes,
+    PrefixRequest,
+    ScoreRequest,
+)
 from rollout.simulation.stand_in_blocks import StandInBlocks
 from rollout.simulation.table_samples import TableSamples, column_by_action
 from rollout.worker import member_generators
@@ -175,6 +182,16 @@ class TableFleet:
         upstream_BD = torch.from_numpy(np.concatenate(gradients)).to(latency_token_BD)
         (result_ND,) = torch.autograd.grad(latency_token_BD, token_ND, upstream_BD)
         return list(result_ND.numpy())
+
+    def scores(self, requests: Sequence[ScoreRequest]) -> list[np.ndarray]:
+        """The table's scores, float32 [S, E] for each request."""
+        results = []
+        for request in requests:
+            table = self.splits[request.split].table
+            rows = np.array(request.indices) % len(table.sample_ids)
+            columns = self._columns[request.split][tuple(np.moveaxis(request.actions_SE4, -1, 0))]
+            results.append(table.scores[rows[:, None], columns].astype(np.float32))
+        return results
 
     @torch.no_grad()
     def prefixes(self, requests: Sequence[PrefixRequest]) -> list[Prefixes]:
