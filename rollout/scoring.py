@@ -67,10 +67,10 @@ class Scorer:
         )
         prefixes = list({id(prefix): prefix for prefix, _ in asked}.values())
         numbers = {id(prefix): number for number, prefix in enumerate(prefixes)}
-        pairs = [(numbers[id(prefix)], self._path(prefix, knobs)) for prefix, knobs in asked]
+        pairs = [(numbers[id(prefix)], self.path(prefix, knobs)) for prefix, knobs in asked]
         passed = self.branches.run([prefix.hidden[0][0] for prefix in prefixes], pairs)
         ends = torch.stack([hidden_TD[-1] for hidden_TD in passed.hidden])
-        answers = [[token_id] for token_id in model.logits(ends).argmax(-1).tolist()]
+        answers = [[token_id] for token_id in model.logits(ends).argmax(-1).cpu().tolist()]
         eos = model.config.eos_token_id
         going = [row for row, (first,) in enumerate(answers) if first != eos]
         unfinished = [
@@ -90,7 +90,8 @@ class Scorer:
             for tokens in answers
         ]
 
-    def _path(self, prefix: Prefix, knobs: Knobs) -> Path:
+    def path(self, prefix: Prefix, knobs: Knobs) -> Path:
+        """The blocks and top-k of a configuration, as the model runs them."""
         config = self.executor.model.config
         kept = set(prefix.importance.kept(knobs.position, knobs.num_blocks))
         full = [config.top_k] * knobs.position

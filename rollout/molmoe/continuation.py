@@ -109,7 +109,7 @@ def continued(model: MolmoE, answers: Sequence[Unfinished]) -> list[list[int]]:
             for rows in blocks:
                 rows.widen(capacity)
         token_U = _step(model, blocks, token_U, position_U, capacity)
-        for row, token_id in enumerate(token_U.tolist()):
+        for row, token_id in enumerate(token_U.cpu().tolist()):
             if row in going:
                 results[row].append(token_id)
                 if token_id == eos or len(results[row]) == left[row]:

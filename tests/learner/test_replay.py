@@ -13,7 +13,7 @@ from learner.learner import Learner
 from learner.outcome_model import OutcomeModel, OutcomeModelConfig
 from learner.replay import Replay, ReplayConfig
 from learner.replay_buffer import Episodes, ReplayBuffer, TaskNames
-from tests.learner.synthetic import D_MODEL, FrozenBlocks, make_controller, run_groups
+from tests.learner.synthetic import ACTIONS, D_MODEL, FrozenBlocks, make_controller, run_groups
 from tests.pretended_accelerator import DEVICE
 
 BLOCKS = FrozenBlocks()
@@ -381,3 +381,50 @@ def test_a_learner_on_an_accelerator_learns_the_same(accelerator):
     weights = there.controller.to_numpy()
     for name, weight in here.controller.to_numpy().items():
         assert np.allclose(weights[name], weight, rtol=1e-3, atol=1e-4), name
+
+
+def with_scores(groups, seed=0, count=30):
+    """Groups with scores off the clock; those of every other group are not a number."""
+    rng, found = np.random.default_rng(seed), []
+    for number, group in enumerate(groups):
+        actions = ACTIONS.numpy()[rng.choice(len(ACTIONS), count, replace=False)]
+        scores = outcomes_of(actions)[0] if number % 2 else np.full(count, np.nan, np.float32)
+        found.append(replace(group, scored_actions=actions, scored=scores))
+    return found
+
+
+def test_scores_off_the_clock_teach_what_no_episode_ran():
+    """All episodes are at the low tier, where no answer is right; the high tier's always are."""
+    controller, errors = make_controller(), []
+    for add in (lambda groups: groups, with_scores):
+        replay = Replay(controller, SMALL)
+        for seed in range(20):
+            groups = make_groups(controller, seed)
+            low = [g.actions * np.array([0, 1, 1, 1]) for g in groups]
+            groups = [
+                replace(group, actions=actions, scores=np.zeros_like(group.scores))
+                for group, actions in zip(groups, low, strict=True)
+            ]
+            replay.take_in(add(groups), seed)
+        like = next(controller.parameters())
+        unseen = Episodes.of(make_groups(controller, 99), replay.tasks).to(like)
+        outcomes = replay.model.eval()(unseen)
+        found = outcomes.score_logit_BAPKN.sigmoid().mean(0)
+        errors.append(float((found[2].detach() - 1).abs().mean()))
+        assert found[0].mean() < 0.1
+    assert errors[0] > 0.5, "without scores the high tier is unknown"
+    assert errors[1] < 0.1
+
+
+def test_scores_do_not_touch_latencies():
+    controller = make_controller()
+    groups = make_groups(controller, 1)
+    losses = []
+    for some in (groups, with_scores(groups)):
+        replay = Replay(controller, SMALL)
+        episodes = Episodes.of(some, replay.tasks).to(next(controller.parameters()))
+        replay.model.observe(episodes)
+        replay.model.loss(episodes).backward()
+        losses.append([p.grad.clone() for p in replay.model.latency_net.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*losses, strict=True))
+    assert episodes.is_finite_M.all(), "a score that is missing does not forget the group"

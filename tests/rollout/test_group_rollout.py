@@ -54,6 +54,7 @@ def test_survives_pickling():
         ("log_probs", np.zeros(2, np.float32), r"log_probs is float32 \[2\]"),
         ("latency_tokens", np.zeros((2, 5), np.float32), "latency_tokens"),
         ("scores", np.zeros(2), "scores is float64"),
+        ("scored", np.zeros(3, np.float32), r"scored_actions is int64 \[0, 4\]"),
         ("image_feature", np.zeros((1, 9), np.float32), r"image_feature is float32 \[1, 9\]"),
         ("latencies_ms", np.zeros(2, np.float32), "latencies_ms is float32"),
         ("device_ms", np.zeros(2, np.float32), "device_ms is float32"),
