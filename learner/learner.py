@@ -58,6 +58,10 @@ class Learner:
         self.num_nonfinite_consecutive = 0
         self._measured: MeasuredGradient | None = None
 
+    def begin_here(self) -> None:
+        """Takes the current weights as the initial ones, from which the policy is not to stray."""
+        self.initial_controller.load_state_dict(self.controller.state_dict())
+
     def learn_from_groups(
         self,
         groups: Sequence[GroupRollout],

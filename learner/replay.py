@@ -27,6 +27,9 @@ from policy.stage1 import Stage1Logits
 from policy.stage2 import Stage2Logits
 from rollout.group_rollout import GroupRollout
 
+PROFILED_BATCH = 64
+"""Profiled samples of one update; each has the outcomes of all its configurations."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayConfig:
@@ -36,6 +39,7 @@ class ReplayConfig:
         capacity: number of groups that are remembered; they are part of every checkpoint.
         warm_up: number of groups before the policy follows the model.
         model_updates: updates of the outcome model per step.
+        profile_updates: updates of the outcome model on a profile, before the first step.
         policy_updates: updates of the policy per step.
         batch_size: groups of one update, drawn with replacement.
         residual_weight: weight of the measured residual against the model's expectation: at 0 the
@@ -47,6 +51,7 @@ class ReplayConfig:
     capacity: int = 4096
     warm_up: int = 64
     model_updates: int = 8
+    profile_updates: int = 600
     policy_updates: int = 10
     batch_size: int = 256
     residual_weight: float = 0.1
@@ -54,7 +59,7 @@ class ReplayConfig:
 
     def __post_init__(self) -> None:
         names = ("capacity", "warm_up", "model_updates", "policy_updates", "batch_size")
-        check_within(self, *names, low=1)
+        check_within(self, *names, "profile_updates", low=1)
         check_within(self, "residual_weight", low=0)
 
 
@@ -110,6 +115,7 @@ class Replay:
             weight_decay=config.model.weight_decay,
         )
         self.tasks = TaskNames()
+        self.profiled: Episodes | None = None
         self.model_loss = 0.0
         self._rng = torch.Generator()
 
@@ -130,16 +136,37 @@ class Replay:
         self.model.observe(new.to(like))
         with torch.random.fork_rng(devices=[]):  # dropout draws from the global generator
             torch.manual_seed(seed)
-            losses = [
-                self._fit(self.buffer.draw(self.config.batch_size, self._rng).to(like))
-                for _ in range(self.config.model_updates)
-            ]
+            losses = [self._fit() for _ in range(self.config.model_updates)]
         self.model_loss = float(np.mean(losses))
+
+    def take_in_profile(self, profiled: Episodes, seed: int) -> None:
+        """Fits the outcome model to a profile, which stays part of what it is fitted to.
+
+        Each of its samples counts as one group, so that a run's own groups correct the profile as
+        they become more.
+
+        Args:
+            profiled: samples with all their configurations, in calibrated ms.
+            seed: of the draws.
+        """
+        like = next(self.controller.parameters())
+        self._rng = torch.Generator().manual_seed(seed)
+        self.profiled = profiled
+        self.model.observe(profiled.to(like))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for _ in range(self.config.profile_updates):
+                self.model_loss = self._fit()
+        self.model.spread.copy_(self.model.spread_on(profiled.to(like)))
 
     @property
     def is_ready(self) -> bool:
-        """Whether enough is remembered for the policy to follow the model."""
-        return len(self.buffer) >= self.config.warm_up
+        """Whether enough is known for the policy to follow the model."""
+        return len(self.buffer) + self._num_profiled >= self.config.warm_up
+
+    @property
+    def _num_profiled(self) -> int:
+        return 0 if self.profiled is None else len(self.profiled)
 
     def gains(self, episodes: Episodes, worth: BudgetReward) -> Gains:
         """What the model expects of every configuration on some samples."""
@@ -172,6 +199,7 @@ class Replay:
         """Everything an exact resume needs."""
         return {
             "experience": self.buffer.state_dict(),
+            "profiled": self.profiled.tensors() if self.profiled is not None else {},
             "tasks": self.tasks.names,
             "model": self.model.state_dict(),
             "model_optimizer": self.model_optimizer.state_dict(),
@@ -180,13 +208,23 @@ class Replay:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over a saved state."""
         self.buffer.load_state_dict(state["experience"])
+        self.profiled = Episodes(**state["profiled"]) if state["profiled"] else None
         self.tasks = TaskNames(state["tasks"])
         self.model.load_state_dict(state["model"])
         self.model_optimizer.load_state_dict(state["model_optimizer"])
 
-    def _fit(self, episodes: Episodes) -> float:
+    def _fit(self) -> float:
+        """One update of the outcome model, on groups and profiled samples by their numbers."""
         self.model.train()
-        loss = self.model.loss(episodes)
+        like = next(self.controller.parameters())
+        share = self._num_profiled / (self._num_profiled + len(self.buffer))
+        loss = torch.zeros(())
+        if len(self.buffer):
+            drawn = self.buffer.draw(self.config.batch_size, self._rng)
+            loss = (1 - share) * self.model.loss(drawn.to(like))
+        if self.profiled is not None:
+            rows_B = torch.randint(self._num_profiled, (PROFILED_BATCH,), generator=self._rng)
+            loss = loss + share * self.model.loss(self.profiled.rows(rows_B).to(like))
         self.model_optimizer.zero_grad()
         loss.backward()
         self.model_optimizer.step()

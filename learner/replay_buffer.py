@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rollout.group_rollout import GroupRollout
+from rollout.profiling.profile_table import ProfileTable
 
 STORED_DTYPE = torch.float16
 """Dtype of features and tokens. Half precision keeps checkpoints of all experience small; values
@@ -91,6 +92,40 @@ class Episodes:
             log_ms_MG=stacked("latencies_ms", torch.float64).log().float(),
             scored_actions_ME4=stacked("scored_actions", torch.int64),
             scored_ME=stacked("scored", torch.float32),
+        )
+
+    @classmethod
+    def of_profile(
+        cls,
+        table: ProfileTable,
+        language_MD: np.ndarray,
+        image_MI: np.ndarray,
+        tasks: TaskNames,
+    ) -> Self:
+        """The samples of a profile as groups of all its configurations.
+
+        They have no latency tokens, so that they teach an outcome model and no policy.
+
+        Args:
+            table: profile, in calibrated ms.
+            language_MD: language feature of each of its samples.
+            image_MI: image features.
+            tasks: numbers the tasks.
+        """
+        count, num_actions = table.scores.shape
+        actions_C4 = torch.tensor([knobs.indices() for knobs in table.configurations])
+        return cls(
+            language_feature_MD=torch.from_numpy(language_MD),
+            image_feature_MI=torch.from_numpy(image_MI),
+            budgets_ms_M=torch.ones(count, dtype=torch.float64),
+            prices_M=torch.zeros(count, dtype=torch.float64),
+            tasks_M=torch.tensor([tasks.number(task) for task in table.tasks]),
+            latency_token_MGD=torch.zeros(count, num_actions, 0),
+            actions_MG4=actions_C4.expand(count, -1, -1),
+            scores_MG=torch.from_numpy(table.scores).float(),
+            log_ms_MG=torch.from_numpy(table.latencies_ms).float().log(),
+            scored_actions_ME4=actions_C4[:0].expand(count, -1, -1),
+            scored_ME=torch.zeros(count, 0),
         )
 
     def __len__(self) -> int:

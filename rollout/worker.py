@@ -231,7 +231,6 @@ class RolloutWorker:
 
         Scores of an unusable sample are not a number.
         """
-        scores_SE = np.full(request.actions_SE4.shape[:2], np.nan, np.float32)
         samples, asked = {}, []
         for row, (index, actions_E4) in enumerate(
             zip(request.indices, request.actions_SE4, strict=True)
@@ -245,10 +244,14 @@ class RolloutWorker:
             samples[row] = sample
             asked += prefixes
         answers = iter(self.scorer.answers(asked))
-        for row, sample in samples.items():
-            for column in range(scores_SE.shape[1]):
-                scores_SE[row, column] = score_of(self.tasks, sample, next(answers))
-        return scores_SE
+        unknown_E = [math.nan] * len(request.actions_SE4[0])
+        scores = [
+            [score_of(self.tasks, samples[row], next(answers)) for _ in unknown_E]
+            if row in samples
+            else unknown_E
+            for row in range(len(request.indices))
+        ]
+        return np.array(scores, np.float32)
 
     def budget_gradient(self, request: GradientRequest) -> np.ndarray:
         """Maps dL/d(latency token) of a group to dL/d(budget token), [D].

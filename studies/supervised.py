@@ -15,7 +15,7 @@ from envs.reward import BudgetReward
 from envs.spec import all_knobs
 from launch.analysis.outcomes import Outcome, outcome
 from learner.outcome_model import OutcomeModel, OutcomeModelConfig
-from learner.replay_buffer import Episodes
+from learner.replay_buffer import Episodes, TaskNames
 from rollout.simulation.table_samples import TableSamples
 
 BATCH, LEARNING_RATE = 64, 5e-3
@@ -78,17 +78,7 @@ def _by_knobs(samples: TableSamples) -> tuple[np.ndarray, np.ndarray]:
 
 def _all_outcomes(samples: TableSamples) -> Episodes:
     """Each sample as a group of all configurations."""
-    (scores_SC, latencies_SC), count = _by_knobs(samples), len(samples.table.sample_ids)
-    return Episodes(
-        language_feature_MD=torch.from_numpy(samples.language_feature_SD),
-        image_feature_MI=torch.from_numpy(samples.image_feature_SI),
-        budgets_ms_M=torch.ones(count, dtype=torch.float64),
-        prices_M=torch.zeros(count, dtype=torch.float64),
-        tasks_M=torch.from_numpy(np.unique(samples.table.tasks, return_inverse=True)[1]),
-        latency_token_MGD=torch.zeros(count, len(ACTIONS_C4), 0),
-        actions_MG4=ACTIONS_C4.expand(count, -1, -1),
-        scores_MG=torch.from_numpy(scores_SC),
-        log_ms_MG=torch.from_numpy(latencies_SC).log(),
-        scored_actions_ME4=torch.zeros(count, 0, ACTIONS_C4.shape[1], dtype=torch.int64),
-        scored_ME=torch.zeros(count, 0),
+    features = samples.language_feature_SD, samples.image_feature_SI
+    return Episodes.of_profile(
+        samples.table, *features, TaskNames(sorted(set(samples.table.tasks)))
     )

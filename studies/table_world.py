@@ -42,6 +42,7 @@ from launch.joint_grpo import train
 from launch.pretraining.batches import Encoder
 from launch.run.recipes import RECIPES, SHIPPED_PROFILE, JointGRPOConfig, PriceConfig
 from launch.run.warm_start import warm_start_from_profile
+from learner.learner import Learner
 from policy.controller import Controller
 from rollout.build import WorkerConfig, build_executor
 from rollout.group_sharing import MolmoEGroupSession
@@ -232,9 +233,9 @@ class World:
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
             run = table_run(Path(folder) / "run", quiet_settings(base), fleet)
             if base.warm_start_profile:
-                controller, _ = run.learner.snapshot()
+                assert isinstance(run.learner, Learner)
                 full_ms = run.calibration.full_ms
-                warm_start_from_profile(controller, validation, run.setup, fleet, full_ms=full_ms)
+                warm_start_from_profile(run.learner, validation, run.setup, fleet, full_ms=full_ms)
             train(run)
             sweeps = greedy_sweeps(
                 fleet,

@@ -259,8 +259,9 @@ class Opening:
         say("warm start from the profile, converted to this run's milliseconds")
         table = calibrated(checked.warm_start, calibration).denoised()
         controller = initial_controller(setup.controller, config.seed)
+        learner = Learner(controller, config.learner, config.seed)
         record = warm_start_from_profile(
-            controller,
+            learner,
             table,
             setup,
             fleet,
@@ -273,7 +274,7 @@ class Opening:
             record.regret_after,
             record.regret_before,
         )
-        return Learner(controller, config.learner, config.seed).state_dict()
+        return learner.state_dict()
 
 
 def remote_learner(

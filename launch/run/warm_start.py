@@ -1,4 +1,4 @@
-"""Warm start: examples from a profile, on which both stages are trained before GRPO.
+"""Warm start: what a profile knows, both stages and the outcome model know before the first step.
 
 Shapes: S samples, K budgets of a sample, C configurations, B = S K examples, D d_model, T budgets
 of a grid, G tasks.
@@ -16,6 +16,8 @@ from envs.prices import FREE
 from envs.spec import HEAD_SIZES
 from launch.analysis.rivals import constrained_gains
 from learner.imitation import WarmStartConfig, WarmStartExamples, WarmStartRecord, warm_start
+from learner.learner import Learner
+from learner.replay_buffer import Episodes
 from policy.config import PolicySetup
 from policy.controller import Controller
 from rollout.fleet import Fleet
@@ -131,7 +133,7 @@ def examples_from_profile(
 
 
 def warm_start_from_profile(
-    controller: Controller,
+    learner: Learner,
     table: ProfileTable,
     setup: PolicySetup,
     fleet: Fleet[Any],
@@ -140,12 +142,33 @@ def warm_start_from_profile(
     full_ms: float,
     scatter: float = 0.0,
 ) -> WarmStartRecord:
-    """Trains both stages in place; raises ValueError for an unusable profile.
+    """Trains a new learner's stages and, with replay, its outcome model, in place.
 
-    The table's latencies must be in the run's calibrated ms and without noise, and `scatter` is the
-    noise of a single measurement on the run's devices; `full_ms` is what a price is for.
+    The profile's outcomes remain experience of the outcome model, which the run corrects.
+
+    Args:
+        learner: before its first update.
+        table: profile in the run's calibrated ms and without noise.
+        setup: budgets and prices of the run.
+        fleet: computes the controller's inputs.
+        config: of the stages' training.
+        full_ms: latency of the full configuration, whose time a price is for.
+        scatter: noise of a single measurement on the run's devices.
+
+    Raises:
+        ValueError: the profile is unusable.
     """
     examples = examples_from_profile(
-        controller, table, setup, fleet, full_ms=full_ms, scatter=scatter
+        learner.controller, table, setup, fleet, full_ms=full_ms, scatter=scatter
     )
-    return warm_start(controller, examples, config or WarmStartConfig())
+    record = warm_start(learner.controller, examples, config or WarmStartConfig())
+    learner.begin_here()
+    if learner.replay is not None:
+        profiled = Episodes.of_profile(
+            table,
+            examples.language_feature_BD[::TERMS_OF_A_SAMPLE],
+            examples.image_feature_BI[::TERMS_OF_A_SAMPLE],
+            learner.replay.tasks,
+        )
+        learner.replay.take_in_profile(profiled, learner.seed)
+    return record

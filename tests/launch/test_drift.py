@@ -76,7 +76,7 @@ def test_a_device_that_slows_down_changes_neither_accuracy_nor_violations(tmp_pa
     start = drifting_run(tmp_path / "start", table_rig.fleet_of(table))
     controller = start.learner.controller
     full_ms = start.calibration.full_ms
-    warm_start_from_profile(controller, table, start.setup, start.fleet, full_ms=full_ms)
+    warm_start_from_profile(start.learner, table, start.setup, start.fleet, full_ms=full_ms)
     weights = controller.to_numpy()
     steady = learned(tmp_path / "steady", table_rig.fleet_of(table), weights)
     followed = learned(tmp_path / "followed", DriftingFleet(table, follows=True), weights)

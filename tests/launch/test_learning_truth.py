@@ -96,7 +96,7 @@ def learn(
     table = fleet.splits["train"].table
     if base.warm_start_profile:
         full_ms = run.calibration.full_ms
-        warm_start_from_profile(run.learner.controller, table, run.setup, fleet, full_ms=full_ms)
+        warm_start_from_profile(run.learner, table, run.setup, fleet, full_ms=full_ms)
     train(run)
     return greedy_sweep(
         fleet,

@@ -13,6 +13,7 @@ from learner.learner import Learner
 from learner.outcome_model import OutcomeModel, OutcomeModelConfig
 from learner.replay import Replay, ReplayConfig
 from learner.replay_buffer import Episodes, ReplayBuffer, TaskNames
+from rollout.profiling.profile_table import ProfileTable
 from tests.learner.synthetic import ACTIONS, D_MODEL, FrozenBlocks, make_controller, run_groups
 from tests.pretended_accelerator import DEVICE
 
@@ -428,3 +429,65 @@ def test_scores_do_not_touch_latencies():
         losses.append([p.grad.clone() for p in replay.model.latency_net.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*losses, strict=True))
     assert episodes.is_finite_M.all(), "a score that is missing does not forget the group"
+
+
+def profile_episodes(controller, tasks, seed=50, count=40):
+    """Samples with the outcomes of all configurations, as of a device that is 10 % slower."""
+    groups = make_groups(controller, seed, count=count, size=1)
+    scores, latencies_ms = outcomes_of(ACTIONS.numpy())
+    table = ProfileTable(
+        configurations=tuple(all_knobs()),
+        sample_ids=tuple(group.sample_id for group in groups),
+        tasks=("synthetic",) * count,
+        prompts=("",) * count,
+        scores=np.tile(scores, (count, 1)),
+        latencies_ms=np.tile(1.1 * latencies_ms, (count, 1)).astype(np.float32),
+        cheapest_ms=np.full(count, 110, np.float32),
+    )
+    language = np.stack([group.language_feature for group in groups])
+    return Episodes.of_profile(table, language, np.zeros((count, 0), np.float32), tasks)
+
+
+def test_a_profile_is_experience_from_the_first_step_and_the_run_corrects_it():
+    controller = make_controller()
+    replay = Replay(controller, replace(SMALL, profile_updates=200))
+    replay.take_in_profile(profile_episodes(controller, replay.tasks), seed=0)
+    assert replay.is_ready
+    unseen = Episodes.of(make_groups(controller, 99), replay.tasks).to(
+        next(controller.parameters())
+    )
+
+    def errors():
+        with torch.no_grad():
+            outcomes = replay.model.eval()(unseen)
+        right = torch.tensor(outcomes_of(ACTIONS.numpy())[0])
+        rows = tuple(ACTIONS.T)
+        scores = outcomes.score_logit_BAPKN.sigmoid()[:, *rows]
+        log_ms = outcomes.log_ms_BAPKN[:, *rows]
+        truth = torch.tensor(outcomes_of(ACTIONS.numpy())[1]).log()
+        return float((scores - right).abs().mean()), float((log_ms - truth).mean())
+
+    score_error, slower = errors()
+    assert score_error < 0.1
+    assert slower == pytest.approx(np.log(1.1), abs=0.02)
+    for seed in range(30):
+        replay.take_in(make_groups(controller, seed), seed)
+    assert errors()[1] == pytest.approx(0, abs=0.03), "the run's own latencies are right"
+
+
+def test_a_profile_is_part_of_the_state():
+    controller = make_controller()
+    states = []
+    for resumes in (False, True):
+        replay = Replay(controller, replace(SMALL, profile_updates=20))
+        replay.take_in_profile(profile_episodes(controller, replay.tasks), seed=0)
+        replay.take_in(make_groups(controller, 1), 1)
+        if resumes:
+            saved = io.BytesIO()
+            torch.save(replay.state_dict(), saved)
+            saved.seek(0)
+            replay = Replay(controller, replay.config)
+            replay.load_state_dict(torch.load(saved, weights_only=True))
+        replay.take_in(make_groups(controller, 2), 2)
+        states.append(replay.model.state_dict())
+    assert all(torch.equal(a, states[1][name]) for name, a in states[0].items())

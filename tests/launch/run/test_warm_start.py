@@ -14,7 +14,10 @@ from launch.run.warm_start import (
     gains,
     warm_start_from_profile,
 )
+from learner.config import LearnerConfig
 from learner.imitation import WarmStartConfig
+from learner.learner import Learner
+from learner.replay import ReplayConfig
 from rollout.build import WorkerConfig
 from rollout.group_sharing import MolmoEGroupSession
 from rollout.requests import PrefixRequest
@@ -134,7 +137,10 @@ def test_it_runs_through_the_model(table):
     controller = rig.controller()
     fleet = LocalFleet(launch_rig.worker())
     steps = WarmStartConfig(steps=30, batch_size=8)
-    record = warm_start_from_profile(
-        controller, small, launch_rig.setup(), fleet, steps, full_ms=80.0
-    )
+    replay = ReplayConfig(profile_updates=30)
+    learner = Learner(controller, LearnerConfig(replay=replay))
+    record = warm_start_from_profile(learner, small, launch_rig.setup(), fleet, steps, full_ms=80.0)
     assert record.regret_after < record.regret_before
+    assert len(learner.replay.profiled) == 3
+    start, now = (c.state_dict() for c in (learner.initial_controller, controller))
+    assert all(torch.equal(start[name], now[name]) for name in now)
