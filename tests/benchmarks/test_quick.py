@@ -18,6 +18,7 @@ DEFAULT = {
     "load": "",
     "loading": "samples/s",
     "moe": "plain loop",
+    "scoring": "times as many as by episodes",
     "whole_model": "published flow",
 }
 SLOW = {
