@@ -2,8 +2,9 @@
 
     python launch/joint_grpo.py [RECIPE | doctor] [--option value ...]
 
-The recipes are embedded (default), embedded-warm, molmoe-h100 and earlier; `RECIPE --help` lists
-the options of one. `doctor` checks a Ray cluster and names what would go wrong on it.
+The recipes are embedded (default), embedded-warm, embedded-grpo, molmoe-h100 and earlier;
+`RECIPE --help` lists the options of one. `doctor` checks a Ray cluster and names what would go
+wrong on it.
 """
 
 import sys

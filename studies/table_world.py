@@ -78,6 +78,9 @@ class TableWorldConfig:
         groups: groups per step and their size, instead of the recipe's.
         steps: steps instead of the recipe's.
         residual_weight: weight of the measured residual, instead of the recipe's.
+        num_scored: configurations of each group that are scored off the clock, instead of the
+            recipe's.
+        num_train: uses only the first training samples.
         seeds: seeds of the runs.
         supervised_steps: steps in which the supervised model is fitted.
         prices: prices at which all are compared.
@@ -87,7 +90,7 @@ class TableWorldConfig:
 
     quick: bool = False
     outcomes: Annotated[Path | None, tyro.conf.Positional] = None
-    recipe: Literal["embedded", "embedded-warm"] = "embedded"
+    recipe: Literal["embedded", "embedded-warm", "embedded-grpo"] = "embedded"
     no_image: bool = False
     shuffle: Literal["prompts", "images", "budgets"] | None = None
     groups: tuple[int, int] | None = None
@@ -95,6 +98,8 @@ class TableWorldConfig:
     seeds: tuple[int, ...] = (0,)
     supervised_steps: int = 3000
     residual_weight: float | None = None
+    num_scored: int | None = None
+    num_train: int | None = None
     prices: tuple[float, ...] = (0.0, 0.02, 0.1, 0.2, 0.3, 0.5, 1.0)
     free: bool = False
     no_sizes: bool = False
@@ -126,6 +131,14 @@ class Seen:
             language_SD=np.array(language, np.float32),
             image_SI=np.array(image, np.float32),
             tokens_S2=np.array(tokens),
+        )
+
+    def rows(self, rows: np.ndarray) -> "Seen":
+        """Some of the samples."""
+        return Seen(
+            language_SD=self.language_SD[rows],
+            image_SI=self.image_SI[rows],
+            tokens_S2=self.tokens_S2[rows],
         )
 
     def shuffled(self, what: str) -> "Seen":
@@ -275,6 +288,12 @@ def world_of(options: TableWorldConfig) -> World:
         train, test = (Outcomes.load(folder / name, name) for name in ("train", "test"))
         world = World.of(train, test, profile)
     world = replace(world, image=not options.no_image)
+    if options.num_train is not None:
+        splits = dict(world.splits)
+        table, seen = splits["train"]
+        rows = np.arange(min(options.num_train, len(table.sample_ids)))
+        splits["train"] = table.rows(rows), seen.rows(rows)
+        world = replace(world, splits=splits)
     if options.no_sizes:
         blind = {name: (t, seen.without_sizes()) for name, (t, seen) in world.splits.items()}
         world = replace(world, splits=blind)
@@ -299,6 +318,8 @@ def recipe_of(options: TableWorldConfig) -> JointGRPOConfig:
             )
         replay = replace(base.learner.replay, residual_weight=options.residual_weight)
         base = replace(base, learner=replace(base.learner, replay=replay))
+    if options.num_scored is not None:
+        base = replace(base, num_scored=options.num_scored)
     if options.free:
         base = replace(base, price=PriceConfig(low=None, high=None))
     if options.steps:

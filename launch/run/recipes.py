@@ -362,6 +362,23 @@ def embedded_warm() -> JointGRPOConfig:
     )
 
 
+def embedded_grpo() -> JointGRPOConfig:
+    """As `embedded`, but plain GRPO: every episode against its group, and no outcome model.
+
+    For comparison: it needs many times as many episodes.
+    """
+    base = embedded()
+    learner = _annealed(base.steps, learning_rate=1e-3, epochs=4, entropy=(0.05, 0.002))
+    return replace(
+        base,
+        recipe="embedded-grpo",
+        groups_per_step=12,
+        group_size=4,
+        num_scored=0,
+        learner=replace(learner, budget_lr_ratio=0.1),
+    )
+
+
 def molmoe_h100() -> JointGRPOConfig:
     """MolmoE-1B-0924 in bfloat16 on three public data sets, one rollout actor per GPU.
 
@@ -409,6 +426,7 @@ def earlier() -> JointGRPOConfig:
 RECIPES = {
     "embedded": embedded,
     "embedded-warm": embedded_warm,
+    "embedded-grpo": embedded_grpo,
     "molmoe-h100": molmoe_h100,
     "earlier": earlier,
 }
