@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -106,7 +107,10 @@ def finish(run: Run) -> None:
     }
     path = folder / "evaluation.json"
     path.write_text(json.dumps(row) + "\n")
-    curves_figure(run.reporter.rows(), run.rival_levels).savefig(folder / "curves.png", dpi=110)
+    rows = run.reporter.rows()
+    curves_figure(rows, run.rival_levels).savefig(folder / "curves.png", dpi=110)
+    if run.rival_levels:
+        run.reporter.say(rise(rows, run.rival_levels))
     run.reporter.say(
         f"test split, price {first.price:g}: in budget {first.in_budget_accuracy:.3f}, violations "
         f"{first.violation_rate:.1%}  evaluation {path}  curves {folder / 'curves.png'}  "
@@ -114,6 +118,24 @@ def finish(run: Run) -> None:
         + (f"  and all of it in {run.uri}" if run.uri else "")
         + _left_out(run.fleet.stats.failed_samples)
     )
+
+
+def rise(rows: Sequence[Mapping[str, Any]], levels: Mapping[str, float]) -> str:
+    """After how many steps the held-out accuracy reached the level of each table, in words.
+
+    Args:
+        rows: scalars of the run's steps.
+        levels: accuracy of each table at the same price, on the profile that it is chosen on.
+    """
+    name = "at_a_glance/accuracy_held_out"
+    curve = [(int(row["step"]) + 1, float(row[name])) for row in rows if name in row]
+    parts = []
+    for table, level in levels.items():
+        reached = next((step for step, accuracy in curve if accuracy >= level), None)
+        words = "not reached" if reached is None else f"reached after {reached} steps"
+        parts.append(f"level of the {table} ({level:.3f}) {words}")
+    begun = f"from {curve[0][1]:.3f} after {curve[0][0]} steps" if curve else "not evaluated"
+    return f"held-out accuracy: {begun}; {', '.join(parts)}"
 
 
 def _left_out(num_samples: int) -> str:

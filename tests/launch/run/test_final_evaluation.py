@@ -16,6 +16,7 @@ from launch.run.final_evaluation import (
     affordable_samples,
     comparable,
     finish,
+    rise,
     rival_levels,
 )
 from launch.run.held_out import evaluate
@@ -141,3 +142,13 @@ def test_without_a_profile_the_run_ends_with_its_own_sweep(tmp_path, capsys):
     assert np.shape(first["scores"]) == (2, 2)
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     assert "test split, price 0: in budget" in capsys.readouterr().out
+
+
+def test_the_rise_is_told_in_words():
+    name = "at_a_glance/accuracy_held_out"
+    rows = [{"step": -1, name: 0.2}, {"step": 0, "other": 1.0}]
+    rows += [{"step": 4, name: 0.7}, {"step": 9, name: 0.81}]
+    told = rise(rows, {"table": 0.7, "table per task": 0.9})
+    assert told.startswith("held-out accuracy: from 0.200 after 0 steps; ")
+    assert "level of the table (0.700) reached after 5 steps" in told
+    assert "level of the table per task (0.900) not reached" in told
