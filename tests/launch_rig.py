@@ -57,7 +57,7 @@ def config(**changes: Any) -> JointGRPOConfig:
         "groups_per_step": 3,
         "group_size": 4,
         "checkpoint_every": 1,
-        "evaluation": EvaluationConfig(every=3, num_samples=2, num_budgets=2),
+        "evaluation": EvaluationConfig(every=3, num_samples=2, num_test_samples=2, num_budgets=2),
         "learner": LearnerConfig(learning_rate=1e-3),
     }
     return JointGRPOConfig(**{**defaults, **changes})

@@ -84,7 +84,7 @@ def finish(run: Run) -> None:
             run.setup,
             run.learner.weights(),
             split="test",
-            indices=range(settings.num_samples),
+            indices=range(settings.num_test_samples),
             budgets_ms=budgets_ms.tolist(),
             prices=prices,
         )
@@ -162,7 +162,7 @@ def compare(
         run.setup,
         run.learner.weights(),
         rivals,
-        indices=range(run.config.evaluation.num_samples),
+        indices=range(run.config.evaluation.num_test_samples),
         budgets_ms=budgets_ms,
         prices=prices,
     )

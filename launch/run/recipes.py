@@ -125,7 +125,7 @@ EARLY_EVALUATIONS = frozenset(5 * 2**power for power in range(20))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationConfig:
-    """Greedy evaluation on held-out samples while training.
+    """Greedy evaluation on held-out samples, while training and at its end.
 
     Attributes:
         every: steps between two evaluations. The first and the last step are always evaluated, and
@@ -133,6 +133,8 @@ class EvaluationConfig:
         first_index: index of the first validation sample. The samples of the shipped profile, of
             calibration and of block importance lie below it, so that none of them is used twice.
         num_samples: number of held-out samples; each is run at every budget.
+        num_test_samples: number of test samples on which the finished controller is compared with
+            its rivals, each at every budget and price.
         num_budgets: number of budgets, evenly spaced over the range.
         prices: prices at which the finished controller is compared with its rivals.
     """
@@ -140,11 +142,12 @@ class EvaluationConfig:
     every: int = 50
     first_index: int = 20_000
     num_samples: int = 24
+    num_test_samples: int = 48
     num_budgets: int = 5
     prices: tuple[float, ...] = (0.0, 0.02, 0.1, 0.2, 0.3, 1.0)
 
     def __post_init__(self) -> None:
-        check_within(self, "every", "num_samples", "num_budgets", low=1)
+        check_within(self, "every", "num_samples", "num_test_samples", "num_budgets", low=1)
         check_within(self, "first_index", low=0)
         check_prices(self.prices, "evaluation.prices")
 

@@ -19,7 +19,7 @@ from rollout.requests import ScoreRequest
 CONFIGURATIONS = np.argwhere(~masked_configurations())
 """Choice indices of all configurations, int64 [225, 4]."""
 
-PAIRS_PER_REQUEST = 20
+PAIRS_PER_REQUEST = 12
 """Number of (sample, configuration) pairs that are answered in one pass. More would take longer
 than a group, which waits for it, and hardly cost less each (`python -m benchmarks.scoring`)."""
 

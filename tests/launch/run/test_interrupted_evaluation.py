@@ -35,7 +35,7 @@ def metrics(run):
 
 @pytest.fixture(scope="module")
 def settings():
-    evaluation = EvaluationConfig(every=1, num_samples=2, num_budgets=2)
+    evaluation = EvaluationConfig(every=1, num_samples=2, num_test_samples=2, num_budgets=2)
     return launch_rig.config(steps=2, groups_per_step=1, keep_last=9, evaluation=evaluation)
 
 
