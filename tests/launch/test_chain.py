@@ -101,7 +101,16 @@ def test_every_command_goes_through(chain, tmp_path):
     assert {path.name for path in (tmp_path / "test/results").iterdir()} == set(chain.tasks)
     train = (
         *("molmoe-h100", "--run-dir", run_dir, "--epochs", 1, "--groups-per-step", 8),
-        *("--group-size", 3, "--budget.num-samples", 3, "--evaluation.num-samples", 1),
+        *(
+            "--group-size",
+            3,
+            "--budget.num-samples",
+            3,
+            "--evaluation.num-samples",
+            1,
+            "--evaluation.num-test-samples",
+            1,
+        ),
         *("--evaluation.num-budgets", 2, *chain.worker()),
     )
     process = subprocess.Popen(

@@ -32,7 +32,14 @@ def command(folder, run_dir, *extra, steps=8):
     return [
         *(sys.executable, str(SCRIPT), "embedded", "--run-dir", str(run_dir)),
         *("--steps", str(steps), "--groups-per-step", "2", "--group-size", "3"),
-        *("--checkpoint-every", "1", "--evaluation.num-samples", "1"),
+        *(
+            "--checkpoint-every",
+            "1",
+            "--evaluation.num-samples",
+            "1",
+            "--evaluation.num-test-samples",
+            "1",
+        ),
         *("--evaluation.num-budgets", "2", "--worker.model", str(folder)),
         *("--worker.executor.max-new-tokens", "3", "--cluster.num-actors", "1"),
         *("--simulated-latency", str(folder / "latency.json")),

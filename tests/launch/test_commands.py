@@ -184,7 +184,16 @@ def test_evaluation_takes_turns_and_writes_every_policy(folder, profiled, tmp_pa
     table = ProfileTable.load(test)
     names = tuple(name.replace("/test/", "/validation/") for name in table.sample_ids)
     replace(table, sample_ids=names).save(validation)
-    small = ("--groups-per-step", 2, "--group-size", 3, "--evaluation.num-samples", 1)
+    small = (
+        "--groups-per-step",
+        2,
+        "--group-size",
+        3,
+        "--evaluation.num-samples",
+        1,
+        "--evaluation.num-test-samples",
+        1,
+    )
     budgets = ("--budget.low-ms", 1, "--budget.high-ms", 900)
     budgets += ("--budget.num-samples", 2)
     learned = run(

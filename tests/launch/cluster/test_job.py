@@ -93,7 +93,14 @@ def clone(tmp_path):
         *("python", "launch/joint_grpo.py", "embedded"),
         *("--groups-per-step", "2", "--group-size", "2", "--worker.model", str(model)),
         *("--worker.executor.max-new-tokens", "3", "--cluster.num-actors", "1"),
-        *("--simulated-latency", str(model / "latency.json"), "--evaluation.num-samples", "1"),
+        *(
+            "--simulated-latency",
+            str(model / "latency.json"),
+            "--evaluation.num-samples",
+            "1",
+            "--evaluation.num-test-samples",
+            "1",
+        ),
         *("--budget.low-ms", "5", "--budget.high-ms", "100", "--budget.num-samples", "4"),
     ]
     return ["submit", "--working-dir", working_dir], options

@@ -26,7 +26,14 @@ from tests.rollout import rig
 SCRIPT = Path(__file__).resolve().parents[3] / "launch" / "joint_grpo.py"
 STEPS = 12
 NUM_KILLS = 2
-EVALUATIONS = ("--evaluation.every", "6", "--evaluation.num-samples", "20")
+EVALUATIONS = (
+    "--evaluation.every",
+    "6",
+    "--evaluation.num-samples",
+    "20",
+    "--evaluation.num-test-samples",
+    "20",
+)
 STARTS = re.compile(r"(?:resumes at|starts with) step (\d+)")
 DONE = re.compile(r"step (\d+)/")
 
@@ -62,7 +69,14 @@ def start(folder, run_dir, staleness, *more):
         *(sys.executable, str(SCRIPT), "embedded", "--run-dir", str(run_dir)),
         *("--steps", str(STEPS), "--groups-per-step", "6", "--max-staleness", str(staleness)),
         *("--worker.model", str(folder), "--worker.executor.max-new-tokens", "3"),
-        *("--simulated-latency", str(folder / "latency.json"), "--evaluation.num-samples", "2"),
+        *(
+            "--simulated-latency",
+            str(folder / "latency.json"),
+            "--evaluation.num-samples",
+            "2",
+            "--evaluation.num-test-samples",
+            "2",
+        ),
         *("--budget.num-samples", "4"),
         *more,
     ]
