@@ -18,30 +18,13 @@ from launch.analysis.greedy_sweep import greedy_sweeps
 from launch.analysis.interleaved import Comparison, Live, curves_of, run_live
 from launch.analysis.outcomes import outcome_on
 from launch.analysis.plots import curves_figure, sweep_figure
-from launch.analysis.rivals import choose_rivals
+from launch.analysis.rivals import ALL_RIVALS, RIVALS, SMALL_PROFILE, choose_rivals
 from launch.analysis.tradeoff_plots import tradeoff_figure
 from launch.analysis.tradeoff_report import CONTROLLER, tradeoff_table, verdict
 from launch.run.state import Run
 from rollout.fingerprint import Fingerprint
 from rollout.profiling.conversion import calibrated
 from rollout.profiling.profile_table import ProfileTable
-
-RIVALS = {
-    "lookup by task": "table per task",
-    "lookup": "table",
-    "static": "static",
-}
-"""Rivals that are chosen on the whole profile: lookup tables and the best static configuration of
-each price. By name, and what the closing table calls them."""
-
-SMALL_PROFILE = "small profile: "
-"""Before the names of the same rivals, chosen on as many samples as could have been profiled in the
-device time of the training."""
-
-ALL_RIVALS = {
-    **RIVALS,
-    **{SMALL_PROFILE + n: f"{RIVALS[n]}, small" for n in ("lookup by task", "lookup")},
-}
 
 
 def comparable(

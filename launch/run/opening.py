@@ -8,7 +8,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ from launch.storage.object_store import RunStore
 from launch.storage.outputs import writable_folder
 from launch.storage.remote_folder import is_uri
 from launch.storage.run_folder import claimed, resolve_run_dir, staging_folder
+from launch.storage.starts import Start
 from launch.storage.uploads import Uploader
 from learner.actor import initial_controller
 from learner.checkpoint import Checkpoint, CheckpointStore
@@ -102,6 +103,8 @@ def open_run(config: JointGRPOConfig) -> Iterator[Run]:
             run.commit()
         else:
             run.go_back_to(checkpoint)
+        device = asdict(fleet.pool.first_facts().facts)
+        Start.now(run.next_step, fleet.num_actors, device).append_to(run_dir)
         run.reporter.say(_first_line(run, run_dir, fleet))
         yield run
 
