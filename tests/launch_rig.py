@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from envs.calibration import Calibration
@@ -19,6 +20,7 @@ from policy.controller import Controller
 from rollout.executor import MolmoEExecutor
 from rollout.image_feature import image_dim
 from rollout.latency.simulated import SimulatedLatency
+from rollout.profiling.profile_table import ProfileTable
 from rollout.worker import RolloutWorker
 from tests.in_process import LocalFleet
 from tests.rollout import rig
@@ -98,3 +100,25 @@ def local_run(run_dir: Path, settings: JointGRPOConfig, fleet: Any = None) -> Ru
     else:
         run.go_back_to(checkpoint)
     return run
+
+
+class ProfilingFleet(LocalFleet):
+    """A local fleet that runs single configurations as well."""
+
+    def profile_each(self, plan, split, what, calibration=None):
+        assert what == "episodes of the rivals"
+        for index, configurations in plan:
+            yield self.worker.profile(configurations, split, index, calibration)
+
+
+def random_profile() -> ProfileTable:
+    """Latencies of the simulated device, scores that grow with none of the knobs."""
+    rng, rows = np.random.default_rng(0), []
+    latencies_ms = dict(simulated().table_ms)
+    for index in range(4):
+        row = {"sample_id": f"noise/validation/{index}", "task": "noise", "prompt": ""}
+        row["scores"] = {str(knobs): float(rng.integers(2)) for knobs in all_knobs()}
+        row["latencies_ms"] = latencies_ms
+        row["cheapest_ms"] = latencies_ms[str(CHEAPEST_KNOBS)]
+        rows.append(row)
+    return ProfileTable.from_rows(rows)

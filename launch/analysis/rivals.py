@@ -35,7 +35,7 @@ FOLDS = 5
 RIVALS = {
     "lookup by task": "table per task",
     "lookup": "table",
-    "static": "static",
+    "static": "static configuration",
 }
 """Rivals that are chosen on the whole profile: lookup tables and the best static configuration of
 each price. By name, and what the closing table calls them."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from pathlib import PurePosixPath
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from launch.analysis.rivals import ALL_RIVALS, RIVALS, SMALL_PROFILE, choose_riv
 from launch.analysis.tradeoff_plots import tradeoff_figure
 from launch.analysis.tradeoff_report import CONTROLLER, tradeoff_table, verdict
 from launch.run.state import Run
+from launch.run_report.page import report_of_finished
 from rollout.fingerprint import Fingerprint
 from rollout.profiling.conversion import calibrated
 from rollout.profiling.profile_table import ProfileTable
@@ -90,10 +92,12 @@ def finish(run: Run) -> None:
     path = folder / "evaluation.json"
     path.write_text(json.dumps(row) + "\n")
     curves_figure(run.reporter.rows(), run.rival_levels).savefig(folder / "curves.png", dpi=110)
+    report = report_of_finished(folder, PurePosixPath(run.uri).name)
     run.reporter.say(
         f"test split, price {first.price:g}: in budget {first.in_budget_accuracy:.3f}, violations "
         f"{first.violation_rate:.1%}  evaluation {path}  curves {folder / 'curves.png'}  "
         f"checkpoint {run.store.root}"
+        + (f"  report {report}" if report else "")
         + (f"  and all of it in {run.uri}" if run.uri else "")
         + _left_out(run.fleet.stats.failed_samples)
     )

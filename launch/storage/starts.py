@@ -65,6 +65,7 @@ def read_starts(run_dir: Path) -> list[Start]:
 
     Raises:
         OSError: there is no such file.
+        ValueError: it holds no whole line.
     """
     found = []
     for line in (run_dir / STARTS_NAME).read_text().splitlines():
@@ -72,6 +73,8 @@ def read_starts(run_dir: Path) -> list[Start]:
             found.append(Start(**json.loads(line)))
         except (ValueError, TypeError):
             continue
+    if not found:
+        raise ValueError(f"{run_dir / STARTS_NAME} holds no whole line")
     return found
 
 
