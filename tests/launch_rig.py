@@ -74,7 +74,9 @@ def setup(price: PriceConfig = FREE_TIME) -> PolicySetup:
     return PolicySetup.of(*widths, rig.BUDGETS, None, price.sampler(), price.deployed)
 
 
-def local_run(run_dir: Path, settings: JointGRPOConfig, fleet: Any = None) -> Run:
+def local_run(
+    run_dir: Path, settings: JointGRPOConfig, fleet: Any = None, trackers: Any = None
+) -> Run:
     """A new run, or one that is resumed from the newest checkpoint in its folder."""
     run_dir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
@@ -90,7 +92,7 @@ def local_run(run_dir: Path, settings: JointGRPOConfig, fleet: Any = None) -> Ru
         setup=own,
         fleet=fleet or LocalFleet(worker()),
         learner=learner,
-        reporter=Reporter(run_dir, num_steps=settings.steps, clock="simulated"),
+        reporter=Reporter(run_dir, num_steps=settings.steps, clock="simulated", trackers=trackers),
         store=store,
         lambda_control=LambdaControl(settings.pid, rig.BUDGETS),
         calibration=CALIBRATION,

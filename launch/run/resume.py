@@ -24,6 +24,7 @@ STATE_KEYS = (
 
 FREE_ON_RESUME = (
     *("run_dir", "steps", "epochs", "checkpoint_every", "keep_last", "dry_run", "print_config"),
+    "trackers",
     *(
         "warm_start_profile",
         "comparison_profile",
