@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -138,9 +139,9 @@ class Reporter:
         self.console.print(prefix + text, markup=False)
 
     def close(self) -> None:
-        """Closes the trackers."""
-        for tracker in self.trackers:
-            tracker.close()
+        """Closes the trackers, all at once, so that their time limits do not add up."""
+        with ThreadPoolExecutor(max_workers=max(1, len(self.trackers))) as pool:
+            list(pool.map(lambda tracker: tracker.close(), self.trackers))
 
 
 def _percent(share: float | None) -> str:

@@ -19,7 +19,7 @@ from launch.run_report.record import Evaluation, MissingPieceError, RunRecord, p
 from launch.run_report.section import Section
 from launch.run_report.svg import tenths
 
-NOTHING_LOST = "No actor was lost, and no group ran twice."
+NOTHING_LOST = "No actor was lost."
 
 
 def sections(record: RunRecord) -> list[Section]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -38,6 +39,9 @@ class MlflowBackend:
 
     def open(self, run: TrackedRun, run_id: str) -> None:
         """Begins or continues the run; MLflow's own time limits hold."""
+        # Failed attempts are made again and logged by the follower; MLflow would wait for minutes.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
         from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
 
         uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run.folder}/mlflow.db"
