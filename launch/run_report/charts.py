@@ -13,6 +13,7 @@ import numpy as np
 from envs.spec import HEADS, Head
 from launch.analysis.greedy_sweep import GreedySweep
 from launch.analysis.rivals import TARGET_VIOLATION
+from launch.analysis.statistics import Interval
 from launch.analysis.tradeoff import Curve
 from launch.analysis.tradeoff_report import CONTROLLER
 from launch.run_report.record import MissingPieceError, Row, RunRecord, present
@@ -47,16 +48,23 @@ def _curve_points(name: str, curve: Curve, *, is_labelled: bool) -> list[Point]:
         Point(
             x=float(ms),
             y=float(accuracy),
-            half_width=float(ci) if is_labelled else 0.0,
+            half_width=float(ci) if is_labelled and np.isfinite(ci) else 0.0,
             label=f"{price:g}" if is_labelled else "",
-            title=f"{name}, price {price:g}: accuracy {accuracy:.3f} ± {ci:.3f} in {ms:.1f} ms, "
-            f"late {tenths(late) if np.isfinite(late) else 'none feasible'}",
+            title=f"{name}, price {price:g}: accuracy {with_interval(accuracy, ci)} "
+            f"in {ms:.1f} ms, late {tenths(late) if np.isfinite(late) else 'none feasible'}",
         )
         for price, ms, accuracy, ci, late in rows
     ]
     if curve.ignores_price:
         points = points[:1]
     return sorted(points, key=lambda point: point.x)
+
+
+def with_interval(mean: float, half_width: float) -> str:
+    """A mean with its interval, which a single sample does not have."""
+    if not np.isfinite(half_width):
+        return f"{mean:.3f}"
+    return str(Interval(float(mean), float(half_width)))
 
 
 def violations_chart(rates: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:

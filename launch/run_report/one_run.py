@@ -11,7 +11,6 @@ import numpy as np
 from envs.spec import HEADS, Head
 from launch.analysis.greedy_sweep import STAGES, GreedySweep
 from launch.analysis.settings import flat
-from launch.analysis.statistics import Interval
 from launch.analysis.tradeoff import Curve
 from launch.analysis.tradeoff_report import CONTROLLER, Against, against, verdict
 from launch.run_report import charts, examples, markup
@@ -59,7 +58,7 @@ def verdict_words(curves: dict[str, Curve]) -> str:
 
 def accuracy_words(curve: Curve) -> str:
     """Accuracy at the lowest price with its interval."""
-    return str(Interval(float(curve.accuracy_P[0]), float(curve.accuracy_ci_P[0])))
+    return charts.with_interval(curve.accuracy_P[0], curve.accuracy_ci_P[0])
 
 
 def rivals_table(record: RunRecord) -> str:

@@ -5,6 +5,7 @@ resumed, so that trackers that cannot take rows back get each step once: the row
 when the next checkpoint is written, which by default is one step later. How many rows have arrived
 is kept in RUN/trackers/NAME.json, together with the tracker's id of the run. What was not sent, for
 instance because the network failed or the process was killed, is sent later or by the resumed run.
+Rows that were sent within `Backend.settles_s` before a kill are sent again, with the same values.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 from uuid import uuid4
 
@@ -80,6 +81,14 @@ class Progress:
     num_rows: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WentBack:
+    """The run begins at `first_step`, where metrics.jsonl holds `num_rows` rows."""
+
+    first_step: int
+    num_rows: int
+
+
 class Follower:
     """A tracker that gets committed rows; it neither ends nor delays a run.
 
@@ -98,7 +107,7 @@ class Follower:
         self._path = run.folder / FOLDER / f"{backend.name}.json"
         self._changed = threading.Condition()
         self._num_committed = 0
-        self._undone_from: int | None = None
+        self._went_back: WentBack | None = None
         self._is_closing = self._has_failed = self._is_open = False
         self._progress: Progress | None = None
         self._thread: threading.Thread | None = None
@@ -109,7 +118,7 @@ class Follower:
         """Starts the thread, or follows the run back; its file holds the remaining rows alone."""
         with self._changed:
             self._num_committed = len(self._rows())
-            self._undone_from = first_step
+            self._went_back = WentBack(first_step=first_step, num_rows=self._num_committed)
             self._changed.notify()
         if self._thread is None:
             name = f"tracker {self.backend.name}"
@@ -165,7 +174,7 @@ class Follower:
             self._changed.wait_for(
                 lambda: (
                     self._is_closing
-                    or self._undone_from is not None
+                    or self._went_back is not None
                     or self._progress is None
                     or self._num_committed > self._progress.num_rows
                 )
@@ -185,17 +194,19 @@ class Follower:
             self.backend.open(self.run, self._progress.run_id)
             self._is_open = True
         with self._changed:
-            rows, undone_from = self._rows()[: self._num_committed], self._undone_from
-            self._undone_from = None
-        if undone_from is not None and len(rows) < self._progress.num_rows:
-            self.backend.mark_undone(undone_from)
-            self._keep(Progress(run_id=self._progress.run_id, num_rows=len(rows)))
+            rows, went_back = self._rows()[: self._num_committed], self._went_back
+        if went_back is not None and went_back.num_rows < self._progress.num_rows:
+            self.backend.mark_undone(went_back.first_step)
+            self._keep(replace(self._progress, num_rows=went_back.num_rows))
+        with self._changed:
+            if self._went_back is went_back:
+                self._went_back = None
         new = rows[self._progress.num_rows :]
         for row in new:
             self.backend.log(row["step"], row["step"] + 1, scalars_of(row))
         if new:
             time.sleep(self.backend.settles_s)
-            self._keep(Progress(run_id=self._progress.run_id, num_rows=len(rows)))
+            self._keep(replace(self._progress, num_rows=len(rows)))
 
     def _rows(self) -> list[Mapping[str, Any]]:
         """The rows of metrics.jsonl; none before the first one."""

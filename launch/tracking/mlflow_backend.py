@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from launch.tracking.tracker import PROJECT, TrackedRun
@@ -16,6 +17,23 @@ MAX_PARAMS = 100
 """Parameters in one request, as many as MLflow takes."""
 
 MAX_PARAM_LENGTH = 500
+
+
+def own_database(folder: Path) -> str:
+    """The URI of a run's own database, which is made under another name and renamed.
+
+    MLflow takes seconds to make its tables, and cannot use a database in which a kill left only
+    some of them.
+    """
+    from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
+
+    path = folder / "mlflow.db"
+    if not path.exists():
+        temporary = folder / "mlflow.db.partial"
+        temporary.unlink(missing_ok=True)
+        MlflowClient(tracking_uri=f"sqlite:///{temporary}").search_experiments()
+        os.replace(temporary, path)
+    return f"sqlite:///{path}"
 
 
 class MlflowBackend:
@@ -44,7 +62,8 @@ class MlflowBackend:
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
         from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
 
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run.folder}/mlflow.db"
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or own_database(run.folder)
         self._client = MlflowClient(tracking_uri=uri)
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
         experiment = self._client.get_experiment_by_name(name)

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from launch.analysis.greedy_sweep import ARRAYS_BY_SAMPLE
 from launch.analysis.rivals import ALL_RIVALS
 from launch.run_report import page
 from launch.run_report.page import render, report_of_finished
@@ -134,6 +135,21 @@ def test_an_evaluation_of_an_earlier_version_keeps_its_figures(finished, tmp_pat
     text = render([read_run(tmp_path / "run")])
     assert set(parsed(text).missing) == {"six-answers", "stages-of-an-answer"}
     assert "written without answers by an earlier version" in text
+
+
+def test_a_single_sample_has_no_interval(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    path = tmp_path / "run" / "evaluation.json"
+    saved = json.loads(path.read_text())
+    for one in saved["prices"].values():
+        one["rivals"] = {}
+        for name in (*ARRAYS_BY_SAMPLE, "indices", "tasks", "sample_ids"):
+            one[name] = one[name][:1]
+    path.write_text(json.dumps(saved))
+    text = render([read_run(tmp_path / "run")])
+    assert set(parsed(text).missing) <= {"stages-of-an-answer"}
+    assert "nan" not in text
+    assert "It was compared with nothing" in text
 
 
 def test_a_folder_that_is_no_run_is_one_clear_error(tmp_path):

@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from launch.tracking.mlflow_backend import MlflowBackend
+from launch.tracking.tracker import TrackedRun
+
 ROOT = Path(__file__).parents[3]
 KILLS = ("3", "5", "")
 """Steps after which the run is killed; the last time it ends by itself."""
@@ -90,6 +93,21 @@ def test_mlflow(tmp_path):
         return [(metric.step, metric.value) for metric in found]
 
     check_one_curve(rows, values_of)
+
+
+@needs("mlflow")
+def test_a_kill_while_mlflow_makes_its_tables_costs_nothing(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with sqlite3.connect(tmp_path / "mlflow.db.partial") as connection:
+        connection.execute("CREATE TABLE webhooks (webhook_id INTEGER)")
+    for _ in range(2):
+        backend = MlflowBackend()
+        backend.open(TrackedRun(name="one", folder=tmp_path, config={"a": 1}), "an id")
+        backend.log(0, 1, {"loss": 1.0})
+        backend.close()
+    with sqlite3.connect(tmp_path / "mlflow.db") as connection:
+        assert connection.execute("SELECT count(*) FROM runs").fetchone() == (1,)
+    assert not (tmp_path / "mlflow.db.partial").exists()
 
 
 @needs("trackio")
