@@ -94,11 +94,13 @@ def caption(evaluation: Evaluation) -> str:
     """How the figures of the table were measured."""
     first = evaluation.first
     num_samples, num_budgets = first.scores.shape
+    samples = f"{num_samples} test sample{'s' if num_samples > 1 else ''}"
+    low_ms, high_ms = first.budgets_ms.min(), first.budgets_ms.max()
     text = (
-        f"{num_samples} test samples, {num_budgets} budgets from {first.budgets_ms.min():.0f} to "
-        f"{first.budgets_ms.max():.0f} ms, {len(evaluation.sweeps)} prices of time. A late answer "
-        "counts as wrong. Intervals are 95 %, differences are paired by sample. Violations count "
-        "feasible episodes only, mean over the prices."
+        f"{samples}, {num_budgets} budgets from {low_ms:.0f} to {high_ms:.0f} ms, "
+        f"{len(evaluation.sweeps)} prices of time. A late answer counts as wrong. Intervals are "
+        "95 %, differences are paired by sample. Violations count feasible episodes only, mean "
+        "over the prices."
     )
     if any(evaluation.rivals.values()):
         text += (

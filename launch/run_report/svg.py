@@ -94,8 +94,9 @@ def tenths(share: float) -> str:
 
 def ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[float]:
     """About `count` round numbers from at most `low` to at least `high`."""
-    span = max(high - low, 1e-9 * max(abs(high), 1.0))
-    raw = span / count
+    if high - low <= 1e-9 * max(abs(high), 1.0):  # one value alone
+        high = low + 0.1 * max(abs(low), 1.0)
+    raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * (1 - 1e-9))
     if whole:

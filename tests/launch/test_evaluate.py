@@ -31,7 +31,7 @@ from policy.weights import PolicyWeights, weights_sha256
 from rollout.profiling.profile_table import ProfileTable
 from rollout.simulation.table_samples import budgets_of
 from tests import launch_rig, table_rig
-from tests.launch.run.test_final_evaluation import ProfilingFleet
+from tests.launch_rig import ProfilingFleet
 from tests.rollout import rig
 
 BUDGETS = np.array([11.8, 20.0, 1e6])
