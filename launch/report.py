@@ -41,7 +41,7 @@ class ReportConfig:
             folder for several runs or one in an object store.
     """
 
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
     out: Path | None = None
 
     def __post_init__(self) -> None:
