@@ -16,7 +16,9 @@ OFFLINE_MODES = ("offline", "disabled", "dryrun")
 
 
 class WandbBackend:
-    """One W&B run, continued under the same id; offline, `wandb sync RUN/wandb/offline-*` joins it.
+    """One W&B run, continued under the same id.
+
+    Offline, each process leaves a folder RUN/wandb/offline-* with that id, for `wandb sync`.
 
     Only rows that cannot be undone are sent, so that W&B's history, which is never taken back, has
     each step once. If a run has to go back further because its newest checkpoint is damaged, the
