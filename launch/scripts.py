@@ -22,6 +22,11 @@ def evaluate() -> int:
     return _run("evaluate")
 
 
+def report() -> int:
+    """A run as one page: launch/report.py."""
+    return _run("report")
+
+
 def generate() -> int:
     """One answer: launch/generate.py."""
     return _run("generate")

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from envs.calibration import Calibration
@@ -19,6 +20,7 @@ from policy.controller import Controller
 from rollout.executor import MolmoEExecutor
 from rollout.image_feature import image_dim
 from rollout.latency.simulated import SimulatedLatency
+from rollout.profiling.profile_table import ProfileTable
 from rollout.worker import RolloutWorker
 from tests.in_process import LocalFleet
 from tests.rollout import rig
@@ -72,7 +74,9 @@ def setup(price: PriceConfig = FREE_TIME) -> PolicySetup:
     return PolicySetup.of(*widths, rig.BUDGETS, None, price.sampler(), price.deployed)
 
 
-def local_run(run_dir: Path, settings: JointGRPOConfig, fleet: Any = None) -> Run:
+def local_run(
+    run_dir: Path, settings: JointGRPOConfig, fleet: Any = None, trackers: Any = None
+) -> Run:
     """A new run, or one that is resumed from the newest checkpoint in its folder."""
     run_dir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
@@ -88,7 +92,7 @@ def local_run(run_dir: Path, settings: JointGRPOConfig, fleet: Any = None) -> Ru
         setup=own,
         fleet=fleet or LocalFleet(worker()),
         learner=learner,
-        reporter=Reporter(run_dir, num_steps=settings.steps, clock="simulated"),
+        reporter=Reporter(run_dir, num_steps=settings.steps, clock="simulated", trackers=trackers),
         store=store,
         lambda_control=LambdaControl(settings.pid, rig.BUDGETS),
         calibration=CALIBRATION,
@@ -98,3 +102,25 @@ def local_run(run_dir: Path, settings: JointGRPOConfig, fleet: Any = None) -> Ru
     else:
         run.go_back_to(checkpoint)
     return run
+
+
+class ProfilingFleet(LocalFleet):
+    """A local fleet that runs single configurations as well."""
+
+    def profile_each(self, plan, split, what, calibration=None):
+        assert what == "episodes of the rivals"
+        for index, configurations in plan:
+            yield self.worker.profile(configurations, split, index, calibration)
+
+
+def random_profile() -> ProfileTable:
+    """Latencies of the simulated device, scores that grow with none of the knobs."""
+    rng, rows = np.random.default_rng(0), []
+    latencies_ms = dict(simulated().table_ms)
+    for index in range(4):
+        row = {"sample_id": f"noise/validation/{index}", "task": "noise", "prompt": ""}
+        row["scores"] = {str(knobs): float(rng.integers(2)) for knobs in all_knobs()}
+        row["latencies_ms"] = latencies_ms
+        row["cheapest_ms"] = latencies_ms[str(CHEAPEST_KNOBS)]
+        rows.append(row)
+    return ProfileTable.from_rows(rows)

@@ -1,12 +1,12 @@
 """Greedy evaluation of a policy over budgets, on the fleet that also trains.
 
-Shapes: S samples, K budgets, R repeats.
+Shapes: S samples, K budgets, R repeats, N stages.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from envs.reward import (
 )
 from envs.spec import HEADS
 from launch.analysis.statistics import or_none
+from learner.scalars import stage_scalars
 from policy.config import PolicySetup
 from rollout.fleet import Fleet
 from rollout.group_rollout import GroupRollout
@@ -34,6 +35,13 @@ FIRST_GROUP_ID = 10**9
 
 CHEAPEST_REPEATS = 5
 """Number of runs of the cheapest configuration on each sample, which decide what is feasible."""
+
+STAGES = (
+    *("copy", "vision_global", "image_feature", "language_feature", "stage1", "vision_crops"),
+    *("projector", "embed", "block", "stage2", "head", "decode", "other"),
+)
+"""Stages of an episode in the order in which they run; `other` is the sum of all that have other
+names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +58,8 @@ class GreedySweep:
         wall_ms: the same on the wall clock, [S, K].
         cheapest_ms: latencies of the cheapest configuration on each sample, [S, R], calibrated ms.
         actions: choice indices [S, K, 4].
+        answers: decoded answers [S, K].
+        stages_ms: time of each of `STAGES` as the device clock measured it, [S, K, N].
         indices: S places in the split: those requested, except that unusable samples were replaced.
         tasks: S task names.
         sample_ids: S ids.
@@ -64,6 +74,8 @@ class GreedySweep:
     wall_ms: np.ndarray
     cheapest_ms: np.ndarray
     actions: np.ndarray
+    answers: np.ndarray
+    stages_ms: np.ndarray
     indices: tuple[int, ...]
     tasks: tuple[str, ...]
     sample_ids: tuple[str, ...]
@@ -160,14 +172,29 @@ class GreedySweep:
             "violation": or_none(violation_rate(self.violations, self.feasible, axis=0)),
             "infeasible": (1 - self.feasible.mean(0)).tolist(),
             **{name: getattr(self, name).tolist() for name in ARRAYS_BY_SAMPLE},
+            "stages_ms": self.stages_ms.round(3).tolist(),
+            "stages": list(STAGES),
+            "indices": list(self.indices),
             "tasks": list(self.tasks),
             "sample_ids": list(self.sample_ids),
         }
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> GreedySweep:
+        """Reads what `to_json` wrote; raises KeyError or ValueError for anything else."""
+        return cls(
+            budgets_ms=np.array(data["budgets_ms"], np.float64),
+            price=float(data["price"]),
+            **{name: np.array(data[name]) for name in ARRAYS_BY_SAMPLE},
+            indices=tuple(data["indices"]),
+            tasks=tuple(data["tasks"]),
+            sample_ids=tuple(data["sample_ids"]),
+        )
+
 
 ARRAYS_BY_SAMPLE = (
     *("scores", "latencies_ms", "device_budgets_ms", "device_ms", "wall_ms", "cheapest_ms"),
-    "actions",
+    *("actions", "answers", "stages_ms"),
 )
 
 
@@ -261,7 +288,19 @@ def from_groups(
         wall_ms=arranged(g.wall_ms[0] for g in groups),
         cheapest_ms=cheapest_SR,
         actions=np.array([g.actions[0] for g in groups]).reshape(*shape, len(HEADS)),
+        answers=np.array([g.answers[0] for g in groups]).reshape(shape),
+        stages_ms=np.array([stage_times(g) for g in groups]).reshape(*shape, len(STAGES)),
         indices=tuple(g.index for g in groups[:: len(budgets_ms)]),
         tasks=tuple(g.task for g in groups[:: len(budgets_ms)]),
         sample_ids=tuple(g.sample_id for g in groups[:: len(budgets_ms)]),
     )
+
+
+def stage_times(group: GroupRollout) -> list[float]:
+    """Milliseconds of each of `STAGES` in a single episode."""
+    measured = {
+        name.removeprefix("stage/").removesuffix("_ms"): elapsed_ms
+        for name, elapsed_ms in stage_scalars([group]).items()
+    }
+    known = [measured.pop(name, 0.0) for name in STAGES[:-1]]
+    return [*known, sum(measured.values())]

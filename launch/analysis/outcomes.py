@@ -8,7 +8,7 @@ Shapes: S samples, K budgets.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +74,16 @@ class Outcome:
             "ms_by_sample": self.ms_by_sample.tolist(),
             "names": list(self.names),
         }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Outcome:
+        """Reads what `to_json` wrote; raises KeyError or ValueError for anything else."""
+        names = ("in_budget_accuracy", "ci", "violation", "by_sample", "ms_by_sample")
+        return cls(
+            **{name: np.array(data[name], np.float64) for name in names},
+            violation_rate=float(np.array(data["violation_rate"], np.float64)),
+            names=tuple(data["names"]),
+        )
 
     @property
     def accuracy(self) -> float:

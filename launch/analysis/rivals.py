@@ -32,6 +32,23 @@ TARGET_VIOLATION = 0.05
 SHRINKAGES = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 FOLDS = 5
 
+RIVALS = {
+    "lookup by task": "table per task",
+    "lookup": "table",
+    "static": "static configuration",
+}
+"""Rivals that are chosen on the whole profile: lookup tables and the best static configuration of
+each price. By name, and what the closing table calls them."""
+
+SMALL_PROFILE = "small profile: "
+"""Before the names of the same rivals, chosen on as many samples as could have been profiled in the
+device time of the training."""
+
+ALL_RIVALS = {
+    **RIVALS,
+    **{SMALL_PROFILE + n: f"{RIVALS[n]}, small" for n in ("lookup by task", "lookup")},
+}
+
 
 def choose_rivals(
     validation: ProfileTable,

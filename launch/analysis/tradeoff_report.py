@@ -6,6 +6,7 @@ Curves are given by name; the controller's name is `controller`, and the others 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from rich.table import Table
@@ -45,15 +46,36 @@ def tradeoff_table(curves: Mapping[str, Curve]) -> Table:
     )
     table.add_row(CONTROLLER, f"{ours.accuracy_P[0]:.3f}", "", "", "", _percent(ours))
     for name, theirs in _rivals(curves).items():
+        found = against(ours, theirs)
+        accuracy = f"{theirs.accuracy_P[0]:.3f}"
         table.add_row(
-            name,
-            f"{theirs.accuracy_P[0]:.3f}",
-            lead_at_lowest_price(ours, theirs).signed(),
-            _words(time_at_equal_accuracy(ours, theirs)),
-            _words(accuracy_at_equal_time(ours, theirs)),
-            _percent(theirs),
+            name, accuracy, found.lead, found.time_ratio, found.lead_in_equal_time, _percent(theirs)
         )
     return table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Against:
+    """How the controller compares with one rival, in words with 95 % intervals.
+
+    Attributes:
+        lead: its accuracy minus the rival's at the lowest price.
+        time_ratio: its device time over the rival's at equal accuracy.
+        lead_in_equal_time: its accuracy minus the rival's in equal device time.
+    """
+
+    lead: str
+    time_ratio: str
+    lead_in_equal_time: str
+
+
+def against(ours: Curve, theirs: Curve) -> Against:
+    """Compares two curves on the same samples; raises ValueError for different numbers of them."""
+    return Against(
+        lead=lead_at_lowest_price(ours, theirs).signed(),
+        time_ratio=_words(time_at_equal_accuracy(ours, theirs)),
+        lead_in_equal_time=_words(accuracy_at_equal_time(ours, theirs)),
+    )
 
 
 def verdict(curves: Mapping[str, Curve]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -19,30 +20,14 @@ from launch.analysis.greedy_sweep import greedy_sweeps
 from launch.analysis.interleaved import Comparison, Live, curves_of, run_live
 from launch.analysis.outcomes import outcome_on
 from launch.analysis.plots import curves_figure, sweep_figure
-from launch.analysis.rivals import choose_rivals
+from launch.analysis.rivals import ALL_RIVALS, RIVALS, SMALL_PROFILE, choose_rivals
 from launch.analysis.tradeoff_plots import tradeoff_figure
 from launch.analysis.tradeoff_report import CONTROLLER, tradeoff_table, verdict
 from launch.run.state import Run
+from launch.run_report.page import report_of_finished
 from rollout.fingerprint import Fingerprint
 from rollout.profiling.conversion import calibrated
 from rollout.profiling.profile_table import ProfileTable
-
-RIVALS = {
-    "lookup by task": "table per task",
-    "lookup": "table",
-    "static": "static",
-}
-"""Rivals that are chosen on the whole profile: lookup tables and the best static configuration of
-each price. By name, and what the closing table calls them."""
-
-SMALL_PROFILE = "small profile: "
-"""Before the names of the same rivals, chosen on as many samples as could have been profiled in the
-device time of the training."""
-
-ALL_RIVALS = {
-    **RIVALS,
-    **{SMALL_PROFILE + n: f"{RIVALS[n]}, small" for n in ("lookup by task", "lookup")},
-}
 
 
 def comparable(
@@ -111,10 +96,12 @@ def finish(run: Run) -> None:
     curves_figure(rows, run.rival_levels).savefig(folder / "curves.png", dpi=110)
     if run.rival_levels:
         run.reporter.say(rise(rows, run.rival_levels))
+    report = report_of_finished(folder, PurePosixPath(run.uri).name)
     run.reporter.say(
         f"test split, price {first.price:g}: in budget {first.in_budget_accuracy:.3f}, violations "
         f"{first.violation_rate:.1%}  evaluation {path}  curves {folder / 'curves.png'}  "
         f"checkpoint {run.store.root}"
+        + (f"  report {report}" if report else "")
         + (f"  and all of it in {run.uri}" if run.uri else "")
         + _left_out(run.fleet.stats.failed_samples)
     )

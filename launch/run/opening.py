@@ -8,8 +8,8 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import asdict, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rich.console import Console
@@ -17,6 +17,7 @@ from rich.console import Console
 from envs.budgets import BudgetSampler
 from envs.calibration import Calibration
 from launch.analysis.interleaved import Comparison
+from launch.analysis.settings import flat
 from launch.cluster.connection import connect
 from launch.cluster.fleet import RayFleet, check_census, open_fleet
 from launch.cluster.remote_learner import RemoteLearner
@@ -25,7 +26,7 @@ from launch.cluster.versions import differences
 from launch.cluster.waiting import telling
 from launch.run.final_evaluation import comparable, rival_levels
 from launch.run.preflight import Preflight
-from launch.run.recipes import JointGRPOConfig
+from launch.run.recipes import JointGRPOConfig, to_json
 from launch.run.reporting import Reporter
 from launch.run.resume import (
     STATE_KEYS,
@@ -42,7 +43,10 @@ from launch.storage.object_store import RunStore
 from launch.storage.outputs import writable_folder
 from launch.storage.remote_folder import is_uri
 from launch.storage.run_folder import claimed, resolve_run_dir, staging_folder
+from launch.storage.starts import Start
 from launch.storage.uploads import Uploader
+from launch.tracking.choosing import open_trackers
+from launch.tracking.tracker import TrackedRun
 from learner.actor import initial_controller
 from learner.checkpoint import Checkpoint, CheckpointStore
 from learner.lambda_control import LambdaControl
@@ -69,7 +73,7 @@ def open_run(config: JointGRPOConfig) -> Iterator[Run]:
         if config.dry_run:
             folder = tempfile.mkdtemp(prefix="dry-run-")
             on_exit.callback(shutil.rmtree, folder, ignore_errors=True)
-            config = replace(config, steps=1, run_dir=folder)
+            config = replace(config, steps=1, run_dir=folder, trackers=("tensorboard",))
         run_dir = _checked_folder(config)
         simulated = None
         if config.simulated_latency:
@@ -102,6 +106,8 @@ def open_run(config: JointGRPOConfig) -> Iterator[Run]:
             run.commit()
         else:
             run.go_back_to(checkpoint)
+        device = asdict(fleet.pool.first_facts().facts)
+        Start.now(run.next_step, fleet.num_actors, device).append_to(run_dir)
         run.reporter.say(_first_line(run, run_dir, fleet))
         yield run
 
@@ -191,7 +197,11 @@ class Opening:
             fleet=fleet,
             learner=remote_learner(config, setup, state),
             reporter=Reporter(
-                self.run_dir, num_steps=config.steps, clock=fleet.clock_name, label=self.label
+                self.run_dir,
+                num_steps=config.steps,
+                clock=fleet.clock_name,
+                label=self.label,
+                trackers=open_trackers(config.trackers, self._tracked(config)),
             ),
             store=self.store(),
             lambda_control=LambdaControl(config.pid, budgets),
@@ -209,6 +219,11 @@ class Opening:
             on_step=metrics.step,
             watch=Stopwatch(on_part=metrics.enter),
         )
+
+    def _tracked(self, config: JointGRPOConfig) -> TrackedRun:
+        """What trackers call the run, and its settings."""
+        name = PurePosixPath(config.run_dir).name or self.run_dir.name
+        return TrackedRun(name=name, folder=self.run_dir, config=flat(to_json(config)))
 
     def _epoch_samples(self, census: Mapping[str, Mapping[str, int]]) -> int:
         """Training samples of all data sets, which are written down; 0 without data sets."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from envs.tasks.registry import check_names
 from launch.cluster.waiting import telling
 from launch.run.recipes import JointGRPOConfig
+from launch.tracking.names import check_trackers
 from rollout.block_skipping import BlockImportance
 from rollout.build import model_source
 from rollout.executor_config import check_knobs_fit
@@ -34,12 +35,13 @@ class Preflight:
 
     @classmethod
     def of(cls, config: JointGRPOConfig) -> Preflight:
-        """Checks tasks, profiles, the model's files and the importance scores.
+        """Checks trackers, tasks, profiles, the model's files and the importance scores.
 
         Raises:
             ValueError: one of them is unusable; says which and what to do.
         """
         worker = config.worker
+        check_trackers(config.trackers)
         check_names(worker.tasks, worker.data)
         warm_start = comparison = None
         if config.warm_start_profile is not None:

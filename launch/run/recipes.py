@@ -14,6 +14,7 @@ from envs.checks import check_within
 from envs.prices import FREE, PriceRange, PriceSampler, check_prices
 from launch.cluster.config import ClusterConfig
 from launch.run.scores import CONFIGURATIONS
+from launch.tracking.names import TrackerName
 from learner.config import LearnerConfig
 from learner.lambda_control import PIDConfig
 from learner.losses import EntropySchedule
@@ -197,6 +198,8 @@ class JointGRPOConfig:
             tests and dry runs.
         dry_run: validates everything, runs one real step and stops.
         print_config: prints the whole configuration and stops.
+        trackers: where scalars go besides the run's folder; others than TensorBoard need the extra
+            of their name (pip install -e '.[wandb]') and get each step once it is in a checkpoint.
         worker: the frozen model and its tasks.
         budget: latency budgets.
         price: prices of time.
@@ -224,6 +227,7 @@ class JointGRPOConfig:
     simulated_latency: Path | None = None
     dry_run: bool = False
     print_config: bool = False
+    trackers: tuple[TrackerName, ...] = ("tensorboard",)
     worker: WorkerConfig = field(default_factory=WorkerConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     price: PriceConfig = field(default_factory=PriceConfig)

@@ -1,4 +1,4 @@
-"""Output of a run: TensorBoard, the same scalars as JSON lines, and one progress line per step."""
+"""Output of a run: JSON lines, the same scalars to trackers, and one progress line per step."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
-from torch.utils.tensorboard import SummaryWriter
 
 from envs.spec import HEADS
+from launch.tracking.tensorboard import TensorBoard
+from launch.tracking.tracker import Tracker
 from rollout.group_rollout import GroupRollout
 
 EVALUATED = "time/evaluate_s"
@@ -25,24 +27,28 @@ class Reporter:
     """Writes the scalars of a run; a resumed run continues after its last step.
 
     Args:
-        run_dir: folder in which `tensorboard/` and `metrics.jsonl` are created.
+        run_dir: folder in which `metrics.jsonl` is created.
         num_steps: number of steps of the run, for the progress line.
         clock: the clock that latencies are from, named in every row.
         label: prefix of every line, such as a simulated latency source; empty for none.
+        trackers: where scalars go as well; by default TensorBoard's files in the folder.
     """
 
-    def __init__(self, run_dir: Path, *, num_steps: int, clock: str, label: str = "") -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        num_steps: int,
+        clock: str,
+        label: str = "",
+        trackers: Sequence[Tracker] | None = None,
+    ) -> None:
         self.console = Console(soft_wrap=True, highlight=False)
         self.num_steps = num_steps
         self.clock, self.label = clock, label
         self.run_dir, self.path = run_dir, run_dir / "metrics.jsonl"
-        self._writer: SummaryWriter | None = None
-
-    @property
-    def writer(self) -> SummaryWriter:
-        """TensorBoard's writer, once `begin_at` was called."""
-        assert self._writer is not None, "call begin_at first"
-        return self._writer
+        self.trackers = [TensorBoard(run_dir)] if trackers is None else trackers
+        self._num_rows = 0
 
     def begin_at(self, first_step: int, *, evaluation_pending: bool = False) -> None:
         """Opens the files, or opens them again because the run has gone back.
@@ -53,8 +59,6 @@ class Reporter:
             evaluation_pending: whether the step before it is still to be evaluated; rows of an
                 evaluation of it that was interrupted are dropped as well.
         """
-        self.close()
-        self._writer = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=first_step)
         last = first_step - 1 if evaluation_pending else None
         rows = [
             row
@@ -64,17 +68,25 @@ class Reporter:
         temporary = self.path.with_suffix(".partial")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
         os.replace(temporary, self.path)
+        self._num_rows = len(rows)
+        for tracker in self.trackers:
+            tracker.begin_at(first_step)
 
     def scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Writes the scalars of a step to TensorBoard and as one JSON line, NaN left out."""
+        """Writes the scalars of a step as one JSON line and to the trackers, NaN left out."""
         scalars = {name: value for name, value in scalars.items() if not math.isnan(value)}
         label = {"label": self.label} if self.label else {}
         row = {"step": step, "clock": self.clock, **label, **scalars}
-        with self._writing():
-            for name, value in scalars.items():
-                self.writer.add_scalar(name, value, step)
-            with self.path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+        with self._writing(), self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        self._num_rows += 1
+        for tracker in self.trackers:
+            tracker.scalars(step, scalars)
+
+    def committed(self) -> None:
+        """All rows so far belong to a checkpoint."""
+        for tracker in self.trackers:
+            tracker.committed(self._num_rows)
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows of the run so far."""
@@ -88,13 +100,13 @@ class Reporter:
 
     def distributions(self, step: int, name: str, values: np.ndarray) -> None:
         """Writes a histogram of an array."""
-        with self._writing():
-            self.writer.add_histogram(name, values, step)
+        for tracker in self.trackers:
+            tracker.histogram(step, name, values)
 
     def figure(self, step: int, name: str, figure: Any) -> None:
-        """Writes a matplotlib figure and closes it."""
-        with self._writing():
-            self.writer.add_figure(name, figure, step, close=True)
+        """Writes a matplotlib figure."""
+        for tracker in self.trackers:
+            tracker.figure(step, name, figure)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -127,9 +139,9 @@ class Reporter:
         self.console.print(prefix + text, markup=False)
 
     def close(self) -> None:
-        """Flushes and closes TensorBoard's files."""
-        if self._writer is not None:
-            self._writer.close()
+        """Closes the trackers, all at once, so that their time limits do not add up."""
+        with ThreadPoolExecutor(max_workers=max(1, len(self.trackers))) as pool:
+            list(pool.map(lambda tracker: tracker.close(), self.trackers))
 
 
 def _percent(share: float | None) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from envs.budgets import BudgetRange, BudgetSampler
 from envs.calibration import Calibration
+from launch.analysis.settings import flat
 from launch.run.recipes import JointGRPOConfig, from_json, to_json
 from launch.storage.fetched_run import local_folder
 from learner.checkpoint import Checkpoint, CheckpointStore
@@ -24,6 +24,7 @@ STATE_KEYS = (
 
 FREE_ON_RESUME = (
     *("run_dir", "steps", "epochs", "checkpoint_every", "keep_last", "dry_run", "print_config"),
+    "trackers",
     *(
         "warm_start_profile",
         "comparison_profile",
@@ -103,7 +104,7 @@ def check_resumable(checkpoint: Checkpoint, config: JointGRPOConfig, label: str)
         )
     saved = state["configuration"]
     config = replace(config, groups_per_step=config.groups_per_step or saved["groups_per_step"])
-    theirs, ours = _flat(saved), _flat(to_json(config))
+    theirs, ours = flat(saved), flat(to_json(config))
     differing = [
         f"{name} {theirs.get(name)} (now {ours.get(name)})"
         for name in sorted(theirs.keys() | ours.keys())
@@ -124,16 +125,3 @@ def check_resumable(checkpoint: Checkpoint, config: JointGRPOConfig, label: str)
 
 def _is_free(name: str) -> bool:
     return any(name == free or name.startswith(f"{free}.") for free in FREE_ON_RESUME)
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by their dotted names."""
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        inner = (
-            _flat(value, f"{prefix}{name}.")
-            if isinstance(value, Mapping)
-            else {prefix + name: value}
-        )
-        found |= inner
-    return found

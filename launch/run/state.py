@@ -270,6 +270,7 @@ class Run:
             learner_state = {**learner_state, "in_flight": self._weights_in_flight()}
             path = self.store.save(self.next_step, controller, learner_state, self._state(), metric)
             self.on_saved(path)
+            self.reporter.committed()
         self._committed_step = self.next_step
         return path
 

@@ -78,6 +78,10 @@ def test_a_run_writes_everything_and_names_its_latency_source(undisturbed):
     state = CheckpointStore(run_dir / "checkpoints").load_latest().state
     assert state["latency_source"].startswith("SIMULATED LATENCY")
     assert state["packages"]["torch"]
+    page = (run_dir / "report.html").read_text()
+    assert "SIMULATED LATENCY" in page
+    assert "python launch/joint_grpo.py embedded --run-dir" in page
+    assert "started once and never resumed" in page
 
 
 @pytest.mark.slow

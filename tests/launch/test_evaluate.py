@@ -10,7 +10,7 @@ import torch
 
 from envs.spec import CHEAPEST_KNOBS, DataError, all_knobs
 from launch.analysis.bounds import oracle_per_task
-from launch.analysis.greedy_sweep import GreedySweep
+from launch.analysis.greedy_sweep import STAGES, GreedySweep
 from launch.analysis.interleaved import Live, table_factor
 from launch.analysis.knob_table import KnobTable
 from launch.analysis.rivals import choose_rivals
@@ -31,7 +31,7 @@ from policy.weights import PolicyWeights, weights_sha256
 from rollout.profiling.profile_table import ProfileTable
 from rollout.simulation.table_samples import budgets_of
 from tests import launch_rig, table_rig
-from tests.launch.run.test_final_evaluation import ProfilingFleet
+from tests.launch_rig import ProfilingFleet
 from tests.rollout import rig
 
 BUDGETS = np.array([11.8, 20.0, 1e6])
@@ -73,6 +73,8 @@ def live(table, rivals, factor=1.25):
         wall_ms=np.full(shape, 33.0),
         cheapest_ms=np.repeat(table.cheapest_ms[:, None], 3, axis=1) * [0.9, 1.0, 1.1],
         actions=np.zeros((*shape, 4), int),
+        answers=np.full(shape, "yes"),
+        stages_ms=np.ones((*shape, len(STAGES))),
         indices=tuple(range(len(table.tasks))),
         tasks=table.tasks,
         sample_ids=table.sample_ids,

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from envs.spec import CHEAPEST_KNOBS, DataError, all_knobs
+from envs.spec import DataError
 from launch.analysis.interleaved import Comparison
 from launch.run.final_evaluation import (
     ALL_RIVALS,
@@ -23,7 +23,6 @@ from launch.run.held_out import evaluate
 from launch.run.recipes import SHIPPED_PROFILE
 from rollout.profiling.profile_table import ProfileTable
 from tests import launch_rig
-from tests.in_process import LocalFleet
 from tests.rollout import rig
 
 
@@ -72,15 +71,6 @@ def test_the_small_profile_costs_as_much_as_the_training(profile):
     assert affordable_samples(profile, 1e12) == len(profile.sample_ids)
 
 
-class ProfilingFleet(LocalFleet):
-    """A local fleet that runs single configurations as well."""
-
-    def profile_each(self, plan, split, what, calibration=None):
-        assert what == "episodes of the rivals"
-        for index, configurations in plan:
-            yield self.worker.profile(configurations, split, index, calibration)
-
-
 BROKEN = 1
 
 
@@ -93,23 +83,10 @@ class BrokenTest(rig.NoiseTask):
         return super().sample(split, index)
 
 
-def random_profile() -> ProfileTable:
-    """Latencies of the simulated device, scores that grow with none of the knobs."""
-    rng, rows = np.random.default_rng(0), []
-    latencies_ms = dict(launch_rig.simulated().table_ms)
-    for index in range(4):
-        row = {"sample_id": f"noise/validation/{index}", "task": "noise", "prompt": ""}
-        row["scores"] = {str(knobs): float(rng.integers(2)) for knobs in all_knobs()}
-        row["latencies_ms"] = latencies_ms
-        row["cheapest_ms"] = latencies_ms[str(CHEAPEST_KNOBS)]
-        rows.append(row)
-    return ProfileTable.from_rows(rows)
-
-
 def test_with_a_profile_the_run_ends_next_to_its_rivals(tmp_path, capsys):
     worker = launch_rig.worker()
     worker.loader.tasks = BrokenTest()
-    fleet, profile = ProfilingFleet(worker), random_profile()
+    fleet, profile = launch_rig.ProfilingFleet(worker), launch_rig.random_profile()
     run = launch_rig.local_run(tmp_path, launch_rig.config(steps=1), fleet)
     run.comparison = Comparison(profile=profile, fleet=fleet)
     evaluate(run)
@@ -120,6 +97,8 @@ def test_with_a_profile_the_run_ends_next_to_its_rivals(tmp_path, capsys):
         assert sorted(one["rivals"]) == sorted(ALL_RIVALS)
         assert np.shape(one["scores"]) == (2, 2)
         assert BROKEN not in {int(name.rpartition("/")[2]) for name in one["sample_ids"]}
+        assert np.shape(one["answers"]) == (2, 2)
+        assert np.shape(one["stages_ms"]) == (2, 2, len(one["stages"]))
         for row in one["rivals"].values():
             assert len(row["by_sample"]) == len(row["ms_by_sample"]) == 2
             assert 0 <= row["violation_rate"] <= 1

@@ -1,0 +1,27 @@
+"""Settings of runs by their dotted names, and what differs between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by their dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        inner = (
+            flat(value, f"{prefix}{name}.")
+            if isinstance(value, Mapping)
+            else {prefix + name: value}
+        )
+        found |= inner
+    return found
+
+
+def differing(trees: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Settings whose values are not the same in all trees: one value per tree, None if absent."""
+    settings = [flat(tree) for tree in trees]
+    names = sorted({name for own in settings for name in own})
+    values = {name: [own.get(name) for own in settings] for name in names}
+    return {name: row for name, row in values.items() if any(v != row[0] for v in row)}

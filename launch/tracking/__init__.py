@@ -1,0 +1,1 @@
+"""Experiment trackers: where a run's scalars go besides its folder."""

@@ -1,0 +1,59 @@
+"""Charts: round marks, points in their places, and nothing of points that are not finite."""
+
+import math
+import re
+
+import pytest
+
+from launch.run_report.svg import Axis, Level, Point, Series, line_chart, ticks
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.0, 1.0, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+        (36.9, 94.6, [20.0, 40.0, 60.0, 80.0, 100.0]),
+        (0.0, 0.0, [0.0, 0.02, 0.04, 0.06, 0.08, 0.1]),
+        (7.0, 7.0, None),
+        (-3.0, 1e6, None),
+    ],
+)
+def test_marks_are_few_and_enclose_the_values(low, high, expected):
+    found = ticks(low, high, 5)
+    assert found[0] <= low + 1e-9
+    assert found[-1] >= high - 1e-9
+    assert 2 <= len(found) <= 8
+    assert expected is None or found == expected
+
+
+def test_whole_marks_are_whole():
+    assert ticks(0, 2, 6, whole=True) == [0, 1, 2]
+
+
+def points(*pairs):
+    return [Point(x=x, y=y, title=f"{x} & {y}") for x, y in pairs]
+
+
+def test_points_are_in_their_places_with_their_figures():
+    chart = line_chart(
+        "a < b",
+        [Series(name="one", points=points((0, 0), (10, 1))), Series(name="two", points=[])],
+        Axis(label="x"),
+        Axis(label="y", from_zero=True),
+        [Level(name="target", y=0.5)],
+    )
+    places = [tuple(map(float, p)) for p in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', chart)]
+    assert places == [(60.0, 246.0), (446.0, 12.0)]
+    assert "10 &amp; 1" in chart
+    assert "a &lt; b" in chart
+    assert ">target<" in chart
+    assert ">two<" not in chart, "a series without points is in no legend"
+
+
+def test_points_that_are_not_finite_are_left_out():
+    axes = Axis(label="x"), Axis(label="y")
+    chart = line_chart("", [Series(name="", points=points((0, 1), (1, math.nan)))], *axes)
+    assert chart.count('class="touch"') == 1
+    assert "nan" not in re.sub(r"<title>.*?</title>", "", chart)
+    with pytest.raises(ValueError, match="no point"):
+        line_chart("", [Series(name="", points=points((0, math.nan)))], *axes)
