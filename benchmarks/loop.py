@@ -43,7 +43,7 @@ from rollout.actor import ActorFacts, Timed
 from rollout.fingerprint import Fingerprint
 from rollout.group_rollout import GroupRollout
 from rollout.latency.clock import DeviceFacts
-from rollout.requests import GradientRequest, GroupRequest
+from rollout.requests import GradientRequest, GroupRequest, ScoreRequest
 
 WIDTH = 2048
 FACTS = DeviceFacts(
@@ -63,6 +63,10 @@ FINGERPRINT = Fingerprint(
 )
 GRADIENT_SHARE = 0.05
 """Duration of a vector-Jacobian product relative to that of its group's rollout."""
+
+
+SCORE_SHARE = 0.1
+"""Duration of an answer off the clock relative to a group's rollout."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +170,16 @@ class Pool:
         """The actor is alive."""
         return {"name": name}
 
+    async def score(self, name: str, incarnation: int, request: ScoreRequest) -> Timed:
+        """Made-up scores, once their time has passed."""
+        shape = request.actions_SE4.shape[:2]
+        seconds = SCORE_SHARE * self.sleep_s * shape[0] * shape[1]
+        await self.work(name, seconds)
+        value = np.zeros(shape, np.float32)
+        return Timed(
+            value=value, seconds=seconds, waited_s=0.0, actor=name, incarnation=incarnation
+        )
+
     async def budget_gradient(self, name: str, incarnation: int, request: GradientRequest) -> Timed:
         """A made-up gradient, once its time has passed."""
         seconds = GRADIENT_SHARE * self.sleep_s
@@ -193,7 +207,7 @@ class SleepingActors:
         def method(remote: Any) -> SimpleNamespace:
             return SimpleNamespace(remote=lambda *call: remote.remote(name, incarnation, *call))
 
-        methods = ("status", "start", "rollout", "budget_gradient")
+        methods = ("status", "start", "rollout", "score", "budget_gradient")
         return SimpleNamespace(**{m: method(getattr(pool, m)) for m in methods})
 
 

@@ -29,6 +29,10 @@ EPOCH_SAMPLES = 1000
 """Samples that count as one epoch for tasks that render samples without end."""
 
 
+MIN_GROUPS, GROUPS_PER_ACTOR = 24, 6
+"""Groups of a step where the configuration leaves them to the number of actors."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetConfig:
     """Latency budgets that training draws from.
@@ -175,8 +179,8 @@ class JointGRPOConfig:
         steps: number of updates.
         epochs: number of passes through the training samples, which sets `steps`; 0 leaves `steps`
             as given.
-        groups_per_step: number of groups in a batch, one sample each; 0 means two per rollout
-            actor, but at least 8.
+        groups_per_step: number of groups in a batch, one sample each; 0 means six per rollout
+            actor, but at least 24.
         group_size: number of episodes in a group.
         num_scored: number of further configurations of each group's sample that are answered and
             scored off the clock; they teach the outcome model of replay, which it needs.
@@ -282,7 +286,7 @@ class JointGRPOConfig:
             num_actors: number of rollout actors.
             epoch_samples: training samples of all data sets; 0 for tasks that render theirs.
         """
-        groups = self.groups_per_step or max(8, 2 * num_actors)
+        groups = self.groups_per_step or max(MIN_GROUPS, GROUPS_PER_ACTOR * num_actors)
         samples = self.epochs * (epoch_samples or EPOCH_SAMPLES)
         steps = -(-samples // groups) if self.epochs else self.steps
         return replace(self, groups_per_step=groups, steps=steps)
@@ -389,14 +393,21 @@ def embedded_grpo() -> JointGRPOConfig:
 def molmoe_h100() -> JointGRPOConfig:
     """MolmoE-1B-0924 in bfloat16 on three public data sets, one rollout actor per GPU.
 
-    Batches are collected one step ahead, budgets are measured on the GPUs, and each actor prepares
-    its next samples while its device computes. The embedded tasks are of no use here: their images
-    are so small that all tiers of this model cut them into the same crops.
+    It learns as `embedded` does; model, data and sizes differ. Batches are collected one step
+    ahead, budgets are measured on the GPUs, and each actor prepares its next samples while its
+    device computes. The embedded tasks are of no use here: their images are so small that all tiers
+    of this model cut them into the same crops.
     """
-    return JointGRPOConfig(
+    base, steps = embedded(), 2000
+    return replace(
+        base,
         recipe="molmoe-h100",
-        steps=2000,
+        steps=steps,
+        groups_per_step=0,
         max_staleness=1,
+        # A checkpoint holds all experience, 67 MB at this width.
+        checkpoint_every=10,
+        comparison_profile=None,
         worker=WorkerConfig(
             model="allenai/MolmoE-1B-0924",
             dtype="bfloat16",
@@ -404,6 +415,9 @@ def molmoe_h100() -> JointGRPOConfig:
             tasks=("text_vqa", "coco_2014_vqa", "okvqa"),
             loader_threads=4,
             executor=ExecutorConfig(max_new_tokens=64),
+        ),
+        learner=replace(
+            base.learner, lr_steps=steps, entropy=replace(base.learner.entropy, steps=steps)
         ),
     )
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from launch.analysis.settings import differing
 from launch.cluster.config import ClusterConfig
 from launch.run.recipes import (
     RECIPES,
@@ -12,6 +13,9 @@ from launch.run.recipes import (
     EvaluationConfig,
     JointGRPOConfig,
     PriceConfig,
+    embedded,
+    molmoe_h100,
+    to_json,
 )
 from learner.config import LearnerConfig
 from learner.imitation import WarmStartConfig
@@ -91,3 +95,17 @@ def test_prices_are_refused_with_a_reward_that_knows_none():
 @pytest.mark.parametrize("recipe", RECIPES.values())
 def test_recipes_make_sense(recipe):
     assert recipe().steps > 0
+
+
+def test_the_recipe_for_clusters_learns_as_the_default_one():
+    """They differ in model, data, sizes and overlap, and in nothing of the method."""
+    small, large = (to_json(recipe()) for recipe in (embedded, molmoe_h100))
+    names = set(differing([small, large]))
+    assert {name.partition(".")[0] for name in names} <= {
+        *("recipe", "steps", "groups_per_step", "max_staleness", "checkpoint_every"),
+        *("comparison_profile", "worker", "learner"),
+    }
+    assert {name for name in names if name.startswith("learner.")} == {
+        "learner.lr_steps",
+        "learner.entropy.steps",
+    }

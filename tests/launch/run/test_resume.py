@@ -78,8 +78,8 @@ def test_what_moves_no_weight_may_change(checkpoint):
 
 def test_groups_follow_the_actors_unless_they_are_stated():
     config = replace(launch_rig.config(), groups_per_step=0)
-    assert config.sized_for(64).groups_per_step == 128
-    assert config.sized_for(1).groups_per_step == 8
+    assert config.sized_for(64).groups_per_step == 384
+    assert config.sized_for(1).groups_per_step == 24
     assert launch_rig.config().sized_for(64).groups_per_step == 3
 
 
