@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 import tyro
+from ray.exceptions import GetTimeoutError
 from rich.console import Console
 from rich.table import Table
 
@@ -29,7 +30,7 @@ from launch.cluster.versions import PACKAGES, git_revision, package_versions, py
 from launch.cluster.waiting import telling
 
 UPLOAD_LIMIT_MB = 100
-PROBE_TIMEOUT_S = 60.0
+PROBE_TIMEOUT_S = 300.0
 
 DATA_TIMEOUT_S = 1800.0
 """Time limit for opening data sets, which may be downloaded first."""
@@ -95,8 +96,14 @@ def doctor(arguments: list[str]) -> int:
             problems.append(f"{name} differs between nodes: {', '.join(sorted(found))}")
     remote: Any = ray.remote(num_cpus=0, runtime_env={"env_vars": WITHOUT_GPUS})
     with telling("the learner's environment"):
-        gpus = ray.get(remote(learners_gpus).remote(), timeout=PROBE_TIMEOUT_S)
-    console.print(f"learner: {gpus}")
+        try:
+            gpus = ray.get(remote(learners_gpus).remote(), timeout=PROBE_TIMEOUT_S)
+            console.print(f"learner: {gpus}")
+        except GetTimeoutError:
+            problems.append(
+                f"no process for the learner started within {PROBE_TIMEOUT_S:.0f} s: see whether "
+                "the head node is overloaded, or another job holds it"
+            )
     console.print(f"revision: {git_revision()}")
     _check_upload(console, problems)
     _check_token(mode, console, problems)

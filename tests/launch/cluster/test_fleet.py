@@ -167,7 +167,7 @@ def faulty(tmp_path_factory):
     """A folder, the number of restarts, and the weights of a run whose actors hang and raise."""
     folder = tmp_path_factory.mktemp("faulty")
     (folder / "marks").mkdir()
-    ray_fleet = fleet(functools.partial(faulty_worker, folder), group_timeout_s=4)
+    ray_fleet = fleet(functools.partial(faulty_worker, folder), group_timeout_s=12)
     run = remote_run(folder / "run", launch_rig.config(), ray_fleet)
     train(run)
     ray_fleet.shutdown()
