@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from envs.action_masks import masked_configurations
+from envs.spec import TIERS
 from rollout.fleet import Fleet
 from rollout.group_rollout import GroupRollout
 from rollout.requests import ScoreRequest
@@ -19,7 +20,7 @@ from rollout.requests import ScoreRequest
 CONFIGURATIONS = np.argwhere(~masked_configurations())
 """Choice indices of all configurations, int64 [225, 4]."""
 
-PAIRS_PER_REQUEST = 12
+PAIRS_PER_REQUEST = 24
 """Number of (sample, configuration) pairs that are answered in one pass. More would take longer
 than a group, which waits for it, and hardly cost less each (`python -m benchmarks.scoring`)."""
 
@@ -27,7 +28,7 @@ than a group, which waits for it, and hardly cost less each (`python -m benchmar
 def scored(
     fleet: Fleet[Any], groups: Sequence[GroupRollout], num_scored: int, seed: int
 ) -> list[GroupRollout]:
-    """The groups, with the scores of `num_scored` random configurations that they did not run.
+    """The groups, with the scores of `num_scored` configurations that they did not run.
 
     Args:
         fleet: answers them.
@@ -56,7 +57,14 @@ def scored(
 
 
 def drawn(ran_G4: np.ndarray, count: int, seed: Sequence[int]) -> np.ndarray:
-    """Random configurations other than those that a group ran, int64 [E, 4]."""
+    """Random configurations other than those that a group ran, int64 [E, 4].
+
+    They are of one tier, which is random too, as long as it has enough of them: encoding the image
+    at a tier costs more than a further answer there.
+    """
+    rng = np.random.default_rng(seed)
     ran = (CONFIGURATIONS[:, None] == ran_G4).all(-1).any(1)
-    rows = np.random.default_rng(seed).choice(np.flatnonzero(~ran), count, replace=False)
-    return CONFIGURATIONS[rows]
+    rows = rng.permutation(np.flatnonzero(~ran))
+    turn_of_tier = rng.permutation(len(TIERS))
+    by_tier = np.argsort(turn_of_tier[CONFIGURATIONS[rows, 0]], kind="stable")
+    return CONFIGURATIONS[rows[by_tier[:count]]]

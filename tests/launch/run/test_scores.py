@@ -48,6 +48,9 @@ def test_drawn_ones_are_new_distinct_and_repeatable():
     assert all(len(set(row)) == 4 for row in rows)
     assert len(np.unique(rows)) == len(CONFIGURATIONS) - 2
     assert np.array_equal(drawn(ran, 4, [7, 0]), many[0])
+    assert (many[..., 0] == many[:, :1, 0]).all(), "one tier, whose image is encoded once"
+    assert len(np.unique(many[:, 0, 0])) == 3
+    assert len({tuple(row) for row in drawn(ran, 223, [7])}) == 223
 
 
 def test_groups_get_the_scores_of_their_own_samples():
