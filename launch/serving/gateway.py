@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 
-from launch.serving.admission import Admission, Ticket
+from launch.serving.admission import Admission, Answered, Ticket
 from launch.serving.episodes import (
     CHEAPEST,
     EpisodeRequest,
@@ -70,6 +70,7 @@ class Gateway:
         if self.known is None:
             self.known = await self.replicas.facts()
             self.admission.estimates.start(self.known.cheapest)
+            self.admission.pricing.start(self.known.price, self.known.price_curve)
         self.admission.resize(await self.replicas.count())
         self.watch()
 
@@ -102,12 +103,15 @@ class Gateway:
             ApiError: the request is refused, or failed.
         """
         turn, reports = asyncio.Event(), Reports()
-        ticket = self.admission.arrive(
+        ticket = Ticket(
+            policy=question.model,
             budget_ms=question.budget_ms,
+            price=question.price,
             has_image=question.image is not None,
             arrived_s=arrived_s,
             on_turn=turn.set,
         )
+        self.admission.arrive(ticket)
         episode = asyncio.create_task(self._serve(question, ticket, turn, reports))
         self._episodes.add(episode)
         episode.add_done_callback(self._episodes.discard)
@@ -174,13 +178,13 @@ class Gateway:
             raise ApiError(503, message, code="wait_timeout", retry_after_s=seconds) from None
 
     async def _episode(self, question: Question, ticket: Ticket, reports: Reports) -> Served:
-        budget_ms = self.admission.begin(ticket)
+        terms = self.admission.begin(ticket)
         request = EpisodeRequest(
             policy=CHEAPEST if ticket.is_late else question.model,
             text=question.text,
             image=question.image,
-            budget_ms=budget_ms,
-            price=question.price,
+            budget_ms=terms.budget_ms,
+            price=terms.price,
             max_new_tokens=question.max_new_tokens,
         )
         seconds = self.limits.episode_timeout_s
@@ -192,9 +196,12 @@ class Gateway:
             raise ApiError(504, message, code="episode_timeout") from None
         self.admission.observe(
             ticket,
-            latency_ms=result.latency_ms,
-            wall_ms=result.wall_ms,
-            is_cheapest=result.is_cheapest,
+            Answered(
+                price=terms.price,
+                latency_ms=result.latency_ms,
+                wall_ms=result.wall_ms,
+                is_cheapest=result.is_cheapest,
+            ),
         )
         return Served(
             result=result,

@@ -30,11 +30,18 @@ class Replica:
     Args:
         load: loads the policies, in that thread.
         episode_timeout_s: time after which an episode counts as stuck.
+        price: price of requests that state none; None for the one that the controller was trained
+            to be deployed with.
     """
 
-    def __init__(self, load: Callable[[], PolicySet], episode_timeout_s: float) -> None:
+    def __init__(
+        self,
+        load: Callable[[], PolicySet],
+        episode_timeout_s: float,
+        price: float | None = None,
+    ) -> None:
         self._thread = ThreadPoolExecutor(1, "episodes")
-        self._episode_timeout_s = episode_timeout_s
+        self._episode_timeout_s, self._price = episode_timeout_s, price
         self._started_s: float | None = None
         self._asked_s = time.monotonic()
         self.policies = self._thread.submit(load).result()
@@ -114,6 +121,8 @@ class Replica:
             policies=self.policies.names,
             cheapest=times,
             budget_range_ms=self.policies.budget_range_ms(),
+            price=self.policies.default_price if self._price is None else self._price,
+            price_curve=self.policies.price_curve,
         )
 
 

@@ -42,11 +42,12 @@ class FakeReplicas:
     """Answers at once; `script` may replace the reports of an episode, or raise."""
 
     number: int = 1
+    known: ReplicaFacts = FACTS
     requests: list = field(default_factory=list)
     script: object = None
 
     async def facts(self):
-        return FACTS
+        return self.known
 
     async def count(self):
         return self.number

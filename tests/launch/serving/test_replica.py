@@ -61,6 +61,12 @@ def test_policies_share_the_model(replica):
     assert (low_ms, high_ms) == (rig.BUDGETS.range.low_ms, rig.BUDGETS.range.high_ms)
 
 
+def test_the_deployments_price_is_stated_or_the_controllers_own(replica):
+    own = rig.controller().config.default_price
+    assert (replica.facts.price, replica.facts.price_curve) == (own, None)
+    assert Replica(lambda: replica.policies, 5.0, price=0.3).facts.price == 0.3
+
+
 def test_what_cannot_be_asked_is_refused_and_the_next_question_answered(replica):
     for fields in ({"text": " "}, {"text": "what is it " * 5000}, {"policy": "other"}):
         with pytest.raises(ApiError) as refusal:
