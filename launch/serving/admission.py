@@ -16,8 +16,8 @@ from typing import Literal
 
 from envs.checks import check_within
 from envs.terms import Terms
-from launch.serving.errors import ApiError
-from launch.serving.estimates import Estimates, Observation
+from launch.serving.errors import ApiError, invalid
+from launch.serving.estimates import Estimates, Observation, RequestSize
 from launch.serving.pricing import LoadPrice
 
 Late = Literal["cheapest", "refuse"]
@@ -51,7 +51,7 @@ class Ticket:
         policy: the policy or configuration that it asks for.
         budget_ms: the request's budget, from its arrival.
         price: the price that it states; None if it states none.
-        has_image: whether it asks about an image.
+        size: of its image and prompt.
         arrived_s: when it arrived, on the queue's clock.
         on_turn: called when a replica is free for it.
         begun_s: when its turn came; None while it waits.
@@ -62,7 +62,7 @@ class Ticket:
     policy: str
     budget_ms: float
     price: float | None = None
-    has_image: bool
+    size: RequestSize
     arrived_s: float
     on_turn: Callable[[], object]
     begun_s: float | None = None
@@ -84,12 +84,14 @@ class Answered:
         latency_ms: latency of the episode on the device's clock.
         wall_ms: the same on the wall clock.
         is_cheapest: whether the cheapest configuration ran.
+        is_whole: whether the request did not cut it short; see `Observation`.
     """
 
     price: float
     latency_ms: float
     wall_ms: float
     is_cheapest: bool
+    is_whole: bool
 
 
 @dataclass(kw_only=True)
@@ -197,7 +199,7 @@ class Admission:
 
     def _left_ms(self, ticket: Ticket) -> float:
         """What is left of a budget for the episode, on the wall clock."""
-        overhead_ms = self.estimates.overhead_ms(ticket.has_image)
+        overhead_ms = self.estimates.overhead_ms(ticket.size)
         return ticket.budget_ms - self._passed_ms(ticket) - overhead_ms
 
     def _passed_ms(self, ticket: Ticket) -> float:
@@ -233,8 +235,10 @@ class Admission:
             )
         self.estimates.observe(
             Observation(
-                has_image=ticket.has_image,
+                size=ticket.size,
+                at_s=self.now(),
                 is_cheapest=answer.is_cheapest,
+                is_whole=answer.is_whole,
                 latency_ms=answer.latency_ms,
                 wall_ms=answer.wall_ms,
                 replica_ms=replica_ms,
@@ -267,21 +271,18 @@ class Admission:
 
     def _needed_ms(self, ticket: Ticket) -> float:
         """How long its answer takes at least, what is not part of the episode included."""
-        overhead_ms = self.estimates.overhead_ms(ticket.has_image)
-        return self._cheapest_ms(ticket.has_image) + overhead_ms
-
-    def _cheapest_ms(self, has_image: bool) -> float:
-        """How long the cheapest configuration takes, other processes' time included."""
-        return self.estimates.slowdown * self.estimates.cheapest_ms(has_image)
+        return self.estimates.needed_ms(ticket.size, self.now())
 
     def _too_late(self, ticket: Ticket) -> ApiError:
-        needed_ms = self._cheapest_ms(ticket.has_image)
-        self.estimates.doubt(ticket.has_image)
-        reason = (
-            f"no configuration answers this within {ticket.budget_ms:g} ms now: the cheapest takes "
-            f"about {needed_ms:.0f} ms, after a wait"
-        )
-        return self._refusal("budget_too_short", reason)
+        """The refusal of a late request; only if it had to wait may another try succeed."""
+        needed_ms = self._needed_ms(ticket)
+        takes = f"the cheapest takes about {needed_ms:.0f} ms"
+        within = f"within {ticket.budget_ms:g} ms"
+        if needed_ms > ticket.budget_ms:
+            message = f"no configuration answers this {within}: {takes}. Give a larger budget"
+            return invalid(message, "latency_budget_ms", code="budget_too_short")
+        reason = f"no configuration answers this {within} now: {takes}, after a wait"
+        return self._refusal("busy", reason)
 
     def _queue_full(self) -> ApiError:
         return self._refusal("queue_full", "the queue is full")

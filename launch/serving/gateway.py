@@ -16,6 +16,7 @@ from launch.serving.episodes import (
     Replicas,
 )
 from launch.serving.errors import ApiError
+from launch.serving.estimates import RequestSize
 from launch.serving.images import open_within
 from launch.serving.limits import Limits
 from launch.serving.requests import Question
@@ -107,7 +108,7 @@ class Gateway:
             policy=question.model,
             budget_ms=question.budget_ms,
             price=question.price,
-            has_image=question.image is not None,
+            size=RequestSize.of(question.image_size, question.text),
             arrived_s=arrived_s,
             on_turn=turn.set,
         )
@@ -201,6 +202,7 @@ class Gateway:
                 latency_ms=result.latency_ms,
                 wall_ms=result.wall_ms,
                 is_cheapest=result.is_cheapest,
+                is_whole=result.finished or question.max_new_tokens is None,
             ),
         )
         return Served(

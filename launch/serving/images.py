@@ -41,6 +41,15 @@ def image_bytes(url: str, param: str) -> bytes:
         raise invalid("the image is not valid base64", param, code="invalid_image") from None
 
 
+def size_within(encoded: bytes, megapixels: float) -> tuple[int, int]:
+    """Width and height of an image in pixels, by its header; nothing is decoded.
+
+    Raises:
+        ApiError: it is too large, of another format, or its header is broken.
+    """
+    return _opened(encoded, megapixels, decode=False).size
+
+
 def open_within(encoded: bytes, megapixels: float) -> Image.Image:
     """Decodes an image completely.
 
@@ -51,6 +60,10 @@ def open_within(encoded: bytes, megapixels: float) -> Image.Image:
     Raises:
         ApiError: it is too large, of another format, truncated or broken.
     """
+    return _opened(encoded, megapixels, decode=True)
+
+
+def _opened(encoded: bytes, megapixels: float, *, decode: bool) -> Image.Image:
     param = "messages"
     try:
         with warnings.catch_warnings():
@@ -58,7 +71,8 @@ def open_within(encoded: bytes, megapixels: float) -> Image.Image:
             image = Image.open(io.BytesIO(encoded), formats=FORMATS)
             if image.width * image.height > megapixels * 1e6:
                 raise too_many_pixels(f"{image.width} x {image.height}", megapixels)
-            image.load()
+            if decode:
+                image.load()
             return image
     except Image.DecompressionBombError:
         raise too_many_pixels("hundreds of millions of", megapixels) from None

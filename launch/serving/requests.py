@@ -10,7 +10,7 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
 from launch.serving.errors import ApiError, invalid
-from launch.serving.images import image_bytes
+from launch.serving.images import image_bytes, size_within
 from launch.serving.limits import Limits
 
 
@@ -94,6 +94,7 @@ class Question:
         model: name of the policy, or of a configuration.
         text: the prompt.
         image: the encoded image, None for a question without one.
+        image_size: its width and height in pixels, by its header.
         budget_ms: latency budget in ms, from the arrival of the request to the end of the answer.
         price: price of time; None for the policy's own.
         max_new_tokens: maximum length of the answer in tokens, None for the server's.
@@ -103,6 +104,7 @@ class Question:
     model: str
     text: str
     image: bytes | None
+    image_size: tuple[int, int] | None
     budget_ms: float
     price: float | None
     max_new_tokens: int | None
@@ -128,6 +130,7 @@ def parse_question(body: bytes, limits: Limits, default_budget_ms: float) -> Que
         model=request.model,
         text=text,
         image=image,
+        image_size=None if image is None else size_within(image, limits.megapixels),
         budget_ms=_budget_ms(request.latency_budget_ms, limits, default_budget_ms),
         price=request.price,
         max_new_tokens=request.max_completion_tokens or request.max_tokens,

@@ -6,8 +6,9 @@ from envs.price_curve import PriceCurve
 from envs.terms import Terms
 from launch.serving.admission import LEAST_MS, Admission, Answered, QueueConfig, Ticket
 from launch.serving.errors import ApiError
-from launch.serving.estimates import CheapestTimes, Estimates, Observation
+from launch.serving.estimates import STALE_S, Estimates, ImageSize, RequestSize
 from launch.serving.pricing import LoadPrice
+from tests.launch.serving.asgi import cheapest_times
 
 
 class Clock:
@@ -26,9 +27,9 @@ class Desk:
 
     def __init__(self, num_replicas=1, **config):
         self.clock, self.turns = Clock(), []
-        cheapest = CheapestTimes(image_ms=20.0, text_ms=10.0)
+        started = cheapest_times(image_ms=20.0, text_ms=10.0)
         self.queue = Admission(
-            config=QueueConfig(**config), estimates=Estimates(cheapest), now=self.clock
+            config=QueueConfig(**config), estimates=Estimates(started=started), now=self.clock
         )
         self.queue.resize(num_replicas)
 
@@ -37,7 +38,7 @@ class Desk:
             policy="controller",
             budget_ms=budget_ms,
             price=price,
-            has_image=has_image,
+            size=RequestSize(image=ImageSize.SMALL if has_image else ImageSize.NONE),
             arrived_s=self.clock(),
             on_turn=lambda: self.turns.append(name),
         )
@@ -48,11 +49,17 @@ class Desk:
         """With how much of its budget a request begins."""
         return self.queue.begin(ticket).budget_ms
 
-    def answer(self, ticket, latency_ms, wall_ms=None, *, is_cheapest=False, price=0.0):
+    def answer(
+        self, ticket, latency_ms, wall_ms=None, *, is_cheapest=False, is_whole=True, price=0.0
+    ):
         """Ends an episode that took as long as the clock says."""
         wall_ms = latency_ms if wall_ms is None else wall_ms
         answer = Answered(
-            price=price, latency_ms=latency_ms, wall_ms=wall_ms, is_cheapest=is_cheapest
+            price=price,
+            latency_ms=latency_ms,
+            wall_ms=wall_ms,
+            is_cheapest=is_cheapest,
+            is_whole=is_whole,
         )
         self.queue.observe(ticket, answer)
 
@@ -186,7 +193,7 @@ def test_budgets_are_put_on_the_clock_of_a_device_that_others_slow_down():
     ticket = desk.arrive("b", 110.0)
     assert desk.left_ms(ticket) == pytest.approx(50)  # 10 ms are overhead
     desk.queue.leave(ticket)
-    with pytest.raises(ApiError, match="the cheapest takes about 20 ms"):
+    with pytest.raises(ApiError, match="the cheapest takes about 30 ms"):
         desk.arrive("c", 29.0)
 
 
@@ -211,7 +218,7 @@ def test_late_requests_are_refused_when_their_turn_comes():
     desk.queue.leave(first)
     with pytest.raises(ApiError, match="no configuration answers this within 50 ms") as refusal:
         desk.queue.begin(second)
-    assert (refusal.value.status, refusal.value.code) == (429, "budget_too_short")
+    assert (refusal.value.status, refusal.value.code) == (429, "busy")
     assert refusal.value.headers() == {"Retry-After": "1"}
 
 
@@ -283,29 +290,54 @@ def test_a_request_that_left_twice_is_gone_once():
     assert desk.queue.num_running == 1
 
 
-def test_an_estimate_that_refuses_everything_is_doubted():
+def refused(desk, budget_ms, **size):
+    with pytest.raises(ApiError) as refusal:
+        desk.arrive("x", budget_ms, **size)
+    return refusal.value
+
+
+def test_refusals_and_short_answers_leave_the_late_guard_on():
     desk = Desk(late="refuse")
-    desk.queue.estimates.start(CheapestTimes(image_ms=1000.0, text_ms=1000.0))
-    for _ in range(500):
-        try:
-            desk.arrive("a", 100.0)
-            return
-        except ApiError:
-            continue
-    pytest.fail("nothing was ever accepted")
+    for _ in range(400):
+        refused(desk, 9.0)
+    for _ in range(400):
+        ticket = desk.arrive("short", 1000.0)  # max_tokens=1
+        desk.clock.pass_ms(1)
+        desk.answer(ticket, 1.0, is_cheapest=True, is_whole=False)
+        desk.queue.leave(ticket)
+    assert refused(desk, 9.0).code == "budget_too_short"
+    for _ in range(400):
+        ticket = desk.arrive("tiny", 1000.0)
+        desk.clock.pass_ms(1)
+        desk.answer(ticket, 1.0, is_cheapest=True)
+        desk.queue.leave(ticket)
+    assert refused(desk, 5.9).code == "budget_too_short", "60 % of what was measured"
+    assert refused(desk, 19.0, has_image=True).code == "budget_too_short", "another size"
 
 
-def test_the_cheapest_configurations_latency_follows_its_answers():
-    estimates = Estimates(CheapestTimes(image_ms=20.0, text_ms=10.0))
-    slow = Observation(
-        has_image=True, is_cheapest=True, latency_ms=30.0, wall_ms=30.0, replica_ms=33.0
-    )
-    estimates.observe(slow)
-    assert estimates.cheapest_ms(True) == pytest.approx(21)
-    assert estimates.cheapest_ms(False) == 10
-    assert estimates.overhead_ms(True) == pytest.approx(3)
-    assert estimates.replica_ms == pytest.approx(33)
-    estimates.observe(
-        Observation(has_image=False, is_cheapest=False, latency_ms=8.0, wall_ms=8.0, replica_ms=8.0)
-    )
-    assert estimates.cheapest_ms(False) == 8, "nothing is faster than the cheapest"
+def test_an_estimate_that_refuses_everything_is_forgotten():
+    desk = Desk(late="refuse")
+    for _ in range(100):
+        ticket = desk.arrive("slow", 5000.0)
+        desk.clock.pass_ms(1000)
+        desk.answer(ticket, 900.0, is_cheapest=True)
+        desk.queue.leave(ticket)
+    assert refused(desk, 100.0).status == 400
+    desk.clock.pass_ms(1e3 * STALE_S + 1)
+    refused(desk, 5.9)
+    ticket = desk.arrive("fast", 100.0)
+    desk.clock.pass_ms(20)
+    desk.answer(ticket, 15.0, is_cheapest=True)
+    desk.queue.leave(ticket)
+    assert desk.turns[-1] == "fast"
+
+
+def test_only_what_a_retry_can_cure_may_be_tried_again():
+    desk = Desk(late="refuse")
+    never = refused(desk, 9.0)
+    assert (never.status, never.headers()) == (400, {"x-should-retry": "false"})
+    assert never.param == "latency_budget_ms"
+    desk.arrive("a", 400.0)
+    desk.arrive("b", 22.0)
+    later = refused(desk, 24.0)
+    assert (later.status, later.code, later.headers()) == (429, "busy", {"Retry-After": "1"})
