@@ -37,9 +37,11 @@ class Reports(asyncio.Queue[str | Served | ApiError]):
 
     Attributes:
         has_text: whether there was a piece of text.
+        is_abandoned: whether the client left before the end.
     """
 
     has_text = False
+    is_abandoned = False
 
     def put_text(self, piece: str) -> None:
         """Adds a piece of text."""
@@ -116,15 +118,20 @@ class Gateway:
         episode = asyncio.create_task(self._serve(question, ticket, turn, reports))
         self._episodes.add(episode)
         episode.add_done_callback(self._episodes.discard)
+        is_ended = False
         try:
             while True:
                 report = await reports.get()
+                is_ended = not isinstance(report, str)
                 if isinstance(report, ApiError):
                     raise report
                 yield report
-                if isinstance(report, Served):
+                if is_ended:
                     return
         finally:
+            if not is_ended:
+                reports.is_abandoned = True
+                self.watcher.refused(question.model, "abandoned")
             if ticket.begun_s is None:
                 episode.cancel()
 
@@ -136,7 +143,8 @@ class Gateway:
             # Only now, so that a request that is refused costs little.
             await self._check_image(question)
             served = await self._outlive_replicas(question, ticket, turn, reports)
-            self.watcher.answered(question.model, served)
+            if not reports.is_abandoned:
+                self.watcher.answered(question.model, served)
             reports.put_nowait(served)
         except ApiError as error:
             reports.put_nowait(error)

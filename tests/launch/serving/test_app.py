@@ -285,12 +285,15 @@ def test_a_waiting_client_that_leaves_gives_its_place_up():
         second.cancel()
         await asyncio.sleep(0.05)
         assert server.gateway.admission.num_waiting == 0
+        assert server.watcher.codes == [("full", "abandoned")]
         first.cancel()
         await asyncio.sleep(0.05)
         assert server.gateway.admission.num_running == 1, "its episode still occupies the device"
         server.replicas.open.set()
         await asyncio.sleep(0.05)
         assert server.gateway.admission.num_running == 0
+        assert server.watcher.codes == [("full", "abandoned")] * 2
+        assert server.watcher.served == [], "nobody has seen that answer"
 
     run(check, replicas=Gate())
 
