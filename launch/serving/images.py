@@ -19,6 +19,10 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 DATA_URL = re.compile(r"data:(image/[\w.+-]{1,40})?(;[\w=.-]{1,60})*?(;base64)?,", re.IGNORECASE)
 
 
+URL_SAFE = str.maketrans("-_", "+/")
+"""From the alphabet of base64 for URLs to the usual one."""
+
+
 def image_bytes(url: str, param: str) -> bytes:
     """The encoded image of a data URL.
 
@@ -35,8 +39,10 @@ def image_bytes(url: str, param: str) -> bytes:
     payload = url[match.end() :]
     if match[3] is None:
         return unquote_to_bytes(payload)
+    # As programs print it: in lines, perhaps in the alphabet for URLs, perhaps without padding.
+    payload = "".join(payload.split()).translate(URL_SAFE)
     try:
-        return base64.b64decode(payload, validate=True)
+        return base64.b64decode(payload + "=" * (-len(payload) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise invalid("the image is not valid base64", param, code="invalid_image") from None
 
