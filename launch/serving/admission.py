@@ -26,6 +26,11 @@ LEAST_MS = 1.0
 """The smallest budget that a replica is given, even for a very late request."""
 
 
+LONGEST_WAIT_MS = 5000.0
+"""A request counts as due after this time at the latest, so that one with a long budget is not
+overtaken until it is given up."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueConfig:
     """The queue in front of the replicas.
@@ -71,8 +76,8 @@ class Ticket:
 
     @property
     def due_s(self) -> float:
-        """Its deadline, on the queue's clock."""
-        return self.arrived_s + self.budget_ms / 1e3
+        """Its deadline, on the queue's clock; see `LONGEST_WAIT_MS`."""
+        return self.arrived_s + min(self.budget_ms, LONGEST_WAIT_MS) / 1e3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -116,6 +116,18 @@ def test_the_earliest_deadline_comes_first_and_begins_with_all_that_is_left():
     assert last.due_s == pytest.approx(100.4)
 
 
+def test_a_long_budget_is_overtaken_for_some_time_only():
+    desk = Desk(late="cheapest")
+    running = desk.arrive("a")
+    desk.arrive("long", 60_000.0)
+    for name in "bcdefgh":
+        desk.arrive(name, 500.0)
+        desk.queue.leave(running)
+        (running,) = desk.queue._running
+        desk.clock.pass_ms(1000)
+    assert desk.turns[:7] == ["a", "b", "c", "d", "e", "f", "long"]
+
+
 def test_a_request_that_is_late_gives_way_to_one_that_is_not():
     desk = Desk(late="cheapest")
     first = desk.arrive("a")
