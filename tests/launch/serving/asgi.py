@@ -75,6 +75,18 @@ class FakeReplicas:
         yield result(knobs=knobs)
 
 
+class Gate(FakeReplicas):
+    """Replicas whose episodes wait until they are let go."""
+
+    def __init__(self, number=1, known=FACTS):
+        super().__init__(number, known)
+        self.open, self.script = asyncio.Event(), self._wait
+
+    async def _wait(self, request):
+        await self.open.wait()
+        yield result(price=request.price, latency_ms=80.0, wall_ms=80.0)
+
+
 @dataclass
 class Recorder:
     """A watcher that remembers."""

@@ -2,16 +2,14 @@
 
 import asyncio
 import json
-from dataclasses import replace
 
 import pytest
 
-from envs.price_curve import PriceCurve
 from launch.serving.admission import QueueConfig
 from launch.serving.episodes import ReplicaLostError
 from launch.serving.errors import ApiError
 from launch.serving.limits import Limits
-from tests.launch.serving.asgi import FACTS, JSON, FakeReplicas, Server, question, result
+from tests.launch.serving.asgi import JSON, FakeReplicas, Gate, Server, question, result
 from tests.launch.serving.malformed import encoded_image, malformed, url_of
 
 PICTURE = url_of(encoded_image())
@@ -225,18 +223,6 @@ def test_a_client_that_leaves_early_gets_nothing():
     run(check)
 
 
-class Gate(FakeReplicas):
-    """Replicas whose episodes wait until they are let go."""
-
-    def __init__(self, number=1, known=FACTS):
-        super().__init__(number, known)
-        self.open, self.script = asyncio.Event(), self._wait
-
-    async def _wait(self, _request):
-        await self.open.wait()
-        yield result(price=_request.price, latency_ms=80.0, wall_ms=80.0)
-
-
 def test_a_full_queue_refuses_and_drains():
     async def check(server):
         asked = [
@@ -253,28 +239,6 @@ def test_a_full_queue_refuses_and_drains():
         assert server.gateway.admission.num_running == 0
 
     run(check, queue=QueueConfig(max_waiting=2), replicas=Gate())
-
-
-def test_the_price_of_a_request_rises_with_those_who_wait_after_it():
-    curve = PriceCurve(prices=(0.0, 0.1, 1.0), time_ms=(80.0, 60.0, 40.0))
-
-    async def check(server):
-        server.replicas.open.set()
-        chat = {"model": "controller", "messages": question(), "latency_budget_ms": 9000}
-        alone = await server.chat(**chat)
-        assert alone.json()["latency_budget"]["price"] == 0.02
-        assert (await server.chat(**chat, price=0)).status == 200
-        server.replicas.open.clear()
-        asked = [asyncio.create_task(server.chat(**chat)) for _ in range(25)]
-        await asyncio.sleep(0.05)
-        server.replicas.open.set()
-        await asyncio.gather(*asked)
-        prices = [request.price for request in server.replicas.requests]
-        assert prices[:2] == [0.02, 0.0]
-        assert max(prices) == prices[3] == 1.0
-        assert prices[4:] == sorted(prices[4:], reverse=True)
-
-    run(check, replicas=Gate(known=replace(FACTS, price=0.02, price_curve=curve)))
 
 
 def test_a_waiting_client_that_leaves_gives_its_place_up():

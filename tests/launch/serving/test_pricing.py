@@ -1,6 +1,8 @@
 """The rule by which the price of time follows the load."""
 
+import asyncio
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -15,6 +17,7 @@ from launch.serving.pricing import (
     ServiceTime,
     price_of_load,
 )
+from tests.launch.serving.asgi import FACTS, Gate, Server, question
 
 CURVE = PriceCurve(prices=(0.0, 0.1, 1.0), time_ms=(80.0, 60.0, 40.0))
 
@@ -76,3 +79,25 @@ def test_policies_have_service_times_of_their_own():
     rule.observe("table", 0.1, wall_ms=120.0, replica_ms=125.0)
     assert rule.price("table", None, 5.0, **told) > 0.1
     assert rule.price("controller", None, 5.0, **told) == 0.0
+
+
+def test_the_price_of_a_request_rises_with_those_who_wait_after_it():
+    async def check():
+        replicas = Gate(known=replace(FACTS, price=0.02, price_curve=CURVE))
+        server = await Server(replicas=replicas).ready()
+        server.replicas.open.set()
+        chat = {"model": "controller", "messages": question(), "latency_budget_ms": 9000}
+        alone = await server.chat(**chat)
+        assert alone.json()["latency_budget"]["price"] == 0.02
+        assert (await server.chat(**chat, price=0)).status == 200
+        server.replicas.open.clear()
+        asked = [asyncio.create_task(server.chat(**chat)) for _ in range(25)]
+        await asyncio.sleep(0.05)
+        server.replicas.open.set()
+        await asyncio.gather(*asked)
+        prices = [request.price for request in server.replicas.requests]
+        assert prices[:2] == [0.02, 0.0]
+        assert max(prices) == prices[3] == 1.0
+        assert prices[4:] == sorted(prices[4:], reverse=True)
+
+    asyncio.run(asyncio.wait_for(check(), 60))
