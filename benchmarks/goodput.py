@@ -1,13 +1,15 @@
-"""Goodput of a running server under rising load: correct answers within budget per second.
+"""Goodput of a running server under rising load: right answers within budget per second.
 
     python launch/serve.py RUN --queue.late refuse --scaling.replicas 1
-    python -m benchmarks.goodput --rates 1 2 4 6 --policies controller full cheapest static lookup
+    python -m benchmarks.goodput --rates 4 8 12 16 20 --budgets-ms 100 200 400
 
 Requests arrive by a Poisson process, whether or not earlier ones were answered (open loop). Every
 policy gets the same questions, budgets and arrival times at a rate, on the same server, in turns of
-a few seconds. Latency is measured here, at the client: from the moment a request is due to the end
-of its answer. A request misses its budget if its answer comes late, or not at all.
-`--quick` needs no server: it asks a stand-in of its own, which always gives the same answer.
+a few seconds; intervals are over the turns. The best of the fixed configurations is found for each
+rate in hindsight. Latency is measured here, at the client: from the moment a request is due to the
+end of its answer. Requests that were answered late or wrongly, refused, that failed, and that the
+client gave up are counted apart. `--quick` needs no server: it asks a stand-in of its own, which
+always gives the same answer.
 """
 
 import asyncio
@@ -23,19 +25,15 @@ from pathlib import Path
 import aiohttp
 import numpy as np
 from aiohttp import web
-from matplotlib.figure import Figure
 from rich.console import Console
-from rich.table import Table
 
+from benchmarks.goodput_report import Outcome, Reply, Row, figure_of, table_of, verdict
 from benchmarks.options import read_options
 from envs.scoring import score_of
 from envs.spec import Sample, Task
 from envs.tasks import build_tasks
 from launch.cluster.console import one_clear_error
 from launch.serving.page import data_url
-
-GIVE_UP_S = 20.0
-"""Time limit of one request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,36 +43,41 @@ class GoodputConfig:
     Attributes:
         quick: few requests to a stand-in for a server, to see within a minute that it runs.
         url: address of the server.
-        policies: models that are compared.
+        policies: models that are compared, besides the fixed configurations.
+        fixed: fixed configurations, the best of which is found for each rate in hindsight.
         rates: requests per second.
         budgets_ms: budgets of the mixture, equally frequent.
         turn_s: length of one turn of a policy, in seconds.
         turns: number of turns of each policy at each rate.
         pause_s: pause between two turns, so that no queue carries over.
         num_samples: number of questions of the test split, drawn with replacement.
+        give_up_s: time after which a client gives up on a request, in seconds.
         seed: seed of arrivals, questions and budgets.
         output: figure; the numbers are written next to it, as .json.
     """
 
     quick: bool = False
     url: str = "http://127.0.0.1:8000"
-    policies: tuple[str, ...] = ("controller", "full", "cheapest", "static", "lookup")
-    rates: tuple[float, ...] = (1.0, 2.0, 4.0, 6.0, 8.0)
-    budgets_ms: tuple[float, ...] = (150.0, 250.0, 500.0)
+    policies: tuple[str, ...] = ("controller", "lookup")
+    fixed: tuple[str, ...] = ("full", "medium-p1-k5-b16", "low-p1-k7-b14", "cheapest")
+    rates: tuple[float, ...] = (4.0, 8.0, 12.0, 16.0, 20.0, 24.0)
+    budgets_ms: tuple[float, ...] = (100.0, 200.0, 400.0)
     turn_s: float = 15.0
-    turns: int = 3
+    turns: int = 4
     pause_s: float = 1.5
     num_samples: int = 200
+    give_up_s: float = 20.0
     seed: int = 0
     output: Path = Path("goodput.png")
 
 
 QUICK = GoodputConfig(
     quick=True,
-    policies=("controller", "full"),
+    policies=("controller",),
+    fixed=("full", "cheapest"),
     rates=(10.0,),
     turn_s=0.5,
-    turns=1,
+    turns=2,
     pause_s=0.1,
     num_samples=4,
     output=Path(tempfile.gettempdir()) / "goodput-quick.png",
@@ -88,66 +91,6 @@ class Arrival:
     due_s: float
     number: int
     budget_ms: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
-    """What became of a request: `answered`, `refused` (429) or `failed`."""
-
-    outcome: str
-    score: float
-    latency_ms: float
-    budget_ms: float
-
-    @property
-    def is_in_time(self) -> bool:
-        """Whether an answer came within the budget."""
-        return self.outcome == "answered" and self.latency_ms <= self.budget_ms
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One policy at one rate.
-
-    Attributes:
-        goodput: sum of the scores of answers within budget, per second.
-        missed: share of requests that were not answered within their budget.
-        late: share that was answered after it.
-        refused: share that was refused.
-        failed: share that failed in any other way.
-        accuracy: mean score of the answers, in time or not.
-        p95_ms: 95th percentile of the latency of answers.
-        num_requests: number of requests.
-    """
-
-    policy: str
-    rate: float
-    goodput: float
-    missed: float
-    late: float
-    refused: float
-    failed: float
-    accuracy: float
-    p95_ms: float
-    num_requests: int
-
-    @classmethod
-    def of(cls, policy: str, rate: float, replies: Sequence[Reply], seconds: float) -> "Row":
-        """Summarises the replies to requests that arrived within some seconds."""
-        answered = [r for r in replies if r.outcome == "answered"]
-        count = max(1, len(replies))
-        return cls(
-            policy=policy,
-            rate=rate,
-            goodput=sum(r.score for r in replies if r.is_in_time) / seconds,
-            missed=sum(not r.is_in_time for r in replies) / count,
-            late=sum(not r.is_in_time for r in answered) / count,
-            refused=sum(r.outcome == "refused" for r in replies) / count,
-            failed=sum(r.outcome == "failed" for r in replies) / count,
-            accuracy=float(np.mean([r.score for r in answered])) if answered else 0.0,
-            p95_ms=float(np.quantile([r.latency_ms for r in answered], 0.95)) if answered else 0.0,
-            num_requests=len(replies),
-        )
 
 
 class Questions:
@@ -197,7 +140,7 @@ async def play(
     config: GoodputConfig, questions: Questions, policy: str, arrivals: Sequence[Arrival]
 ) -> list[Reply]:
     """Sends the requests of one turn when they are due, and waits for all replies."""
-    timeout = aiohttp.ClientTimeout(total=GIVE_UP_S)
+    timeout = aiohttp.ClientTimeout(total=config.give_up_s)
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
         started_s = time.perf_counter()
@@ -209,7 +152,7 @@ async def play(
             outcome, answer = await _post(session, config.url, body)
             return Reply(
                 outcome=outcome,
-                score=questions.score(arrival, answer) if outcome == "answered" else 0.0,
+                score=questions.score(arrival, answer) if outcome == Outcome.ANSWERED else 0.0,
                 latency_ms=1e3 * (time.perf_counter() - due_s),
                 budget_ms=arrival.budget_ms,
             )
@@ -217,17 +160,19 @@ async def play(
         return list(await asyncio.gather(*(one(arrival) for arrival in arrivals)))
 
 
-async def _post(session: aiohttp.ClientSession, url: str, body: bytes) -> tuple[str, str]:
+async def _post(session: aiohttp.ClientSession, url: str, body: bytes) -> tuple[Outcome, str]:
     headers = {"Content-Type": "application/json"}
     try:
         async with session.post(f"{url}/v1/chat/completions", data=body, headers=headers) as reply:
-            if reply.status == 429:
-                return "refused", ""
-            if reply.status != 200:
-                return "failed", ""
-            return "answered", (await reply.json())["choices"][0]["message"]["content"]
-    except (aiohttp.ClientError, TimeoutError):
-        return "failed", ""
+            content = await reply.json()
+            if reply.status == 200:
+                return Outcome.ANSWERED, content["choices"][0]["message"]["content"]
+            is_refused = reply.status == 429 or content["error"]["code"] == "budget_too_short"
+            return (Outcome.REFUSED if is_refused else Outcome.FAILED), ""
+    except TimeoutError:
+        return Outcome.ABANDONED, ""
+    except (aiohttp.ClientError, ValueError, KeyError):
+        return Outcome.FAILED, ""
 
 
 @asynccontextmanager
@@ -239,7 +184,7 @@ async def stand_in_server() -> AsyncIterator[str]:
 
     app = web.Application()
     app.router.add_post("/v1/chat/completions", answer)
-    runner = web.AppRunner(app)
+    runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
@@ -260,56 +205,20 @@ async def rows_of(config: GoodputConfig, console: Console) -> list[Row]:
 async def measure(config: GoodputConfig, console: Console) -> list[Row]:
     """All policies at all rates, in turns."""
     questions = Questions(config.num_samples)
+    names = tuple(dict.fromkeys((*config.policies, *config.fixed)))
     rows = []
     for rate in config.rates:
-        replies: dict[str, list[Reply]] = {policy: [] for policy in config.policies}
+        turns: dict[str, list[list[Reply]]] = {policy: [] for policy in names}
         for turn in range(config.turns):
-            for policy in config.policies:
-                arrivals = schedule(config, rate, turn)
-                replies[policy] += await play(config, questions, policy, arrivals)
+            arrivals = schedule(config, rate, turn)
+            for policy in names:
+                turns[policy].append(await play(config, questions, policy, arrivals))
                 await asyncio.sleep(config.pause_s)
-        seconds = config.turns * config.turn_s
-        new = [Row.of(policy, rate, found, seconds) for policy, found in replies.items()]
+        new = [Row.of(policy, rate, found, config.turn_s) for policy, found in turns.items()]
         for row in new:
-            console.print(
-                f"{row.rate:g}/s {row.policy:<20} goodput {row.goodput:.2f}/s  missed "
-                f"{row.missed:.1%}  late {row.late:.1%}  refused {row.refused:.1%}  failed "
-                f"{row.failed:.1%}  accuracy {row.accuracy:.2f}  p95 {row.p95_ms:.0f} ms"
-            )
+            console.print(row.line())
         rows += new
     return rows
-
-
-def figure_of(rows: Sequence[Row], config: GoodputConfig) -> Figure:
-    """Goodput and missed budgets against the rate."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for policy in config.policies:
-        ours = [row for row in rows if row.policy == policy]
-        width = 2.5 if policy == "controller" else 1.3
-        rates = [row.rate for row in ours]
-        left.plot(rates, [row.goodput for row in ours], "o-", label=policy, linewidth=width)
-        right.plot(rates, [100 * row.missed for row in ours], "o-", label=policy, linewidth=width)
-    budgets = ", ".join(f"{ms:g}" for ms in config.budgets_ms)
-    left.set(ylabel="correct answers within budget, 1/s", title=f"budgets {budgets} ms")
-    right.set(ylabel="requests not answered within budget, %", ylim=(0, 100))
-    right.axhline(50, color="grey", linestyle=":")
-    for axes in (left, right):
-        axes.set_xlabel("requests, 1/s")
-        axes.grid(alpha=0.3)
-    left.set_ylim(bottom=0)
-    left.legend()
-    return figure
-
-
-def verdict(rows: Sequence[Row]) -> str:
-    """The controller against fixed configurations, where the full one's misses pass 50 %."""
-    passing = [row.rate for row in rows if row.policy == "full" and row.missed > 0.5]
-    if not passing:
-        return "the full configuration never misses more than half of the budgets"
-    there = {row.policy: row for row in rows if row.rate == min(passing)}
-    table = {name: row.goodput for name, row in there.items()}
-    return f"at {min(passing):g}/s the full configuration misses more than half: goodput {table}"
 
 
 def main() -> int:
@@ -317,14 +226,12 @@ def main() -> int:
     config = read_options(QUICK, __doc__)
     console = Console(soft_wrap=True, highlight=False)
     rows = asyncio.run(rows_of(config, console))
-    figure_of(rows, config).savefig(config.output, dpi=120)
+    figure_of(rows, config.budgets_ms).savefig(config.output, dpi=120)
     content = {"config": asdict(config) | {"output": ""}, "rows": [asdict(row) for row in rows]}
     config.output.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
-    table = Table("policy", *(f"{rate:g}/s" for rate in config.rates))
-    for policy in config.policies:
-        table.add_row(policy, *(f"{r.goodput:.2f}" for r in rows if r.policy == policy))
-    console.print(table)
-    console.print(verdict(rows))
+    console.print(table_of(rows, config.fixed))
+    for line in verdict(rows, config.fixed):
+        console.print(line)
     return 0
 
 

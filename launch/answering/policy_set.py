@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from envs.price_curve import PRICE_CURVE_NAME, PriceCurve
 from envs.prices import FREE
 from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, Knobs, knobs_by_name
 from launch.analysis.knob_table import KnobTable
@@ -42,10 +43,16 @@ class PolicySet:
     Args:
         default: name of the policy that answers if none is requested.
         policies: the policies by name, all on the same executor, which is warm.
+        price_curve: device time of the default policy by price, if it is known.
     """
 
-    def __init__(self, default: str, policies: Mapping[str, Policy]) -> None:
-        self.default = default
+    def __init__(
+        self,
+        default: str,
+        policies: Mapping[str, Policy],
+        price_curve: PriceCurve | None = None,
+    ) -> None:
+        self.default, self.price_curve = default, price_curve
         self._policies = dict(policies)
         self._executor = policies[default].executor
 
@@ -71,23 +78,31 @@ class PolicySet:
         """
         settings = (worker_settings, executor_settings)
         policies: dict[str, Policy] = {}
+        curve = None
         if run is None:
             policies["default"] = load_default(*settings)
         else:
             controller = load_controller(run, *settings, lambda _text: None)
             policies["controller"] = controller
-            policies |= tables(find_controller(local_folder(run)), controller, say)
+            folder = find_controller(local_folder(run))
+            policies |= tables(folder, controller, say)
+            curve = price_curve_of(folder, say)
         default, first = next(iter(policies.items()))
         fixed = {"full": FULL_KNOBS, "cheapest": CHEAPEST_KNOBS}
         policies |= {name: _fixed(first.executor, knobs) for name, knobs in fixed.items()}
         say("warming up ...")
         warm_up(first)
-        return cls(default, policies)
+        return cls(default, policies, curve)
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the policies, the default one first; single configurations left out."""
         return tuple(self._policies)
+
+    @property
+    def default_price(self) -> float:
+        """Price of time of requests that state none."""
+        return self._policies[self.default].default_price
 
     def budget_range_ms(self) -> tuple[float, float] | None:
         """The budgets that the controller was trained for, in ms of the device as it is now."""
@@ -110,6 +125,19 @@ class PolicySet:
 
 def _fixed(executor: MolmoEExecutor, knobs: Knobs) -> TablePolicy:
     return TablePolicy(executor, KnobTable.fixed(knobs), f"configuration {knobs}")
+
+
+def price_curve_of(folder: Path, say: Say) -> PriceCurve | None:
+    """The curve that a checkpoint's run wrote when it ended; says so if there is none.
+
+    Raises:
+        ValueError: the curve's file is unusable.
+    """
+    path = folder.parent.parent / PRICE_CURVE_NAME
+    if not path.is_file():
+        say(f"the price of time will not rise with the load: there is no {path}")
+        return None
+    return PriceCurve.load(path)
 
 
 def tables(folder: Path, controller: ControllerPolicy, say: Say) -> dict[str, Policy]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from envs.calibration import Calibration
+from envs.price_curve import PRICE_CURVE_NAME, PriceCurve
 from envs.prices import FREE
 from launch.analysis.greedy_sweep import greedy_sweeps
 from launch.analysis.interleaved import Comparison, Live, curves_of, run_live
@@ -84,6 +85,8 @@ def finish(run: Run) -> None:
         tradeoff_figure(named).savefig(folder / "tradeoff.png", dpi=110)
         shown = {name: row.to_json() for name, row in live[prices[0]].outcomes().items()}
         sweep_figure(budgets_ms.tolist(), shown).savefig(folder / "sweep.png", dpi=110)
+    times_ms = [float(live[price].result.latencies_ms.mean()) for price in prices]
+    PriceCurve.fitted(prices, times_ms).save(folder / PRICE_CURVE_NAME)
     first = live[prices[0]].result
     row = {
         "latency_source": run.reporter.label or "measured",

@@ -75,6 +75,7 @@ def build_app(gateway: Gateway, config: AppConfig) -> Starlette:
         routes=[
             Route("/", interface.page),
             Route("/healthz", interface.health),
+            Route("/health", interface.health),
             Route("/metrics", interface.metrics),
             Route("/v1/models", interface.models),
             Route("/v1/models/{name}", interface.model),
@@ -151,6 +152,7 @@ class Interface:
             "created": self.started_s,
             "owned_by": owner,
             "budget_range_ms": self.gateway.facts().budget_range_ms,
+            "price": self.gateway.facts().price,
         }
 
     async def chat(self, request: Request) -> Response:

@@ -101,6 +101,8 @@ class ServeConfig:
         token_file: file with the token that requests must carry; by default the environment
             variable LATENCY_BUDGET_TOKEN, if it is set.
         budget_ms: latency budget of requests that do not state one, in ms.
+        price: price of time of requests that do not state one, without load; by default the one
+            that the controller was trained to be deployed with. It rises with the load.
         address: Ray address; `auto` joins a running cluster. By default RAY_ADDRESS, or else a
             local cluster that ends with the server.
         queue: the queue in front of the replicas.
@@ -114,6 +116,7 @@ class ServeConfig:
     port: int = 8000
     token_file: Path | None = None
     budget_ms: float = 200.0
+    price: float | None = None
     address: str = ""
     queue: QueueConfig = field(default_factory=QueueConfig)
     limits: Limits = field(default_factory=Limits)
@@ -122,6 +125,7 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         check_within(self, "port", low=1, high=65535)
+        check_within(self, "price", low=0)
         check_within(self, "budget_ms", low=0, above=True, high=self.limits.max_budget_ms)
 
     def token(self) -> str:

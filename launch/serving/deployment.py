@@ -57,12 +57,14 @@ class ReplicaSettings:
         worker: fields of `WorkerConfig`.
         executor: fields of `ExecutorConfig`.
         episode_timeout_s: time after which an episode counts as stuck.
+        price: price of requests that state none, if it is not the controller's own.
     """
 
     run: str | None
     worker: dict[str, str]
     executor: dict[str, int]
     episode_timeout_s: float
+    price: float | None
 
 
 class ReplicaDeployment:
@@ -79,7 +81,7 @@ class ReplicaDeployment:
             worker_settings=settings.worker,
             executor_settings=settings.executor,
         )
-        self._replica = Replica(load, settings.episode_timeout_s)
+        self._replica = Replica(load, settings.episode_timeout_s, settings.price)
         count_replica_start()
 
     async def facts(self) -> ReplicaFacts:
@@ -242,6 +244,7 @@ def application(config: ServeConfig, page: str) -> serve.Application:
             worker=config.model.worker_settings(),
             executor=config.model.executor_settings(),
             episode_timeout_s=config.limits.episode_timeout_s,
+            price=config.price,
         )
     )
     settings = GatewaySettings(config=config, token=config.token(), page=page)

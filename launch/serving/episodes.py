@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from envs.price_curve import PriceCurve
 from envs.prices import FREE
 from envs.spec import CHEAPEST_KNOBS, Knobs, knobs_by_name
 from launch.serving.errors import ApiError
@@ -86,11 +87,15 @@ class ReplicaFacts:
         cheapest: latencies of the cheapest configuration.
         budget_range_ms: budgets that the controller was trained for, in ms of the device; None
             without a controller.
+        price: price of requests that state none, without load.
+        price_curve: the controller's device time by price; None if its run wrote none.
     """
 
     policies: tuple[str, ...]
     cheapest: CheapestTimes
     budget_range_ms: tuple[float, float] | None
+    price: float = FREE
+    price_curve: PriceCurve | None = None
 
     def check_known(self, name: str) -> None:
         """Raises ApiError unless a name is that of a policy or a configuration."""

@@ -51,11 +51,12 @@ class ApiError(Exception):
 
     def headers(self) -> dict[str, str]:
         """Headers of the response."""
-        if self.status == 401:
-            return {"WWW-Authenticate": "Bearer"}
-        if self.retry_after_s is None:
-            return {}
-        return {"Retry-After": str(max(1, math.ceil(self.retry_after_s)))}
+        found = {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
+        if self.retry_after_s is not None:
+            return found | {"Retry-After": str(max(1, math.ceil(self.retry_after_s)))}
+        # The official clients repeat some requests unless they are told not to.
+        is_final = self.status < 500 and self.status != 408
+        return found | ({"x-should-retry": "false"} if is_final else {})
 
 
 def invalid(message: str, param: str | None = None, *, code: str = "invalid_value") -> ApiError:

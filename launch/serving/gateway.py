@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 
-from launch.serving.admission import Admission, Ticket
+from launch.serving.admission import Admission, Answered, Ticket
 from launch.serving.episodes import (
     CHEAPEST,
     EpisodeRequest,
@@ -16,6 +16,7 @@ from launch.serving.episodes import (
     Replicas,
 )
 from launch.serving.errors import ApiError
+from launch.serving.estimates import RequestSize
 from launch.serving.images import open_within
 from launch.serving.limits import Limits
 from launch.serving.requests import Question
@@ -36,9 +37,11 @@ class Reports(asyncio.Queue[str | Served | ApiError]):
 
     Attributes:
         has_text: whether there was a piece of text.
+        is_abandoned: whether the client left before the end.
     """
 
     has_text = False
+    is_abandoned = False
 
     def put_text(self, piece: str) -> None:
         """Adds a piece of text."""
@@ -70,6 +73,7 @@ class Gateway:
         if self.known is None:
             self.known = await self.replicas.facts()
             self.admission.estimates.start(self.known.cheapest)
+            self.admission.pricing.start(self.known.price, self.known.price_curve)
         self.admission.resize(await self.replicas.count())
         self.watch()
 
@@ -102,24 +106,32 @@ class Gateway:
             ApiError: the request is refused, or failed.
         """
         turn, reports = asyncio.Event(), Reports()
-        ticket = self.admission.arrive(
+        ticket = Ticket(
+            policy=question.model,
             budget_ms=question.budget_ms,
-            has_image=question.image is not None,
+            price=question.price,
+            size=RequestSize.of(question.image_size, question.text),
             arrived_s=arrived_s,
             on_turn=turn.set,
         )
+        self.admission.arrive(ticket)
         episode = asyncio.create_task(self._serve(question, ticket, turn, reports))
         self._episodes.add(episode)
         episode.add_done_callback(self._episodes.discard)
+        is_ended = False
         try:
             while True:
                 report = await reports.get()
+                is_ended = not isinstance(report, str)
                 if isinstance(report, ApiError):
                     raise report
                 yield report
-                if isinstance(report, Served):
+                if is_ended:
                     return
         finally:
+            if not is_ended:
+                reports.is_abandoned = True
+                self.watcher.refused(question.model, "abandoned")
             if ticket.begun_s is None:
                 episode.cancel()
 
@@ -131,7 +143,8 @@ class Gateway:
             # Only now, so that a request that is refused costs little.
             await self._check_image(question)
             served = await self._outlive_replicas(question, ticket, turn, reports)
-            self.watcher.answered(question.model, served)
+            if not reports.is_abandoned:
+                self.watcher.answered(question.model, served)
             reports.put_nowait(served)
         except ApiError as error:
             reports.put_nowait(error)
@@ -174,13 +187,13 @@ class Gateway:
             raise ApiError(503, message, code="wait_timeout", retry_after_s=seconds) from None
 
     async def _episode(self, question: Question, ticket: Ticket, reports: Reports) -> Served:
-        budget_ms = self.admission.begin(ticket)
+        terms = self.admission.begin(ticket)
         request = EpisodeRequest(
             policy=CHEAPEST if ticket.is_late else question.model,
             text=question.text,
             image=question.image,
-            budget_ms=budget_ms,
-            price=question.price,
+            budget_ms=terms.budget_ms,
+            price=terms.price,
             max_new_tokens=question.max_new_tokens,
         )
         seconds = self.limits.episode_timeout_s
@@ -192,9 +205,13 @@ class Gateway:
             raise ApiError(504, message, code="episode_timeout") from None
         self.admission.observe(
             ticket,
-            latency_ms=result.latency_ms,
-            wall_ms=result.wall_ms,
-            is_cheapest=result.is_cheapest,
+            Answered(
+                price=terms.price,
+                latency_ms=result.latency_ms,
+                wall_ms=result.wall_ms,
+                is_cheapest=result.is_cheapest,
+                is_whole=result.finished or question.max_new_tokens is None,
+            ),
         )
         return Served(
             result=result,

@@ -19,6 +19,10 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 DATA_URL = re.compile(r"data:(image/[\w.+-]{1,40})?(;[\w=.-]{1,60})*?(;base64)?,", re.IGNORECASE)
 
 
+URL_SAFE = str.maketrans("-_", "+/")
+"""From the alphabet of base64 for URLs to the usual one."""
+
+
 def image_bytes(url: str, param: str) -> bytes:
     """The encoded image of a data URL.
 
@@ -35,10 +39,21 @@ def image_bytes(url: str, param: str) -> bytes:
     payload = url[match.end() :]
     if match[3] is None:
         return unquote_to_bytes(payload)
+    # As programs print it: in lines, perhaps in the alphabet for URLs, perhaps without padding.
+    payload = "".join(payload.split()).translate(URL_SAFE)
     try:
-        return base64.b64decode(payload, validate=True)
+        return base64.b64decode(payload + "=" * (-len(payload) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise invalid("the image is not valid base64", param, code="invalid_image") from None
+
+
+def size_within(encoded: bytes, megapixels: float) -> tuple[int, int]:
+    """Width and height of an image in pixels, by its header; nothing is decoded.
+
+    Raises:
+        ApiError: it is too large, of another format, or its header is broken.
+    """
+    return _opened(encoded, megapixels, decode=False).size
 
 
 def open_within(encoded: bytes, megapixels: float) -> Image.Image:
@@ -51,6 +66,10 @@ def open_within(encoded: bytes, megapixels: float) -> Image.Image:
     Raises:
         ApiError: it is too large, of another format, truncated or broken.
     """
+    return _opened(encoded, megapixels, decode=True)
+
+
+def _opened(encoded: bytes, megapixels: float, *, decode: bool) -> Image.Image:
     param = "messages"
     try:
         with warnings.catch_warnings():
@@ -58,7 +77,8 @@ def open_within(encoded: bytes, megapixels: float) -> Image.Image:
             image = Image.open(io.BytesIO(encoded), formats=FORMATS)
             if image.width * image.height > megapixels * 1e6:
                 raise too_many_pixels(f"{image.width} x {image.height}", megapixels)
-            image.load()
+            if decode:
+                image.load()
             return image
     except Image.DecompressionBombError:
         raise too_many_pixels("hundreds of millions of", megapixels) from None

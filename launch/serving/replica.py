@@ -11,14 +11,22 @@ from dataclasses import replace
 
 from PIL import Image
 
-from launch.answering.answerer import WARM_UP_IMAGE_SIZE, Answer, Answerer, as_sample
+from launch.answering.answerer import Answer, Answerer, as_sample
 from launch.answering.policy_set import PolicySet
 from launch.serving.episodes import CHEAPEST, EpisodeRequest, EpisodeResult, ReplicaFacts
 from launch.serving.errors import invalid
-from launch.serving.estimates import CheapestTimes
+from launch.serving.estimates import (
+    LONG_PROMPT_CHARS,
+    REQUEST_SIZES,
+    CheapestTimes,
+    RequestSize,
+)
 
 IDLE_S = 0.5
 """A device is probed only after this long without a request."""
+
+PROMPT = "what is it"
+LONG_PROMPT = (PROMPT + " ") * (LONG_PROMPT_CHARS // len(PROMPT))
 
 UNLIMITED_MS = 1e6
 """A budget that everything meets."""
@@ -30,11 +38,18 @@ class Replica:
     Args:
         load: loads the policies, in that thread.
         episode_timeout_s: time after which an episode counts as stuck.
+        price: price of requests that state none; None for the one that the controller was trained
+            to be deployed with.
     """
 
-    def __init__(self, load: Callable[[], PolicySet], episode_timeout_s: float) -> None:
+    def __init__(
+        self,
+        load: Callable[[], PolicySet],
+        episode_timeout_s: float,
+        price: float | None = None,
+    ) -> None:
         self._thread = ThreadPoolExecutor(1, "episodes")
-        self._episode_timeout_s = episode_timeout_s
+        self._episode_timeout_s, self._price = episode_timeout_s, price
         self._started_s: float | None = None
         self._asked_s = time.monotonic()
         self.policies = self._thread.submit(load).result()
@@ -100,21 +115,24 @@ class Replica:
             self._thread.submit(self.policies.answerer(self.policies.default).follow)
 
     def _measure(self) -> ReplicaFacts:
-        """Measures the cheapest configuration, on a large image and without one."""
-        cheapest = self.policies.answerer(CHEAPEST)
-        picture = Image.new("RGB", WARM_UP_IMAGE_SIZE, "grey")
-        times_ms = []
-        for image in (picture, None):
-            sample = as_sample("what is it", image)
-            runs = [cheapest.run(sample, cheapest.terms(UNLIMITED_MS)).latency_ms for _ in range(3)]
-            times_ms.append(sorted(runs)[1])
-        image_ms, text_ms = times_ms
-        times = CheapestTimes(image_ms=image_ms, text_ms=text_ms)
+        """Measures the cheapest configuration on the smallest request of every size."""
+        times_ms = {size: self._cheapest_ms(size) for size in REQUEST_SIZES}
         return ReplicaFacts(
             policies=self.policies.names,
-            cheapest=times,
+            cheapest=CheapestTimes(by_size_ms=times_ms),
             budget_range_ms=self.policies.budget_range_ms(),
+            price=self.policies.default_price if self._price is None else self._price,
+            price_curve=self.policies.price_curve,
         )
+
+    def _cheapest_ms(self, size: RequestSize) -> float:
+        """Median of three runs."""
+        cheapest, pixels = self.policies.answerer(CHEAPEST), size.image.smallest
+        image = None if pixels is None else Image.new("RGB", pixels, "grey")
+        prompt = LONG_PROMPT if size.has_long_prompt else PROMPT
+        terms = cheapest.terms(UNLIMITED_MS)
+        runs = [cheapest.run(as_sample(prompt, image), terms).latency_ms for _ in range(3)]
+        return sorted(runs)[1]
 
 
 def as_result(answer: Answer) -> EpisodeResult:

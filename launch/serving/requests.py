@@ -1,89 +1,36 @@
-"""Chat completion requests: what is read of OpenAI's schema, and what is refused."""
+"""Chat completion requests as questions: one prompt, and at most one image."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field
 
 from launch.serving.errors import ApiError, invalid
-from launch.serving.images import image_bytes
+from launch.serving.images import image_bytes, size_within
 from launch.serving.limits import Limits
+from launch.serving.schema import (
+    AssistantMessage,
+    ChatRequest,
+    ImagePart,
+    InstructionMessage,
+    Message,
+    Part,
+    TextPart,
+    UserMessage,
+    neutral_value,
+)
 
+CAPTION_PROMPT = "Describe this image."
+"""The prompt of an image without text."""
 
-class Strict(BaseModel):
-    """No conversions, no unknown fields, no NaN."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-
-
-class TextPart(Strict):
-    """Text of a message."""
-
-    type: Literal["text"]
-    text: str
-
-
-class ImageUrl(Strict):
-    """Address of an image."""
-
-    url: str
-    detail: Literal["auto", "low", "high"] = "auto"
-
-
-class ImagePart(Strict):
-    """Image of a message."""
-
-    type: Literal["image_url"]
-    image_url: ImageUrl
-
-
-Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
-
-
-class UserMessage(Strict):
-    """The only kind of message that the frozen model was trained on."""
-
-    role: Literal["user"]
-    content: str | list[Part]
-    name: str | None = None
-
-
-class StreamOptions(Strict):
-    """What a stream contains beyond the text; the usage is always sent."""
-
-    include_usage: bool | None = None
-    include_obfuscation: bool | None = None
-
-
-class ChatRequest(Strict):
-    """The body of POST /v1/chat/completions.
-
-    Sampling parameters are accepted and have no effect, because decoding is greedy. Unsupported
-    parameters that would change the answer are refused.
-    """
-
-    model: str
-    messages: list[UserMessage]
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
-    latency_budget_ms: float | None = None
-    price: float | None = Field(None, ge=0)
-    n: int | None = Field(None, ge=1, le=1)
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, ge=0, le=1)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-    seed: int | None = None
-    user: str | None = None
-    store: Literal[False] | None = None
-    logprobs: Literal[False] | None = None
-    metadata: dict[str, str] | None = None
+CONTENT = (
+    'send a string, or a list of parts, {"type": "text", "text": ...} and {"type": "image_url", '
+    '"image_url": {"url": "data:image/png;base64,..."}}'
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +41,7 @@ class Question:
         model: name of the policy, or of a configuration.
         text: the prompt.
         image: the encoded image, None for a question without one.
+        image_size: its width and height in pixels, by its header.
         budget_ms: latency budget in ms, from the arrival of the request to the end of the answer.
         price: price of time; None for the policy's own.
         max_new_tokens: maximum length of the answer in tokens, None for the server's.
@@ -103,6 +51,7 @@ class Question:
     model: str
     text: str
     image: bytes | None
+    image_size: tuple[int, int] | None
     budget_ms: float
     price: float | None
     max_new_tokens: int | None
@@ -119,15 +68,17 @@ def parse_question(body: bytes, limits: Limits, default_budget_ms: float) -> Que
         request = ChatRequest.model_validate_json(body)
     except pydantic.ValidationError as error:
         raise _explained(error) from None
-    if len(request.messages) != 1:
-        message = f"{len(request.messages)} messages: send exactly one, with the question"
-        raise invalid(message, "messages")
-    text, image = _content(request.messages[0].content)
-    _check_text(text, limits)
+    text, image = _asked(request.messages)
+    if len(text) > limits.prompt_chars:
+        message = (
+            f"the question has {len(text)} characters: send at most {limits.prompt_chars} of them"
+        )
+        raise invalid(message, "messages", code="string_above_max_length")
     return Question(
         model=request.model,
         text=text,
         image=image,
+        image_size=None if image is None else size_within(image, limits.megapixels),
         budget_ms=_budget_ms(request.latency_budget_ms, limits, default_budget_ms),
         price=request.price,
         max_new_tokens=request.max_completion_tokens or request.max_tokens,
@@ -137,40 +88,86 @@ def parse_question(body: bytes, limits: Limits, default_budget_ms: float) -> Que
 
 def _explained(error: pydantic.ValidationError) -> ApiError:
     """The first mistake that validation found."""
-    first: Any = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    found: list[Any] = error.errors(include_url=False, include_context=False, include_input=False)
+    # Of what a content could have been, the kind that it resembles most.
+    first = max(found, key=lambda one: (one["loc"][:4] == found[0]["loc"][:4], len(one["loc"])))
     if first["type"] == "json_invalid":
         return invalid("the body is not valid JSON", code="invalid_json")
     names = [str(part) for part in first["loc"]]
+    if names and (neutral := neutral_value(names[0])):
+        message = f"{names[0]} is supported only as {neutral}: leave it out"
+        return invalid(message, names[0], code="unsupported_parameter")
+    if first["type"].startswith("union_tag") and len(names) == 2:
+        message = "a message has one of the roles system, developer, user and assistant"
+        return invalid(message, f"{'.'.join(names)}.role", code="unsupported_value")
+    if names[:1] == ["messages"] and len(names) > 3:
+        del names[2]  # the role, by which the kind of message was chosen
+        if names[2] == "content":
+            part = next((name for name in names[3:] if name.isdigit()), None)
+            path = ".".join(names[:3] if part is None else [*names[:3], part])
+            if first["type"] == "extra_forbidden":
+                path = f"{path}.{names[-1]}"[:200]
+                message = f"{path} is not supported: leave it out"
+                return invalid(message, path, code="unsupported_parameter")
+            return invalid(f"{path} cannot be read: {CONTENT}", path)
     path = ".".join(names)[:200] or None
     if first["type"] == "extra_forbidden":
         message = f"{path} is not supported: leave it out"
         return invalid(message, path, code="unsupported_parameter")
-    if names and names[-1] == "role":
-        message = "only messages of the role user are supported: put everything into one question"
-        return invalid(message, path, code="unsupported_value")
     return invalid(f"{path or 'the body'}: {first['msg']}", path)
 
 
-def _content(content: str | list[TextPart | ImagePart]) -> tuple[str, bytes | None]:
-    """The text, and the encoded image if there is one."""
-    if isinstance(content, str):
-        return content, None
-    texts = [part.text for part in content if isinstance(part, TextPart)]
-    images = [part.image_url.url for part in content if isinstance(part, ImagePart)]
-    if len(images) > 1:
-        raise invalid(f"{len(images)} images: send at most one", "messages")
-    image = image_bytes(images[0], "messages") if images else None
-    return "\n".join(texts), image
+def _asked(messages: Sequence[Message]) -> tuple[str, bytes | None]:
+    """The prompt, and the encoded image if there is one.
 
-
-def _check_text(text: str, limits: Limits) -> None:
-    if not text.strip():
+    The last user message is the question, instructions go before it, and it is about the last image
+    of all user messages. Earlier questions and answers are not read.
+    """
+    if not messages or isinstance(messages[-1], AssistantMessage):
+        message = "the last message is not the user's: send the question as the last one"
+        raise invalid(message, "messages")
+    asked = [n for n, message in enumerate(messages) if isinstance(message, UserMessage)]
+    if not asked:
+        raise invalid("there is no message of the role user: send the question", "messages")
+    contents = {number: _parts_of(messages[number], number) for number in asked}
+    told = [
+        *(_text_of(m, n) for n, m in enumerate(messages) if isinstance(m, InstructionMessage)),
+        "\n".join(part.text for part in contents[asked[-1]] if isinstance(part, TextPart)),
+    ]
+    text, url = "\n".join(part for part in told if part.strip()), None
+    for number in asked:
+        urls = [_url_of(part, number) for part in contents[number] if isinstance(part, ImagePart)]
+        if len(urls) > 1:
+            raise invalid(f"{len(urls)} images in one message: send at most one", "messages")
+        url = urls[0] if urls else url
+    if url is None and not told[-1].strip():
         raise invalid("the question is empty", "messages")
-    if len(text) > limits.prompt_chars:
-        message = (
-            f"the question has {len(text)} characters: send at most {limits.prompt_chars} of them"
-        )
-        raise invalid(message, "messages", code="string_above_max_length")
+    return text or CAPTION_PROMPT, None if url is None else image_bytes(url, "messages")
+
+
+def _parts_of(message: Message, number: int) -> Sequence[Part]:
+    path = f"messages.{number}.content"
+    if message.content is None:
+        raise invalid(f"{path} is null: {CONTENT}", path)
+    if isinstance(message.content, str):
+        return [TextPart(type="text", text=message.content)]
+    return message.content
+
+
+def _text_of(message: InstructionMessage, number: int) -> str:
+    parts = _parts_of(message, number)
+    if any(isinstance(part, ImagePart) for part in parts):
+        path = f"messages.{number}.content"
+        raise invalid(f"{path} has an image: send it in a message of the role user", path)
+    return "\n".join(part.text for part in parts if isinstance(part, TextPart))
+
+
+def _url_of(part: ImagePart, number: int) -> str:
+    if isinstance(part.image_url, str):
+        path = f"messages.{number}.content"
+        message = f'image_url in {path} is a string: send {{"url": "data:image/png;base64,..."}}'
+        raise invalid(message, path)
+    return part.image_url.url
 
 
 def _budget_ms(budget_ms: float | None, limits: Limits, default_ms: float) -> float:

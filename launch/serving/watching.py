@@ -15,7 +15,7 @@ class Watcher(Protocol):
         ...
 
     def refused(self, model: str, code: str) -> None:
-        """A request was refused or failed, with the code of its error."""
+        """A request was refused or failed, with its error's code, or `abandoned` by its client."""
         ...
 
     def queue(self, *, num_waiting: int, num_running: int, num_replicas: int) -> None:

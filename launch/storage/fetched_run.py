@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from envs.price_curve import PRICE_CURVE_NAME
 from launch.cluster.waiting import telling
 from launch.storage.object_store import RunStore
 from launch.storage.remote_folder import RemoteFolder, is_uri
@@ -19,6 +20,8 @@ RESULT_ENDS = (".json", ".jsonl")
 
 def local_folder(run: str | Path) -> Path:
     """A local folder with a run's newest checkpoint, or with the one checkpoint that was named.
+
+    A run's price curve is there as well, if the run has written one.
 
     What is downloaded is removed when the program ends; nothing is written to the store.
 
@@ -85,4 +88,6 @@ def _fetched(uri: str) -> Path:
             raise ValueError(
                 f"{uri} holds no checkpoint: give the folder of a run, or of one of its checkpoints"
             )
+        elif PRICE_CURVE_NAME in files:
+            (folder / PRICE_CURVE_NAME).write_bytes(remote.get(PRICE_CURVE_NAME))
     return folder

@@ -14,6 +14,7 @@ from tests.quick import run_quick
 
 DEFAULT = {
     "feasibility": "groups misjudged",
+    "load_simulation": "price by load, earliest deadline",
     "lmms_eval_fixture": "docvqa_val.yaml",
     "metrics_against_the_field": "",
     "runs_on_a_profile": "lookup by task",
@@ -27,7 +28,7 @@ SLOW = {
 }
 """By program: a part of what it prints."""
 
-LIBRARIES = {"__init__", "known_outcomes", "small_run", "supervised", "table_run"}
+LIBRARIES = {"__init__", "known_outcomes", "load_world", "small_run", "supervised", "table_run"}
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from envs.calibration import SteadyTime
+from envs.price_curve import PRICE_CURVE_NAME, PriceCurve
 from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, Decoding
 from envs.terms import Terms
 from launch.analysis.knob_table import KnobTable
 from launch.answering import policy_set
 from launch.answering.answerer import as_sample
 from launch.answering.policies import DEFAULT_KNOBS, TablePolicy
-from launch.answering.policy_set import PolicySet, tables
+from launch.answering.policy_set import PolicySet, price_curve_of, tables
 from launch.run.recipes import SHIPPED_PROFILE
 from rollout.profiling.profile_table import ProfileTable
 from tests.rollout import rig
@@ -24,6 +25,7 @@ def test_without_a_run_there_are_fixed_configurations(model_folder):
     assert found.names == ("default", "full", "cheapest")
     assert found.default == "default"
     assert found.budget_range_ms() is None
+    assert (found.default_price, found.price_curve) == (0.0, None)
     for name, knobs in (
         *(("default", DEFAULT_KNOBS), ("full", FULL_KNOBS), ("cheapest", CHEAPEST_KNOBS)),
         (str(FULL_KNOBS), FULL_KNOBS),
@@ -44,6 +46,16 @@ def test_a_lookup_table_takes_the_largest_budget_that_is_not_above():
         *(CHEAPEST_KNOBS, CHEAPEST_KNOBS, CHEAPEST_KNOBS),
         *(DEFAULT_KNOBS, DEFAULT_KNOBS, FULL_KNOBS, FULL_KNOBS),
     ]
+
+
+def test_the_price_curve_is_that_of_the_checkpoints_run(tmp_path):
+    said, folder = [], tmp_path / "checkpoints" / "step_00000001"
+    folder.mkdir(parents=True)
+    assert price_curve_of(folder, said.append) is None
+    assert "will not rise with the load" in said[0]
+    curve = PriceCurve(prices=(0.0, 1.0), time_ms=(50.0, 30.0))
+    curve.save(tmp_path / PRICE_CURVE_NAME)
+    assert price_curve_of(folder, pytest.fail) == curve
 
 
 class FakeController:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from envs.price_curve import PRICE_CURVE_NAME, PriceCurve
 from envs.spec import DataError
 from launch.analysis.interleaved import Comparison
 from launch.run.final_evaluation import (
@@ -102,6 +103,10 @@ def test_with_a_profile_the_run_ends_next_to_its_rivals(tmp_path, capsys):
         for row in one["rivals"].values():
             assert len(row["by_sample"]) == len(row["ms_by_sample"]) == 2
             assert 0 <= row["violation_rate"] <= 1
+    curve, means = PriceCurve.load(tmp_path / PRICE_CURVE_NAME), []
+    for one in saved["prices"].values():
+        means.append(np.mean(one["latencies_ms"]))
+    assert curve == PriceCurve.fitted(run.config.evaluation.prices, means)
     for picture in ("sweep.png", "tradeoff.png"):
         assert (tmp_path / picture).stat().st_size > 10_000
     out = " ".join(capsys.readouterr().out.split())
@@ -119,6 +124,8 @@ def test_without_a_profile_the_run_ends_with_its_own_sweep(tmp_path, capsys):
     first = saved["prices"]["0.0"]
     assert first["rivals"] == {}
     assert np.shape(first["scores"]) == (2, 2)
+    prices = PriceCurve.load(tmp_path / PRICE_CURVE_NAME).prices
+    assert [str(price) for price in prices] == list(saved["prices"])
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     assert "test split, price 0: in budget" in capsys.readouterr().out
 

@@ -8,13 +8,23 @@ from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS
 from launch.serving.admission import Admission, QueueConfig
 from launch.serving.app import AppConfig, build_app
 from launch.serving.episodes import EpisodeResult, ReplicaFacts
-from launch.serving.estimates import CheapestTimes
+from launch.serving.estimates import REQUEST_SIZES, CheapestTimes, ImageSize
 from launch.serving.gateway import Gateway
 from launch.serving.limits import Limits
 
+
+def cheapest_times(image_ms, text_ms):
+    """The same time for all images and prompts."""
+    return CheapestTimes(
+        by_size_ms={
+            size: text_ms if size.image == ImageSize.NONE else image_ms for size in REQUEST_SIZES
+        }
+    )
+
+
 FACTS = ReplicaFacts(
     policies=("controller", "full", "cheapest"),
-    cheapest=CheapestTimes(image_ms=20.0, text_ms=5.0),
+    cheapest=cheapest_times(image_ms=20.0, text_ms=5.0),
     budget_range_ms=(40.0, 120.0),
 )
 JSON = {"content-type": "application/json", "host": "127.0.0.1:8000"}
@@ -42,11 +52,12 @@ class FakeReplicas:
     """Answers at once; `script` may replace the reports of an episode, or raise."""
 
     number: int = 1
+    known: ReplicaFacts = FACTS
     requests: list = field(default_factory=list)
     script: object = None
 
     async def facts(self):
-        return FACTS
+        return self.known
 
     async def count(self):
         return self.number
@@ -62,6 +73,18 @@ class FakeReplicas:
         yield "en"
         knobs = CHEAPEST_KNOBS if request.policy == "cheapest" else FULL_KNOBS
         yield result(knobs=knobs)
+
+
+class Gate(FakeReplicas):
+    """Replicas whose episodes wait until they are let go."""
+
+    def __init__(self, number=1, known=FACTS):
+        super().__init__(number, known)
+        self.open, self.script = asyncio.Event(), self._wait
+
+    async def _wait(self, request):
+        await self.open.wait()
+        yield result(price=request.price, latency_ms=80.0, wall_ms=80.0)
 
 
 @dataclass

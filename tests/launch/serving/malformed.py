@@ -89,7 +89,6 @@ def wrong_contents():
     yield [{"type": "image_url", "image_url": {"url": 5}}]
     yield [{"type": "text", "text": "a", "more": 1}]
     image = {"type": "image_url", "image_url": {"url": url_of(encoded_image())}}
-    yield [image]
     yield [{"type": "text", "text": "a"}, image, image]
     yield [{"type": "image_url", "image_url": {"url": url_of(encoded_image()), "detail": "best"}}]
     yield "a" * 4001
@@ -118,8 +117,8 @@ def wrong_bodies():
     for budget in ("NaN", "Infinity", "-Infinity", "1e999", "-5", "0", "-0.0", "1e-400", "60000.5"):
         yield f'{text[:-1]}, "latency_budget_ms": {budget}}}'.encode()
     for wrong in (
-        {**good, "tools": []},
-        {**good, "functions": []},
+        {**good, "tools": [{}]},
+        {**good, "functions": [{}]},
         {**good, "response_format": {}},
     ):
         yield json.dumps(wrong).encode()
@@ -137,7 +136,7 @@ def malformed():
                 found.append(json.dumps({**good, field: value}).encode())
     for messages in (
         *([{"role": role, "content": "a"}] for role in ("system", "assistant", "tool", "", 5)),
-        question() * 2,
+        [*question(), {"role": "assistant", "content": "a"}],
         [{"content": "a"}],
         [{"role": "user"}],
         ["a"],

@@ -9,7 +9,7 @@ from launch.serving.admission import QueueConfig
 from launch.serving.episodes import ReplicaLostError
 from launch.serving.errors import ApiError
 from launch.serving.limits import Limits
-from tests.launch.serving.asgi import JSON, FakeReplicas, Server, question, result
+from tests.launch.serving.asgi import JSON, FakeReplicas, Gate, Server, question, result
 from tests.launch.serving.malformed import encoded_image, malformed, url_of
 
 PICTURE = url_of(encoded_image())
@@ -223,18 +223,6 @@ def test_a_client_that_leaves_early_gets_nothing():
     run(check)
 
 
-class Gate(FakeReplicas):
-    """Replicas whose episodes wait until they are let go."""
-
-    def __init__(self, number=1):
-        super().__init__(number)
-        self.open, self.script = asyncio.Event(), self._wait
-
-    async def _wait(self, _request):
-        await self.open.wait()
-        yield result()
-
-
 def test_a_full_queue_refuses_and_drains():
     async def check(server):
         asked = [
@@ -261,12 +249,15 @@ def test_a_waiting_client_that_leaves_gives_its_place_up():
         second.cancel()
         await asyncio.sleep(0.05)
         assert server.gateway.admission.num_waiting == 0
+        assert server.watcher.codes == [("full", "abandoned")]
         first.cancel()
         await asyncio.sleep(0.05)
         assert server.gateway.admission.num_running == 1, "its episode still occupies the device"
         server.replicas.open.set()
         await asyncio.sleep(0.05)
         assert server.gateway.admission.num_running == 0
+        assert server.watcher.codes == [("full", "abandoned")] * 2
+        assert server.watcher.served == [], "nobody has seen that answer"
 
     run(check, replicas=Gate())
 

@@ -69,6 +69,7 @@ def test_an_open_address_needs_a_token(monkeypatch, tmp_path):
         *(lambda f=field: Limits(**{f: 0}) for field in Limits.__slots__),
         lambda: ServeConfig(port=0),
         lambda: ServeConfig(budget_ms=0),
+        lambda: ServeConfig(price=-0.1),
         lambda: ServeConfig(budget_ms=float("nan")),
         lambda: ServeConfig(budget_ms=61_000),
         lambda: ScalingConfig(replicas=4, max_replicas=3),

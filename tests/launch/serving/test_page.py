@@ -52,7 +52,7 @@ def test_the_page_takes_nothing_from_elsewhere():
 def test_everything_that_can_be_used_has_a_label():
     page = render([], 100.0)
     ids = re.findall(r"<(?:input|textarea|select)[^>]*\bid=\"([^\"]+)\"", page)
-    assert set(ids) == {"file", "question", "budget", "budget-number", "model", "token"}
+    assert set(ids) == {"file", "question", "budget", "budget-number", "price", "model", "token"}
     for name in ids:
         tag = re.search(rf"<(?:input|textarea|select)[^>]*\bid=\"{name}\"[^>]*>", page)[0]
         assert f'for="{name}"' in page or "aria-label=" in tag
@@ -73,7 +73,9 @@ def test_what_the_page_reads_is_what_the_server_sends():
     page = render([], 100.0)
     served = Served(result=result(), budget_ms=50.0, waited_ms=1.0, total_ms=12.0, is_late=False)
     sent = served.to_json()
-    for field in set(re.findall(r"\b(?:served|s)\.([a-z_]+_ms|within_budget|in_words)\b", page)):
+    for field in set(
+        re.findall(r"\b(?:served|s)\.([a-z_]+_ms|within_budget|in_words|price)\b", page)
+    ):
         assert field in sent, field
     head = ResponseHead(id="a", created_s=1, model="full")
     event = json.loads(head.last_event(served).removeprefix("data: "))

@@ -56,9 +56,15 @@ def test_policies_share_the_model(replica):
     assert replica.facts.policies == ("controller", "full", "cheapest")
     assert ask(replica, "cheapest")[-1].knobs == CHEAPEST_KNOBS
     assert str(ask(replica, "medium-p2-k5-b14")[-1].knobs) == "medium-p2-k5-b14"
-    assert replica.facts.cheapest.image_ms > 0
+    assert min(replica.facts.cheapest.by_size_ms.values()) > 0
     low_ms, high_ms = replica.facts.budget_range_ms
     assert (low_ms, high_ms) == (rig.BUDGETS.range.low_ms, rig.BUDGETS.range.high_ms)
+
+
+def test_the_deployments_price_is_stated_or_the_controllers_own(replica):
+    own = rig.controller().config.default_price
+    assert (replica.facts.price, replica.facts.price_curve) == (own, None)
+    assert Replica(lambda: replica.policies, 5.0, price=0.3).facts.price == 0.3
 
 
 def test_what_cannot_be_asked_is_refused_and_the_next_question_answered(replica):

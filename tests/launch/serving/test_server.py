@@ -106,7 +106,7 @@ def test_the_official_client_sees_errors_as_openais(client):
         client.chat.completions.create(
             model="full", messages=question(), extra_body={"latency_budget_ms": -1}
         )
-    with pytest.raises(openai.BadRequestError, match="is not supported: leave it out"):
+    with pytest.raises(openai.BadRequestError, match="stop is supported only as null"):
         client.chat.completions.create(model="full", messages=question(), stop="a")
 
 
@@ -268,6 +268,11 @@ def test_the_page_in_a_browser(server, browser, tmp_path):
     picture.write_bytes(encoded_image((320, 240)))
     browser.get(server.url)
     assert len(browser.find_elements(By.CSS_SELECTOR, "#model option")) >= 3
+    trained = rig.BUDGETS.range
+    wait_for(lambda: element("#price").get_attribute("placeholder").startswith("0 "))
+    shown_ms = float(element("#budget-number").get_attribute("value"))
+    assert trained.low_ms - 1 <= shown_ms <= trained.high_ms + 1, "the server's default is 5000"
+    element("#price").send_keys("0.3")
     element("#file").send_keys(str(picture))
     wait_for(lambda: element("#preview").is_displayed())
     element("#question").send_keys("what is it")
@@ -281,6 +286,7 @@ def test_the_page_in_a_browser(server, browser, tmp_path):
         assert f"budget {budget} ms" in element("#bar").get_attribute("aria-label")
         assert len(browser.find_elements(By.CSS_SELECTOR, "#bar .part")) == 6
         assert "experts" in element("#words").text
+        assert "Price 0.3." in element("#words").text
         assert "in time" in element("#count").text
     severe = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
     assert severe == []

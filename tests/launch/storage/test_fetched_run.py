@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from envs.price_curve import PRICE_CURVE_NAME, PriceCurve
 from launch.answering.answerer import Answerer
 from launch.run import resume
 from launch.storage.fetched_run import absolute_run, local_folder
@@ -27,6 +28,13 @@ def test_the_newest_checkpoint_is_fetched_and_nothing_is_written(uri, tmp_path):
     before = sorted((tmp_path / "store").rglob("*"))
     assert find_controller(local_folder(uri)).name == "step_00000002"
     assert sorted((tmp_path / "store").rglob("*")) == before
+
+
+def test_a_price_curve_is_fetched_with_the_checkpoint(uri, tmp_path):
+    curve = PriceCurve(prices=(0.0, 1.0), time_ms=(50.0, 30.0))
+    curve.save(tmp_path / "store" / PRICE_CURVE_NAME)
+    folder = find_controller(local_folder(uri))
+    assert PriceCurve.load(folder.parent.parent / PRICE_CURVE_NAME) == curve
 
 
 def test_one_checkpoint_can_be_named(uri, tmp_path):
