@@ -84,7 +84,8 @@ class GenerateConfig:
             time within the budget is free. By default the one that the controller's run names.
         image: image file.
         controller: a run folder, whose newest intact checkpoint is used, or the folder of one
-            checkpoint, as a path or URI; without it one fixed configuration runs.
+            checkpoint, as a path or URI. Without it, the controller that ships with the small
+            model answers, or a fixed configuration if --worker names another model.
         json: prints one JSON object instead of text.
         worker: the frozen model.
     """

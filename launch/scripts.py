@@ -27,6 +27,11 @@ def report() -> int:
     return _run("report")
 
 
+def export_controller() -> int:
+    """The controller of a run, to be shared: launch/export_controller.py."""
+    return _run("export_controller")
+
+
 def generate() -> int:
     """One answer: launch/generate.py."""
     return _run("generate")

@@ -23,7 +23,7 @@ from envs.episode import Outcome
 from envs.reward import is_violation
 from envs.spec import Decoding, Knobs, Sample
 from envs.terms import Terms
-from launch.answering.loading import Settings, load_controller, load_default
+from launch.answering.loading import Settings, load_controller, load_default, run_or_shipped
 from launch.answering.policies import Policy, Say
 from launch.answering.streaming import OnToken, TextPieces, in_thread
 
@@ -115,8 +115,9 @@ class Answerer:
         time to time between questions: its budgets are converted to the device's present speed.
 
         Args:
-            run: a run folder or the folder of a checkpoint, as a path or URI; None runs a fixed
-                configuration.
+            run: a run folder or the folder of a checkpoint, as a path or URI; None takes the
+                controller that ships with the small model, or a fixed configuration if
+                `worker_settings` ask for another model.
             worker_settings: fields of `WorkerConfig` that replace those of the controller's run,
                 or the defaults.
             executor_settings: fields of its `ExecutorConfig`, in the same way.
@@ -127,6 +128,7 @@ class Answerer:
                 trained on another model.
         """
         settings = (worker_settings, executor_settings)
+        run = run_or_shipped(run, worker_settings, say)
         policy: Policy = (
             load_default(*settings) if run is None else load_controller(run, *settings, say)
         )

@@ -15,13 +15,29 @@ from launch.storage.fetched_run import local_folder
 from learner.checkpoint import Checkpoint, CheckpointStore, find_controller
 from learner.manifest import STATE_NAME
 from policy.controller import Controller
-from rollout.build import WorkerConfig, build_executor
+from rollout.build import EMBEDDED, WorkerConfig, build_executor
 from rollout.executor import MolmoEExecutor
 from rollout.fingerprint import Fingerprint
 from rollout.worker import RolloutWorker
 
 Settings = Mapping[str, Any] | None
 """Fields of a configuration that replace those of a controller's run, or the defaults."""
+
+
+SHIPPED_CONTROLLER = EMBEDDED / "controller"
+"""Trained by the default recipe for the small model, on the machine that its state describes."""
+
+
+def run_or_shipped(run: str | Path | None, worker: Settings, say: Say) -> str | Path | None:
+    """The run that is given; without one the shipped controller, for the small model as it ships.
+
+    None, for a fixed configuration, if there is neither: the shipped controller is right for its
+    own model, dtype and kind of device alone.
+    """
+    if run is not None or worker or not SHIPPED_CONTROLLER.is_dir():
+        return run
+    say("no run is given: the controller that ships with the small model answers")
+    return SHIPPED_CONTROLLER
 
 
 def load_default(worker: Settings, executor: Settings) -> TablePolicy:

@@ -17,7 +17,7 @@ from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, Knobs, knobs_by_name
 from launch.analysis.knob_table import KnobTable
 from launch.analysis.rivals import best_static, lookup
 from launch.answering.answerer import Answerer, warm_up
-from launch.answering.loading import Settings, load_controller, load_default
+from launch.answering.loading import Settings, load_controller, load_default, run_or_shipped
 from launch.answering.policies import ControllerPolicy, Policy, Say, TablePolicy
 from launch.run.recipes import SHIPPED_PROFILE
 from launch.run.resume import calibration_from_state, fingerprint_from_state
@@ -68,7 +68,8 @@ class PolicySet:
         """Loads a model with all policies that exist for it, and warms it up.
 
         Args:
-            run: a run folder or the folder of a checkpoint; None has no controller and no tables.
+            run: a run folder or the folder of a checkpoint; None takes the controller that ships
+                with the small model, or has neither controller nor tables for another model.
             worker_settings: see `Answerer.load`.
             executor_settings: see `Answerer.load`.
             say: called with progress messages.
@@ -77,6 +78,7 @@ class PolicySet:
             ValueError: see `Answerer.load`.
         """
         settings = (worker_settings, executor_settings)
+        run = run_or_shipped(run, worker_settings, say)
         policies: dict[str, Policy] = {}
         curve = None
         if run is None:
