@@ -170,6 +170,7 @@ def test_replay_and_warm_start_beat_measured_updates_alone_at_equal_episodes(tmp
     alone = replace(
         replay,
         recipe="measured alone",
+        num_scored=0,
         learner=replace(replay.learner, learning_rate=1e-3, epochs=10, replay=None),
     )
     shares = {
