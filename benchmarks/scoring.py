@@ -26,13 +26,13 @@ from benchmarks.options import read_options
 from envs.checks import check_within
 from envs.spec import Knobs, Sample
 from launch.cluster.console import one_clear_error
-from launch.run.scores import CONFIGURATIONS
+from launch.run.scores import CONFIGURATIONS, drawn
 from rollout.build import WorkerConfig, build_worker
 from rollout.group_sharing import run_configurations
 from rollout.worker import RolloutWorker
 
 OF_A_SAMPLE = 4
-BATCHES = (1, 4, 12, 20, 64)
+BATCHES = (1, 4, 12, 24, 64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +68,8 @@ class Bench:
         return self.worker.tasks.sample("validation", self.next)
 
     def actions(self, count: int) -> np.ndarray:
-        """Choice indices of random configurations, [count, 4]."""
-        return CONFIGURATIONS[self.rng.choice(len(CONFIGURATIONS), count, replace=False)]
+        """Choice indices of random configurations of one tier, as in training, [count, 4]."""
+        return drawn(CONFIGURATIONS[:0], count, [0, self.next])
 
     def score(self, num_pairs: int) -> float:
         """Time of a batch in ms for each of its pairs."""
@@ -85,7 +85,8 @@ class Bench:
 
     def episodes(self) -> float:
         """Time of a group of two episodes in ms for each of them."""
-        sample, actions = self.sample(), self.actions(2)
+        sample = self.sample()
+        actions = CONFIGURATIONS[self.rng.choice(len(CONFIGURATIONS), 2, replace=False)]
         knobs = [Knobs.from_indices(indices) for indices in actions.tolist()]
         return timed_ms(lambda: run_configurations(self.worker.executor, sample, knobs)) / 2
 
@@ -123,7 +124,7 @@ def main() -> int:
         ratio = np.median(base) / np.median(values)
         print(f"  {name:>14}: {spread(np.array(values), 1)} ms, {ratio:.2f} x")
     pairs = [
-        [bench.latency_after(work) for work in (lambda: bench.score(20), bench.episodes)]
+        [bench.latency_after(work) for work in (lambda: bench.score(24), bench.episodes)]
         for _ in range(2 * options.rounds)
     ]
     ratios = np.divide(*np.array(pairs).T)
