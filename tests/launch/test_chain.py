@@ -101,6 +101,7 @@ def test_every_command_goes_through(chain, tmp_path):
     assert {path.name for path in (tmp_path / "test/results").iterdir()} == set(chain.tasks)
     train = (
         *("molmoe-h100", "--run-dir", run_dir, "--epochs", 1, "--groups-per-step", 8),
+        *("--checkpoint-every", 1),
         *(
             "--group-size",
             3,
