@@ -2,13 +2,11 @@
 
     python -m benchmarks.scoring
 
-Random configurations of the small model, four of each sample. Episodes run one after another in
-groups of two, as in training. Batches take from one to 64 pairs of sample and configuration; their
-time includes decoding the image and its encoder. What scoring does to latencies measured beside it
-is the latency of one episode right after a batch, over that right after other episodes, in turns.
-One thread, thread time, medians with quartiles.
-
-Shapes: S samples.
+Random configurations of the small model, four of each sample, at one tier. Episodes run one after
+another in groups of two, as in training. Batches take from one to 64 pairs of sample and
+configuration; their time includes cutting and encoding the image. What scoring does to latencies
+measured beside it is the latency of one episode right after a batch, over that right after other
+episodes, in turns. One thread, thread time, medians with quartiles.
 """
 
 from __future__ import annotations
@@ -74,12 +72,12 @@ class Bench:
     def score(self, num_pairs: int) -> float:
         """Time of a batch in ms for each of its pairs."""
         counts = [OF_A_SAMPLE] * (num_pairs // OF_A_SAMPLE) + [num_pairs % OF_A_SAMPLE]
-        drawn = [(self.sample(), self.actions(count)) for count in counts if count]
+        asked_of = [(self.sample(), self.actions(count)) for count in counts if count]
 
         def work() -> None:
             scorer = self.worker.scorer
-            asked = [pair for sample, actions in drawn for pair in scorer.embedded(sample, actions)]
-            scorer.answers(asked)
+            pairs = [scorer.embedded(sample, actions) for sample, actions in asked_of]
+            scorer.answers([pair for of_sample in pairs for pair in of_sample])
 
         return timed_ms(work) / num_pairs
 

@@ -181,6 +181,8 @@ class Replay:
         Returns:
             The policy's regret by the model: see `regret_of_stages`.
         """
+        if not len(self.buffer):
+            return 0.0
         like = next(self.controller.parameters())
         episodes = self.buffer.draw(self.config.batch_size, self._rng).to(like)
         gains = self.gains(episodes, worth)

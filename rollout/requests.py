@@ -5,7 +5,7 @@ Shapes: G members, D d_model, K budget tokens, S samples, E configurations score
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -122,6 +122,18 @@ class ScoreRequest:
     split: str
     indices: tuple[int, ...]
     actions_SE4: np.ndarray
+
+    def in_parts(self, most: int) -> list[ScoreRequest]:
+        """The same in requests of at most `most` configurations, or of a single sample each."""
+        size = max(1, most // max(1, self.actions_SE4.shape[1]))
+        return [
+            replace(
+                self,
+                indices=self.indices[start : start + size],
+                actions_SE4=self.actions_SE4[start : start + size],
+            )
+            for start in range(0, len(self.indices), size)
+        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -229,7 +229,7 @@ class RolloutWorker:
     def score(self, request: ScoreRequest) -> np.ndarray:
         """Scores configurations of some samples, float32 [S, E]; no latency is measured.
 
-        Scores of an unusable sample are not a number.
+        Scores of a sample that cannot be used or scored are not a number.
         """
         samples, asked = {}, []
         for row, (index, actions_E4) in enumerate(
@@ -243,15 +243,15 @@ class RolloutWorker:
                 continue
             samples[row] = sample
             asked += prefixes
-        answers = iter(self.scorer.answers(asked))
-        unknown_E = [math.nan] * len(request.actions_SE4[0])
-        scores = [
-            [score_of(self.tasks, samples[row], next(answers)) for _ in unknown_E]
-            if row in samples
-            else unknown_E
-            for row in range(len(request.indices))
-        ]
-        return np.array(scores, np.float32)
+        answers, num_each = self.scorer.answers(asked), request.actions_SE4.shape[1]
+        scores_SE = np.full(request.actions_SE4.shape[:2], np.nan, np.float32)
+        for number, (row, sample) in enumerate(samples.items()):
+            own = answers[number * num_each : (number + 1) * num_each]
+            try:
+                scores_SE[row] = [score_of(self.tasks, sample, answer) for answer in own]
+            except DataError as error:
+                log.warning("not scored: %s", error)
+        return scores_SE
 
     def budget_gradient(self, request: GradientRequest) -> np.ndarray:
         """Maps dL/d(latency token) of a group to dL/d(budget token), [D].

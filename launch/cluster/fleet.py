@@ -147,11 +147,18 @@ class RayFleet:
         ]
 
     def scores(self, requests: Sequence[ScoreRequest]) -> list[np.ndarray]:
-        """Scores of configurations, answered between groups; each request is one call."""
-        jobs = [_score_job(request) for request in requests]
+        """Scores of configurations, answered between groups.
+
+        Each request is one call, or several if one could come near the time limit of a call.
+        """
+        full_ms = self.pool.first_facts().reference_latency_ms
+        most = pairs_within(full_ms, self.config.group_timeout_s)
+        parts = [request.in_parts(most) for request in requests]
+        jobs = [_score_job(part) for parts_of_request in parts for part in parts_of_request]
         self.pool.queue.extendleft(reversed(jobs))
         self.pool.run(jobs, "configurations to score", self.config.step_timeout_s)
-        return [job.result.value for job in jobs if job.result is not None]
+        scores = iter([job.result.value for job in jobs if job.result is not None])
+        return [np.concatenate([next(scores) for _ in of_request]) for of_request in parts]
 
     def extreme_latencies(self, split: str, num_samples: int) -> np.ndarray:
         """Latencies of the cheapest and the full configuration in ms: [rounds, N, 2].
@@ -316,6 +323,11 @@ def _profile(
     return handle.profile.remote(configurations, split, index, calibration)
 
 
+def pairs_within(full_ms: float, limit_s: float) -> int:
+    """How many full configurations fit into a quarter of a call's time limit, at least one."""
+    return max(1, int(0.25 * limit_s * 1e3 / full_ms))
+
+
 def in_parts(
     configurations: Sequence[Knobs], full_ms: float, limit_s: float
 ) -> list[tuple[Knobs, ...]]:
@@ -324,7 +336,7 @@ def in_parts(
     A call would take a quarter of the limit if every configuration took as long as the full one on
     the fleet's reference sample. Configurations of one call share the work they have in common.
     """
-    size = max(1, int(0.25 * limit_s * 1e3 / full_ms))
+    size = pairs_within(full_ms, limit_s)
     return [tuple(configurations[i : i + size]) for i in range(0, len(configurations), size)]
 
 

@@ -1,5 +1,6 @@
 """Answers of many configurations at once, against runs of each one alone."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -105,19 +106,30 @@ def test_a_worker_scores_samples_and_leaves_out_what_it_cannot_read():
                 raise DataError("sample 7: no picture")
             return super().sample(split, index)
 
+        def score(self, sample, answer):
+            return math.nan if sample.id.endswith("/9") else super().score(sample, answer)
+
     worker = RolloutWorker(rig.executor(), Broken())
     actions = np.array([EVERY[0].indices(), EVERY[200].indices()])
-    request = ScoreRequest(
-        split="train", indices=(3, 7, 4), actions_SE4=np.stack([actions, actions, actions])
-    )
+    request = ScoreRequest(split="train", indices=(3, 7, 9, 4), actions_SE4=np.stack([actions] * 4))
     scores = worker.score(request)
     assert scores.dtype == np.float32
-    assert np.isnan(scores[1]).all()
-    for row, index in ((0, 3), (2, 4)):
+    assert np.isnan(scores[1:3]).all(), "no picture; no score"
+    for row, index in ((0, 3), (3, 4)):
         sample = worker.tasks.sample("train", index)
         executions = run_configurations(worker.executor, sample, [EVERY[0], EVERY[200]])
         expected = [worker.tasks.score(sample, execution.answer) for execution in executions]
         assert scores[row] == pytest.approx(expected)
+
+
+def test_a_request_is_split_by_samples():
+    actions = np.arange(5 * 4 * 4).reshape(5, 4, 4)
+    request = ScoreRequest(split="train", indices=(1, 2, 3, 4, 5), actions_SE4=actions)
+    for most, sizes in ((100, [5]), (9, [2, 2, 1]), (1, [1] * 5)):
+        parts = request.in_parts(most)
+        assert [len(part.indices) for part in parts] == sizes
+        assert sum((part.indices for part in parts), ()) == request.indices
+        assert np.array_equal(np.concatenate([p.actions_SE4 for p in parts]), actions)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import torch
 from launch.cluster.signals import Stopped
 from launch.joint_grpo import train
 from learner.config import LearnerConfig
+from learner.replay import ReplayConfig
 from policy.weights import weights_sha256
 from rollout.group_rollout import GroupRollout
 from rollout.requests import FailedGroup, GradientRequest
@@ -74,6 +75,27 @@ def test_a_cut_and_resumed_run_has_the_same_weights_to_the_bit(
     assert second.lambda_control.state_dict() == whole.lambda_control.state_dict()
     steps = [json.loads(s)["step"] for s in (tmp_path / "cut/metrics.jsonl").open()]
     assert sorted(set(steps)) == list(range(5))
+
+
+def test_a_resumed_run_has_its_scores_and_its_memory(tmp_path):
+    """With replay and scores off the clock, which are part of what is remembered."""
+    learner = LearnerConfig(learning_rate=1e-3, replay=ReplayConfig(warm_up=4, batch_size=16))
+    settings = launch_rig.config(steps=5, num_scored=3, learner=learner)
+    whole = launch_rig.local_run(tmp_path / "whole", settings)
+    train(whole)
+    first = launch_rig.local_run(tmp_path / "cut", settings)
+    finished_steps = iter(range(1, 6))
+    first.is_stopping = lambda: next(finished_steps) >= 3
+    with pytest.raises(Stopped):
+        train(first)
+    first.commit()
+    second = launch_rig.local_run(tmp_path / "cut", settings)
+    train(second)
+    assert sha256(second) == sha256(whole)
+    memories = [run.learner.replay.buffer.episodes for run in (whole, second)]
+    assert memories[0].scored_ME.shape == (15, 3)
+    assert memories[0].scored_ME.isfinite().all()
+    assert all(torch.equal(a, memories[1].tensors()[n]) for n, a in memories[0].tensors().items())
 
 
 @pytest.mark.parametrize("max_staleness", [0, 1])
