@@ -283,7 +283,7 @@ def main() -> int:
         f"{np.median(busy):.0%} of the time (median step, {min(busy):.0%} to {max(busy):.0%}); "
         f"driver {1e3 * cpu_s / groups:.1f} ms of CPU per group"
     )
-    for part in ("broadcast", "checkpoint", "wait", "gradient", "learn"):
+    for part in ("broadcast", "checkpoint", "wait", "score", "gradient", "learn"):
         seconds = [row.get(f"time/{part}_s", 0.0) for row in rows]
         print(f"  {part:<11}{np.median(seconds):7.3f} s per step")
     return 0
