@@ -81,12 +81,17 @@ class Rotary:
         return self._cos, self._sin
 
 
-def rotate(x_BHTK: Tensor, context: AttentionContext) -> Tensor:
-    """Applies the rotary embedding (rotate-half) in float32 and casts back."""
-    x = wide(x_BHTK)
-    first, second = x.chunk(2, dim=-1)
-    turned = torch.cat([-second, first], dim=-1)
-    return (x * context.cos + turned * context.sin).to(x_BHTK.dtype)
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Applies the rotary embedding (rotate-half) at given angles in float32 and casts back.
+
+    Args:
+        x: queries or keys, [..., K].
+        cos: cosines of the rows' angles, float32, broadcast to x.
+        sin: their sines.
+    """
+    full = wide(x)
+    first, second = full.chunk(2, dim=-1)
+    return (full * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -107,7 +112,7 @@ class Attention(nn.Module):
         q, k, v = self.att_proj(self.attn_norm(x_BTD)).chunk(3, dim=-1)
         q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (t.unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for t in (q, k, v))
-        q, k = rotate(q, context), rotate(k, context)
+        q, k = (rotate(t, context.cos, context.sin) for t in (q, k))
         if context.store:
             k, v = cache.append(k, v)
         elif cache.length:

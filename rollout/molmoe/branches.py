@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rollout.molmoe.attention import Attention, wide
+from rollout.molmoe.attention import Attention, rotate
 from rollout.molmoe.decoder import Block, MolmoE
 from rollout.molmoe.moe import SparseMoE, route
 
@@ -153,20 +153,13 @@ def _attended(
         q_BHTK, k_BHTK, v_BHTK = (
             t[start:end].view(count, size, attention.n_heads, -1).transpose(1, 2) for t in (q, k, v)
         )
-        q_BHTK, k_BHTK = (turned(t, cos[:size], sin[:size]) for t in (q_BHTK, k_BHTK))
+        q_BHTK, k_BHTK = (rotate(t, cos[:size], sin[:size]) for t in (q_BHTK, k_BHTK))
         out = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=size > 1)
         out_ND[start:end] = out.transpose(1, 2).reshape(count * size, -1)
         keys += k_BHTK.unbind()
         values += v_BHTK.unbind()
         start = end
     return attention.attn_out(out_ND), keys, values
-
-
-def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The rotary embedding at given angles, in float32 and cast back; see `attention.rotate`."""
-    full = wide(x)
-    first, second = full.chunk(2, dim=-1)
-    return (full * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
 
 
 def mixed_experts(mlp: SparseMoE, x_ND: Tensor, top_ks: Sequence[tuple[int, int]]) -> Tensor:

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rollout.molmoe.branches import Path, mixed_experts, turned
+from rollout.molmoe.attention import rotate
+from rollout.molmoe.branches import Path, mixed_experts
 from rollout.molmoe.decoder import Block, MolmoE
 
 ROOM = 8
@@ -154,7 +155,7 @@ def _attended(
     q, k, v = attention.att_proj(attention.attn_norm(x_RD)).chunk(3, dim=-1)
     q, k = attention.q_norm(q), attention.k_norm(k)
     q, k, v = (t.unflatten(-1, (attention.n_heads, -1)) for t in (q, k, v))
-    q, k = turned(q, *angles), turned(k, *angles)
+    q, k = rotate(q, *angles), rotate(k, *angles)
     rows.keys[rows.places_R, :, position_R] = k
     rows.values[rows.places_R, :, position_R] = v
     out_RH1K = F.scaled_dot_product_attention(
