@@ -19,10 +19,12 @@ from launch.cluster.slots import (
     LOST,
     WITHOUT_GPUS,
     GroupFailedError,
+    InputLostError,
     Job,
     Slot,
     kill,
     last_line,
+    lost_its_input,
     raised_by_our_code,
 )
 from launch.cluster.waiting import Waiting
@@ -100,6 +102,7 @@ class ActorPool:
             Stopped: the run was asked to stop.
             TimeoutError: the jobs are not done within the limit.
             GroupFailedError: one job failed on several actors.
+            InputLostError: the weights of one job were lost with their node.
             RuntimeError: fewer than `min_actors` are left.
         """
         waiting, missing_before = Waiting(limit_s), len(jobs)
@@ -195,6 +198,9 @@ class ActorPool:
             if isinstance(cause, DataError) and ref in slot.jobs:
                 # Another actor would not help.
                 raise GroupFailedError(f"{slot.jobs[ref].what}: {cause}") from None
+            if lost_its_input(error) and ref in slot.jobs:
+                self._give_up(slot.jobs.pop(ref), last_line(error))
+                return
             self._lose(slot, str(error), ref=ref, is_error=raised_by_our_code(error))
             return
         if ref is slot.start_ref:
@@ -218,6 +224,11 @@ class ActorPool:
         slot.waited_s += timed.waited_s
         slot.num_done += 1
         job.result = timed
+
+    def _give_up(self, job: Job, reason: str) -> None:
+        """Ends a call that no actor can run, because what it needs is gone."""
+        if not job.is_dropped:
+            raise InputLostError(f"{job.what}: an input was lost with its node ({reason})")
 
     def _expire(self) -> None:
         now = time.monotonic()
@@ -291,8 +302,9 @@ class ActorPool:
         summary = last_line(reason)
         kill(slot.handle)
         running = slot.jobs.get(ref) or next(iter(slot.jobs.values()), None)
-        self.queue.extendleft(slot.jobs.values())
-        self.stats.reruns += len(slot.jobs)
+        wanted = [job for job in slot.jobs.values() if not job.is_dropped]
+        self.queue.extendleft(wanted)
+        self.stats.reruns += len(wanted)
         slot.jobs = {}
         if running is not None:
             running.blame(slot.name, summary, is_error=is_error)

@@ -122,8 +122,9 @@ class RayFleet:
 
     def drop_batches(self) -> None:
         """Drops all submitted batches that were not collected; running calls are ignored."""
-        waiting = {id(job) for jobs in self._jobs.values() for job in jobs}
-        kept = [job for job in self.pool.queue if id(job) not in waiting]
+        for job in (job for jobs in self._jobs.values() for job in jobs):
+            job.is_dropped = True
+        kept = [job for job in self.pool.queue if not job.is_dropped]
         self.pool.queue.clear()
         self.pool.queue.extend(kept)
         self._batches.clear()

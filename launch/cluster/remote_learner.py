@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from ray.exceptions import GetTimeoutError, RayTaskError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayTaskError
 
 from envs.reward import RewardFunction
 from launch.cluster.fleet import publish
@@ -67,7 +67,8 @@ class RemoteLearner:
 
     Raises:
         NonFiniteUpdateError: from `update`; see `learner.update`.
-        LearnerLostError: from every call, if the actor is gone or does not answer in time.
+        LearnerLostError: from every call, if the actor is gone or does not answer in time;
+            LearnerStateLostError if an object that it made is gone as well, with its node.
     """
 
     def __init__(
@@ -185,4 +186,5 @@ class RemoteLearner:
 
 
 def _lost(what: str, error: BaseException) -> LearnerLostError:
-    return LearnerLostError(f"the learner was lost in {what}: {last_line(error)}")
+    kind = LearnerStateLostError if isinstance(error, ObjectLostError) else LearnerLostError
+    return kind(f"the learner was lost in {what}: {last_line(error)}")

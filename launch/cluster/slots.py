@@ -42,6 +42,10 @@ class GroupFailedError(RuntimeError):
     """A call failed on several actors, so the actors are not the cause."""
 
 
+class InputLostError(RuntimeError):
+    """An object that a call needs, such as the weights, was lost with its node."""
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Job:
     """One call on some rollout actor.
@@ -52,6 +56,7 @@ class Job:
         check: returns what is wrong with a result, or an empty string.
         sample: split and index of the sample that an actor can prepare in the meantime.
         prefer: name of the actor that should run it, if it is available.
+        is_dropped: whether nobody waits for the result any more.
         result: the result, once done.
         num_errors: number of times that the call raised or timed out.
         num_losses: number of times that the process running it died.
@@ -62,6 +67,7 @@ class Job:
     check: Callable[[Timed], str] = lambda _timed: ""
     sample: tuple[str, int] | None = None
     prefer: str = ""
+    is_dropped: bool = False
     result: Timed | None = None
     num_errors: int = 0
     num_losses: int = 0
@@ -99,6 +105,11 @@ class Slot:
     busy_s: float = 0.0
     waited_s: float = 0.0
     num_done: int = 0
+
+
+def lost_its_input(error: BaseException) -> bool:
+    """Whether a call could not fetch an object; its actor and its result are not at fault."""
+    return isinstance(error, RayTaskError) and isinstance(error, ObjectLostError)
 
 
 def raised_by_our_code(error: BaseException) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from launch.cluster.remote_learner import LearnerLostError, LearnerStateLostError, RemoteLearner
 from launch.cluster.signals import TERMINATED, Stopped
+from launch.cluster.slots import InputLostError
 from launch.run.final_evaluation import finish
 from launch.run.opening import remote_learner
 from launch.run.state import Run
@@ -53,7 +54,7 @@ def train_over_lost_learners(run: Run, train: Train) -> None:
                 run.learner.restart()
             train(run)
             return
-        except LearnerStateLostError:
+        except (LearnerStateLostError, InputLostError):
             _return_to_checkpoint(run)
             is_lost = False
         except LearnerLostError as error:
@@ -63,11 +64,12 @@ def train_over_lost_learners(run: Run, train: Train) -> None:
 
 
 def _return_to_checkpoint(run: Run) -> None:
-    """Returns to the last checkpoint, because the learner's state was lost with its node."""
+    """Returns to the last checkpoint, because the learner's state or weights were lost."""
     checkpoint = run.store.load_latest()
     if checkpoint is None:
         raise RuntimeError("the learner's state was lost and there is no checkpoint yet")
     run.fleet.drop_batches()
+    run.learner.shutdown()
     run.learner = remote_learner(run.config, run.setup, checkpoint.learner_state)
     run.go_back_to(checkpoint)
     run.reporter.say(f"the learner's node was lost: back to step {run.next_step + 1}")

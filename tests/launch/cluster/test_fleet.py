@@ -14,16 +14,20 @@ import numpy as np
 import pytest
 import ray
 import torch
+from ray.exceptions import ObjectLostError
 
 from envs.spec import DataError, all_knobs
 from launch.cluster.config import ClusterConfig
 from launch.cluster.connection import connect
-from launch.cluster.fleet import RayFleet
+from launch.cluster.fleet import RayFleet, publish
 from launch.cluster.remote_learner import LearnerLostError, RemoteLearner
-from launch.cluster.slots import GroupFailedError
+from launch.cluster.slots import GroupFailedError, InputLostError
 from launch.joint_grpo import train
 from launch.run.supervise import train_over_lost_learners
-from policy.weights import weights_sha256
+from policy.controller import Controller
+from policy.weights import PolicyWeights, weights_sha256
+from rollout.actor import PublishedWeights
+from rollout.requests import GroupRequest
 from tests import launch_rig
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -324,9 +328,58 @@ def test_a_killed_learner_goes_on_where_it_was(two_actors, tmp_path, undisturbed
     assert final_sha256(run) == undisturbed
 
 
+@ray.remote(num_cpus=0)
+class Owner:
+    """A process that keeps an object."""
+
+    def put(self):
+        return [ray.put(np.zeros(1_000_000))]
+
+
+def lost_weights():
+    """Weights that nobody has any more, as after the loss of the learner's node."""
+    owner = Owner.remote()
+    refs = ray.get(owner.put.remote(), timeout=240)
+    ray.kill(owner)
+    deadline = time.monotonic() + 60
+    with contextlib.suppress(ObjectLostError):
+        while time.monotonic() < deadline:
+            ray.get(refs, timeout=60)
+            time.sleep(0.1)
+    return PublishedWeights(version=99, sha256="lost", refs=tuple(refs))
+
+
+def test_weights_that_were_lost_end_the_batch_and_blame_no_actor(two_actors):
+    setup = launch_rig.setup()
+    requests = [
+        GroupRequest(
+            group_id=number,
+            run_seed=0,
+            step=0,
+            split="train",
+            index=number,
+            budget_ms=50.0,
+            group_size=2,
+        )
+        for number in range(4)
+    ]
+    before = two_actors.stats.restarts
+    ticket = two_actors.submit(requests, setup, lost_weights())
+    with pytest.raises(InputLostError, match="input was lost with its node"):
+        two_actors.collect(ticket)
+    two_actors.drop_batches()
+    controller = Controller(setup.controller)
+    arrays = controller.to_numpy()
+    weights = publish(PolicyWeights(version=0, sha256=weights_sha256(arrays), arrays=arrays))
+    groups = two_actors.collect(two_actors.submit(requests, setup, weights))
+    assert [group.group_id for group in groups] == [0, 1, 2, 3]
+    assert two_actors.stats.restarts == before
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("lost", ["state", "weights"])
 def test_a_learner_whose_state_is_gone_too_goes_back_to_the_last_commit(
-    two_actors, tmp_path, undisturbed
+    two_actors, tmp_path, undisturbed, lost
 ):
     settings = launch_rig.config(max_staleness=1, run_dir=str(tmp_path))
     expected = launch_rig.local_run(tmp_path / "local", settings)
@@ -335,7 +388,9 @@ def test_a_learner_whose_state_is_gone_too_goes_back_to_the_last_commit(
     steps, original = iter(range(100)), run.learner.learn_from_groups
 
     def prepare(*arguments):
-        if next(steps) == 2:
+        if next(steps) == 2 and lost == "weights":
+            run.learner.weights = lost_weights
+        elif lost == "state":
             run.learner.snapshot = lambda: (_ for _ in ()).throw(LearnerLostError("node lost"))
             ray.kill(run.learner.actor)
         return original(*arguments)

@@ -110,7 +110,7 @@ def trained(tmp_path, monkeypatch, loop=train, **changes):
 def test_every_program_has_one_actor_per_gpu(cluster, tmp_path, monkeypatch, watched):
     checkpoint = trained(tmp_path, monkeypatch)
     watched.check()
-    assert checkpoint.state["configuration"]["groups_per_step"] == max(8, 2 * sum(GPUS))
+    assert checkpoint.state["configuration"]["groups_per_step"] == max(24, 6 * sum(GPUS))
     monkeypatch.setattr("launch.profile_knobs.connect", lambda _address: None)
     monkeypatch.setattr("launch.evaluate.connect", lambda _address: None)
     monkeypatch.setattr(WorkerConfig, "build_tasks", lambda _self: rig.NoiseTask())
