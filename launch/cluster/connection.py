@@ -28,6 +28,10 @@ LOCAL = "local"
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 """Ray's environment variables of authentication."""
 
+NICENESS = "RAY_worker_niceness"
+"""Ray's environment variable of its workers' priority. Ray's default of 15 lets any other program
+push the actors aside, whose latencies are measured."""
+
 JOIN_LIMIT_S = 20.0
 """Time limit for a head node that does not answer yet."""
 
@@ -65,6 +69,7 @@ def connect(address: str = "", **options: Any) -> None:
     if target == LOCAL:
         log.info("starting a local Ray ...")
         _use_passing_token()
+        os.environ.setdefault(NICENESS, "0")
         options = {"include_dashboard": False, **options}
     else:
         log.info("joining the Ray cluster at %s ...", target)
