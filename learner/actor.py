@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from envs.reward import RewardFunction
+from learner.archive import Archive
 from learner.config import LearnerConfig
 from learner.learner import Learner
 from learner.update import MeasuredGradient, UpdateRecord
@@ -16,6 +21,15 @@ from policy.config import ControllerConfig
 from policy.controller import Controller
 from policy.weights import weights_sha256
 from rollout.group_rollout import GroupRollout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """What tells a state: version and hash of the weights, names of what is in the archive."""
+
+    version: int
+    sha256: str
+    archive: tuple[str, ...]
 
 
 def initial_controller(config: ControllerConfig, seed: int) -> Controller:
@@ -40,6 +54,7 @@ class LearnerActor:
         if state is not None:
             self.learner.load_state_dict(state)
         self._measured: MeasuredGradient | None = None
+        self._shipped: set[str] = set()
 
     def learn_from_groups(
         self,
@@ -59,28 +74,51 @@ class LearnerActor:
 
     def update(
         self, budget_token_grads: Sequence[np.ndarray]
-    ) -> tuple[tuple[UpdateRecord, str], dict[str, np.ndarray], dict[str, Any]]:
+    ) -> tuple[tuple[UpdateRecord, Proof], dict[str, np.ndarray], dict[str, Any], Archive]:
         """See `Learner.update`.
 
         Returns:
-            (record, hash of the weights), weights, and the rest of the state. With num_returns=3
-            the caller owns all three and can continue if this process dies.
+            (record, proof), weights, the rest of the state, and what is new in its archive. With
+            num_returns=4 the caller owns all of it and can continue if this process dies.
         """
         assert self._measured is not None, "learn from groups first"
         measured, self._measured = self._measured, None
         record = self.learner.update(measured, budget_token_grads)
-        arrays = self.learner.controller.to_numpy()
-        return (record, weights_sha256(arrays)), arrays, self._rest()
+        proof, arrays, rest, new = self.state()
+        record = replace(
+            record, state_bytes=size_of((arrays, rest, new)), memory_bytes=resident_bytes()
+        )
+        return (record, proof), arrays, rest, new
 
-    def state(
-        self,
-    ) -> tuple[tuple[int, str], dict[str, np.ndarray], dict[str, Any], dict[str, Any]]:
-        """(version, hash), weights, the rest of the state, and the initial controller."""
+    def state(self) -> tuple[Proof, dict[str, np.ndarray], dict[str, Any], Archive]:
+        """The proof, weights, the rest of the state, and what is new in its archive since last."""
         arrays = self.learner.controller.to_numpy()
-        initial = dict(self.learner.initial_controller.state_dict())
-        return (self.learner.version, weights_sha256(arrays)), arrays, self._rest(), initial
-
-    def _rest(self) -> dict[str, Any]:
-        """The state without the current and the initial weights."""
         state = self.learner.state_dict()
-        return {k: v for k, v in state.items() if k not in ("controller", "initial_controller")}
+        archive: Archive = state.pop("archive")
+        del state["controller"]
+        new = {name: archive[name] for name in archive if name not in self._shipped}
+        self._shipped = set(archive)
+        proof = Proof(
+            version=self.learner.version, sha256=weights_sha256(arrays), archive=tuple(archive)
+        )
+        return proof, arrays, state, new
+
+
+def size_of(value: Any) -> int:
+    """Bytes of all tensors, arrays and byte strings in a value."""
+    if isinstance(value, Tensor | np.ndarray):
+        return value.nbytes
+    if isinstance(value, bytes):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(size_of, value.values()))
+    return sum(map(size_of, value)) if isinstance(value, list | tuple) else 0
+
+
+def resident_bytes() -> int:
+    """Memory of this process; 0 where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")

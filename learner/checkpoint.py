@@ -3,13 +3,17 @@
 A checkpoint is a folder `step_00000042`:
 
     controller.safetensors, controller.json   what Controller.load reads
-    learner.pt                                 Learner.state_dict, read with weights_only
+    learner.pt                                 optimizer, replay ..., read with weights_only
     state.json                                 step, random states, data position, configuration ...
-    manifest.json                              size and sha256 of the files above, step, metric
+    manifest.json                              sha256 of the files above, step, metric, and what the
+                                               learner's state needs from the archive
 
 It is written under a temporary name in the same folder, synced and renamed, so that a step folder
 is either complete or absent, even if the process is killed (`learner/folders.py`). `latest` points
 to the newest one for people and tools; loading does not rely on it, and verifies every hash.
+
+The folder `archive` next to the steps holds what never changes, such as the groups that the learner
+remembers (`learner/archive.py`), once for all checkpoints, until none of them needs it.
 """
 
 from __future__ import annotations
@@ -18,7 +22,6 @@ import io
 import json
 import logging
 import math
-import os
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -28,6 +31,7 @@ from typing import Any
 import torch
 
 from learner import folders
+from learner.archive import ARCHIVE_NAME, ArchiveError, ArchiveFolder
 from learner.manifest import (
     LEARNER_NAME,
     MANIFEST_NAME,
@@ -46,8 +50,8 @@ from policy.controller import Controller
 
 logger = logging.getLogger(__name__)
 
-LEARNER_KEYS = ("controller", "optimizer", "version")
-"""Required keys of a learner's state."""
+LEARNER_KEYS = ("optimizer", "version")
+"""Required keys of a learner's state, besides the controller."""
 
 CHECKPOINTS_NAME = "checkpoints"
 """Name of the checkpoints' folder in a run folder."""
@@ -117,6 +121,7 @@ class CheckpointStore:
         self.root = Path(root)
         self.keep_last = keep_last
         self.required_state = frozenset({"next_step", *required_state})
+        self.archive = ArchiveFolder(self.root / ARCHIVE_NAME)
         self._intact: set[Path] = set()
         self.root.mkdir(parents=True, exist_ok=True)
 
@@ -129,6 +134,7 @@ class CheckpointStore:
         try:
             folders.clear_remains(self.root, "step_*")
             folders.clear_remains(self.root, LATEST_NAME)
+            folders.clear_remains(self.archive.path, "*")
         except OSError as error:
             raise CheckpointError(f"{self.root} cannot be put in order: {error}") from error
 
@@ -168,10 +174,11 @@ class CheckpointStore:
         temporary = folders.temporary_of(folder)
         try:
             folders.clear_remains(self.root, "step_*")
+            self.archive.write(learner_state.get("archive", {}))
             _write_folder(temporary, files)
             folders.move_in(folder)
             self._point_latest_at(folder.name)
-            _sync_folder(self.root)
+            folders.sync(self.root)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise CheckpointError(
@@ -186,10 +193,13 @@ class CheckpointStore:
         """Steps that have a folder, in ascending order, intact or not."""
         return [step_of(path) for path in step_folders(self.root)]
 
-    def load_latest(self) -> Checkpoint | None:
+    def load_latest(self, *, to_resume: bool = False) -> Checkpoint | None:
         """The newest intact checkpoint, or None if the run has no checkpoint at all.
 
         A torn or corrupt one is skipped with a logged warning that names what is wrong.
+
+        Args:
+            to_resume: see `load`.
 
         Raises:
             CheckpointError: there are checkpoints, and none is sound.
@@ -197,7 +207,7 @@ class CheckpointStore:
         found = step_folders(self.root)
         for folder in reversed(found):
             try:
-                return self.load(folder)
+                return self.load(folder, to_resume=to_resume)
             except CheckpointError as error:
                 logger.warning("skipping the checkpoint of step %d: %s", step_of(folder), error)
         if found:
@@ -207,8 +217,16 @@ class CheckpointStore:
             )
         return None
 
-    def load(self, path: Path | str) -> Checkpoint:
-        """Reads one checkpoint; raises CheckpointError saying what is wrong with it."""
+    def load(self, path: Path | str, *, to_resume: bool = False) -> Checkpoint:
+        """Reads one checkpoint.
+
+        Args:
+            path: its folder.
+            to_resume: whether to read what the learner's state needs from the archive as well.
+
+        Raises:
+            CheckpointError: it is damaged; the message says what is wrong.
+        """
         folder = Path(path)
         manifest = Manifest.read(folder)
         contents = read_files(folder, manifest)
@@ -218,7 +236,11 @@ class CheckpointStore:
             controller = Controller.load(folder)
         except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{folder}: {error}") from error
-        learner_state = _read_learner_state(contents[LEARNER_NAME], folder)
+        learner_state = {
+            **_read_learner_state(contents[LEARNER_NAME], folder),
+            "controller": controller.state_dict(),
+            "archive": self._read_archive(manifest) if to_resume else {},
+        }
         if wrong := self._what_is_wrong(manifest.step, state):
             raise CheckpointError(f"{folder / STATE_NAME} is not a run's state: {wrong}")
         return Checkpoint(
@@ -254,13 +276,23 @@ class CheckpointStore:
         best_first = (folder for *_, folder in sorted(rated, reverse=True))
         return next(filter(self._is_intact, best_first), None)
 
-    def _point_latest_at(self, name: str) -> None:
-        temporary = folders.temporary_of(self.root / LATEST_NAME)
+    def _read_archive(self, manifest: Manifest) -> dict[str, bytes]:
+        """What a checkpoint needs from the archive; raises CheckpointError."""
         try:
-            _write_synced(temporary, f"{name}\n".encode())
-            os.replace(temporary, self.root / LATEST_NAME)
-        finally:
-            temporary.unlink(missing_ok=True)
+            return {name: self.archive.read(name) for name in manifest.archive}
+        except ArchiveError as error:
+            raise CheckpointError(str(error)) from error
+
+    def _drop_unneeded(self) -> None:
+        """Deletes what no checkpoint needs; nothing if one cannot say what it needs."""
+        try:
+            manifests = [Manifest.read(folder) for folder in step_folders(self.root)]
+        except CheckpointError:
+            return
+        self.archive.keep({name for manifest in manifests for name in manifest.archive})
+
+    def _point_latest_at(self, name: str) -> None:
+        folders.write_whole(self.root / LATEST_NAME, f"{name}\n".encode())
 
     def _drop_old(self) -> None:
         """Keeps the newest intact checkpoints and the best one.
@@ -277,12 +309,13 @@ class CheckpointStore:
             if folder != best:
                 folders.remove(folder)
                 self._intact.discard(folder)
+        self._drop_unneeded()
 
     def _is_intact(self, folder: Path) -> bool:
         """Whether all files have their hashes; read once, and not if this process wrote them."""
         if folder not in self._intact:
             try:
-                verified_manifest(folder)
+                self._read_archive(verified_manifest(folder))
             except CheckpointError:
                 return False
             self._intact.add(folder)
@@ -302,7 +335,9 @@ def _to_files(
     files[STATE_NAME] = _state_bytes(state)
     metric = metric if metric is not None and math.isfinite(metric) else None
     hashes = {name: sha256_of(content) for name, content in files.items()}
-    files[MANIFEST_NAME] = Manifest(step=step, metric=metric, files=hashes).to_bytes()
+    archive = tuple(sorted(learner_state.get("archive", ())))
+    manifest = Manifest(step=step, metric=metric, files=hashes, archive=archive)
+    files[MANIFEST_NAME] = manifest.to_bytes()
     return files
 
 
@@ -329,9 +364,11 @@ def _tuples_as_lists(value: Any) -> Any:
 
 
 def _learner_bytes(learner_state: Mapping[str, Any]) -> bytes:
+    """What is written neither as the controller nor into the archive."""
+    rest = {k: v for k, v in learner_state.items() if k not in ("controller", "archive")}
     buffer = io.BytesIO()
     try:
-        torch.save(dict(learner_state), buffer)
+        torch.save(rest, buffer)
         torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
     except Exception as error:  # pickle raises many types; all mean the same to the caller
         raise TypeError(
@@ -360,6 +397,11 @@ def _read_learner_state(content: bytes, folder: Path) -> dict[str, Any]:
         ) from error
     if wrong := _what_learner_state_lacks(learner_state):
         raise CheckpointError(f"{folder / LEARNER_NAME} cannot be used: {wrong}")
+    if isinstance(learner_state.get("initial_controller"), dict):
+        raise CheckpointError(
+            f"{folder} was written by an earlier version of this program, which had no archive: "
+            "resume the run with that version; its controller can still be used"
+        )
     return learner_state
 
 
@@ -367,20 +409,5 @@ def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for name, content in files.items():
-        _write_synced(folder / name, content)
-    _sync_folder(folder)
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        folders.write_synced(folder / name, content)
+    folders.sync(folder)

@@ -60,6 +60,33 @@ def remove(folder: Path) -> None:
     shutil.rmtree(removed, ignore_errors=True)
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file that appears whole or not at all; raises OSError."""
+    temporary = temporary_of(path)
+    try:
+        write_synced(temporary, content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Writes a file and waits until it is on the disk; raises OSError."""
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync(folder: Path) -> None:
+    """Waits until the names in a folder are on the disk; raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def set_aside(root: Path, pattern: str) -> list[Path]:
     """Folders that a killed process had set aside and not yet replaced."""
     found = root.glob(f"{REPLACED_PREFIX}{pattern}")

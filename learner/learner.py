@@ -25,6 +25,7 @@ from torch import Tensor
 
 from envs.reward import BudgetReward, RewardFunction
 from learner.advantages import ADVANTAGE_FORMS
+from learner.archive import Archive, name_of, packed, unpacked
 from learner.batch import EpisodeBatch, for_inspection, make_batch
 from learner.config import LearnerConfig
 from learner.expected_groups import ExpectedGroups
@@ -51,6 +52,7 @@ class Learner:
         self.controller, self.seed = controller, seed
         self.config = config
         self.initial_controller = copy.deepcopy(controller).requires_grad_(False)
+        self._initial = packed(controller.state_dict())
         self.optimizer = _make_optimizer(controller, config)
         self.replay = Replay(controller, config.replay, seed) if config.replay else None
         self.version = 0
@@ -61,6 +63,7 @@ class Learner:
     def begin_here(self) -> None:
         """Takes the current weights as the initial ones, from which the policy is not to stray."""
         self.initial_controller.load_state_dict(self.controller.state_dict())
+        self._initial = packed(self.controller.state_dict())
 
     def learn_from_groups(
         self,
@@ -171,27 +174,38 @@ class Learner:
         return PolicyWeights(version=self.version, sha256=weights_sha256(arrays), arrays=arrays)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything an exact resume needs, no update pending; tensors, numbers, dicts, lists."""
+        """Everything an exact resume needs, no update pending.
+
+        Tensors, numbers, strings, dicts and lists, and the `archive`.
+        """
         return {
             "controller": self.controller.state_dict(),
-            "initial_controller": self.initial_controller.state_dict(),
+            "initial_controller": name_of(self._initial),
             "optimizer": self.optimizer.state_dict(),
             "version": self.version,
             "num_nonfinite_total": self.num_nonfinite_total,
             "num_nonfinite_consecutive": self.num_nonfinite_consecutive,
             "replay": self.replay.state_dict() if self.replay else {},
+            "archive": self.archive(),
         }
+
+    def archive(self) -> dict[str, bytes]:
+        """What the state names and never changes: see `learner.archive`."""
+        remembered = self.replay.archive() if self.replay else {}
+        return {name_of(self._initial): self._initial, **remembered}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from a `state_dict`; a pending update is dropped."""
         self.controller.load_state_dict(state["controller"])
-        self.initial_controller.load_state_dict(state["initial_controller"])
+        archive: Archive = state["archive"]
+        self._initial = archive[state["initial_controller"]]
+        self.initial_controller.load_state_dict(unpacked(self._initial))
         self.optimizer.load_state_dict(state["optimizer"])
         self.version = state["version"]
         self.num_nonfinite_total = state["num_nonfinite_total"]
         self.num_nonfinite_consecutive = state["num_nonfinite_consecutive"]
         if self.replay and state["replay"]:
-            self.replay.load_state_dict(state["replay"])
+            self.replay.load_state_dict(state["replay"], archive)
         self._measured = None
 
     def _backward(

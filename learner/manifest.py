@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from learner import folders
+from learner import archive, folders
 from policy import serialization
 
 LEARNER_NAME = "learner.pt"
@@ -29,11 +29,19 @@ class CheckpointError(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """The content of a checkpoint; `files` maps names to sha256."""
+    """The content of a checkpoint.
+
+    Attributes:
+        step: step of the run.
+        metric: evaluation of the controller.
+        files: sha256 of each file.
+        archive: names of the files in the archive that the learner's state needs.
+    """
 
     step: int
     metric: float | None
     files: Mapping[str, str]
+    archive: tuple[str, ...]
 
     def __post_init__(self) -> None:
         if not is_count(self.step):
@@ -46,10 +54,18 @@ class Manifest:
         strange = [name for name in self.files if name not in FILE_NAMES]
         if strange:
             raise ValueError(f"it lists {strange[0]!r}")
+        unnamed = [name for name in self.archive if not archive.NAME.fullmatch(name)]
+        if unnamed:
+            raise ValueError(f"its archive lists {unnamed[0]!r}")
 
     def to_bytes(self) -> bytes:
         """The manifest as JSON."""
-        fields = {"step": self.step, "metric": self.metric, "files": dict(self.files)}
+        fields = {
+            "step": self.step,
+            "metric": self.metric,
+            "files": dict(self.files),
+            "archive": list(self.archive),
+        }
         return (json.dumps(fields, indent=2) + "\n").encode()
 
     @classmethod
@@ -57,7 +73,12 @@ class Manifest:
         """Reads what `to_bytes` wrote; raises CheckpointError naming a damaged folder."""
         try:
             fields = json.loads(content)
-            return cls(step=fields["step"], metric=fields["metric"], files=dict(fields["files"]))
+            return cls(
+                step=fields["step"],
+                metric=fields["metric"],
+                files=dict(fields["files"]),
+                archive=tuple(fields.get("archive", ())),
+            )
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{folder}: {MANIFEST_NAME} cannot be used: {error!r}") from error
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from envs.checks import check_within
 from envs.reward import BudgetReward
+from learner.archive import Archive, name_of, packed, unpacked
 from learner.objective import Gains, regret_of_stages, value_of_stages
 from learner.outcome_model import OutcomeModel, OutcomeModelConfig
 from learner.replay_buffer import Episodes, ReplayBuffer, TaskNames
@@ -116,6 +117,7 @@ class Replay:
         )
         self.tasks = TaskNames()
         self.profiled: Episodes | None = None
+        self._profile = b""
         self.model_loss = 0.0
         self._rng = torch.Generator()
 
@@ -151,7 +153,7 @@ class Replay:
         """
         like = next(self.controller.parameters())
         self._rng = torch.Generator().manual_seed(seed)
-        self.profiled = profiled
+        self.profiled, self._profile = profiled, packed(profiled.tensors())
         self.model.observe(profiled.to(like))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -198,19 +200,25 @@ class Replay:
         return regret_of_stages(*stages, gains, prefixes)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything an exact resume needs."""
+        """Everything an exact resume needs besides `archive`, whose contents it names."""
         return {
-            "experience": self.buffer.state_dict(),
-            "profiled": self.profiled.tensors() if self.profiled is not None else {},
+            "groups": self.buffer.names,
+            "profile": name_of(self._profile) if self._profile else "",
             "tasks": self.tasks.names,
             "model": self.model.state_dict(),
             "model_optimizer": self.model_optimizer.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def archive(self) -> dict[str, bytes]:
+        """Remembered groups and the profile."""
+        profile = {name_of(self._profile): self._profile} if self._profile else {}
+        return {**profile, **self.buffer.archive()}
+
+    def load_state_dict(self, state: dict[str, Any], archive: Archive) -> None:
         """Takes over a saved state."""
-        self.buffer.load_state_dict(state["experience"])
-        self.profiled = Episodes(**state["profiled"]) if state["profiled"] else None
+        self.buffer.restore(state["groups"], archive)
+        self._profile = archive[state["profile"]] if state["profile"] else b""
+        self.profiled = Episodes(**unpacked(self._profile)) if self._profile else None
         self.tasks = TaskNames(state["tasks"])
         self.model.load_state_dict(state["model"])
         self.model_optimizer.load_state_dict(state["model_optimizer"])

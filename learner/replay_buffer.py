@@ -6,14 +6,16 @@ scored off the clock, D d_model, I length of the image feature.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from learner.archive import Archive, name_of, packed, unpacked
 from rollout.group_rollout import GroupRollout
 from rollout.profiling.profile_table import ProfileTable
 
@@ -149,11 +151,10 @@ class Episodes:
         """Some of the groups."""
         return type(self)(**{name: tensor[rows_B] for name, tensor in self.tensors().items()})
 
-    def followed_by(self, other: Self) -> Self:
-        """These groups, then the others."""
-        theirs = other.tensors()
+    def room_for(self, count: int) -> Self:
+        """As many groups of this kind, with values yet to be filled in."""
         return type(self)(
-            **{name: torch.cat((own, theirs[name])) for name, own in self.tensors().items()}
+            **{name: own.new_empty(count, *own.shape[1:]) for name, own in self.tensors().items()}
         )
 
     def to(self, like: Tensor) -> Self:
@@ -168,30 +169,78 @@ class Episodes:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RememberedBatch:
+    """Groups that were remembered together: their number, and their place in an archive."""
+
+    name: str
+    content: bytes
+    num_groups: int
+
+
 class ReplayBuffer:
-    """The most recent groups of a run, at most `capacity` of them."""
+    """The most recent groups of a run, at most `capacity` of them, in a ring of tensors.
+
+    They are forgotten in the batches in which they came, so that a batch is part of a state as a
+    whole or not at all.
+    """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.episodes: Episodes | None = None
+        self._batches: deque[RememberedBatch] = deque()
+        self._ring: Episodes | None = None
+        self._first = self._count = 0
 
     def __len__(self) -> int:
-        return 0 if self.episodes is None else len(self.episodes)
+        return self._count
 
     def add(self, new: Episodes) -> None:
-        """Remembers groups, and forgets the oldest ones beyond the capacity."""
-        kept = new if self.episodes is None else self.episodes.followed_by(new)
-        self.episodes = kept.rows(slice(-self.capacity, None))
+        """Remembers groups, and forgets the oldest batches beyond the capacity."""
+        new = new.rows(slice(-self.capacity, None))
+        content = packed(new.tensors())
+        batch = RememberedBatch(name=name_of(content), content=content, num_groups=len(new))
+        self._batches.append(batch)
+        while self._count + len(new) > self.capacity:
+            self._forget(self._batches.popleft().num_groups)
+        if self._ring is None:
+            self._ring = new.room_for(self.capacity)
+        rows_N = self._rows(torch.arange(self._count, self._count + len(new)))
+        for name, tensor in self._ring.tensors().items():
+            tensor[rows_N] = getattr(new, name)
+        self._count += len(new)
 
     def draw(self, count: int, rng: torch.Generator) -> Episodes:
         """Groups drawn with replacement."""
-        assert self.episodes is not None, "add groups first"
-        return self.episodes.rows(torch.randint(len(self), (count,), generator=rng))
+        return self._at(torch.randint(len(self), (count,), generator=rng))
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """All groups, by field; empty at first."""
-        return {} if self.episodes is None else self.episodes.tensors()
+    @property
+    def episodes(self) -> Episodes:
+        """All groups, the oldest first."""
+        return self._at(torch.arange(len(self)))
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over a saved state."""
-        self.episodes = Episodes(**state) if state else None
+    @property
+    def names(self) -> list[str]:
+        """Names of the remembered batches in their archive, the oldest first."""
+        return [batch.name for batch in self._batches]
+
+    def archive(self) -> dict[str, bytes]:
+        """The remembered batches."""
+        return {batch.name: batch.content for batch in self._batches}
+
+    def restore(self, names: Sequence[str], archive: Archive) -> None:
+        """Remembers these batches and nothing else."""
+        self._batches.clear()
+        self._first = self._count = 0
+        for name in names:
+            self.add(Episodes(**unpacked(archive[name])))
+
+    def _forget(self, num_groups: int) -> None:
+        self._first, self._count = self._first + num_groups, self._count - num_groups
+
+    def _rows(self, rows_N: Tensor) -> Tensor:
+        """Rows of the ring, from rows counted from the oldest group."""
+        return (self._first + rows_N) % self.capacity
+
+    def _at(self, rows_N: Tensor) -> Episodes:
+        assert self._ring is not None, "add groups first"
+        return self._ring.rows(self._rows(rows_N))

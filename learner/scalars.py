@@ -118,6 +118,8 @@ def update_scalars(update: UpdateRecord, reward: Reward) -> dict[str, float]:
         "learner/staleness_mean": update.staleness_mean,
         "learner/staleness_max": update.staleness_max,
         "learner/policy_version": update.version,
+        "learner/state_mb": update.state_bytes / 1e6,
+        "learner/memory_mb": update.memory_bytes / 1e6,
     }
     for head, value in zip(HEADS, loss.entropies, strict=True):
         scalars[f"learner_entropy/{head.name}"] = value

@@ -56,6 +56,8 @@ class UpdateRecord:
         staleness_mean: mean number of versions between the weights that acted and the updated ones.
         staleness_max: maximum of the same.
         replay: results of replay; None if the policy follows no model.
+        state_bytes: size of what the learner's actor handed over after the update.
+        memory_bytes: resident memory of its process.
     """
 
     version: int
@@ -70,6 +72,8 @@ class UpdateRecord:
     staleness_mean: float
     staleness_max: int
     replay: ReplayRecord | None
+    state_bytes: int = 0
+    memory_bytes: int = 0
 
 
 class NonFiniteUpdateError(RuntimeError):

@@ -84,7 +84,7 @@ def local_run(
     learner = LocalLearner(Controller(own.controller), settings.learner)
     store = CheckpointStore(run_dir / "checkpoints", settings.keep_last)
     store.recover()
-    checkpoint = store.load_latest()
+    checkpoint = store.load_latest(to_resume=True)
     if checkpoint is not None:
         learner.load_state_dict(checkpoint.learner_state)
     run = Run(

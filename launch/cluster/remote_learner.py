@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import ray
@@ -15,7 +15,8 @@ from envs.reward import RewardFunction
 from launch.cluster.fleet import publish
 from launch.cluster.slots import LOST, WITHOUT_GPUS, kill, last_line, raised_by_our_code
 from launch.cluster.waiting import telling
-from learner.actor import LearnerActor
+from learner.actor import LearnerActor, Proof
+from learner.archive import Archive
 from learner.config import LearnerConfig
 from learner.update import NonFiniteUpdateError, UpdateRecord
 from policy.config import ControllerConfig
@@ -47,12 +48,47 @@ class LearnerState:
     Attributes:
         weights: the controller's weights, in the form that rollout actors take.
         rest: optimizer state and counters.
-        initial: weights of the initial controller.
+        archive: for each part that never changes, the reference of the dict that holds it.
     """
 
     weights: PublishedWeights
     rest: Any
-    initial: Any
+    archive: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, proof: Proof, arrays: Any, rest: Any, new: Any, before: Self | None) -> Self:
+        """The state that a proof is for; what is not `new` was handed over before."""
+        refs = before.archive if before is not None else {}
+        return cls(
+            weights=PublishedWeights(version=proof.version, sha256=proof.sha256, refs=(arrays,)),
+            rest=rest,
+            archive={name: refs.get(name, new) for name in proof.archive},
+        )
+
+
+class RemoteArchive(Mapping[str, bytes]):
+    """An archive of references, fetched as far as it is read.
+
+    Args:
+        refs: for each name the reference of the dict that holds its content.
+        fetch: fetches such a dict.
+    """
+
+    def __init__(self, refs: Mapping[str, Any], fetch: Callable[[Any], Archive]) -> None:
+        self._refs, self._fetch = refs, fetch
+        self._fetched: tuple[Any, Archive] = None, {}
+
+    def __getitem__(self, name: str) -> bytes:
+        ref = self._refs[name]
+        if self._fetched[0] is not ref:
+            self._fetched = ref, self._fetch(ref)
+        return self._fetched[1][name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._refs)
+
+    def __len__(self) -> int:
+        return len(self._refs)
 
 
 class RemoteLearner:
@@ -89,10 +125,8 @@ class RemoteLearner:
         actor_class: Any = ray.remote(num_cpus=0, max_restarts=0)(LearnerActor)
         options = {"max_task_retries": 0, "runtime_env": {"env_vars": WITHOUT_GPUS}}
         self.actor = actor_class.options(**options).remote(*self._arguments, state)
-        proof, arrays, rest, initial = self.actor.state.options(num_returns=4).remote()
-        version, sha256 = self._get(proof, "state")
-        weights = PublishedWeights(version=version, sha256=sha256, refs=(arrays,))
-        self._state = LearnerState(weights=weights, rest=rest, initial=initial)
+        proof, *parts = self.actor.state.options(num_returns=4).remote()
+        self._state = LearnerState.of(self._get(proof, "state"), *parts, before=None)
 
     def restart(self) -> None:
         """Starts another actor from the state after the last update; no work is repeated.
@@ -103,6 +137,7 @@ class RemoteLearner:
         """
         try:
             _, state = self.snapshot()
+            state["archive"] = dict(state["archive"])
         except LearnerLostError as error:
             raise LearnerStateLostError(str(error)) from None
         self.shutdown()
@@ -128,11 +163,9 @@ class RemoteLearner:
         self, measured: RemoteGradient, budget_token_grads: Sequence[np.ndarray]
     ) -> UpdateRecord:
         """See `Learner.update`."""
-        call = self.actor.update.options(num_returns=3)
-        first, arrays, rest = call.remote(budget_token_grads)
-        record, sha256 = self._get(first, "update")
-        weights = PublishedWeights(version=record.version, sha256=sha256, refs=(arrays,))
-        self._state = LearnerState(weights=weights, rest=rest, initial=self._state.initial)
+        first, *parts = self.actor.update.options(num_returns=4).remote(budget_token_grads)
+        record, proof = self._get(first, "update")
+        self._state = LearnerState.of(proof, *parts, before=self._state)
         return record
 
     def weights(self) -> PublishedWeights:
@@ -149,13 +182,16 @@ class RemoteLearner:
         return PolicyWeights(version=weights.version, sha256=weights.sha256, arrays=arrays)
 
     def snapshot(self) -> tuple[Controller, dict[str, Any]]:
-        """The controller and the learner's state after the last update; works without the actor."""
+        """The controller and the learner's state after the last update; works without the actor.
+
+        The state's archive is fetched when it is read.
+        """
         arrays = self.fetch(self._state.weights).arrays
         controller = Controller(self.controller)
         controller.load_numpy(arrays)
         state = {
             "controller": {name: torch.from_numpy(np.array(a)) for name, a in arrays.items()},
-            "initial_controller": self._get(self._state.initial, "initial controller"),
+            "archive": RemoteArchive(self._state.archive, lambda ref: self._get(ref, "archive")),
             **self._get(self._state.rest, "optimizer"),
         }
         return controller, state

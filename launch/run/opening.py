@@ -158,7 +158,7 @@ class Opening:
             return None
         store = self.store()
         store.recover()
-        checkpoint = store.load_latest()
+        checkpoint = store.load_latest(to_resume=True)
         if checkpoint is not None:
             self.config = check_resumable(checkpoint, self.config, self.label)
             if changed := differences(checkpoint.state):

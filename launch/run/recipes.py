@@ -405,8 +405,6 @@ def molmoe_h100() -> JointGRPOConfig:
         steps=steps,
         groups_per_step=0,
         max_staleness=1,
-        # A checkpoint holds all experience, 67 MB at this width.
-        checkpoint_every=10,
         comparison_profile=None,
         worker=WorkerConfig(
             model="allenai/MolmoE-1B-0924",

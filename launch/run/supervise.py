@@ -65,11 +65,12 @@ def train_over_lost_learners(run: Run, train: Train) -> None:
 
 def _return_to_checkpoint(run: Run) -> None:
     """Returns to the last checkpoint, because the learner's state or weights were lost."""
-    checkpoint = run.store.load_latest()
+    checkpoint = run.store.load_latest(to_resume=True)
     if checkpoint is None:
         raise RuntimeError("the learner's state was lost and there is no checkpoint yet")
     run.fleet.drop_batches()
-    run.learner.shutdown()
+    if isinstance(run.learner, RemoteLearner):
+        run.learner.shutdown()
     run.learner = remote_learner(run.config, run.setup, checkpoint.learner_state)
     run.go_back_to(checkpoint)
     run.reporter.say(f"the learner's node was lost: back to step {run.next_step + 1}")

@@ -4,6 +4,7 @@ The run works in a local folder, which is mirrored in the store:
 
     LATEST                           name of the newest complete checkpoint, written last
     checkpoints/step_00000042-1a2b3c4d/   like the local one, manifest.json written last
+    checkpoints/archive/...          like the local ones
     metrics.jsonl, tensorboard/ ...  every other file of the run folder
 
 A remote checkpoint's name ends in a hash of its manifest, so that nothing is ever overwritten with
@@ -17,11 +18,9 @@ stops, before it writes or deletes anything.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
-import re
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -31,13 +30,22 @@ from ray.train import Checkpoint
 from launch.storage.lock import HOLDER_NAME, LOCK_NAME
 from launch.storage.remote_folder import RemoteFolder
 from launch.storage.retries import StoreError
+from launch.storage.stored_checkpoint import (
+    ARCHIVE,
+    CHECKPOINTS,
+    StoredCheckpoint,
+    manifest_of,
+    remote_checkpoints,
+    remote_name,
+    remote_step,
+)
 from learner import folders
+from learner.archive import ArchiveError, ArchiveFolder, check
 from learner.manifest import (
     MANIFEST_NAME,
     CheckpointError,
     Manifest,
     step_folders,
-    step_of,
     verified_manifest,
 )
 
@@ -46,8 +54,6 @@ logger = logging.getLogger(__name__)
 LATEST = "LATEST"
 """Object that names the newest checkpoint; written after everything it names."""
 
-CHECKPOINTS = "checkpoints"
-REMOTE_CHECKPOINT = re.compile(r"(step_\d{8,})-[0-9a-f]{8}")
 FETCHING_PREFIX = ".fetching_"
 SEEN_NAME = ".store.json"
 """Local file that holds the LATEST which this machine fetched or wrote last, and the one that it
@@ -75,6 +81,7 @@ class RunStore:
         self.remote = RemoteFolder(uri)
         self.uri, self.run_dir = uri, run_dir
         self.num_failures = 0
+        self._archive = ArchiveFolder(run_dir / ARCHIVE)
         self._sent: dict[str, tuple[int, int]] = {}
         self._lock = threading.Lock()
 
@@ -103,24 +110,24 @@ class RunStore:
                     f"again, remove {self.run_dir / SEEN_NAME}"
                 )
             is_foreign = local >= 0 and not self._is_ours(latest)
-            if latest and not is_foreign and local >= _step_of(latest):
+            if latest and not is_foreign and local >= remote_step(latest):
                 return
-            newest = self._newest_whole(files)
-            if newest is None or (not is_foreign and local >= newest[1].step):
+            newest = self._newest_whole(files, self._archive)
+            if newest is None or (not is_foreign and local >= newest.manifest.step):
                 return
-            name, manifest, contents = newest
             if is_foreign:  # only now that the store's state has proved to be whole
                 self._make_way(latest, local)
             self._fetch_files(files)
-            self._fetch_best(files, manifest)
-            self._move_in(name, contents)
-            self._note(name)
+            self._archive.write(newest.archive)
+            self._fetch_best(files, newest.manifest)
+            self._move_in(newest)
+            self._note(newest.name)
 
     def _latest(self, files: set[str]) -> str:
         """The newest remote checkpoint's name by LATEST, or by step without one; else empty."""
         if LATEST in files:
             return self.remote.get(LATEST).decode(errors="replace").strip()
-        complete = (n for n in _remote_checkpoints(files) if _manifest_of(n) in files)
+        complete = (n for n in remote_checkpoints(files) if manifest_of(n) in files)
         return max(complete, default="")
 
     def _is_ours(self, latest: str) -> bool:
@@ -129,7 +136,7 @@ class RunStore:
             return True
         folder = self.run_dir / CHECKPOINTS / latest.partition("-")[0]
         try:
-            return _remote_name(folder, (folder / MANIFEST_NAME).read_bytes()) == latest
+            return remote_name(folder, (folder / MANIFEST_NAME).read_bytes()) == latest
         except OSError:
             return False
 
@@ -149,11 +156,11 @@ class RunStore:
         """Clears a local state that the store's does not continue; what is only here is kept."""
         checkpoints = self.run_dir / CHECKPOINTS
         newest = checkpoints / f"step_{local:08d}"
-        if self._seen()[:1] == [_remote_name(newest, (newest / MANIFEST_NAME).read_bytes())]:
+        if self._seen()[:1] == [remote_name(newest, (newest / MANIFEST_NAME).read_bytes())]:
             logger.info(
                 "another machine has continued the run in %s, which is at step %d: the run "
                 "continues from there (this machine's last step, %d, had been stored)",
-                *(self.uri, _step_of(latest), local),
+                *(self.uri, remote_step(latest), local),
             )
             for folder in step_folders(checkpoints):
                 folders.remove(folder)
@@ -169,26 +176,31 @@ class RunStore:
             "another machine has continued the run in %s, which is at step %d (%s): the run "
             "continues from there; this machine's own state, at step %d, was not stored there and "
             "is now in %s",
-            *(self.uri, _step_of(latest), latest, local, target),
+            *(self.uri, remote_step(latest), latest, local, target),
         )
 
     def fetch_newest(self) -> bool:
-        """Downloads the newest whole checkpoint alone, to read it; returns whether there is one."""
-        newest = self._newest_whole(self.remote.list())
+        """Downloads the newest whole checkpoint alone, to read it; returns whether there is one.
+
+        It comes without its part of the archive, which only a resumed run needs.
+        """
+        newest = self._newest_whole(self.remote.list(), None)
         if newest is not None:
-            self._move_in(newest[0], newest[2])
+            self._move_in(newest)
         return newest is not None
 
-    def _newest_whole(self, files: set[str]) -> tuple[str, Manifest, dict[str, bytes]] | None:
+    def _newest_whole(
+        self, files: set[str], archive: ArchiveFolder | None
+    ) -> StoredCheckpoint | None:
         """The checkpoint that LATEST names, or the newest intact one if that is damaged."""
-        names = sorted(_remote_checkpoints(files), reverse=True)
+        names = sorted(remote_checkpoints(files), reverse=True)
         if LATEST in files:
             latest = self.remote.get(LATEST).decode(errors="replace").strip()
             names = [latest, *(name for name in names if name != latest)]
         for name in names:
             try:
-                return name, *self._read_checkpoint(name)
-            except (CheckpointError, StoreError) as error:
+                return StoredCheckpoint.read(self.remote, name, archive)
+            except (ArchiveError, CheckpointError, StoreError) as error:
                 logger.warning("skipping %s in %s: %s", name, self.uri, error)
         if LATEST in files:
             raise StoreError(
@@ -196,14 +208,6 @@ class RunStore:
                 "before this): restore one, or start in another folder"
             )
         return None
-
-    def _read_checkpoint(self, name: str) -> tuple[Manifest, dict[str, bytes]]:
-        folder = f"{CHECKPOINTS}/{name}"
-        content = self.remote.get(f"{folder}/{MANIFEST_NAME}")
-        manifest = Manifest.parse(content, f"{self.uri}: {folder}")
-        contents = {file: self.remote.get(f"{folder}/{file}") for file in manifest.files}
-        manifest.check(contents, f"{self.uri}: {folder}")
-        return manifest, {**contents, MANIFEST_NAME: content}
 
     def _fetch_files(self, files: set[str]) -> None:
         for name in sorted(files):
@@ -219,9 +223,9 @@ class RunStore:
     def _fetch_best(self, files: set[str], newest: Manifest) -> None:
         """Downloads the checkpoint with the highest metric, unless it is the newest one."""
         rated = []
-        for name in _remote_checkpoints(files):
+        for name in remote_checkpoints(files):
             try:
-                content = self.remote.get(_manifest_of(name))
+                content = self.remote.get(manifest_of(name))
                 manifest = Manifest.parse(content, name)
             except (CheckpointError, StoreError):
                 continue  # uploaded in part, and never named by LATEST
@@ -231,22 +235,24 @@ class RunStore:
             if step == newest.step:
                 return
             try:
-                self._move_in(name, self._read_checkpoint(name)[1])
+                self._move_in(StoredCheckpoint.read(self.remote, name, self._archive))
                 return
-            except (CheckpointError, StoreError) as error:
+            except (ArchiveError, CheckpointError, StoreError) as error:
                 logger.warning("skipping %s, the best so far: %s", name, error)
 
-    def _move_in(self, name: str, contents: dict[str, bytes]) -> None:
-        folder = self.run_dir / CHECKPOINTS / name.partition("-")[0]
+    def _move_in(self, stored: StoredCheckpoint) -> None:
+        self._archive.write(stored.archive)
+        folder = self.run_dir / CHECKPOINTS / stored.name.partition("-")[0]
         temporary = folders.temporary_of(folder)
         temporary.mkdir(parents=True)
-        for file, content in contents.items():
+        for file, content in stored.files.items():
             (temporary / file).write_bytes(content)
         folders.move_in(folder)
 
     def _clear_remains(self) -> None:
         """Removes the remains of a download that was killed."""
         folders.clear_remains(self.run_dir / CHECKPOINTS, "step_*")
+        folders.clear_remains(self.run_dir / ARCHIVE, "*")
         for path in self.run_dir.rglob(f"{FETCHING_PREFIX}*"):
             path.unlink()
 
@@ -271,7 +277,7 @@ class RunStore:
                 return self._mirror(checkpoint)
             except FileNotFoundError:
                 logger.info("%s was deleted before it was uploaded", checkpoint.name)
-            except (StoreError, CheckpointError) as error:
+            except (ArchiveError, CheckpointError, StoreError) as error:
                 self.num_failures += 1
                 logger.warning(
                     "%s could not be copied to %s (%s): the run continues, and the next upload "
@@ -295,7 +301,7 @@ class RunStore:
     def _mirror(self, checkpoint: Path) -> Checkpoint:
         remote_files = self.remote.list()
         self._check_ours(remote_files)
-        name = self._upload(checkpoint, remote_files)
+        name, needed = self._upload(checkpoint, remote_files)
         self._check_ours(self.remote.list())  # once more: uploading may have taken minutes
         self._upload_files()
         self._note(*self._seen()[:1], name)
@@ -304,10 +310,13 @@ class RunStore:
         kept = {name}
         for folder in step_folders(self.run_dir / CHECKPOINTS):
             try:
-                kept.add(self._upload(folder, remote_files))
-            except (FileNotFoundError, CheckpointError):
+                other, parts = self._upload(folder, remote_files)
+            except (ArchiveError, CheckpointError, FileNotFoundError):
                 continue  # deleted meanwhile, or damaged: not to be relied on
-        self._drop_old(_remote_checkpoints(remote_files) - kept)
+            kept, needed = kept | {other}, needed | parts
+        self._drop_old(remote_checkpoints(remote_files) - kept)
+        archived = {file for file in remote_files if file.startswith(f"{ARCHIVE}/")}
+        self._drop_unneeded(archived - needed)
         return Checkpoint(
             f"{self.remote.root}/{CHECKPOINTS}/{name}", filesystem=self.remote.filesystem
         )
@@ -317,8 +326,8 @@ class RunStore:
         if not self._is_ours(latest):
             raise TakenOverError(
                 f"another machine has continued the run in {self.uri}, which is at step "
-                f"{_step_of(latest)} ({latest}): nothing of this machine's run was stored over it; "
-                f"its state is in {self.run_dir}"
+                f"{remote_step(latest)} ({latest}): nothing of this machine's run was stored over "
+                f"it; its state is in {self.run_dir}"
             )
 
     def _drop_old(self, names: set[str]) -> None:
@@ -329,18 +338,36 @@ class RunStore:
             except StoreError as error:
                 logger.warning("%s could not be removed from %s: %s", name, self.uri, error)
 
-    def _upload(self, checkpoint: Path, remote_files: set[str]) -> str:
-        """Uploads a checkpoint unless it is there, manifest last; returns its remote name."""
+    def _drop_unneeded(self, unneeded: Iterable[str]) -> None:
+        """Deletes parts of the archive that no checkpoint needs any more."""
+        for name in sorted(unneeded):
+            try:
+                self.remote.remove_file(name)
+            except StoreError as error:
+                logger.warning("%s could not be removed from %s: %s", name, self.uri, error)
+
+    def _upload(self, checkpoint: Path, remote_files: set[str]) -> tuple[str, set[str]]:
+        """Uploads a checkpoint unless it is there: archive first, manifest last.
+
+        Returns:
+            Its remote name, and the paths of what it needs from the archive.
+        """
         content = (checkpoint / MANIFEST_NAME).read_bytes()
-        name = _remote_name(checkpoint, content)
-        if _manifest_of(name) in remote_files:
-            return name
         manifest = Manifest.parse(content, str(checkpoint))
+        name = remote_name(checkpoint, content)
+        needed = {f"{ARCHIVE}/{part}" for part in manifest.archive}
+        if manifest_of(name) in remote_files:
+            return name, needed
         contents = {file: (checkpoint / file).read_bytes() for file in manifest.files}
         manifest.check(contents, str(checkpoint))
+        for path in sorted(needed - remote_files):
+            data = (self.run_dir / path).read_bytes()
+            check(Path(path).name, data, self.run_dir / ARCHIVE)
+            self.remote.put(path, data)
+            remote_files.add(path)
         for file, data in {**contents, MANIFEST_NAME: content}.items():
             self.remote.put(f"{CHECKPOINTS}/{name}/{file}", data)
-        return name
+        return name, needed
 
     def _upload_files(self) -> None:
         """Uploads all files outside the checkpoints that changed since the last upload."""
@@ -368,26 +395,6 @@ def _is_mirrored(relative: Path) -> bool:
     """Whether a file is mirrored: neither part of a checkpoint nor temporary."""
     is_hidden = any(part.startswith(".") for part in relative.parts)
     return not is_hidden and relative.parts[0] != CHECKPOINTS and relative.suffix != ".partial"
-
-
-def _remote_checkpoints(files: Iterable[str]) -> set[str]:
-    """Names of the remote checkpoints, complete or not."""
-    parts = (Path(name).parts for name in files)
-    found = {p[1] for p in parts if len(p) > 2 and p[0] == CHECKPOINTS}
-    return {name for name in found if REMOTE_CHECKPOINT.fullmatch(name)}
-
-
-def _remote_name(checkpoint: Path, manifest: bytes) -> str:
-    """The remote name of a local checkpoint."""
-    return f"step_{step_of(checkpoint):08d}-{hashlib.sha256(manifest).hexdigest()[:8]}"
-
-
-def _manifest_of(remote_name: str) -> str:
-    return f"{CHECKPOINTS}/{remote_name}/{MANIFEST_NAME}"
-
-
-def _step_of(remote_name: str) -> int:
-    return int(remote_name.removeprefix("step_").partition("-")[0])
 
 
 def _local_step(run_dir: Path) -> int:

@@ -79,6 +79,11 @@ class RemoteFolder:
 
         retried(f"writing {name}", write)
 
+    def remove_file(self, name: str) -> None:
+        """Removes a file."""
+        path = f"{self.root}/{name}"
+        retried(f"removing {name}", lambda: self.filesystem.delete_file(path))
+
     def remove_folder(self, name: str) -> None:
         """Removes a folder with all that is in it."""
         path = f"{self.root}/{name}"

@@ -1,6 +1,7 @@
 import errno
 import hashlib
 import io
+import itertools
 import json
 import logging
 import os
@@ -10,14 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from learner import checkpoint as checkpoint_module
+from learner import folders
+from learner.archive import name_of
 from learner.checkpoint import CheckpointError, CheckpointStore, find_controller
 from learner.config import LearnerConfig
 from learner.learner import Learner
+from learner.replay import ReplayConfig
 from policy.controller import Controller
 from policy.weights import weights_sha256
 from tests.learner.synthetic import make_controller
 from tests.learner.test_learner import make_groups, update
+from tests.learner.test_replay import BLOCKS
+from tests.learner.test_replay import make_groups as measured_groups
 
 
 @pytest.fixture
@@ -72,7 +77,7 @@ def test_resume_from_a_checkpoint_is_bit_identical(tmp_path):
         store.save(seed, whole.controller, whole.state_dict(), state_at(seed))
         update(whole, *make_groups(whole, seed=seed))
     for cut in range(4):
-        loaded = store.load(tmp_path / "run" / f"step_{cut:08d}")
+        loaded = store.load(tmp_path / "run" / f"step_{cut:08d}", to_resume=True)
         resumed = Learner(loaded.controller, LearnerConfig(epochs=2))
         resumed.load_state_dict(loaded.learner_state)
         for seed in range(cut, 4):
@@ -132,11 +137,12 @@ def test_no_sound_checkpoint_is_an_error_not_a_fresh_start(tmp_path):
         store.load_latest()
 
 
-@pytest.mark.parametrize("full_at", range(6))
+@pytest.mark.parametrize("full_at", range(7))
 def test_full_disk_loses_nothing_older(tmp_path, monkeypatch, learner_state, full_at):
-    """The disk is full at each of the six files in turn, the pointer's included."""
+    """The disk is full at each of the seven files in turn, archive and pointer included."""
     store = save_steps(tmp_path, [1, 2])
-    write, calls = checkpoint_module._write_synced, []
+    learner_state["archive"][name_of(b"new")] = b"new"
+    write, calls = folders.write_synced, []
 
     def failing_write(path, content):
         calls.append(path)
@@ -145,16 +151,16 @@ def test_full_disk_loses_nothing_older(tmp_path, monkeypatch, learner_state, ful
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         write(path, content)
 
-    monkeypatch.setattr(checkpoint_module, "_write_synced", failing_write)
+    monkeypatch.setattr(folders, "write_synced", failing_write)
     controller = make_controller()
     with pytest.raises(CheckpointError, match=r"No space left on device.*older checkpoints are"):
         store.save(3, controller, learner_state, state_at(3))
     monkeypatch.undo()
-    assert not list(tmp_path.glob(".writing*"))
+    assert not list(tmp_path.rglob(".writing*"))
     assert [store.load(tmp_path / f"step_{step:08d}").step for step in (1, 2)] == [1, 2]
     loaded = store.load_latest()
     assert loaded is not None
-    assert loaded.step == (3 if full_at == 5 else 2)
+    assert loaded.step == (3 if full_at == 6 else 2)
     store.save(3, controller, learner_state, state_at(3))
 
 
@@ -184,7 +190,11 @@ def test_the_same_step_is_replaced(tmp_path, learner_state):
     loaded = store.load_latest()
     assert loaded is not None
     assert loaded.state == state_at(1, again=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_00000001"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "archive",
+        "latest",
+        "step_00000001",
+    ]
 
 
 def test_failed_replacement_keeps_the_old(tmp_path, monkeypatch, learner_state):
@@ -262,7 +272,7 @@ def saved(value):
         ("learner.pt", b"\x80", "it is damaged"),
         ("learner.pt", b"junk" * 999, "it is damaged"),
         ("learner.pt", pickle.dumps(print), "it is damaged"),
-        ("learner.pt", saved({}), "lacks controller, optimizer, version"),
+        ("learner.pt", saved({}), "lacks optimizer, version"),
         ("learner.pt", saved([1]), "is a list, not a dict"),
     ],
 )
@@ -305,6 +315,62 @@ def test_manifest_is_plain_json(tmp_path):
         "learner.pt",
         "state.json",
     ]
+
+
+def save_replaying(root, num_steps, *, capacity, keep_last=1):
+    """A learner that remembers three groups at each step; the archive's files after each."""
+    store, seen = CheckpointStore(root, keep_last), []
+    learner = Learner(make_controller(), LearnerConfig(replay=ReplayConfig(capacity=capacity)))
+    for step in range(num_steps):
+        groups = measured_groups(learner.controller, step, count=3)
+        score = np.array([group.scores for group in groups], np.float64)
+        measured = learner.learn_from_groups(groups, score, np.zeros_like(score))
+        learner.learn_from_memory(groups)
+        learner.update(measured, BLOCKS.vjp(learner.controller, measured))
+        store.save(step, learner.controller, learner.state_dict(), state_at(step))
+        seen.append({path.name: path.stat().st_ino for path in store.archive.path.iterdir()})
+    return store, learner, seen
+
+
+def test_what_is_remembered_is_written_once_and_kept_as_long_as_it_is_needed(tmp_path):
+    store, learner, seen = save_replaying(tmp_path, 6, capacity=9)
+    assert [len(files) for files in seen] == [2, 3, 4, 4, 4, 4], "initial weights, three batches"
+    for before, after in itertools.pairwise(seen):
+        assert len(after.keys() - before.keys()) == 1
+        assert all(after[name] == inode for name, inode in before.items() if name in after)
+    loaded = store.load_latest(to_resume=True)
+    resumed = Learner(loaded.controller, learner.config)
+    resumed.load_state_dict(loaded.learner_state)
+    theirs = resumed.replay.buffer.episodes.tensors()
+    for name, tensor in learner.replay.buffer.episodes.tensors().items():
+        assert torch.equal(tensor, theirs[name]), name
+    assert list(resumed.archive()) == list(learner.archive())
+
+
+@pytest.mark.parametrize("damage", ["torn", "absent"])
+def test_a_damaged_archive_spoils_only_the_checkpoints_that_need_it(tmp_path, caplog, damage):
+    store, _, seen = save_replaying(tmp_path, 2, capacity=9, keep_last=2)
+    newest = tmp_path / "archive" / (seen[1].keys() - seen[0].keys()).pop()
+    if damage == "torn":
+        newest.write_bytes(newest.read_bytes()[:-1])
+    else:
+        newest.unlink()
+    assert store.load_latest().step == 1
+    assert store.load_latest(to_resume=True).step == 0
+    assert newest.name in caplog.text
+    assert find_controller(tmp_path).name == "step_00000001", "a controller needs no archive"
+    store, _, seen = save_replaying(tmp_path / "other", 1, capacity=9)
+    next(store.archive.path.iterdir()).unlink()
+    with pytest.raises(CheckpointError, match="none of the 1 checkpoints"):
+        store.load_latest(to_resume=True)
+
+
+def test_a_checkpoint_from_before_the_archive_says_so(tmp_path, learner_state):
+    learner_state = {**learner_state, "initial_controller": learner_state["controller"]}
+    store = CheckpointStore(tmp_path)
+    path = store.save(1, make_controller(), learner_state, state_at(1))
+    with pytest.raises(CheckpointError, match="earlier version of this program"):
+        store.load(path)
 
 
 def test_learner_state_is_read_with_weights_only(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from learner.archive import name_of
 from learner.checkpoint import CheckpointStore, find_controller
 from learner.manifest import step_folders, verified_manifest
 from tests.learner.synthetic import make_controller
@@ -23,7 +24,9 @@ def save(root: Path, keep_last: int, number: int) -> None:
     """The number-th save of the history."""
     step, metric = HISTORY[number]
     controller = make_controller(seed=number)
-    learner_state = {"controller": {}, "optimizer": {}, "version": number}
+    parts = [b"of every save", str(number).encode()]
+    archive = {name_of(part): part for part in parts}
+    learner_state = {"controller": {}, "optimizer": {}, "version": number, "archive": archive}
     store = CheckpointStore(root, keep_last)
     store.recover()
     store.save(step, controller, learner_state, {"next_step": step, "number": number}, metric)
@@ -66,7 +69,10 @@ def test_the_newest_complete_checkpoint_is_found_wherever_a_writer_is_killed(tmp
             if number:
                 shutil.copytree(before / str(number), root)
             call += 1
-        assert CheckpointStore(root).load_latest().state["number"] == number
+        assert CheckpointStore(root).load_latest(to_resume=True).state["number"] == number
+        folders = step_folders(root)
+        needed = {name for folder in folders for name in verified_manifest(folder).archive}
+        assert {path.name for path in (root / "archive").iterdir()} == needed
     assert kills > 100
 
 
@@ -76,7 +82,7 @@ def check(root: Path, keep_last: int, number: int) -> None:
     The best checkpoint is kept, and nothing is left over afterwards.
     """
     reader = CheckpointStore(root, keep_last)
-    found = reader.load_latest()
+    found = reader.load_latest(to_resume=True)
     if number == 0 and found is None:
         return
     assert found.state["number"] in (number - 1, number)
@@ -86,6 +92,7 @@ def check(root: Path, keep_last: int, number: int) -> None:
         assert verified_manifest(reader.best()).metric >= best
     owner = CheckpointStore(root, keep_last)
     owner.recover()
-    assert owner.load_latest().state == found.state
+    assert owner.load_latest(to_resume=True).state == found.state
     assert not list(root.glob(".*"))
+    assert not list(root.glob("archive/.*"))
     assert all(verified_manifest(folder) for folder in step_folders(root))

@@ -8,6 +8,7 @@ import torch
 
 from envs.reward import BudgetReward, budget_reward
 from envs.spec import all_knobs
+from learner.archive import name_of
 from learner.config import LearnerConfig
 from learner.learner import Learner
 from learner.outcome_model import OutcomeModel, OutcomeModelConfig
@@ -73,19 +74,45 @@ class Follower:
         return regret
 
 
-def test_experience_keeps_the_latest_groups():
+def test_experience_keeps_the_latest_batches_and_draws_from_them_alone():
     controller, experience = make_controller(), ReplayBuffer(capacity=20)
-    batches = [make_groups(controller, seed, prices=(0.0, 0.1, 1.0)) for seed in range(3)]
-    for batch in batches:
-        experience.add(Episodes.of(batch, TaskNames()))
-    assert len(experience) == 20
-    latest = [group for batch in batches for group in batch][-20:]
-    assert experience.episodes.budgets_ms_M.tolist() == [group.budget_ms for group in latest]
-    assert experience.episodes.prices_M.tolist() == [group.price for group in latest]
+    kept = []
+    for seed in range(9):
+        groups = make_groups(controller, seed, count=8 - seed % 3, prices=(0.0, 0.1, 1.0))
+        experience.add(Episodes.of(groups, TaskNames()))
+        kept.append(groups)
+        while sum(map(len, kept)) > 20:
+            del kept[0]
+        latest = [group for batch in kept for group in batch]
+        assert len(experience) == len(latest)
+        assert len(experience.names) == len(kept)
+        assert experience.episodes.budgets_ms_M.tolist() == [group.budget_ms for group in latest]
+        assert experience.episodes.prices_M.tolist() == [group.price for group in latest]
+        drawn = experience.draw(200, torch.Generator().manual_seed(0)).budgets_ms_M.tolist()
+        assert set(drawn) == {group.budget_ms for group in latest}
     restored = ReplayBuffer(capacity=20)
-    restored.load_state_dict(experience.state_dict())
+    restored.add(Episodes.of(groups, TaskNames()))
+    restored.restore(experience.names, experience.archive())
     for name, tensor in restored.episodes.tensors().items():
         assert torch.equal(tensor, experience.episodes.tensors()[name]), name
+
+
+def test_what_was_remembered_is_archived_once():
+    controller, experience = make_controller(), ReplayBuffer(capacity=100)
+    experience.add(Episodes.of(make_groups(controller, 0), TaskNames()))
+    first = experience.archive()
+    experience.add(Episodes.of(make_groups(controller, 1), TaskNames()))
+    both = experience.archive()
+    assert list(both)[: len(first)] == list(first)
+    assert len(both) == 2
+    assert all(name_of(content) == name for name, content in both.items())
+
+
+def test_a_batch_beyond_the_capacity_leaves_its_last_groups():
+    controller, experience = make_controller(), ReplayBuffer(capacity=5)
+    groups = make_groups(controller, 0, count=8)
+    experience.add(Episodes.of(groups, TaskNames()))
+    assert experience.episodes.budgets_ms_M.tolist() == [g.budget_ms for g in groups[-5:]]
 
 
 def test_the_policy_finds_the_best_configurations_and_keeps_the_budget_encoder():
@@ -485,9 +512,10 @@ def test_a_profile_is_part_of_the_state():
         if resumes:
             saved = io.BytesIO()
             torch.save(replay.state_dict(), saved)
+            archive = replay.archive()
             saved.seek(0)
             replay = Replay(controller, replay.config)
-            replay.load_state_dict(torch.load(saved, weights_only=True))
+            replay.load_state_dict(torch.load(saved, weights_only=True), archive)
         replay.take_in(make_groups(controller, 2), 2)
         states.append(replay.model.state_dict())
     assert all(torch.equal(a, states[1][name]) for name, a in states[0].items())

@@ -71,7 +71,7 @@ def gradient_of_a_step(residual_weight, num_steps=30, size=400):
             for a in (group.actions,)
         ]
         episodes = Episodes.of(groups, learner.replay.tasks)
-        learner.replay.buffer.episodes = episodes
+        learner.replay.buffer.add(episodes)
         learner.replay.buffer.draw = lambda _count, _rng, e=episodes: e
         score = np.array([group.scores for group in groups], np.float64)
         measured = learner.learn_from_groups(groups, score, np.zeros_like(score), WORTH)

@@ -10,6 +10,7 @@ from pathlib import Path
 import boto3
 from moto.server import ThreadedMotoServer
 
+from learner.archive import name_of
 from learner.checkpoint import CheckpointStore
 from tests.learner.synthetic import make_controller
 
@@ -57,7 +58,9 @@ def write_step(run_dir: Path, step: int, metric: float | None = None) -> Path:
     with (run_dir / "tensorboard" / f"events.{os.getpid()}").open("a") as file:
         file.write(f"{step} ")
     controller = make_controller(seed=step)
-    learner_state = {"controller": controller.state_dict(), "optimizer": {}, "version": step}
+    parts = [b"of every step", str(step - 1).encode(), str(step).encode()]
+    archive = {name_of(part): part for part in parts}
+    learner_state = {"optimizer": {}, "version": step, "archive": archive}
     store = CheckpointStore(run_dir / "checkpoints", keep_last=2)
     return store.save(step, controller, learner_state, {"next_step": step}, metric)
 

@@ -38,7 +38,7 @@ def test_a_price_curve_is_fetched_with_the_checkpoint(uri, tmp_path):
 
 
 def test_one_checkpoint_can_be_named(uri, tmp_path):
-    (first, _) = sorted((tmp_path / "store" / "checkpoints").iterdir())
+    (first, _) = sorted((tmp_path / "store" / "checkpoints").glob("step_*"))
     folder = local_folder(f"{uri}/checkpoints/{first.name}")
     assert find_controller(folder) == folder
 

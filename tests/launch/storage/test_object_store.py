@@ -49,7 +49,7 @@ def steps(run_dir: Path) -> list[int]:
 
 
 def remote_steps(endpoint: str) -> set[str]:
-    names = {key.split("/")[1] for key in keys(endpoint) if key.startswith("checkpoints/")}
+    names = {key.split("/")[1] for key in keys(endpoint) if key.startswith("checkpoints/step_")}
     return {name.partition("-")[0] for name in names}
 
 
@@ -65,7 +65,8 @@ def test_checkpoints_reach_the_store_and_come_back(tmp_path, uri, kind):
     run.reporter.close()
     shutil.rmtree(tmp_path / "run")
     RunStore(home, tmp_path / "again").fetch()
-    found = CheckpointStore(tmp_path / "again" / "checkpoints").load_latest()
+    again = CheckpointStore(tmp_path / "again" / "checkpoints")
+    found = again.load_latest(to_resume=True)
     assert found.state["next_step"] == 2
     ours = weights_sha256(run.learner.controller.to_numpy())
     assert weights_sha256(found.controller.to_numpy()) == ours

@@ -15,6 +15,7 @@ from launch.storage.object_store import SEEN_NAME, RunStore, TakenOverError
 from launch.storage.retries import StoreError
 from launch.storage.run_folder import staging_folder
 from launch.storage.uploads import Uploader
+from learner.archive import name_of
 from learner.checkpoint import CheckpointStore
 from tests.launch.storage.s3 import client, keys, uri_of, write_step
 from tests.learner.synthetic import make_controller
@@ -23,7 +24,7 @@ MACHINES = ("a", "b")
 
 
 def newest(run_dir: Path) -> int:
-    found = CheckpointStore(run_dir / "checkpoints").load_latest()
+    found = CheckpointStore(run_dir / "checkpoints").load_latest(to_resume=True)
     return found.step if found else 0
 
 
@@ -163,12 +164,14 @@ def machine(name: str, uri: str, run_dir: Path, journal: Path, seed: int) -> Non
     store.fetch()
     checkpoints = CheckpointStore(run_dir / "checkpoints", keep_last=2)
     checkpoints.recover()
-    found = checkpoints.load_latest()
+    found = checkpoints.load_latest(to_resume=True)
     step, line = (found.step, found.state["line"]) if found else (0, [])
     controller = make_controller()
     while True:
         step, line = step + 1, [*line, f"{step + 1}{name}{seed}"]
-        learner_state = {"controller": {}, "optimizer": {}, "version": step}
+        parts = [b"of every step", str(step - 1).encode(), str(step).encode()]
+        archive = {name_of(part): part for part in parts}
+        learner_state = {"optimizer": {}, "version": step, "archive": archive}
         state = {"next_step": step, "line": line}
         path = checkpoints.save(step, controller, learner_state, state, metric=rng.random())
         if rng.random() < 0.6 and store.mirror(path) is not None:
@@ -207,7 +210,7 @@ def interleaving(seed: int, uri: str, folder: Path) -> tuple[int, int]:
             seen = folder / "seen"
             shutil.rmtree(seen, ignore_errors=True)
             RunStore(uri, seen).fetch()
-            found = CheckpointStore(seen / "checkpoints").load_latest()
+            found = CheckpointStore(seen / "checkpoints").load_latest(to_resume=True)
             assert found.state["line"][: len(acknowledged)] == acknowledged
     return len(journal.read_text().splitlines()), turns
 
