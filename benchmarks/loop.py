@@ -30,6 +30,7 @@ from launch.cluster.config import ClusterConfig
 from launch.cluster.connection import connect
 from launch.cluster.console import one_clear_error
 from launch.cluster.fleet import RayFleet
+from launch.cluster.membership import Membership
 from launch.cluster.remote_learner import RemoteLearner
 from launch.joint_grpo import train
 from launch.run.recipes import JointGRPOConfig, molmoe_h100
@@ -214,10 +215,13 @@ class SleepingActors:
 def sleeping_fleet(pools: Sequence[Any], config: ClusterConfig) -> RayFleet:
     """The fleet with another actor class, and nothing else changed."""
 
-    class SleepingPool(ActorPool):
-        def _start(self, slot: Any) -> None:
+    class SleepingMembership(Membership):
+        def start(self, slot: Any) -> None:
             self.actor_class = SleepingActors(pools)
-            super()._start(slot)
+            super().start(slot)
+
+    class SleepingPool(ActorPool):
+        membership_class = SleepingMembership
 
     class SleepingFleet(RayFleet):
         pool_class = SleepingPool

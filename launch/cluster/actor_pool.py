@@ -1,35 +1,32 @@
-"""Lifecycle of the rollout actors: start, hand out work, detect losses, restart."""
+"""Work for the rollout actors: it is handed out, collected, and run again when an actor is lost."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError, RayTaskError
 
 from envs.spec import DataError
 from launch.cluster.config import ClusterConfig
+from launch.cluster.membership import FINAL, PLACING_S, Membership
 from launch.cluster.signals import Stopped
 from launch.cluster.slots import (
     LOST,
-    WITHOUT_GPUS,
     GroupFailedError,
     InputLostError,
     Job,
     Slot,
-    kill,
     last_line,
     lost_its_input,
     raised_by_our_code,
 )
 from launch.cluster.waiting import Waiting
-from rollout.actor import ActorFacts, RolloutActor, Timed
-from rollout.fingerprint import Fingerprint
+from rollout.actor import ActorFacts, Timed
 from rollout.fleet import FleetStats
 from rollout.worker import RolloutWorker
 
@@ -40,8 +37,8 @@ IN_FLIGHT = 2
 
 POLL_S = 0.5
 
-PLACING_S = 3.0
-"""Time in which an actor that the cluster has room for gets its place, in seconds."""
+PATIENCE = 5.0
+"""A call may take so many times what its episodes would take in the full configuration."""
 
 
 class ActorPool:
@@ -61,6 +58,8 @@ class ActorPool:
             the message says what was requested and what the cluster has.
     """
 
+    membership_class = Membership
+
     def __init__(
         self,
         build: Callable[[], RolloutWorker],
@@ -72,28 +71,26 @@ class ActorPool:
         is_stopping: Callable[[], bool] = lambda: False,
         actor_options: dict[str, Any] | None = None,
     ) -> None:
-        self.build, self.config, self.num_threads = build, config, num_threads
+        self.config = config
         self.prepares = loader_threads > 0
         self.in_flight = max(IN_FLIGHT, 1 + loader_threads)
         self.is_stopping = is_stopping
         self.stats = FleetStats()
-        # Only GPUs limit the actors of a node, even if it was started with few cores.
-        resources = {"num_gpus": 1, "num_cpus": 0} if wants_gpu else {"num_cpus": 1}
-        self.options = {**resources, **(actor_options or {})}
-        remote: Any = ray.remote
-        self.actor_class = remote(concurrency_groups={"health": 1, "loading": 1})(RolloutActor)
-        kind = "GPU" if wants_gpu else "CPU"
-        count = config.num_actors or int(ray.cluster_resources().get(kind, 0))
-        if max(count, 1) < config.min_actors:
-            raise RuntimeError(
-                f"at least {config.min_actors} rollout actors are required and the cluster has "
-                f"room for {count}: {self.asked_and_has()}"
-            )
-        self.slots = [Slot(name=f"rollout-{index}") for index in range(max(count, 1))]
+        self.members = self.membership_class(
+            build,
+            config,
+            num_threads=num_threads,
+            wants_gpu=wants_gpu,
+            actor_options=actor_options or {},
+            stats=self.stats,
+        )
         self.queue: deque[Job] = deque()
-        for slot in self.slots:
-            self._start(slot)
         self._await_start()
+
+    @property
+    def slots(self) -> list[Slot]:
+        """The places of the actors, which follow the cluster."""
+        return self.members.slots
 
     def run(self, jobs: Sequence[Job], what: str, limit_s: float) -> None:
         """Hands out work and collects results until all of `jobs`, queued before, are done.
@@ -105,6 +102,7 @@ class ActorPool:
             InputLostError: the weights of one job were lost with their node.
             RuntimeError: fewer than `min_actors` are left.
         """
+        limit_s = max(limit_s, self._limit_of_all(jobs))
         waiting, missing_before = Waiting(limit_s), len(jobs)
         while missing := sum(job.result is None for job in jobs):
             if self.is_stopping():
@@ -112,7 +110,7 @@ class ActorPool:
             if waiting.is_over():
                 raise TimeoutError(
                     f"{missing} of {len(jobs)} {what} are not done after {limit_s:.0f} s "
-                    f"({self._states()}): {self.asked_and_has()}"
+                    f"({self._states()}): {self.members.asked_and_has()}"
                 )
             if missing < missing_before:
                 waiting.progressed()
@@ -122,7 +120,7 @@ class ActorPool:
 
     def dispatch(self) -> None:
         """Hands out as many queued jobs as there is room for."""
-        ready = [slot for slot in self.slots if slot.state == "ready"]
+        ready = self.members.ready
         names = {slot.name for slot in ready}
         for room in range(1, self.in_flight + 1):
             for slot in ready:
@@ -131,11 +129,12 @@ class ActorPool:
                 job = self._next_job(slot, names)
                 if job is None:
                     continue
-                if not slot.jobs:
-                    slot.deadline = time.monotonic() + self.config.group_timeout_s
+                is_idle = not slot.jobs
                 if self.prepares and job.sample is not None:
                     slot.handle.prepare.remote(*job.sample)
                 slot.jobs[job.call(slot.handle)] = job
+                if is_idle:
+                    slot.deadline = time.monotonic() + self._limit_of(slot)
 
     def first_facts(self) -> ActorFacts:
         """The facts of the first warm actor."""
@@ -143,22 +142,12 @@ class ActorPool:
 
     def shutdown(self) -> None:
         """Ends every actor."""
-        for slot in self.slots:
-            kill(slot.handle)
-
-    def asked_and_has(self) -> str:
-        """What an actor requests, what the cluster has and what of it is free, in words."""
-        asked = {kind: self.options.get(f"num_{kind.lower()}s", 0) for kind in ("CPU", "GPU")}
-        has, free = ray.cluster_resources(), ray.available_resources()
-        return (
-            f"each actor asks for {_counted({k: v for k, v in asked.items() if v})}, "
-            f"the cluster has {_counted({k: has.get(k, 0) for k in asked})}, "
-            f"free: {_counted({k: free.get(k, 0) for k in asked})}"
-        )
+        self.members.shutdown()
 
     # -- the pump --------------------------------------------------------------------------------
 
     def _pump(self) -> None:
+        self.members.follow()
         self.dispatch()
         refs = [ref for slot in self.slots for ref in slot.jobs]
         refs += [slot.start_ref for slot in self.slots if slot.state == "starting"]
@@ -168,16 +157,9 @@ class ActorPool:
                 ready += ray.wait(waiting, num_returns=len(waiting), timeout=0)[0]
             for ref in ready:
                 self._take(ref)
-        self._note_places()
+        else:
+            time.sleep(POLL_S)
         self._expire()
-
-    def _note_places(self) -> None:
-        """Starts the time limit of every actor that the cluster has placed by now."""
-        unplaced = {slot.place_ref: slot for slot in self.slots if _has_no_place(slot)}
-        if unplaced:
-            for ref in ray.wait(list(unplaced), num_returns=len(unplaced), timeout=0)[0]:
-                unplaced[ref].is_placed = True
-                unplaced[ref].deadline = time.monotonic() + self.config.start_timeout_s
 
     def _next_job(self, slot: Slot, names: set[str]) -> Job | None:
         for job in self.queue:
@@ -201,16 +183,17 @@ class ActorPool:
             if lost_its_input(error) and ref in slot.jobs:
                 self._give_up(slot.jobs.pop(ref), last_line(error))
                 return
-            self._lose(slot, str(error), ref=ref, is_error=raised_by_our_code(error))
+            is_error = raised_by_our_code(error)
+            self._lose(slot, str(error), ref, is_error=is_error, is_final=isinstance(cause, FINAL))
             return
         if ref is slot.start_ref:
-            self._admit(slot, value)
+            self.members.admit(slot, value)
         else:
             self._complete(slot, ref, value)
 
     def _complete(self, slot: Slot, ref: Any, timed: Timed) -> None:
         job = slot.jobs.pop(ref)
-        slot.deadline = time.monotonic() + self.config.group_timeout_s
+        slot.deadline = time.monotonic() + self._limit_of(slot)
         problem = job.check(timed)
         if (timed.actor, timed.incarnation) != (slot.name, slot.incarnation):
             problem = f"{timed.actor} incarnation {timed.incarnation} answered for {slot.name}"
@@ -232,163 +215,74 @@ class ActorPool:
 
     def _expire(self) -> None:
         now = time.monotonic()
-        for slot in self.slots:
+        for slot in list(self.slots):
             if slot.state == "ready" and slot.jobs and now > slot.deadline:
-                limit = self.config.group_timeout_s
-                self._lose(slot, f"no answer for {limit:.0f} s", is_error=True)
+                self._lose(slot, f"no answer for {self._limit_of(slot):.0f} s", is_error=True)
             elif slot.state == "starting" and slot.is_placed and now > slot.deadline:
-                limit = self.config.start_timeout_s
-                self._lose(slot, f"not warm after {limit:.0f} s; {self.asked_and_has()}")
+                limit, has = self.config.start_timeout_s, self.members.asked_and_has()
+                self._lose(slot, f"not warm after {limit:.0f} s; {has}")
 
-    # -- lifecycle -------------------------------------------------------------------------------
+    def _lose(
+        self,
+        slot: Slot,
+        reason: str,
+        ref: Any = None,
+        *,
+        is_error: bool = False,
+        is_final: bool = False,
+    ) -> None:
+        """Queues a lost actor's jobs again and replaces the actor.
 
-    def _start(self, slot: Slot) -> None:
-        slot.incarnation += 1
-        slot.state, slot.facts, slot.is_placed = "starting", None, False
-        hidden = {} if self.options.get("num_gpus") else WITHOUT_GPUS
-        slot.handle = self.actor_class.options(
-            **self.options,
-            max_restarts=0,
-            max_task_retries=0,
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(self.num_threads), **hidden}},
-        ).remote(self.build, slot.name, slot.incarnation, self.num_threads)
-        slot.place_ref = slot.handle.status.remote()
-        slot.start_ref = slot.handle.start.remote()
-
-    def _admit(self, slot: Slot, facts: ActorFacts) -> None:
-        expected = self._fingerprint()
-        slot.start_ref = None
-        if expected is not None and (differences := expected.differences(facts.fingerprint)):
-            self._bury(slot, f"it differs from the rest of the fleet ({differences})")
-            return
-        slot.state, slot.facts = "ready", facts
-        log.info(
-            "%s is warm on %s: %s, %d threads, clock %s, runtime %s with %.0f MiB of buffers and "
-            "graphs, the full configuration takes %.1f ms%s",
-            slot.name,
-            facts.facts.device,
-            facts.facts.dtype,
-            facts.facts.num_threads,
-            facts.facts.clock,
-            facts.facts.runtime,
-            facts.runtime_bytes / 2**20,
-            facts.reference_latency_ms,
-            f" (restarted {facts.incarnation} times)" if facts.incarnation else "",
-        )
-        self._name_deviating()
-
-    def _fingerprint(self) -> Fingerprint | None:
-        return next((s.facts.fingerprint for s in self.slots if s.facts is not None), None)
-
-    def _name_deviating(self) -> None:
-        """Warns about actors on slow devices, which would corrupt the rewards."""
-        known = {s.name: s.facts.reference_latency_ms for s in self.slots if s.facts is not None}
-        median = float(np.median(list(known.values())))
-        for name, latency_ms in known.items():
-            if abs(latency_ms / median - 1) > self.config.latency_tolerance:
-                log.warning(
-                    "%s deviates: reference latency %.1f ms, the fleet's median is %.1f ms",
-                    name,
-                    latency_ms,
-                    median,
-                )
-
-    def _lose(self, slot: Slot, reason: str, *, ref: Any = None, is_error: bool = False) -> None:
-        """Queues a lost actor's groups again and restarts the actor.
-
-        After an error the device may be unusable for that process, so the process is killed too.
         The failure is counted for the call that raised or was running, not for waiting ones.
         """
-        summary = last_line(reason)
-        kill(slot.handle)
         running = slot.jobs.get(ref) or next(iter(slot.jobs.values()), None)
-        wanted = [job for job in slot.jobs.values() if not job.is_dropped]
+        lost = self.members.lose(slot, reason, is_error=is_error, is_final=is_final)
+        wanted = [job for job in lost if not job.is_dropped]
         self.queue.extendleft(wanted)
         self.stats.reruns += len(wanted)
-        slot.jobs = {}
         if running is not None:
-            running.blame(slot.name, summary, is_error=is_error)
-        slot.failures += 1
-        if is_error and slot.state == "starting" and slot.incarnation == 0:
-            self._bury(slot, f"it could not be started: {summary}")
-        elif slot.failures > self.config.max_restarts:
-            self._bury(slot, f"it was lost {slot.failures} times in a row: {summary}")
-        else:
-            log.warning("%s is lost (%s): its groups run again", slot.name, summary)
-            self.stats.restarts += 1
-            self._start(slot)
+            running.blame(slot.name, last_line(reason), is_error=is_error)
 
-    def _bury(self, slot: Slot, reason: str) -> None:
-        """Continues without an actor; raises RuntimeError when too few are left."""
-        kill(slot.handle)
-        slot.state, slot.start_ref = "dead", None
-        alive = sum(s.state != "dead" for s in self.slots)
-        if alive < self.config.min_actors:
-            self.shutdown()
-            raise RuntimeError(
-                f"{slot.name} is given up, {reason}; {alive} rollout actors are left and at least "
-                f"{self.config.min_actors} are required; {self.asked_and_has()}"
-            )
-        log.error("%s is given up, %s; %d actors continue", slot.name, reason, alive)
+    # -- limits and the start --------------------------------------------------------------------
+
+    def _limit_of(self, slot: Slot) -> float:
+        """Time limit of the call that a slot runs: it grows with a slow device and large groups."""
+        assert slot.facts is not None
+        full_s = slot.facts.reference_latency_ms / 1e3
+        num_episodes = max((job.num_episodes for job in slot.jobs.values()), default=1)
+        return max(self.config.group_timeout_s, PATIENCE * num_episodes * full_s)
+
+    def _limit_of_all(self, jobs: Sequence[Job]) -> float:
+        """The same for jobs that all warm actors share; 0 while none is warm."""
+        known = [slot.facts.reference_latency_ms for slot in self.slots if slot.facts is not None]
+        if not known:
+            return 0.0
+        return PATIENCE * sum(job.num_episodes for job in jobs) * max(known) / 1e3 / len(known)
 
     def _await_start(self) -> None:
-        """Waits for all actors; after the time limit `min_actors` warm ones are enough."""
-        waiting, is_short = Waiting(self.config.start_timeout_s), False
-        placing = Waiting(PLACING_S)
-        while any(slot.state == "starting" for slot in self.slots):
+        """Waits until a run can begin; actors that the cluster has no room for join later."""
+        waiting, placing = Waiting(self.config.start_timeout_s), Waiting(PLACING_S)
+        is_short = False
+        while not self.members.is_settled(placing) and not waiting.is_over():
             if self.is_stopping():
                 self.shutdown()
                 raise Stopped
-            if waiting.is_over():
-                break
-            if placing.is_over() and not is_short and self._is_short_of_room():
+            if placing.is_over() and not is_short and self.members.is_short_of_room():
                 is_short = True
-                waiting.say(self._who_starts, at_once=True)
-            waiting.say(self._who_starts)
+                waiting.say(self.members.who_starts, at_once=True)
+            waiting.say(self.members.who_starts)
             self._pump()
-        ready = sum(slot.state == "ready" for slot in self.slots)
+        self.members.agree()
+        ready = len(self.members.ready)
         if ready < self.config.min_actors:
             self.shutdown()
             raise RuntimeError(
                 f"{ready} of {len(self.slots)} rollout actors were warm after "
                 f"{self.config.start_timeout_s:.0f} s and at least {self.config.min_actors} are "
-                f"required: {self.asked_and_has()}"
+                f"required: {self.members.asked_and_has()}"
             )
         if ready < len(self.slots):
             log.warning("%d of %d rollout actors are warm and start", ready, len(self.slots))
 
-    def _is_short_of_room(self) -> bool:
-        """Whether an actor has no place and the cluster lacks what it asks for."""
-        free = ray.available_resources()
-        asked = {"CPU": self.options.get("num_cpus", 0), "GPU": self.options.get("num_gpus", 0)}
-        has_room = all(free.get(kind, 0) >= amount for kind, amount in asked.items())
-        return not has_room and any(map(_has_no_place, self.slots))
-
-    def _who_starts(self) -> str:
-        """Which actors are not warm yet, and what keeps each of them."""
-        starting = [slot for slot in self.slots if slot.state == "starting"]
-        unplaced = [slot.name for slot in starting if not slot.is_placed]
-        loading = [slot.name for slot in starting if slot.is_placed]
-        parts = [f"{', '.join(loading)} to load the model and warm up"] if loading else []
-        if unplaced:
-            parts.append(
-                f"{', '.join(unplaced)} to get a place and start its process: "
-                f"{self.asked_and_has()} (including what is starting here)"
-            )
-        return f"{len(starting)} of {len(self.slots)} rollout actors: " + "; ".join(parts)
-
     def _states(self) -> str:
         return ", ".join(f"{s.name} {s.state} with {len(s.jobs)} calls" for s in self.slots[:8])
-
-
-def _has_no_place(slot: Slot) -> bool:
-    return slot.state == "starting" and not slot.is_placed
-
-
-def _counted(amounts: Mapping[str, float]) -> str:
-    """Amounts of resources in words, such as `2 CPUs and no GPU`."""
-    parts = [
-        f"{f'{amount:g}' if amount else 'no'} {kind}{'s' if amount > 1 else ''}"
-        for kind, amount in amounts.items()
-    ]
-    return " and ".join(parts) or "nothing"

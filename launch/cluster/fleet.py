@@ -79,7 +79,7 @@ class RayFleet:
     @property
     def num_actors(self) -> int:
         """Number of actors that have a place on the cluster: warm ones, and those that load."""
-        return sum(slot.is_placed and slot.state != "dead" for slot in self.pool.slots)
+        return self.pool.members.num_placed
 
     def submit(
         self, requests: Sequence[AnyRequest], setup: PolicySetup, weights: PublishedWeights
@@ -293,6 +293,7 @@ def _rollout_job(request: AnyRequest, setup: PolicySetup, weights: PublishedWeig
         what=f"group {request.group_id} ({request.split} sample {request.index})",
         call=call,
         check=check,
+        num_episodes=request.group_size if isinstance(request, GroupRequest) else 1,
         sample=(request.split, request.index),
     )
 

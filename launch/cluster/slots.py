@@ -54,6 +54,7 @@ class Job:
         what: description for error messages.
         call: starts the call on an actor's handle and returns the reference.
         check: returns what is wrong with a result, or an empty string.
+        num_episodes: number of episodes that the call runs, for its time limit.
         sample: split and index of the sample that an actor can prepare in the meantime.
         prefer: name of the actor that should run it, if it is available.
         is_dropped: whether nobody waits for the result any more.
@@ -65,6 +66,7 @@ class Job:
     what: str
     call: Callable[[Any], Any]
     check: Callable[[Timed], str] = lambda _timed: ""
+    num_episodes: int = 1
     sample: tuple[str, int] | None = None
     prefer: str = ""
     is_dropped: bool = False
@@ -87,18 +89,20 @@ class Job:
 class Slot:
     """The place of one rollout actor, across its restarts.
 
-    An actor is `starting` until its model is warm, then `ready`; a slot that failed too often in
-    a row is `dead`. Its process exists, and its time limit runs, once the cluster has placed it.
+    An actor is `starting` until its model is warm, then `ready`. One that raised at its start is
+    `paused` before it starts again; one that failed too often in a row is `given up` for a while.
+    Its process exists, and its time limit runs, once the cluster has placed it.
     """
 
     name: str
-    state: Literal["starting", "ready", "dead"] = "starting"
+    state: Literal["starting", "ready", "paused", "given up"] = "starting"
     handle: Any = None
     incarnation: int = -1
     start_ref: Any = None
     place_ref: Any = None
     is_placed: bool = False
     deadline: float = 0.0
+    again_at: float = 0.0
     jobs: dict[Any, Job] = field(default_factory=dict)
     failures: int = 0
     facts: ActorFacts | None = None

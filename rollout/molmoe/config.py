@@ -241,7 +241,8 @@ def resolve_folder(source: str | Path) -> Path:
     """Returns a local folder: `source` itself, or the snapshot of a hub id.
 
     Raises:
-        ValueError: if it is neither a folder nor a hub id that can be downloaded.
+        ValueError: if it is neither a folder nor a hub id that may be downloaded.
+        OSError: if the hub does not deliver it now.
     """
     if Path(source).is_dir():
         return Path(source)
@@ -269,7 +270,10 @@ def _from_hub(source: str | Path, patterns: list[str]) -> Path:
     try:
         return Path(snapshot_download(str(source), allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        is_refused = isinstance(error, HFValidationError) or status in (401, 403, 404)
+        # What is not refused may be delivered later: an OSError is tried again.
+        raise (ValueError if is_refused else OSError)(
             f"{source} is not a local folder, and the hub did not deliver it "
             f"({type(error).__name__}): check the name and the connection"
         ) from error

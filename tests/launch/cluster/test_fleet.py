@@ -17,6 +17,7 @@ import torch
 from ray.exceptions import ObjectLostError
 
 from envs.spec import DataError, all_knobs
+from launch.cluster import actor_pool
 from launch.cluster.config import ClusterConfig
 from launch.cluster.connection import connect
 from launch.cluster.fleet import RayFleet, publish
@@ -403,6 +404,7 @@ def test_a_learner_whose_state_is_gone_too_goes_back_to_the_last_commit(
 def test_a_wait_that_takes_too_long_says_what_for(two_actors, tmp_path, monkeypatch):
     hurried = dataclasses.replace(SETTINGS, step_timeout_s=1e-9)
     monkeypatch.setattr(two_actors, "config", hurried)
+    monkeypatch.setattr(actor_pool, "PATIENCE", 0.0)
     run = remote_run(tmp_path, launch_rig.config(steps=1), two_actors)
     with pytest.raises(TimeoutError, match=r"3 of 3 groups of rollouts .* the cluster has"):
         train(run)
