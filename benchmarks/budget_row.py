@@ -13,27 +13,11 @@ Shapes: N pairs, P insertion positions.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-
 from benchmarks.options import read_options
-from envs.calibration import SteadyTime
 from envs.checks import check_within
-from envs.spec import POSITIONS, TIERS, Sample, Tier
-from envs.terms import Terms
-from launch.cluster.console import one_clear_error
-from policy.config import ControllerConfig
-from policy.controller import Controller
-from rollout.build import WorkerConfig, build_worker
-from rollout.executor import MolmoEExecutor
-from rollout.run_group import run_group
-
-STAGES = ("image_feature", "language_feature", "stage1", "stage2")
-BUDGETS_MS = (30.0, 110.0)
-MEASURED_POSITIONS = (POSITIONS[0], POSITIONS[-1])
+from launch.cluster.console import answer_help, one_clear_error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +39,29 @@ class BudgetRowConfig:
 
 
 QUICK = BudgetRowConfig(quick=True, samples=1, rounds=2)
+
+
+if __name__ == "__main__":
+    answer_help(lambda: read_options(QUICK, __doc__))  # before the imports that take seconds
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from envs.calibration import SteadyTime
+from envs.spec import POSITIONS, TIERS, Sample, Tier
+from envs.terms import Terms
+from policy.config import ControllerConfig
+from policy.controller import Controller
+from rollout.build import build_worker
+from rollout.executor import MolmoEExecutor
+from rollout.run_group import run_group
+from rollout.worker_config import WorkerConfig
+
+STAGES = ("image_feature", "language_feature", "stage1", "stage2")
+BUDGETS_MS = (30.0, 110.0)
+MEASURED_POSITIONS = (POSITIONS[0], POSITIONS[-1])
 
 
 def spread(values: np.ndarray, digits: int = 3) -> str:

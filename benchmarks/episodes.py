@@ -9,32 +9,13 @@ vision encoder in two passes against one batch, also at the published size; cost
 vector-Jacobian product; cost of the controller. All comparisons are interleaved, on one thread.
 """
 
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
-import torch
-
 from benchmarks.options import read_options
-from benchmarks.random_model import MINIATURE
 from envs.checks import check_within
-from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, Execution, Knobs, Sample, Tier, all_knobs
-from launch.cluster.console import one_clear_error
-from policy.config import ControllerConfig
-from policy.controller import Controller, choose
-from policy.stage1 import NUM_PLAIN
-from rollout.build import WorkerConfig, build_worker
-from rollout.executor import MolmoEExecutor
+from launch.cluster.console import answer_help, one_clear_error
 from rollout.executor_config import ExecutorConfig
-from rollout.group_sharing import MolmoEGroupSession, run_configurations
-from rollout.molmoe import MolmoEConfig, generate
-from rollout.molmoe.vision import ImageEncoder
-from rollout.worker import RolloutWorker
-
-MIDDLE = Knobs(tier=Tier.MEDIUM, position=2, top_k=6, num_blocks=14)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +47,32 @@ class EpisodesConfig:
 
 
 QUICK = EpisodesConfig(quick=True, samples=2, groups=2, repeats=2, pairs=2, published_rounds=2)
+
+
+if __name__ == "__main__":
+    answer_help(lambda: read_options(QUICK, __doc__))  # before the imports that take seconds
+
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from benchmarks.random_model import MINIATURE
+from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, Execution, Knobs, Sample, Tier, all_knobs
+from policy.config import ControllerConfig
+from policy.controller import Controller, choose
+from policy.stage1 import NUM_PLAIN
+from rollout.build import build_worker
+from rollout.executor import MolmoEExecutor
+from rollout.group_sharing import MolmoEGroupSession, run_configurations
+from rollout.molmoe import MolmoEConfig, generate
+from rollout.molmoe.vision import ImageEncoder
+from rollout.worker import RolloutWorker
+from rollout.worker_config import WorkerConfig
+
+MIDDLE = Knobs(tier=Tier.MEDIUM, position=2, top_k=6, num_blocks=14)
 
 
 def milliseconds(call: Callable[[], object]) -> float:

@@ -9,33 +9,16 @@ a third of the configurations and on a sample of its own. `--quick` compares
 this checkout with itself.
 """
 
-import json
-import os
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import tyro
 
 from benchmarks.options import needed, read_options
-from launch.cluster.console import one_clear_error
+from launch.cluster.console import answer_help, one_clear_error
 
-SERVE = """
-import json, sys
-from envs.spec import all_knobs
-from rollout.build import WorkerConfig, build_worker
-worker, every = build_worker(WorkerConfig()), list(all_knobs())
-worker.warm_up()
-print("ready", flush=True)
-for line in sys.stdin:
-    number, index = json.loads(line)
-    execution, _ = worker.execute(every[number], "test", index)
-    print(json.dumps([execution.latency_ms, execution.answer]), flush=True)
-"""
-NUM_CONFIGURATIONS = 225
 ROOT = Path(__file__).parents[1]
 
 
@@ -57,6 +40,30 @@ class VersionsConfig:
 
 
 QUICK = VersionsConfig(quick=True, other=ROOT, pairs=1, stride=50)
+
+
+if __name__ == "__main__":
+    answer_help(lambda: read_options(QUICK, __doc__))  # before the imports that take seconds
+
+import json
+import os
+import subprocess
+
+import numpy as np
+
+SERVE = """
+import json, sys
+from envs.spec import all_knobs
+from rollout.build import WorkerConfig, build_worker
+worker, every = build_worker(WorkerConfig()), list(all_knobs())
+worker.warm_up()
+print("ready", flush=True)
+for line in sys.stdin:
+    number, index = json.loads(line)
+    execution, _ = worker.execute(every[number], "test", index)
+    print(json.dumps([execution.latency_ms, execution.answer]), flush=True)
+"""
+NUM_CONFIGURATIONS = 225
 
 
 class Checkout:

@@ -61,6 +61,21 @@ def one_clear_error(command: Callable[[], int]) -> int:
         return 1
 
 
+def answer_help(command_line: Callable[[], object]) -> None:
+    """Answers `--help`, which ends the program, before it imports what takes seconds.
+
+    Args:
+        command_line: reads the command line, and so prints the help.
+    """
+    if not {"-h", "--help"}.isdisjoint(sys.argv[1:]):
+
+        def show() -> int:
+            command_line()
+            return 0
+
+        sys.exit(one_clear_error(show))
+
+
 def set_up_logs() -> None:
     """Sends log messages to the standard output: in colour to a terminal, else one line each."""
     handler: logging.Handler

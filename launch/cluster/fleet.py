@@ -23,7 +23,7 @@ from launch.cluster.waiting import SAY_EVERY_S
 from policy.config import PolicySetup
 from policy.weights import PolicyWeights
 from rollout.actor import PublishedWeights, Timed
-from rollout.build import WorkerConfig, build_worker
+from rollout.build import build_worker
 from rollout.fleet import FleetStats, replacement
 from rollout.group_rollout import GroupRollout
 from rollout.latency.simulated import SimulatedLatency
@@ -39,6 +39,7 @@ from rollout.requests import (
     ScoreRequest,
 )
 from rollout.worker import RolloutWorker
+from rollout.worker_config import WorkerConfig
 
 log = logging.getLogger(__name__)
 

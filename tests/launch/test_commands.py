@@ -87,9 +87,7 @@ def test_mistakes_are_one_clear_line(folder, arguments, message):
     assert "Traceback" not in done.stderr
 
 
-def test_help_needs_no_model_and_its_prompts_work():
-    code = "import sys, launch.generate; sys.exit(bool({'torch', 'ray'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=LAUNCH.parent).returncode == 0
+def test_the_prompts_in_the_help_work():
     text = run("generate.py", "--help").stdout
     answerer = Answerer.load()
     for prompt, expected in (("chain: 3 plus 4", "7"), ("recall: what metal of c4", "lead")):
