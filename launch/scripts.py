@@ -33,6 +33,11 @@ def generate() -> None:
     _run("generate")
 
 
+def tour() -> None:
+    """The same question at several budgets and prices: launch/tour.py."""
+    _run("tour")
+
+
 def serve() -> None:
     """The server: launch/serve.py."""
     _run("serve")
