@@ -52,6 +52,7 @@ import torch
 from envs.calibration import SteadyTime
 from envs.spec import POSITIONS, TIERS, Sample, Tier
 from envs.terms import Terms
+from launch.cluster.progress import counted
 from policy.config import ControllerConfig
 from policy.controller import Controller
 from rollout.build import build_worker
@@ -91,7 +92,8 @@ def section_row(executor: MolmoEExecutor, samples: Sequence[Sample], rounds: int
     """Prints ratios by tier and position; returns what the row adds at the low tier, [N, P] ms."""
     added_ms = {}
     for tier in TIERS:
-        pairs = [blocks_ms(executor, s, tier, turn) for turn in range(rounds) for s in samples]
+        turns = counted(range(rounds), f"rounds at the {tier.name.lower()} tier")
+        pairs = [blocks_ms(executor, s, tier, turn) for turn in turns for s in samples]
         with_NP, without_NP = np.array(pairs).swapaxes(0, 1)
         added_ms[tier] = with_NP - without_NP
         for place, position in enumerate(POSITIONS):
@@ -129,7 +131,7 @@ def section_stages(
     """The controller's stages in whole episodes, in turns, and with the row's median added."""
     controllers = {position: deciding(executor, position) for position in MEASURED_POSITIONS}
     runs: dict[int, list[list[float]]] = {position: [] for position in controllers}
-    for turn in range(rounds):
+    for turn in counted(range(rounds), "rounds of whole episodes"):
         terms = Terms(budget_ms=float(np.random.default_rng(turn).uniform(*BUDGETS_MS)), price=0.1)
         for sample in samples:
             for position, controller in controllers.items():

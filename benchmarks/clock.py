@@ -53,6 +53,7 @@ import numpy as np
 import torch
 
 from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS
+from launch.cluster.progress import counted
 from rollout.build import build_worker
 from rollout.worker_config import WorkerConfig
 
@@ -91,7 +92,7 @@ def main() -> int:
             for name, knobs in (("cheapest", CHEAPEST_KNOBS), ("full", FULL_KNOBS)):
                 done = [
                     [worker.execute(knobs, "test", index)[0] for index in range(config.num_samples)]
-                    for _ in range(config.repeats)
+                    for _ in counted(range(config.repeats), f"repeats {load}, {name}")
                 ]
                 runs[load, name, "thread"] = np.array([[e.latency_ms for e in es] for es in done])
                 runs[load, name, "wall"] = np.array([[e.wall_ms for e in es] for es in done])

@@ -61,6 +61,7 @@ import torch
 
 from benchmarks.random_model import MINIATURE
 from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, Execution, Knobs, Sample, Tier, all_knobs
+from launch.cluster.progress import counted
 from policy.config import ControllerConfig
 from policy.controller import Controller, choose
 from policy.stage1 import NUM_PLAIN
@@ -152,7 +153,7 @@ def section_hooks(worker: RolloutWorker, samples: list[Sample], num_pairs: int) 
     """What the hooks add to a full episode."""
     executor = worker.executor
     ratios = []
-    for sample in samples:
+    for sample in counted(samples, "samples with and without hooks"):
         inputs = executor.preprocessor(sample.image, sample.prompt, 12)
 
         def bare(inputs=inputs) -> None:
@@ -177,7 +178,7 @@ def section_hooks(worker: RolloutWorker, samples: list[Sample], num_pairs: int) 
 def section_repeatability(worker: RolloutWorker, sample: Sample, repeats: int) -> None:
     """How much three fixed configurations vary on one sample."""
     runs: dict[Knobs, list[float]] = {k: [] for k in (CHEAPEST_KNOBS, MIDDLE, FULL_KNOBS)}
-    for _ in range(repeats):
+    for _ in counted(range(repeats), "repeats"):
         for knobs, values in runs.items():
             _, (execution,) = run_group(worker.executor, sample, [knobs])
             values.append(execution.latency_ms)
@@ -196,7 +197,7 @@ def section_composed(worker: RolloutWorker, samples: list[Sample]) -> None:
     to compare spreads; intervals come from resampling groups.
     """
     rng, every, ratios, own = np.random.default_rng(0), list(all_knobs()), [], []
-    for sample in samples:
+    for sample in counted(samples, "composed groups"):
         members = [every[i] for i in rng.integers(0, len(every), 8)]
         _, shared = run_group(worker.executor, sample, members)
         first, second = (
@@ -224,7 +225,7 @@ def section_sharing(worker: RolloutWorker, samples: list[Sample]) -> None:
     for name, distinct in (("uniform over 225", 225), ("three distinct", 3)):
         ratios: dict[bool, list[float]] = {True: [], False: []}
         rates = []
-        for sample in samples:
+        for sample in counted(samples, f"shared groups, {name}"):
             pool = [every[i] for i in rng.choice(len(every), distinct, replace=False)]
             members = [pool[i] for i in rng.integers(0, distinct, 8)]
             if distinct < 8:

@@ -88,6 +88,7 @@ from benchmarks.goodput_report import Outcome, Reply, Row, figure_of, table_of, 
 from envs.scoring import score_of
 from envs.spec import Sample, Task
 from envs.tasks import build_tasks
+from launch.cluster.progress import counted
 from launch.serving.page import data_url
 
 
@@ -216,7 +217,7 @@ async def measure(config: GoodputConfig, console: Console) -> list[Row]:
     rows = []
     for rate in config.rates:
         turns: dict[str, list[list[Reply]]] = {policy: [] for policy in names}
-        for turn in range(config.turns):
+        for turn in counted(range(config.turns), f"turns at {rate:g} requests per second"):
             arrivals = schedule(config, rate, turn)
             for policy in names:
                 turns[policy].append(await play(config, questions, policy, arrivals))

@@ -53,6 +53,7 @@ import torch
 
 from benchmarks.budget_row import spread
 from envs.spec import Knobs, Sample
+from launch.cluster.progress import counted
 from launch.run.scores import CONFIGURATIONS, drawn
 from rollout.build import build_worker
 from rollout.group_sharing import run_configurations
@@ -121,7 +122,8 @@ def main() -> int:
     for num_pairs in options.batches:
         kinds[f"batches of {num_pairs}"] = lambda n=num_pairs: bench.score(n)
     times: dict[str, list[float]] = {name: [] for name in kinds}
-    for _ in range(options.rounds):  # in turns, because the machine's speed drifts
+    # In turns, because the machine's speed drifts.
+    for _ in counted(range(options.rounds), "rounds"):
         for name, work in kinds.items():
             times[name].append(work())
     print("ms of device time for each outcome, and how many times as many as by episodes:")

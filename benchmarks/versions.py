@@ -51,6 +51,8 @@ import subprocess
 
 import numpy as np
 
+from launch.cluster.progress import counted
+
 SERVE = """
 import json, sys
 from envs.spec import all_knobs
@@ -120,7 +122,8 @@ def main() -> int:
     """Compares, and prints the mean ratio of latencies."""
     options = read_options(QUICK, __doc__)
     there = needed(options.other, "OTHER, another checkout of this project,").resolve()
-    results = [compare(ROOT, there, pair, options.stride) for pair in range(options.pairs)]
+    pairs = counted(range(options.pairs), "pairs of processes")
+    results = [compare(ROOT, there, pair, options.stride) for pair in pairs]
     logs, rng = np.array([log for log, _ in results]), np.random.default_rng(0)
     means = [rng.choice(logs, len(logs)).mean() for _ in range(2000)]
     low, high = np.exp(np.quantile(means, (0.025, 0.975)))

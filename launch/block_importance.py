@@ -70,13 +70,13 @@ import logging
 from collections.abc import Collection
 
 import numpy as np
-from rich.progress import track
 from rich.table import Table
 
 from envs.scoring import score_of
 from envs.spec import Sample, Tier
 from launch.analysis.statistics import Interval
 from launch.cluster.console import one_clear_error, wide_console
+from launch.cluster.progress import counted
 from launch.cluster.waiting import telling
 from launch.storage.outputs import writable_file
 from rollout.block_skipping import BlockImportance
@@ -123,7 +123,7 @@ def measure(scorer: Scorer, first_index: int) -> tuple[float, dict[str, float]]:
     num_blocks = scorer.model.config.n_layers
     scores = np.zeros((num_blocks + 1, scorer.config.num_samples))
     for column, (sample, inputs) in enumerate(
-        track(scorer.samples(first_index), "skipping blocks one by one")
+        counted(scorer.samples(first_index), "samples with blocks skipped one by one")
     ):
         for block in range(num_blocks):
             scores[block, column] = scorer.score(sample, inputs, (block,))
@@ -150,7 +150,7 @@ def check(scorer: Scorer, importance: BlockImportance, first_index: int) -> Tabl
         }
         cells = []
         for name, skips in rules.items():
-            pairs = track(list(zip(samples, skips, strict=True)), f"{count} blocks by {name}")
+            pairs = counted(list(zip(samples, skips, strict=True)), f"{count} blocks by {name}")
             scores = np.array([scorer.score(*sample, skipped) for sample, skipped in pairs])
             cells.append(str(Interval.of(scores)))
         table.add_row(str(count), *cells)

@@ -83,7 +83,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from envs.calibration import Calibration
@@ -101,6 +100,7 @@ from launch.analysis.statistics import Interval, half_widths
 from launch.cluster.connection import connect
 from launch.cluster.console import one_clear_error, wide_console
 from launch.cluster.fleet import RayFleet, check_census, open_fleet
+from launch.cluster.progress import counted
 from launch.run.resume import fingerprint_from_state, load_checkpoint, worker_of
 from launch.storage.outputs import writable_folder
 from rollout.calibrate import ExtremeLatencies
@@ -179,7 +179,9 @@ def measure(config: ProfileConfig, configurations: tuple[Knobs, ...], rows_path:
     common["calibration"] = asdict(calibration)
     results = _profiled(fleet, configurations, config.split, missing, calibration)
     with rows_path.open("a") as file:
-        for index, (cheapest_ms, records) in zip(track(missing, "profiling"), results, strict=True):
+        for index, (cheapest_ms, records) in zip(
+            counted(missing, "profiled samples"), results, strict=True
+        ):
             if len(records) < len(configurations):
                 logging.warning("sample %d of %s is unusable: left out", index, config.split)
                 continue

@@ -175,7 +175,8 @@ def _grid(tour: Tour) -> str:
 
 def _cell(tour: Tour, answer: Answer) -> str:
     verdict, scale = tour.verdict(answer), 100 / tour.longest_ms
-    kind = {"right": "good", "": ""}.get(verdict, "bad")
+    is_bad = not answer.within_budget or verdict == "wrong"
+    kind = "bad" if is_bad else "good" if verdict == "right" else "soft"
     pieces = "".join(
         f'<i class="s{n}" style="width:{ms * scale:.2f}%" title="{name} {ms:.1f} ms"></i>'
         for n, (name, ms) in enumerate(parts_ms(answer), 1)
