@@ -20,7 +20,7 @@ from typing import Annotated
 
 import tyro
 
-from envs.checks import check_within
+from envs.checks import check_within, did_you_mean
 from envs.tasks.scene import check_split
 from launch.cluster.config import ClusterConfig
 from launch.cluster.console import answer_help, check_local_paths
@@ -132,6 +132,7 @@ def chosen_configurations(names: Sequence[str]) -> tuple[Knobs, ...]:
         raise ValueError(
             f"unknown configuration {unknown[0] if unknown else ''!r}: use all, grid, corners or "
             f"names such as {CHEAPEST_KNOBS}"
+            + did_you_mean(unknown[0] if unknown else "", ("all", *grid, *every))
         )
     return tuple(every[name] for name in names)
 

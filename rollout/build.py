@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from envs.budgets import BudgetSampler
+from envs.checks import did_you_mean
 from envs.latency_budget import LatencyBudgetEnv
 from envs.prices import PriceSampler
 from envs.reward import BudgetReward
@@ -85,6 +86,7 @@ def block_importance(
         raise ValueError(
             f"importance_by_task names {', '.join(unknown)}, and the tasks are "
             f"{', '.join(config.tasks)}: use these names"
+            f"{did_you_mean(unknown[0], config.tasks)}"
         )
     if config.importance is None:
         scores = BlockImportance.of_model(model_config, resolve_folder(model_source(config)))

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import tyro
 from rich.console import Console
 
+from envs.checks import nearest
 from launch.cluster.config import DoctorConfig
-from launch.cluster.console import check_local_paths, nearest
+from launch.cluster.console import check_local_paths
 from launch.cluster.usage import options_from
 from launch.run.recipes import RECIPES, JointGRPOConfig, to_json
 

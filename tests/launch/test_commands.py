@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from launch.answering.answerer import Answerer
-from launch.cluster.console import nearest
 from policy.controller import Controller
 from rollout.profiling.profile_table import ProfileTable
 from tests.rollout import rig
@@ -111,12 +110,6 @@ def test_a_reader_that_has_gone_is_no_error():
     done = subprocess.run(command, stdout=writable, stderr=subprocess.PIPE, timeout=300)
     os.close(writable)
     assert (done.returncode, done.stderr) == (141, b"")
-
-
-def test_nearest_names():
-    assert nearest("embedde", ["embedded", "earlier", "doctor"]) == "embedded"
-    assert nearest("docter", ["embedded", "earlier", "doctor"]) == "doctor"
-    assert nearest("xyz", ["embedded", "earlier", "doctor"]) == ""
 
 
 @pytest.mark.slow
