@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,9 @@ log = logging.getLogger(__name__)
 
 PROGRESS_EVERY_S = 5.0
 """How often a log says how much is done; what ends sooner than that says nothing."""
+
+FEW = 0.05
+"""Share of the parts from which on the first ones alone tell how long the rest will take."""
 
 T = TypeVar("T")
 
@@ -35,6 +39,7 @@ class Progress:
     def __init__(self, what: str, total: int) -> None:
         self.what, self.total, self.num_done = what, total, 0
         self._started = self._last_said = time.monotonic()
+        self._first: tuple[float, int] | None = None
         self._bar: Bar | None = None
 
     def __enter__(self) -> Self:
@@ -54,16 +59,29 @@ class Progress:
     def update(self, num_done: int) -> None:
         """So many parts are done by now; says so if it is time, and the rest takes a while."""
         self.num_done, now = num_done, time.monotonic()
+        if num_done and self._first is None:
+            self._first = (now, num_done)
         around = self._open[: self._open.index(self)]
         is_silent = any(one.num_done for one in around)
         if is_silent or now - self._last_said < PROGRESS_EVERY_S:
             return
-        left_s = remaining_s(now - self._started, num_done, self.total)
         if sys.stdout.isatty():
             self._show(num_done)
-        elif num_done and left_s >= PROGRESS_EVERY_S:
+        elif PROGRESS_EVERY_S <= (left_s := self._left_s(now)) < math.inf:
             self._last_said = now
             log.info("%s: %d of %d, %s left", self.what, num_done, self.total, spoken(left_s))
+
+    def _left_s(self, now: float) -> float:
+        """Seconds for the rest, by the parts after the first, which may be slow to begin.
+
+        Infinite as long as that cannot be told: before the first, or with one of many.
+        """
+        began, before = self._first or (now, 0)
+        if self.num_done == before:
+            began, before = self._started, 0
+            if self.num_done < FEW * self.total:
+                return math.inf
+        return remaining_s(now - began, self.num_done - before, self.total - before)
 
     def _show(self, num_done: int) -> None:
         if self._bar is None:
@@ -84,7 +102,7 @@ def counted(parts: Sequence[T], what: str) -> Iterator[T]:
 
 def remaining_s(elapsed_s: float, num_done: int, total: int) -> float:
     """Seconds for the rest at the pace so far; infinite before anything is done."""
-    return elapsed_s / num_done * (total - num_done) if num_done else float("inf")
+    return elapsed_s / num_done * (total - num_done) if num_done else math.inf
 
 
 def spoken(seconds: float) -> str:

@@ -53,6 +53,17 @@ def test_parts_are_silent_once_the_whole_can_tell_the_time(clock, caplog):
     ]
 
 
+def test_a_slow_beginning_is_not_taken_for_the_pace(clock, caplog):
+    with Progress("samples", 101) as shown:
+        for num_done in (1, 11, 21):
+            clock(20 if num_done == 1 else 5)
+            shown.update(num_done)
+    assert said(caplog) == [
+        "samples: 11 of 101, 45 s left",
+        "samples: 21 of 101, 40 s left",
+    ]
+
+
 def test_after_a_failure_the_next_work_is_shown_again(clock, caplog):
     with pytest.raises(ZeroDivisionError):
         _ = [1 / number for number in counted(range(2), "turns")]
