@@ -13,27 +13,11 @@ Shapes: N pairs, P insertion positions.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-
 from benchmarks.options import read_options
-from envs.calibration import SteadyTime
 from envs.checks import check_within
-from envs.spec import POSITIONS, TIERS, Sample, Tier
-from envs.terms import Terms
-from launch.cluster.console import one_clear_error
-from policy.config import ControllerConfig
-from policy.controller import Controller
-from rollout.build import WorkerConfig, build_worker
-from rollout.executor import MolmoEExecutor
-from rollout.run_group import run_group
-
-STAGES = ("image_feature", "language_feature", "stage1", "stage2")
-BUDGETS_MS = (30.0, 110.0)
-MEASURED_POSITIONS = (POSITIONS[0], POSITIONS[-1])
+from launch.cluster.console import answer_help, one_clear_error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +39,30 @@ class BudgetRowConfig:
 
 
 QUICK = BudgetRowConfig(quick=True, samples=1, rounds=2)
+
+
+if __name__ == "__main__":
+    answer_help(lambda: read_options(QUICK, __doc__))  # before the imports that take seconds
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from envs.calibration import SteadyTime
+from envs.spec import POSITIONS, TIERS, Sample, Tier
+from envs.terms import Terms
+from launch.cluster.progress import counted
+from policy.config import ControllerConfig
+from policy.controller import Controller
+from rollout.build import build_worker
+from rollout.executor import MolmoEExecutor
+from rollout.run_group import run_group
+from rollout.worker_config import WorkerConfig
+
+STAGES = ("image_feature", "language_feature", "stage1", "stage2")
+BUDGETS_MS = (30.0, 110.0)
+MEASURED_POSITIONS = (POSITIONS[0], POSITIONS[-1])
 
 
 def spread(values: np.ndarray, digits: int = 3) -> str:
@@ -84,7 +92,8 @@ def section_row(executor: MolmoEExecutor, samples: Sequence[Sample], rounds: int
     """Prints ratios by tier and position; returns what the row adds at the low tier, [N, P] ms."""
     added_ms = {}
     for tier in TIERS:
-        pairs = [blocks_ms(executor, s, tier, turn) for turn in range(rounds) for s in samples]
+        turns = counted(range(rounds), f"rounds at the {tier.name.lower()} tier")
+        pairs = [blocks_ms(executor, s, tier, turn) for turn in turns for s in samples]
         with_NP, without_NP = np.array(pairs).swapaxes(0, 1)
         added_ms[tier] = with_NP - without_NP
         for place, position in enumerate(POSITIONS):
@@ -122,7 +131,7 @@ def section_stages(
     """The controller's stages in whole episodes, in turns, and with the row's median added."""
     controllers = {position: deciding(executor, position) for position in MEASURED_POSITIONS}
     runs: dict[int, list[list[float]]] = {position: [] for position in controllers}
-    for turn in range(rounds):
+    for turn in counted(range(rounds), "rounds of whole episodes"):
         terms = Terms(budget_ms=float(np.random.default_rng(turn).uniform(*BUDGETS_MS)), price=0.1)
         for sample in samples:
             for position, controller in controllers.items():

@@ -8,29 +8,12 @@ variation is that of repeats of one sample, averaged over samples.
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from benchmarks.options import read_options
-from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS
-from launch.cluster.console import one_clear_error
-from rollout.build import WorkerConfig, build_worker
-
-BUSY_LOOP = "while True: pass"
-MATRIX_LOOP = (
-    "import torch; torch.set_num_threads(1); a = torch.rand(1024, 1024)\n"
-    "while True: a = torch.tanh(a @ a)"
-)
-LOADS = {"quiet": "", "next to busy loops": BUSY_LOOP, "next to matrix products": MATRIX_LOOP}
+from launch.cluster.console import answer_help, one_clear_error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +38,31 @@ class ClockConfig:
 
 
 QUICK = ClockConfig(quick=True, repeats=2, num_samples=1, num_loads=1, settle_s=0.2)
+
+
+if __name__ == "__main__":
+    answer_help(lambda: read_options(QUICK, __doc__))  # before the imports that take seconds
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS
+from launch.cluster.progress import counted
+from rollout.build import build_worker
+from rollout.worker_config import WorkerConfig
+
+BUSY_LOOP = "while True: pass"
+MATRIX_LOOP = (
+    "import torch; torch.set_num_threads(1); a = torch.rand(1024, 1024)\n"
+    "while True: a = torch.tanh(a @ a)"
+)
+LOADS = {"quiet": "", "next to busy loops": BUSY_LOOP, "next to matrix products": MATRIX_LOOP}
 
 
 @contextmanager
@@ -84,7 +92,7 @@ def main() -> int:
             for name, knobs in (("cheapest", CHEAPEST_KNOBS), ("full", FULL_KNOBS)):
                 done = [
                     [worker.execute(knobs, "test", index)[0] for index in range(config.num_samples)]
-                    for _ in range(config.repeats)
+                    for _ in counted(range(config.repeats), f"repeats {load}, {name}")
                 ]
                 runs[load, name, "thread"] = np.array([[e.latency_ms for e in es] for es in done])
                 runs[load, name, "wall"] = np.array([[e.wall_ms for e in es] for es in done])

@@ -12,17 +12,53 @@ version, opens the same files.
 
 from __future__ import annotations
 
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.options import read_options
+from launch.cluster.console import answer_help, one_clear_error
+
+ROOT = Path(__file__).parents[1]
+NAMES = (
+    *("coco_2014_vqa", "coco_caption", "doc_qa", "mmmu", "okvqa", "science_qa_img"),
+    *("st_qa", "tally_qa", "text_vqa"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSetsConfig:
+    """One measurement.
+
+    Attributes:
+        quick: two data sets of a thousandth of the size, to see within a minute that it runs.
+        folder: where the records are, or are written to; by default a temporary folder.
+        code: checkout that opens them; by default this one.
+        names: data sets that are opened.
+        part: divisor of the published numbers of records.
+    """
+
+    quick: bool = False
+    folder: Path | None = None
+    code: Path = ROOT
+    names: tuple[str, ...] = NAMES
+    part: int = 1
+
+
+QUICK = DataSetsConfig(quick=True, names=("okvqa", "mmmu"), part=1000)
+
+
+if __name__ == "__main__":
+    answer_help(lambda: read_options(QUICK, __doc__))  # before the imports that take seconds
+
 import io
 import json
 import os
 import random
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,14 +66,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from benchmarks.options import read_options
-from launch.cluster.console import one_clear_error
-
-ROOT = Path(__file__).parents[1]
-NAMES = (
-    *("coco_2014_vqa", "coco_caption", "doc_qa", "mmmu", "okvqa", "science_qa_img"),
-    *("st_qa", "tally_qa", "text_vqa"),
-)
 WORDS = "red blue tall small cat bus sign table two number street window what left near old".split()
 
 OPEN = """
@@ -67,28 +95,6 @@ census = {name: list(counts.values()) for name, counts in tasks.census().items()
 print(json.dumps([opened_s, after[0] - before[0], after[1] - before[1], peak, entry_ms, census]))
 """
 """What a process of either checkout runs."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataSetsConfig:
-    """One measurement.
-
-    Attributes:
-        quick: two data sets of a thousandth of the size, to see within a minute that it runs.
-        folder: where the records are, or are written to; by default a temporary folder.
-        code: checkout that opens them; by default this one.
-        names: data sets that are opened.
-        part: divisor of the published numbers of records.
-    """
-
-    quick: bool = False
-    folder: Path | None = None
-    code: Path = ROOT
-    names: tuple[str, ...] = NAMES
-    part: int = 1
-
-
-QUICK = DataSetsConfig(quick=True, names=("okvqa", "mmmu"), part=1000)
 
 
 def main() -> int:

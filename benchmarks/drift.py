@@ -10,26 +10,11 @@ run.
 Shapes: N repeats, C clocks.
 """
 
-import multiprocessing
 import sys
-import time
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-
 from benchmarks.options import read_options
-from envs.calibration import Calibration
-from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS
-from envs.tasks import build_tasks
-from launch.cluster.console import one_clear_error
-from rollout.build import WorkerConfig, build_executor
-from rollout.latency.drift import FollowedTime, Pace
-from rollout.worker import RolloutWorker
-
-NUM_SAMPLES = 24
-CALIBRATION_ROUNDS = 5
-CLOCKS = ("of the device", "corrected by probes", "corrected by probes and pace")
+from launch.cluster.console import answer_help, one_clear_error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +33,28 @@ class DriftConfig:
 
 
 QUICK = DriftConfig(quick=True, workers=1, seconds=2.0)
+
+
+if __name__ == "__main__":
+    answer_help(lambda: read_options(QUICK, __doc__))  # before the imports that take seconds
+
+import multiprocessing
+import time
+
+import numpy as np
+import torch
+
+from envs.calibration import Calibration
+from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS
+from envs.tasks import build_tasks
+from rollout.build import build_executor
+from rollout.latency.drift import FollowedTime, Pace
+from rollout.worker import RolloutWorker
+from rollout.worker_config import WorkerConfig
+
+NUM_SAMPLES = 24
+CALIBRATION_ROUNDS = 5
+CLOCKS = ("of the device", "corrected by probes", "corrected by probes and pace")
 
 
 def repeats(seed: int, seconds: float) -> tuple[np.ndarray, np.ndarray]:

@@ -9,32 +9,13 @@ vision encoder in two passes against one batch, also at the published size; cost
 vector-Jacobian product; cost of the controller. All comparisons are interleaved, on one thread.
 """
 
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
-import torch
-
 from benchmarks.options import read_options
-from benchmarks.random_model import MINIATURE
 from envs.checks import check_within
-from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, Execution, Knobs, Sample, Tier, all_knobs
-from launch.cluster.console import one_clear_error
-from policy.config import ControllerConfig
-from policy.controller import Controller, choose
-from policy.stage1 import NUM_PLAIN
-from rollout.build import WorkerConfig, build_worker
-from rollout.executor import MolmoEExecutor
+from launch.cluster.console import answer_help, one_clear_error
 from rollout.executor_config import ExecutorConfig
-from rollout.group_sharing import MolmoEGroupSession, run_configurations
-from rollout.molmoe import MolmoEConfig, generate
-from rollout.molmoe.vision import ImageEncoder
-from rollout.worker import RolloutWorker
-
-MIDDLE = Knobs(tier=Tier.MEDIUM, position=2, top_k=6, num_blocks=14)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +47,33 @@ class EpisodesConfig:
 
 
 QUICK = EpisodesConfig(quick=True, samples=2, groups=2, repeats=2, pairs=2, published_rounds=2)
+
+
+if __name__ == "__main__":
+    answer_help(lambda: read_options(QUICK, __doc__))  # before the imports that take seconds
+
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from benchmarks.random_model import MINIATURE
+from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, Execution, Knobs, Sample, Tier, all_knobs
+from launch.cluster.progress import counted
+from policy.config import ControllerConfig
+from policy.controller import Controller, choose
+from policy.stage1 import NUM_PLAIN
+from rollout.build import build_worker
+from rollout.executor import MolmoEExecutor
+from rollout.group_sharing import MolmoEGroupSession, run_configurations
+from rollout.molmoe import MolmoEConfig, generate
+from rollout.molmoe.vision import ImageEncoder
+from rollout.worker import RolloutWorker
+from rollout.worker_config import WorkerConfig
+
+MIDDLE = Knobs(tier=Tier.MEDIUM, position=2, top_k=6, num_blocks=14)
 
 
 def milliseconds(call: Callable[[], object]) -> float:
@@ -145,7 +153,7 @@ def section_hooks(worker: RolloutWorker, samples: list[Sample], num_pairs: int) 
     """What the hooks add to a full episode."""
     executor = worker.executor
     ratios = []
-    for sample in samples:
+    for sample in counted(samples, "samples with and without hooks"):
         inputs = executor.preprocessor(sample.image, sample.prompt, 12)
 
         def bare(inputs=inputs) -> None:
@@ -170,7 +178,7 @@ def section_hooks(worker: RolloutWorker, samples: list[Sample], num_pairs: int) 
 def section_repeatability(worker: RolloutWorker, sample: Sample, repeats: int) -> None:
     """How much three fixed configurations vary on one sample."""
     runs: dict[Knobs, list[float]] = {k: [] for k in (CHEAPEST_KNOBS, MIDDLE, FULL_KNOBS)}
-    for _ in range(repeats):
+    for _ in counted(range(repeats), "repeats"):
         for knobs, values in runs.items():
             _, (execution,) = run_group(worker.executor, sample, [knobs])
             values.append(execution.latency_ms)
@@ -189,7 +197,7 @@ def section_composed(worker: RolloutWorker, samples: list[Sample]) -> None:
     to compare spreads; intervals come from resampling groups.
     """
     rng, every, ratios, own = np.random.default_rng(0), list(all_knobs()), [], []
-    for sample in samples:
+    for sample in counted(samples, "composed groups"):
         members = [every[i] for i in rng.integers(0, len(every), 8)]
         _, shared = run_group(worker.executor, sample, members)
         first, second = (
@@ -217,7 +225,7 @@ def section_sharing(worker: RolloutWorker, samples: list[Sample]) -> None:
     for name, distinct in (("uniform over 225", 225), ("three distinct", 3)):
         ratios: dict[bool, list[float]] = {True: [], False: []}
         rates = []
-        for sample in samples:
+        for sample in counted(samples, f"shared groups, {name}"):
             pool = [every[i] for i in rng.choice(len(every), distinct, replace=False)]
             members = [pool[i] for i in rng.integers(0, distinct, 8)]
             if distinct < 8:

@@ -7,34 +7,12 @@ answers one prompt with an image. Prints peak memory and the times of loading, p
 The folder is deleted afterwards.
 """
 
-import resource
-import shutil
-import statistics
-import subprocess
 import sys
-import tempfile
-import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image
-
 from benchmarks.options import read_options
-from benchmarks.random_model import MINIATURE, BarePreprocessor, write
-from launch.cluster.console import one_clear_error
-from rollout.molmoe import MolmoEConfig, load_model
-from rollout.molmoe.generation import decode_step
-from rollout.molmoe.preprocess import ModelInputs
-
-ROOT = Path(__file__).parents[1]
-ANSWER = """
-import pathlib, torch
-from benchmarks.full_size import run
-torch.set_num_threads({threads})
-run(pathlib.Path({folder!r}), is_quick={quick})
-"""
+from launch.cluster.console import answer_help, one_clear_error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +33,35 @@ class FullSizeConfig:
 
 
 QUICK = FullSizeConfig(quick=True, layers=2)
+
+
+if __name__ == "__main__":
+    answer_help(lambda: read_options(QUICK, __doc__))  # before the imports that take seconds
+
+import resource
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from dataclasses import replace
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.random_model import MINIATURE, BarePreprocessor, write
+from rollout.molmoe import MolmoEConfig, load_model
+from rollout.molmoe.generation import decode_step
+from rollout.molmoe.preprocess import ModelInputs
+
+ROOT = Path(__file__).parents[1]
+ANSWER = """
+import pathlib, torch
+from benchmarks.full_size import run
+torch.set_num_threads({threads})
+run(pathlib.Path({folder!r}), is_quick={quick})
+"""
 
 
 def geometry(*, is_quick: bool) -> MolmoEConfig:

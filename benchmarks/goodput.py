@@ -12,28 +12,13 @@ client gave up are counted apart. `--quick` needs no server: it asks a stand-in 
 always gives the same answer.
 """
 
-import asyncio
-import json
 import sys
 import tempfile
-import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import aiohttp
-import numpy as np
-from aiohttp import web
-from rich.console import Console
-
-from benchmarks.goodput_report import Outcome, Reply, Row, figure_of, table_of, verdict
 from benchmarks.options import read_options
-from envs.scoring import score_of
-from envs.spec import Sample, Task
-from envs.tasks import build_tasks
-from launch.cluster.console import one_clear_error
-from launch.serving.page import data_url
+from launch.cluster.console import answer_help, one_clear_error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +67,29 @@ QUICK = GoodputConfig(
     num_samples=4,
     output=Path(tempfile.gettempdir()) / "goodput-quick.png",
 )
+
+
+if __name__ == "__main__":
+    answer_help(lambda: read_options(QUICK, __doc__))  # before the imports that take seconds
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, replace
+
+import aiohttp
+import numpy as np
+from aiohttp import web
+from rich.console import Console
+
+from benchmarks.goodput_report import Outcome, Reply, Row, figure_of, table_of, verdict
+from envs.scoring import score_of
+from envs.spec import Sample, Task
+from envs.tasks import build_tasks
+from launch.cluster.progress import counted
+from launch.serving.page import data_url
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,7 +217,7 @@ async def measure(config: GoodputConfig, console: Console) -> list[Row]:
     rows = []
     for rate in config.rates:
         turns: dict[str, list[list[Reply]]] = {policy: [] for policy in names}
-        for turn in range(config.turns):
+        for turn in counted(range(config.turns), f"turns at {rate:g} requests per second"):
             arrivals = schedule(config, rate, turn)
             for policy in names:
                 turns[policy].append(await play(config, questions, policy, arrivals))

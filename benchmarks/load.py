@@ -6,12 +6,10 @@ python -m benchmarks.load --minutes 12
 from __future__ import annotations
 
 import sys
-import time
 from dataclasses import dataclass
 
-from benchmarks.clock import BUSY_LOOP, beside
 from benchmarks.options import read_options
-from launch.cluster.console import one_clear_error
+from launch.cluster.console import answer_help, one_clear_error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +30,14 @@ class DisturbanceConfig:
 
 
 QUICK = DisturbanceConfig(quick=True, minutes=0.01, processes=1, period_s=0.2)
+
+
+if __name__ == "__main__":
+    answer_help(lambda: read_options(QUICK, __doc__))  # before the imports that take seconds
+
+import time
+
+from benchmarks.clock import BUSY_LOOP, beside
 
 
 def main() -> int:

@@ -12,26 +12,13 @@ the maximum that loading allows. CPU time shows what other processes took away.
 
 from __future__ import annotations
 
-import io
-import json
 import sys
-import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image
-
 from benchmarks.options import read_options
-from envs.spec import TIERS, Sample, Task
-from envs.tasks.registry import load_tasks
-from envs.tasks.vqa.config import DataConfig
-from launch.cluster.console import one_clear_error
-from rollout.build import EMBEDDED
-from rollout.molmoe import Preprocessor
-from rollout.sample_loader import SampleLoader
+from launch.cluster.console import answer_help, one_clear_error
+from rollout.worker_config import EMBEDDED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +50,25 @@ class LoadingConfig:
 
 
 QUICK = LoadingConfig(quick=True, num_threads=(0, 1), num_samples=4, num_pictures=2)
+
+
+if __name__ == "__main__":
+    answer_help(lambda: read_options(QUICK, __doc__))  # before the imports that take seconds
+
+import io
+import json
+import tempfile
+import time
+
+import numpy as np
+import torch
+from PIL import Image
+
+from envs.spec import TIERS, Sample, Task
+from envs.tasks.registry import load_tasks
+from envs.tasks.vqa.config import DataConfig
+from rollout.molmoe import Preprocessor
+from rollout.sample_loader import SampleLoader
 
 
 class SlowDisk:

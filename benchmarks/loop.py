@@ -8,12 +8,48 @@ few asynchronous Ray actors, in which each serves one call at a time. Prints the
 which the actors were busy, and the driver's time by part of a step.
 """
 
-import asyncio
 import sys
+from dataclasses import dataclass
+
+from benchmarks.options import read_options
+from envs.checks import check_within
+from launch.cluster.console import answer_help, one_clear_error
+from launch.run.recipes import molmoe_h100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopConfig:
+    """One measurement.
+
+    Attributes:
+        quick: few actors that sleep briefly, to see within a minute that it runs.
+        actors: number of rollout actors.
+        sleep_s: seconds that an actor sleeps per group.
+        steps: number of steps of the run; the first two do not count.
+        max_staleness: how many steps actors may be ahead.
+    """
+
+    quick: bool = False
+    actors: int = 64
+    sleep_s: float = 1.0
+    steps: int = 8
+    max_staleness: int = molmoe_h100().max_staleness
+
+    def __post_init__(self) -> None:
+        check_within(self, "steps", low=3)
+
+
+QUICK = LoopConfig(quick=True, actors=2, sleep_s=0.01, steps=3)
+
+
+if __name__ == "__main__":
+    answer_help(lambda: read_options(QUICK, __doc__))  # before the imports that take seconds
+
+import asyncio
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,19 +57,16 @@ from typing import Any
 import numpy as np
 import ray
 
-from benchmarks.options import read_options
 from envs.budgets import BudgetSampler
 from envs.calibration import Calibration
-from envs.checks import check_within
 from launch.cluster.actor_pool import ActorPool
 from launch.cluster.config import ClusterConfig
 from launch.cluster.connection import connect
-from launch.cluster.console import one_clear_error
 from launch.cluster.fleet import RayFleet
 from launch.cluster.membership import Membership
 from launch.cluster.remote_learner import RemoteLearner
 from launch.joint_grpo import train
-from launch.run.recipes import JointGRPOConfig, molmoe_h100
+from launch.run.recipes import JointGRPOConfig
 from launch.run.reporting import Reporter
 from launch.run.state import Run
 from learner.checkpoint import CheckpointStore
@@ -68,31 +101,6 @@ GRADIENT_SHARE = 0.05
 
 SCORE_SHARE = 0.1
 """Duration of an answer off the clock relative to a group's rollout."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoopConfig:
-    """One measurement.
-
-    Attributes:
-        quick: few actors that sleep briefly, to see within a minute that it runs.
-        actors: number of rollout actors.
-        sleep_s: seconds that an actor sleeps per group.
-        steps: number of steps of the run; the first two do not count.
-        max_staleness: how many steps actors may be ahead.
-    """
-
-    quick: bool = False
-    actors: int = 64
-    sleep_s: float = 1.0
-    steps: int = 8
-    max_staleness: int = molmoe_h100().max_staleness
-
-    def __post_init__(self) -> None:
-        check_within(self, "steps", low=3)
-
-
-QUICK = LoopConfig(quick=True, actors=2, sleep_s=0.01, steps=3)
 
 
 class Pool:

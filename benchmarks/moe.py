@@ -7,38 +7,12 @@ block with each of its expert implementations. All run in one process, interleav
 (a call that follows a large allocation is slower); the table shows medians with quartiles.
 """
 
-import functools
-import random
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from rich.console import Console
-from rich.table import Table
-from transformers import OlmoeConfig
-from transformers.models.olmoe.modeling_olmoe import OlmoeSparseMoeBlock
-
 from benchmarks.options import read_options
-from benchmarks.published_flow import PlainLoop
-from launch.cluster.console import one_clear_error
-from rollout.molmoe import MolmoEConfig
-from rollout.molmoe.moe import ExpertFunction, SparseMoE, grouped_experts, looped_experts
-
-SIZES = {
-    "mid": MolmoEConfig(d_model=512, n_heads=8, num_experts=64, expert_hidden=256),
-    "full": MolmoEConfig(),
-}
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-OURS = ("looped", "grouped")
-OTHERS = ("plain loop", "eager", "batched_mm", "grouped_mm")
-LARGE_BYTES = 2**30
-"""If batched_mm gathers more than this, it is timed only once, after all others."""
+from launch.cluster.console import answer_help, one_clear_error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +41,38 @@ class MoEConfig:
 QUICK = MoEConfig(
     quick=True, threads=1, sizes=("mid",), dtypes=("float32",), tokens=(1,), rounds=2, seconds=0.1
 )
+
+
+if __name__ == "__main__":
+    answer_help(lambda: read_options(QUICK, __doc__))  # before the imports that take seconds
+
+import functools
+import random
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from transformers import OlmoeConfig
+from transformers.models.olmoe.modeling_olmoe import OlmoeSparseMoeBlock
+
+from benchmarks.published_flow import PlainLoop
+from rollout.molmoe import MolmoEConfig
+from rollout.molmoe.moe import ExpertFunction, SparseMoE, grouped_experts, looped_experts
+
+SIZES = {
+    "mid": MolmoEConfig(d_model=512, n_heads=8, num_experts=64, expert_hidden=256),
+    "full": MolmoEConfig(),
+}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+OURS = ("looped", "grouped")
+OTHERS = ("plain loop", "eager", "batched_mm", "grouped_mm")
+LARGE_BYTES = 2**30
+"""If batched_mm gathers more than this, it is timed only once, after all others."""
 
 
 def olmoe(

@@ -12,24 +12,12 @@ episodes, in turns. One thread, thread time, medians with quartiles.
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-
-from benchmarks.budget_row import spread
 from benchmarks.options import read_options
 from envs.checks import check_within
-from envs.spec import Knobs, Sample
-from launch.cluster.console import one_clear_error
-from launch.run.scores import CONFIGURATIONS, drawn
-from rollout.build import WorkerConfig, build_worker
-from rollout.group_sharing import run_configurations
-from rollout.worker import RolloutWorker
+from launch.cluster.console import answer_help, one_clear_error
 
-OF_A_SAMPLE = 4
 BATCHES = (1, 4, 12, 24, 64)
 
 
@@ -52,6 +40,27 @@ class ScoringConfig:
 
 
 QUICK = ScoringConfig(quick=True, batches=(1, 4), rounds=1)
+
+
+if __name__ == "__main__":
+    answer_help(lambda: read_options(QUICK, __doc__))  # before the imports that take seconds
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from benchmarks.budget_row import spread
+from envs.spec import Knobs, Sample
+from launch.cluster.progress import counted
+from launch.run.scores import CONFIGURATIONS, drawn
+from rollout.build import build_worker
+from rollout.group_sharing import run_configurations
+from rollout.worker import RolloutWorker
+from rollout.worker_config import WorkerConfig
+
+OF_A_SAMPLE = 4
 
 
 class Bench:
@@ -113,7 +122,8 @@ def main() -> int:
     for num_pairs in options.batches:
         kinds[f"batches of {num_pairs}"] = lambda n=num_pairs: bench.score(n)
     times: dict[str, list[float]] = {name: [] for name in kinds}
-    for _ in range(options.rounds):  # in turns, because the machine's speed drifts
+    # In turns, because the machine's speed drifts.
+    for _ in counted(range(options.rounds), "rounds"):
         for name, work in kinds.items():
             times[name].append(work())
     print("ms of device time for each outcome, and how many times as many as by episodes:")

@@ -9,33 +9,16 @@ a third of the configurations and on a sample of its own. `--quick` compares
 this checkout with itself.
 """
 
-import json
-import os
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import tyro
 
 from benchmarks.options import needed, read_options
-from launch.cluster.console import one_clear_error
+from launch.cluster.console import answer_help, one_clear_error
 
-SERVE = """
-import json, sys
-from envs.spec import all_knobs
-from rollout.build import WorkerConfig, build_worker
-worker, every = build_worker(WorkerConfig()), list(all_knobs())
-worker.warm_up()
-print("ready", flush=True)
-for line in sys.stdin:
-    number, index = json.loads(line)
-    execution, _ = worker.execute(every[number], "test", index)
-    print(json.dumps([execution.latency_ms, execution.answer]), flush=True)
-"""
-NUM_CONFIGURATIONS = 225
 ROOT = Path(__file__).parents[1]
 
 
@@ -57,6 +40,32 @@ class VersionsConfig:
 
 
 QUICK = VersionsConfig(quick=True, other=ROOT, pairs=1, stride=50)
+
+
+if __name__ == "__main__":
+    answer_help(lambda: read_options(QUICK, __doc__))  # before the imports that take seconds
+
+import json
+import os
+import subprocess
+
+import numpy as np
+
+from launch.cluster.progress import counted
+
+SERVE = """
+import json, sys
+from envs.spec import all_knobs
+from rollout.build import WorkerConfig, build_worker
+worker, every = build_worker(WorkerConfig()), list(all_knobs())
+worker.warm_up()
+print("ready", flush=True)
+for line in sys.stdin:
+    number, index = json.loads(line)
+    execution, _ = worker.execute(every[number], "test", index)
+    print(json.dumps([execution.latency_ms, execution.answer]), flush=True)
+"""
+NUM_CONFIGURATIONS = 225
 
 
 class Checkout:
@@ -113,7 +122,8 @@ def main() -> int:
     """Compares, and prints the mean ratio of latencies."""
     options = read_options(QUICK, __doc__)
     there = needed(options.other, "OTHER, another checkout of this project,").resolve()
-    results = [compare(ROOT, there, pair, options.stride) for pair in range(options.pairs)]
+    pairs = counted(range(options.pairs), "pairs of processes")
+    results = [compare(ROOT, there, pair, options.stride) for pair in pairs]
     logs, rng = np.array([log for log, _ in results]), np.random.default_rng(0)
     means = [rng.choice(logs, len(logs)).mean() for _ in range(2000)]
     low, high = np.exp(np.quantile(means, (0.025, 0.975)))

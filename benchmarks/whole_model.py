@@ -7,21 +7,11 @@ hold, and the published flow that of `benchmarks.published_flow`. At full width 
 `--embedded` takes the model that ships.
 """
 
-import statistics
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-
-import torch
+from dataclasses import dataclass
 
 from benchmarks.options import read_options
-from benchmarks.published_flow import KeysAndValues, PublishedFlow
-from launch.cluster.console import one_clear_error
-from rollout.build import EMBEDDED
-from rollout.molmoe import MolmoE, MolmoEConfig, load_model
-from rollout.molmoe.generation import decode_step
-from rollout.molmoe.static_cache import FixedShapeDecoder, PlainCalls
+from launch.cluster.console import answer_help, one_clear_error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +38,23 @@ class WholeModelConfig:
 
 
 QUICK = WholeModelConfig(quick=True, embedded=True, past=40, room=8, steps=2, threads=1)
+
+
+if __name__ == "__main__":
+    answer_help(lambda: read_options(QUICK, __doc__))  # before the imports that take seconds
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from benchmarks.published_flow import KeysAndValues, PublishedFlow
+from rollout.molmoe import MolmoE, MolmoEConfig, load_model
+from rollout.molmoe.generation import decode_step
+from rollout.molmoe.static_cache import FixedShapeDecoder, PlainCalls
+from rollout.worker_config import EMBEDDED
 
 
 def random_weights(num_layers: int, dtype: torch.dtype) -> MolmoE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterable
 
@@ -34,3 +35,14 @@ def check_within(
             least = f"more than {low:g}" if above else f"at least {low:g}"
             most = f" and at most {high:g}" if high < math.inf else ""
             raise ValueError(f"{name} is {value}: give a finite number of {least}{most}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name closest to a misspelt one; empty if none is close."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1)), "")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """What an error says at its end of a misspelt name: the closest known one, if there is one."""
+    close = nearest(name, known)
+    return f"; did you mean {close}?" if close else ""

@@ -7,37 +7,23 @@ blocks to keep, on other samples: by importance, the first ones, and at random.
 """
 
 import sys
-from pathlib import Path
 
 from launch.cluster.signals import stop_quietly
 
 if __name__ == "__main__":
     stop_quietly()
 
-import json
-import logging
-from collections.abc import Collection
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import tyro
-from rich.progress import track
-from rich.table import Table
 
 from envs.checks import check_within
-from envs.scoring import score_of
-from envs.spec import Sample, Tier
 from envs.tasks.scene import check_split
-from launch.analysis.statistics import Interval
-from launch.cluster.console import check_local_paths, one_clear_error, wide_console
+from launch.cluster.console import answer_help, check_local_paths
 from launch.cluster.usage import options_from
-from launch.cluster.waiting import telling
-from launch.storage.outputs import writable_file
-from rollout.block_skipping import BlockImportance
-from rollout.build import WorkerConfig, load_frozen_model
-from rollout.fleet import MAX_REPLACEMENTS
-from rollout.molmoe import ModelInputs, generate
+from rollout.worker_config import WorkerConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +51,38 @@ class ImportanceConfig:
         check_within(self, "num_samples", low=1)
         check_within(self, "first_index", low=0)
         check_split(self.split)
+
+
+def command_line() -> ImportanceConfig:
+    """Reads the command line."""
+    config = options_from(
+        lambda: tyro.cli(ImportanceConfig, prog="block_importance.py", description=__doc__)
+    )
+    check_local_paths(config)
+    return config
+
+
+if __name__ == "__main__":
+    answer_help(command_line)  # before the imports that take seconds
+
+import json
+import logging
+from collections.abc import Collection
+
+import numpy as np
+from rich.table import Table
+
+from envs.scoring import score_of
+from envs.spec import Sample, Tier
+from launch.analysis.statistics import Interval
+from launch.cluster.console import one_clear_error, wide_console
+from launch.cluster.progress import counted
+from launch.cluster.waiting import telling
+from launch.storage.outputs import writable_file
+from rollout.block_skipping import BlockImportance
+from rollout.build import load_frozen_model
+from rollout.fleet import MAX_REPLACEMENTS
+from rollout.molmoe import ModelInputs, generate
 
 
 class Scorer:
@@ -105,7 +123,7 @@ def measure(scorer: Scorer, first_index: int) -> tuple[float, dict[str, float]]:
     num_blocks = scorer.model.config.n_layers
     scores = np.zeros((num_blocks + 1, scorer.config.num_samples))
     for column, (sample, inputs) in enumerate(
-        track(scorer.samples(first_index), "skipping blocks one by one")
+        counted(scorer.samples(first_index), "samples with blocks skipped one by one")
     ):
         for block in range(num_blocks):
             scores[block, column] = scorer.score(sample, inputs, (block,))
@@ -132,7 +150,7 @@ def check(scorer: Scorer, importance: BlockImportance, first_index: int) -> Tabl
         }
         cells = []
         for name, skips in rules.items():
-            pairs = track(list(zip(samples, skips, strict=True)), f"{count} blocks by {name}")
+            pairs = counted(list(zip(samples, skips, strict=True)), f"{count} blocks by {name}")
             scores = np.array([scorer.score(*sample, skipped) for sample, skipped in pairs])
             cells.append(str(Interval.of(scores)))
         table.add_row(str(count), *cells)
@@ -141,10 +159,7 @@ def check(scorer: Scorer, importance: BlockImportance, first_index: int) -> Tabl
 
 def main() -> int:
     """Measures, prints and writes."""
-    config = options_from(
-        lambda: tyro.cli(ImportanceConfig, prog="block_importance.py", description=__doc__)
-    )
-    check_local_paths(config)
+    config = command_line()
     writable_file(config.output, "OUT.json")
     scorer, console = Scorer(config), wide_console()
     full, scores = measure(scorer, config.first_index)

@@ -16,59 +16,20 @@ each sample several times, which determines the budgets that are feasible for it
 feasible episodes only.
 """
 
-import json
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
-import ray
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 from envs.checks import check_within
-from envs.prices import FREE, check_prices
-from launch.analysis import bounds
-from launch.analysis.greedy_sweep import GreedySweep
-from launch.analysis.interleaved import Live, run_live, table_factor
-from launch.analysis.knob_table import KnobTable
-from launch.analysis.outcomes import Outcome
-from launch.analysis.plots import choices_figure, latency_figure, sweep_figure
-from launch.analysis.rivals import TARGET_VIOLATION, choose_rivals
-from launch.analysis.tradeoff import curves_of_outcomes
-from launch.analysis.tradeoff_plots import tradeoff_figure
-from launch.analysis.tradeoff_report import tradeoff_table, verdict
+from envs.prices import check_prices
 from launch.cluster.config import ClusterConfig
-from launch.cluster.connection import connect
-from launch.cluster.console import check_local_paths, one_clear_error, wide_console
-from launch.cluster.fleet import RayFleet, check_census, open_fleet
+from launch.cluster.console import answer_help, check_local_paths
 from launch.cluster.usage import options_from
 from launch.run.recipes import SHIPPED_PROFILE, EvaluationConfig
-from launch.run.resume import (
-    budgets_from_state,
-    calibration_from_state,
-    fingerprint_from_state,
-    load_checkpoint,
-    worker_of,
-)
-from launch.storage.outputs import writable_folder
-from launch.storage.remote_folder import is_uri
-from learner.checkpoint import Checkpoint
-from policy.config import PolicySetup
-from policy.weights import weights_sha256
-from rollout.actor import PublishedWeights
-from rollout.build import WorkerConfig
-from rollout.profiling.conversion import calibrated, places_in
-from rollout.profiling.profile_table import ProfileTable
-
-BY_BUDGET = "best by budget in hindsight"
-BY_KIND = "best per task and budget in hindsight"
-BY_SAMPLE = "best by sample in hindsight"
-DRAWN = ("controller", "lookup", "lookup by task", "static", "random", BY_KIND, BY_SAMPLE)
-"""Policies in the plot."""
+from rollout.worker_config import WorkerConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +65,63 @@ class EvaluateConfig:
         check_within(self, "num_budgets", low=1)
         check_within(self, "num_samples", low=0)
         check_prices(self.prices, "prices")
+
+
+def command_line() -> EvaluateConfig:
+    """Reads the command line."""
+    config = options_from(lambda: tyro.cli(EvaluateConfig, prog="evaluate.py", description=__doc__))
+    check_local_paths(config)
+    return config
+
+
+if __name__ == "__main__":
+    answer_help(command_line)  # before the imports that take seconds
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import ray
+from rich.console import Console
+from rich.table import Table
+
+from envs.prices import FREE
+from launch.analysis import bounds
+from launch.analysis.greedy_sweep import GreedySweep
+from launch.analysis.interleaved import Live, run_live, table_factor
+from launch.analysis.knob_table import KnobTable
+from launch.analysis.outcomes import Outcome
+from launch.analysis.plots import choices_figure, latency_figure, sweep_figure
+from launch.analysis.rivals import TARGET_VIOLATION, choose_rivals
+from launch.analysis.tradeoff import curves_of_outcomes
+from launch.analysis.tradeoff_plots import tradeoff_figure
+from launch.analysis.tradeoff_report import tradeoff_table, verdict
+from launch.cluster.connection import connect
+from launch.cluster.console import one_clear_error, wide_console
+from launch.cluster.fleet import RayFleet, check_census, open_fleet
+from launch.run.resume import (
+    budgets_from_state,
+    calibration_from_state,
+    fingerprint_from_state,
+    load_checkpoint,
+    worker_of,
+)
+from launch.storage.outputs import writable_folder
+from launch.storage.remote_folder import is_uri
+from learner.checkpoint import Checkpoint
+from policy.config import PolicySetup
+from policy.weights import weights_sha256
+from rollout.actor import PublishedWeights
+from rollout.profiling.conversion import calibrated, places_in
+from rollout.profiling.profile_table import ProfileTable
+
+BY_BUDGET = "best by budget in hindsight"
+BY_KIND = "best per task and budget in hindsight"
+BY_SAMPLE = "best by sample in hindsight"
+DRAWN = ("controller", "lookup", "lookup by task", "static", "random", BY_KIND, BY_SAMPLE)
+"""Policies in the plot."""
 
 
 def load_tables(
@@ -210,8 +228,7 @@ def print_table(found: dict[str, Outcome], result: GreedySweep, console: Console
 
 def parse() -> tuple[EvaluateConfig, Checkpoint]:
     """Reads the command line; the run's own model and tasks are the defaults."""
-    first = options_from(lambda: tyro.cli(EvaluateConfig, prog="evaluate.py", description=__doc__))
-    check_local_paths(first)
+    first = command_line()
     if is_uri(first.run_dir) and first.output_dir is None:
         raise ValueError(f"{first.run_dir} is in an object store: give a local --output-dir")
     checkpoint = load_checkpoint(first.run_dir)

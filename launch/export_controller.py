@@ -15,23 +15,14 @@ from launch.cluster.signals import stop_quietly
 if __name__ == "__main__":
     stop_quietly()
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
-from rich.console import Console
 
-from envs.price_curve import PRICE_CURVE_NAME
-from launch.cluster.console import one_clear_error
+from launch.cluster.console import answer_help
 from launch.cluster.usage import options_from
-from launch.storage.fetched_run import local_folder
-from learner.checkpoint import CHECKPOINTS_NAME, LEARNER_KEYS, CheckpointStore, find_controller
-from learner.manifest import STATE_NAME
-
-PLACES = ("run_dir", "warm_start_profile", "comparison_profile", "simulated_latency")
-"""Settings that name files of the machine on which a controller was trained."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +36,31 @@ class ExportConfig:
 
     run: Annotated[str, tyro.conf.Positional]
     out: Annotated[Path, tyro.conf.Positional]
+
+
+def command_line() -> ExportConfig:
+    """Reads the command line."""
+    return options_from(
+        lambda: tyro.cli(ExportConfig, prog="export_controller.py", description=__doc__)
+    )
+
+
+if __name__ == "__main__":
+    answer_help(command_line)  # before the imports that take seconds
+
+import shutil
+from typing import Any
+
+from rich.console import Console
+
+from envs.price_curve import PRICE_CURVE_NAME
+from launch.cluster.console import one_clear_error
+from launch.storage.fetched_run import local_folder
+from learner.checkpoint import CHECKPOINTS_NAME, LEARNER_KEYS, CheckpointStore, find_controller
+from learner.manifest import STATE_NAME
+
+PLACES = ("run_dir", "warm_start_profile", "comparison_profile", "simulated_latency")
+"""Settings that name files of the machine on which a controller was trained."""
 
 
 def export(run: str, out: Path) -> Path:
@@ -80,9 +96,7 @@ def export(run: str, out: Path) -> Path:
 
 def main() -> int:
     """Exports, and says where to."""
-    config = options_from(
-        lambda: tyro.cli(ExportConfig, prog="export_controller.py", description=__doc__)
-    )
+    config = command_line()
     folder = export(config.run, config.out)
     size_kb = sum(file.stat().st_size for file in folder.iterdir()) / 1e3
     Console(soft_wrap=True, highlight=False).print(

@@ -7,45 +7,17 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
-import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import ray
-import ray.train
-import torch
 import tyro
-from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer, get_device, prepare_model
-from torch.utils.tensorboard import SummaryWriter
 
 from envs.checks import check_within
-from launch.analysis.latency_plots import plot_errors, plot_predictions
-from launch.cluster.console import check_local_paths, one_clear_error
-from launch.cluster.ray_train import start_ray
+from launch.cluster.console import answer_help, check_local_paths
 from launch.cluster.usage import options_from
-from launch.storage.outputs import writable_folder
-from rollout.estimator.estimator import LatencyEstimator
-from rollout.estimator.fit import EpochRecord, EstimatorFit, FitConfig
-from rollout.estimator.latency_table import LatencyTable, split_by_sample
-from rollout.estimator.metrics import (
-    LatencyMetrics,
-    evaluate_estimator,
-    metrics_by_group,
-    predict_table,
-)
-from rollout.estimator.noise import NoiseFloor, noise_floor
-from rollout.profiling.records import DecodeReading, ProfileReader
-
-ESTIMATOR_NAME = "latency_estimator.safetensors"
-METRICS_NAME = "metrics.json"
-STATE_NAME = "fit.pt"
-NUM_CHECKPOINTS = 5
-MAX_FAILURES = 2
+from rollout.profiling.records import DecodeReading
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +81,60 @@ class EstimatorOptions:
             seed=self.seed,
             device=self.device,
         )
+
+
+def command_line() -> EstimatorOptions:
+    """Reads the command line."""
+    config = options_from(
+        lambda: tyro.cli(
+            EstimatorOptions,
+            prog="fit_latency_estimator.py",
+            description=__doc__,
+            config=(tyro.conf.EnumChoicesFromValues,),
+            use_underscores=True,
+        )
+    )
+    check_local_paths(config)
+    return config
+
+
+if __name__ == "__main__":
+    answer_help(command_line)  # before the imports that take seconds
+
+import json
+import os
+import tempfile
+from dataclasses import asdict
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer, get_device, prepare_model
+from torch.utils.tensorboard import SummaryWriter
+
+from launch.analysis.latency_plots import plot_errors, plot_predictions
+from launch.cluster.console import one_clear_error
+from launch.cluster.ray_train import start_ray
+from launch.storage.outputs import writable_folder
+from rollout.estimator.estimator import LatencyEstimator
+from rollout.estimator.fit import EpochRecord, EstimatorFit, FitConfig
+from rollout.estimator.latency_table import LatencyTable, split_by_sample
+from rollout.estimator.metrics import (
+    LatencyMetrics,
+    evaluate_estimator,
+    metrics_by_group,
+    predict_table,
+)
+from rollout.estimator.noise import NoiseFloor, noise_floor
+from rollout.profiling.records import ProfileReader
+
+ESTIMATOR_NAME = "latency_estimator.safetensors"
+METRICS_NAME = "metrics.json"
+STATE_NAME = "fit.pt"
+NUM_CHECKPOINTS = 5
+MAX_FAILURES = 2
 
 
 def make_repeatable() -> None:
@@ -287,16 +313,7 @@ def fit_estimator(options: EstimatorOptions) -> dict[str, Any]:
 
 def main() -> int:
     """Reads the command line and fits."""
-    options = options_from(
-        lambda: tyro.cli(
-            EstimatorOptions,
-            prog="fit_latency_estimator.py",
-            description=__doc__,
-            config=(tyro.conf.EnumChoicesFromValues,),
-            use_underscores=True,
-        )
-    )
-    check_local_paths(options)
+    options = command_line()
     fit_estimator(options)
     return 0
 

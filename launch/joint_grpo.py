@@ -14,10 +14,25 @@ from launch.cluster.signals import stop_quietly
 if __name__ == "__main__":
     stop_quietly()
 
-from launch.cluster.console import one_clear_error
+from launch.cluster.config import DoctorConfig
+from launch.cluster.console import answer_help, one_clear_error
+from launch.run.command_line import configuration, doctor_configuration, print_configuration
+from launch.run.recipes import JointGRPOConfig
+
+
+def command_line() -> JointGRPOConfig | DoctorConfig:
+    """Reads the command line."""
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["doctor"]:
+        return doctor_configuration(arguments[1:])
+    return configuration(arguments, __doc__)
+
+
+if __name__ == "__main__":
+    answer_help(command_line)  # before the imports that take seconds
+
 from launch.cluster.doctor import doctor
 from launch.cluster.signals import Stopped
-from launch.run.command_line import configuration, print_configuration
 from launch.run.held_out import evaluate
 from launch.run.opening import open_run
 from launch.run.state import Run
@@ -54,11 +69,10 @@ def train(run: Run) -> None:
 
 
 def main() -> int:
-    """Reads the command line and runs it."""
-    arguments = sys.argv[1:]
-    if arguments[:1] == ["doctor"]:
-        return doctor(arguments[1:])
-    config = configuration(arguments, __doc__)
+    """Runs what the command line asks for."""
+    config = command_line()
+    if isinstance(config, DoctorConfig):
+        return doctor(config)
     if config.print_config:
         return print_configuration(config)
     with open_run(config) as run:

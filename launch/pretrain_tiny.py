@@ -11,27 +11,14 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated
 
-import ray.train
-import torch
 import tyro
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
-from rich.table import Table
 
 from envs.checks import check_within
-from envs.tasks import WEIGHTS
-from launch.analysis.statistics import Interval
-from launch.cluster.console import check_local_paths, one_clear_error, wide_console
-from launch.cluster.ray_train import start_ray
+from launch.cluster.console import answer_help, check_local_paths
 from launch.cluster.usage import options_from
-from launch.pretraining.blueprint import write_folder
-from launch.pretraining.held_out import Evaluator, held_out
-from launch.pretraining.stages import Pretraining, TrainConfig
-from launch.storage.outputs import writable_folder
-
-MAX_FAILURES = 3
+from launch.pretraining.config import TrainConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +34,38 @@ class PretrainingOptions:
     def __post_init__(self) -> None:
         check_within(self, "num_workers", low=0)
         check_within(self, "num_samples", low=1)
+
+
+def command_line() -> PretrainingOptions:
+    """Reads the command line."""
+    config = options_from(
+        lambda: tyro.cli(PretrainingOptions, prog="pretrain_tiny.py", description=__doc__)
+    )
+    check_local_paths(config)
+    return config
+
+
+if __name__ == "__main__":
+    answer_help(command_line)  # before the imports that take seconds
+
+from typing import Any
+
+import ray.train
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from rich.table import Table
+
+from envs.tasks import WEIGHTS
+from launch.analysis.statistics import Interval
+from launch.cluster.console import one_clear_error, wide_console
+from launch.cluster.ray_train import start_ray
+from launch.pretraining.blueprint import write_folder
+from launch.pretraining.held_out import Evaluator, held_out
+from launch.pretraining.stages import Pretraining
+from launch.storage.outputs import writable_folder
+
+MAX_FAILURES = 3
 
 
 def train_worker(arguments: dict[str, Any]) -> None:
@@ -95,10 +114,7 @@ def report(pretraining: Pretraining, num_samples: int) -> None:
 
 def main() -> int:
     """Trains, or continues, then evaluates and writes the model's folder."""
-    options = options_from(
-        lambda: tyro.cli(PretrainingOptions, prog="pretrain_tiny.py", description=__doc__)
-    )
-    check_local_paths(options)
+    options = command_line()
     config = options.train
     if not config.out.is_absolute():
         raise ValueError(f"--out {config.out} is relative: workers need an absolute folder")

@@ -13,50 +13,19 @@ was fast. The cheapest configuration runs several times on each sample, which de
 smallest budget that is feasible for it.
 """
 
-import json
-import logging
 import sys
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
 import tyro
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 
-from envs.calibration import Calibration
-from envs.checks import check_within
-from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, POSITIONS, TIERS, Knobs, all_knobs
+from envs.checks import check_within, did_you_mean
 from envs.tasks.scene import check_split
-from launch.analysis.answer_priors import answer_prior_scores
-from launch.analysis.greedy_sweep import CHEAPEST_REPEATS
-from launch.analysis.knob_effects import (
-    best_by_task_table,
-    configuration_name,
-    effects_table,
-    knob_effects,
-)
-from launch.analysis.plots import pareto_figure
-from launch.analysis.statistics import Interval, half_widths
 from launch.cluster.config import ClusterConfig
-from launch.cluster.connection import connect
-from launch.cluster.console import check_local_paths, one_clear_error, wide_console
-from launch.cluster.fleet import RayFleet, check_census, open_fleet
+from launch.cluster.console import answer_help, check_local_paths
 from launch.cluster.usage import options_from
-from launch.run.resume import fingerprint_from_state, load_checkpoint, worker_of
-from launch.storage.outputs import writable_folder
-from rollout.build import WorkerConfig
-from rollout.calibrate import ExtremeLatencies
-from rollout.fingerprint import Fingerprint
-from rollout.profiling.profile_table import ProfileTable
-from rollout.profiling.records import ProfileRecord, write_items
-
-SAMPLES_A_BATCH = 50
-"""Number of samples that are handed out together."""
+from rollout.worker_config import WorkerConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +62,56 @@ class ProfileConfig:
         check_split(self.split)
 
 
+def command_line() -> ProfileConfig:
+    """Reads the command line."""
+    config = options_from(
+        lambda: tyro.cli(ProfileConfig, prog="profile_knobs.py", description=__doc__)
+    )
+    check_local_paths(config)
+    return config
+
+
+if __name__ == "__main__":
+    answer_help(command_line)  # before the imports that take seconds
+
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from envs.calibration import Calibration
+from envs.spec import CHEAPEST_KNOBS, FULL_KNOBS, POSITIONS, TIERS, Knobs, all_knobs
+from launch.analysis.answer_priors import answer_prior_scores
+from launch.analysis.greedy_sweep import CHEAPEST_REPEATS
+from launch.analysis.knob_effects import (
+    best_by_task_table,
+    configuration_name,
+    effects_table,
+    knob_effects,
+)
+from launch.analysis.plots import pareto_figure
+from launch.analysis.statistics import Interval, half_widths
+from launch.cluster.connection import connect
+from launch.cluster.console import one_clear_error, wide_console
+from launch.cluster.fleet import RayFleet, check_census, open_fleet
+from launch.cluster.progress import counted
+from launch.run.resume import fingerprint_from_state, load_checkpoint, worker_of
+from launch.storage.outputs import writable_folder
+from rollout.calibrate import ExtremeLatencies
+from rollout.fingerprint import Fingerprint
+from rollout.profiling.profile_table import ProfileTable
+from rollout.profiling.records import ProfileRecord, write_items
+
+SAMPLES_A_BATCH = 50
+"""Number of samples that are handed out together."""
+
+
 def chosen_configurations(names: Sequence[str]) -> tuple[Knobs, ...]:
     """The configurations of names or of a named set; raises ValueError for an unknown name."""
     every = {str(knobs): knobs for knobs in all_knobs()}
@@ -113,6 +132,7 @@ def chosen_configurations(names: Sequence[str]) -> tuple[Knobs, ...]:
         raise ValueError(
             f"unknown configuration {unknown[0] if unknown else ''!r}: use all, grid, corners or "
             f"names such as {CHEAPEST_KNOBS}"
+            + did_you_mean(unknown[0] if unknown else "", ("all", *grid, *every))
         )
     return tuple(every[name] for name in names)
 
@@ -160,7 +180,9 @@ def measure(config: ProfileConfig, configurations: tuple[Knobs, ...], rows_path:
     common["calibration"] = asdict(calibration)
     results = _profiled(fleet, configurations, config.split, missing, calibration)
     with rows_path.open("a") as file:
-        for index, (cheapest_ms, records) in zip(track(missing, "profiling"), results, strict=True):
+        for index, (cheapest_ms, records) in zip(
+            counted(missing, "profiled samples"), results, strict=True
+        ):
             if len(records) < len(configurations):
                 logging.warning("sample %d of %s is unusable: left out", index, config.split)
                 continue
@@ -298,10 +320,7 @@ def print_table(summary: dict[str, Any], console: Console) -> None:
 
 def parse() -> ProfileConfig:
     """Reads the command line; model and tasks of `--run-dir`, if given, are the defaults."""
-    config = options_from(
-        lambda: tyro.cli(ProfileConfig, prog="profile_knobs.py", description=__doc__)
-    )
-    check_local_paths(config)
+    config = command_line()
     if config.run_dir is None:
         return config
     own = worker_of(load_checkpoint(config.run_dir))

@@ -14,21 +14,14 @@ from launch.cluster.signals import stop_quietly
 if __name__ == "__main__":
     stop_quietly()
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
-from launch.cluster.console import check_local_paths, one_clear_error
+from launch.cluster.console import answer_help, check_local_paths
 from launch.cluster.usage import options_from
-from launch.run_report.page import REPORT_NAME, write_report
-from launch.run_report.record import read_run
-from launch.storage.fetched_run import local_results
-from launch.storage.outputs import writable_file
-from launch.storage.remote_folder import is_uri
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +49,28 @@ class ReportConfig:
         return (local_results(self.runs[0]) if is_local else Path.cwd()) / REPORT_NAME
 
 
+def command_line() -> ReportConfig:
+    """Reads the command line."""
+    config = options_from(lambda: tyro.cli(ReportConfig, prog="report.py", description=__doc__))
+    check_local_paths(config)
+    return config
+
+
+if __name__ == "__main__":
+    answer_help(command_line)  # before the imports that take seconds
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from launch.cluster.console import one_clear_error
+from launch.run_report.page import REPORT_NAME, write_report
+from launch.run_report.record import read_run
+from launch.storage.fetched_run import local_results
+from launch.storage.outputs import writable_file
+from launch.storage.remote_folder import is_uri
+
+
 def names_of(runs: Sequence[str]) -> list[str]:
     """A name for each run: the last part of its path, or as many parts as tell them apart."""
     paths = [
@@ -71,8 +86,7 @@ def names_of(runs: Sequence[str]) -> list[str]:
 
 def main() -> int:
     """Reads the runs and writes the page."""
-    config = options_from(lambda: tyro.cli(ReportConfig, prog="report.py", description=__doc__))
-    check_local_paths(config)
+    config = command_line()
     names = names_of(config.runs)
     folders = [local_results(run) for run in config.runs]
     records = [read_run(f, name) for f, name in zip(folders, names, strict=True)]

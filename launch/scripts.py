@@ -1,57 +1,58 @@
 """The programs of this folder as console scripts; see `[project.scripts]` in pyproject.toml."""
 
-from importlib import import_module
-
-from launch.cluster.signals import stop_quietly
+import runpy
 
 
-def _run(program: str) -> int:
-    stop_quietly()  # importing a program takes seconds
-    from launch.cluster.console import one_clear_error
-
-    return one_clear_error(import_module(f"launch.{program}").main)
+def _run(program: str) -> None:
+    """Runs a program just as `python launch/PROGRAM.py` does, which ends this process."""
+    runpy.run_module(f"launch.{program}", run_name="__main__", alter_sys=True)
 
 
-def joint_grpo() -> int:
+def joint_grpo() -> None:
     """Training: launch/joint_grpo.py."""
-    return _run("joint_grpo")
+    _run("joint_grpo")
 
 
-def evaluate() -> int:
+def evaluate() -> None:
     """Evaluation against the rivals: launch/evaluate.py."""
-    return _run("evaluate")
+    _run("evaluate")
 
 
-def report() -> int:
+def report() -> None:
     """A run as one page: launch/report.py."""
-    return _run("report")
+    _run("report")
 
 
-def export_controller() -> int:
+def export_controller() -> None:
     """The controller of a run, to be shared: launch/export_controller.py."""
-    return _run("export_controller")
+    _run("export_controller")
 
 
-def generate() -> int:
+def generate() -> None:
     """One answer: launch/generate.py."""
-    return _run("generate")
+    _run("generate")
 
 
-def serve() -> int:
+def tour() -> None:
+    """The same question at several budgets and prices: launch/tour.py."""
+    _run("tour")
+
+
+def serve() -> None:
     """The server: launch/serve.py."""
-    return _run("serve")
+    _run("serve")
 
 
-def profile_knobs() -> int:
+def profile_knobs() -> None:
     """Measurements of all configurations: launch/profile_knobs.py."""
-    return _run("profile_knobs")
+    _run("profile_knobs")
 
 
-def importance() -> int:
+def importance() -> None:
     """Block importance: launch/block_importance.py."""
-    return _run("block_importance")
+    _run("block_importance")
 
 
-def fit_latency_estimator() -> int:
+def fit_latency_estimator() -> None:
     """The standalone latency estimator: launch/fit_latency_estimator.py."""
-    return _run("fit_latency_estimator")
+    _run("fit_latency_estimator")

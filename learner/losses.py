@@ -8,65 +8,12 @@ Shapes: B episodes, S surrogates of an episode (one of all heads, or one of each
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from envs.checks import check_within
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EntropySchedule:
-    """Coefficient of the entropy bonus: linear from `start` to `end` over `steps` updates."""
-
-    start: float = 0.02
-    end: float = 0.002
-    steps: int = 1000
-
-    def __post_init__(self) -> None:
-        check_within(self, "start", "end", low=0)
-        if self.steps < 1:
-            raise ValueError(f"steps is {self.steps}: give at least one step")
-
-    def coefficient(self, step: int) -> float:
-        """Returns the coefficient of an update, counted from 0."""
-        share = min(max(step / self.steps, 0.0), 1.0)
-        return self.start + share * (self.end - self.start)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LossConfig:
-    """Weights and limits of the loss terms.
-
-    Attributes:
-        clip_eps_low: the probability ratio is clipped below 1 - clip_eps_low.
-        clip_eps_high: the probability ratio is clipped above 1 + clip_eps_high (clip-higher, DAPO,
-            Yu et al. 2025).
-        importance_cap: upper limit of the importance weight of an episode from a stale batch.
-        kl_coef: weight of the KL divergence to the initial controller; 0 for none.
-        entropy_head_weights: weight of each head's entropy in the bonus.
-    """
-
-    clip_eps_low: float = 0.2
-    clip_eps_high: float = 0.28
-    importance_cap: float = 2.0
-    kl_coef: float = 0.0
-    entropy_head_weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
-
-    def __post_init__(self) -> None:
-        if not (0 < self.clip_eps_low < 1 and self.clip_eps_high > 0):
-            raise ValueError(
-                f"clip range {self.clip_eps_low}, {self.clip_eps_high}: give clip_eps_low in "
-                "(0, 1) and a positive clip_eps_high"
-            )
-        check_within(self, "clip_eps_high", "kl_coef", low=0)
-        check_within(self, "importance_cap", low=1)
-        if not all(math.isfinite(w) and w >= 0 for w in self.entropy_head_weights):
-            raise ValueError(
-                f"entropy_head_weights are {self.entropy_head_weights}: give four of at least 0"
-            )
+from learner.config import LossConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,6 @@ P = 5 positions, K = 5 top_ks, N = 5 num_blocks, T = MAX_TASKS, O outputs of a n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -18,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from envs.action_masks import masked_configurations
-from envs.checks import check_within
 from envs.reward import BudgetReward, ExpectedOutcome
 from envs.spec import CHEAPEST_KNOBS, HEAD_SIZES
+from learner.config import OutcomeModelConfig
 from learner.replay_buffer import MAX_TASKS, Episodes
 
 NUM_TIERS, *OTHER_SIZES = HEAD_SIZES
@@ -48,32 +47,6 @@ INITIAL_SPREAD = 0.15
 
 MASKED = torch.from_numpy(masked_configurations())
 """Which combinations of choices are no configuration: bool [A, P, K, N]."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OutcomeModelConfig:
-    """Size and fit of the model.
-
-    Attributes:
-        hidden_dim: width of its bottleneck. It is narrow, so that samples are compared by the few
-            directions in which their needs differ.
-        input_dropout: share of inputs that are dropped in the fit.
-        dropout: share of the bottleneck that is dropped in the fit.
-        learning_rate: AdamW's.
-        weight_decay: AdamW's.
-    """
-
-    hidden_dim: int = 16
-    input_dropout: float = 0.6
-    dropout: float = 0.3
-    learning_rate: float = 5e-3
-    weight_decay: float = 0.1
-
-    def __post_init__(self) -> None:
-        check_within(self, "hidden_dim", low=1)
-        check_within(self, "input_dropout", "dropout", low=0, high=0.9)
-        check_within(self, "learning_rate", low=0, above=True)
-        check_within(self, "weight_decay", low=0)
 
 
 class Outcomes(NamedTuple):

@@ -10,18 +10,18 @@ num_blocks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from envs.checks import check_within
 from envs.reward import BudgetReward
 from learner.archive import Archive, name_of, packed, unpacked
+from learner.config import ReplayConfig
 from learner.objective import Gains, regret_of_stages, value_of_stages
-from learner.outcome_model import OutcomeModel, OutcomeModelConfig
+from learner.outcome_model import OutcomeModel
 from learner.replay_buffer import Episodes, ReplayBuffer, TaskNames
 from policy.controller import Controller
 from policy.stage1 import Stage1Logits
@@ -30,38 +30,6 @@ from rollout.group_rollout import GroupRollout
 
 PROFILED_BATCH = 64
 """Profiled samples of one update; each has the outcomes of all its configurations."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReplayConfig:
-    """How much is remembered, and how often it is learned from.
-
-    Attributes:
-        capacity: number of groups that are remembered; they are part of every checkpoint.
-        warm_up: number of groups before the policy follows the model.
-        model_updates: updates of the outcome model per step.
-        profile_updates: updates of the outcome model on a profile, before the first step.
-        policy_updates: updates of the policy per step.
-        batch_size: groups of one update, drawn with replacement.
-        residual_weight: weight of the measured residual against the model's expectation: at 0 the
-            policy trusts the model alone, at 1 its errors are corrected in full, at the price of
-            the noise of a step's few episodes (see `learner.expected_groups.residuals`).
-        model: size and fit of the outcome model.
-    """
-
-    capacity: int = 4096
-    warm_up: int = 64
-    model_updates: int = 8
-    profile_updates: int = 600
-    policy_updates: int = 10
-    batch_size: int = 256
-    residual_weight: float = 0.1
-    model: OutcomeModelConfig = field(default_factory=OutcomeModelConfig)
-
-    def __post_init__(self) -> None:
-        names = ("capacity", "warm_up", "model_updates", "policy_updates", "batch_size")
-        check_within(self, *names, "profile_updates", low=1)
-        check_within(self, "residual_weight", low=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

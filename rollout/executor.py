@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 
 from envs.spec import (
+    FULL_TOP_K,
+    NUM_BLOCKS_TOTAL,
     NUM_SIZES,
     TIERS,
     DataError,
@@ -36,13 +38,13 @@ from envs.spec import (
 )
 from rollout.block_skipping import BlockImportance
 from rollout.budget_token import budget_token_vjp, token_states
-from rollout.executor_config import ExecutorConfig, check_knobs_fit
+from rollout.executor_config import ExecutorConfig
 from rollout.image_feature import image_dim, pooled, sizes_of
 from rollout.latency.clock import DeviceFacts, clock_for
 from rollout.latency.drift import Pace
 from rollout.latency.hooks import Timeline, block_modules, module_hooks
 from rollout.latency.simulated import SimulatedLatency
-from rollout.molmoe import ModelInputs, MolmoE, Preprocessor
+from rollout.molmoe import ModelInputs, MolmoE, MolmoEConfig, Preprocessor
 from rollout.molmoe.cache import KVCache
 from rollout.molmoe.preprocess import staged_for
 from rollout.prefix import GlobalCrop, Prefix
@@ -416,3 +418,17 @@ class MolmoEExecutor:
         """
         token_D = self._on_device(budget_token_D)
         return budget_token_vjp(self.model, prefix.cache, token_D, gradients)
+
+
+def check_knobs_fit(config: MolmoEConfig) -> None:
+    """Raises ValueError, naming the knob, for a model to which the knobs do not apply."""
+    if config.n_layers != NUM_BLOCKS_TOTAL:
+        raise ValueError(
+            f"the knob num_blocks is made for {NUM_BLOCKS_TOTAL} decoder blocks and this model has "
+            f"{config.n_layers}: give one of {NUM_BLOCKS_TOTAL}"
+        )
+    if config.top_k != FULL_TOP_K or config.num_experts < FULL_TOP_K:
+        raise ValueError(
+            f"the knob top_k is made for {FULL_TOP_K} experts per token and this model takes "
+            f"{config.top_k} of {config.num_experts}: give one that takes {FULL_TOP_K}"
+        )

@@ -1,13 +1,13 @@
-"""How episodes are executed, and on which models the knobs have their full range."""
+"""How episodes are executed; a command line reads it without PyTorch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from envs.checks import check_within
-from envs.spec import FULL_TOP_K, NUM_BLOCKS_TOTAL
-from rollout.latency.clock import ClockChoice
-from rollout.molmoe import MolmoEConfig
+
+ClockChoice = Literal["device", "wall"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,17 +39,3 @@ class ExecutorConfig:
                 f"repeats is {self.repeats}: give an odd number, so that one of them is the median"
             )
         check_within(self, "repeat_band", low=0)
-
-
-def check_knobs_fit(config: MolmoEConfig) -> None:
-    """Raises ValueError, naming the knob, for a model to which the knobs do not apply."""
-    if config.n_layers != NUM_BLOCKS_TOTAL:
-        raise ValueError(
-            f"the knob num_blocks is made for {NUM_BLOCKS_TOTAL} decoder blocks and this model has "
-            f"{config.n_layers}: give one of {NUM_BLOCKS_TOTAL}"
-        )
-    if config.top_k != FULL_TOP_K or config.num_experts < FULL_TOP_K:
-        raise ValueError(
-            f"the knob top_k is made for {FULL_TOP_K} experts per token and this model takes "
-            f"{config.top_k} of {config.num_experts}: give one that takes {FULL_TOP_K}"
-        )

@@ -52,12 +52,9 @@ from rollout.requests import (
 from rollout.run_group import FinishedGroup, Member, run_group
 from rollout.sample_loader import SampleLoader
 from rollout.scoring import Scorer
+from rollout.worker_config import KEPT_GROUPS_MIB
 
 log = logging.getLogger(__name__)
-
-KEPT_GROUPS_MIB = 2048
-"""Memory for prefixes that are kept for the vector-Jacobian product. A group of the published model
-takes at most about 200 MiB, with all three tiers."""
 
 
 def member_generators(request: GroupRequest, sample_id: str) -> list[torch.Generator]:

@@ -31,8 +31,9 @@ from envs.spec import Knobs, Sample, Tier, all_knobs
 from envs.tasks.registry import build_tasks
 from launch.analysis.knob_effects import configuration_name
 from launch.cluster.console import one_clear_error
-from rollout.build import WorkerConfig, build_executor
+from rollout.build import build_executor
 from rollout.executor import MolmoEExecutor
+from rollout.worker_config import WorkerConfig
 from studies.known_outcomes import Outcomes
 
 FULL = [Knobs(tier=tier, position=1, top_k=8, num_blocks=16) for tier in Tier]

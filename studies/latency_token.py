@@ -26,8 +26,9 @@ from envs.spec import POSITIONS, Knobs, Tier, all_knobs
 from launch.cluster.console import one_clear_error
 from policy.config import ControllerConfig
 from policy.controller import Controller
-from rollout.build import WorkerConfig, build_executor
+from rollout.build import build_executor
 from rollout.group_sharing import MolmoEGroupSession
+from rollout.worker_config import WorkerConfig
 from studies.image_feature import area
 from studies.known_outcomes import Outcomes
 

@@ -23,8 +23,9 @@ import tyro
 from benchmarks.options import needed, read_options
 from envs.spec import all_knobs
 from launch.cluster.console import one_clear_error
-from rollout.build import WorkerConfig, build_worker
+from rollout.build import build_worker
 from rollout.requests import ScoreRequest
+from rollout.worker_config import WorkerConfig
 
 FILE_SAMPLES = 128
 ACTIONS_1C4 = np.array([[knobs.indices() for knobs in all_knobs()]])

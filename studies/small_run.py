@@ -13,13 +13,14 @@ import numpy as np
 from envs.tasks import build_tasks
 from launch.joint_grpo import train
 from launch.run.recipes import SHIPPED_PROFILE, embedded
-from rollout.build import WorkerConfig, build_executor
+from rollout.build import build_executor
 from rollout.group_sharing import MolmoEGroupSession
 from rollout.profiling.conversion import sample_place
 from rollout.profiling.profile_table import ProfileTable
 from rollout.simulation.stand_in_blocks import StandInBlocks
 from rollout.simulation.table_fleet import TableFleet
 from rollout.simulation.table_samples import TableSamples
+from rollout.worker_config import WorkerConfig
 from studies.table_run import quiet_settings, table_run
 
 NUM_SAMPLES = 16

@@ -14,7 +14,8 @@ from envs.prices import FREE
 from envs.reward import BudgetReward
 from envs.spec import all_knobs
 from launch.analysis.outcomes import Outcome, outcome
-from learner.outcome_model import OutcomeModel, OutcomeModelConfig
+from learner.config import OutcomeModelConfig
+from learner.outcome_model import OutcomeModel
 from learner.replay_buffer import Episodes, TaskNames
 from rollout.simulation.table_samples import TableSamples
 

@@ -44,13 +44,14 @@ from launch.run.recipes import RECIPES, SHIPPED_PROFILE, JointGRPOConfig, PriceC
 from launch.run.warm_start import warm_start_from_profile
 from learner.learner import Learner
 from policy.controller import Controller
-from rollout.build import WorkerConfig, build_executor
+from rollout.build import build_executor
 from rollout.group_sharing import MolmoEGroupSession
 from rollout.profiling.conversion import sample_place
 from rollout.profiling.profile_table import ProfileTable
 from rollout.simulation.stand_in_blocks import StandInBlocks
 from rollout.simulation.table_fleet import TableFleet
 from rollout.simulation.table_samples import TableSamples, budgets_of, calibration_of
+from rollout.worker_config import WorkerConfig
 from studies import supervised
 from studies.known_outcomes import Outcomes
 from studies.table_run import quiet_settings, table_run

@@ -7,11 +7,11 @@ from scipy.stats import norm
 
 from envs.spec import CHEAPEST_KNOBS, all_knobs
 from envs.tasks import build_tasks
-from rollout.build import EMBEDDED
 from rollout.profiling.profile_table import ProfileTable
 from rollout.simulation.stand_in_blocks import StandInBlocks
 from rollout.simulation.table_fleet import TableFleet
 from rollout.simulation.table_samples import TableSamples, mean_embeddings
+from rollout.worker_config import EMBEDDED
 
 D_MODEL = 96
 PROFILE = EMBEDDED / "profile.npz"

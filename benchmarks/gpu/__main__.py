@@ -13,13 +13,25 @@ any device.
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
+from pathlib import Path
+
+PARSER = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+)
+PARSER.add_argument("--out", type=Path, required=True, help="folder for gpu.json and gpu.md")
+PARSER.add_argument(
+    "--quick", action="store_true", help="a tiny model, on the CPU if there is no GPU"
+)
+
+if __name__ == "__main__":
+    PARSER.parse_args()  # answers --help before the imports that take seconds
+
+import logging
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import transformers
@@ -99,18 +111,11 @@ def facts(subject: Subject) -> dict[str, object]:
 
 def main() -> int:
     """Runs from the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder for gpu.json and gpu.md")
-    parser.add_argument(
-        "--quick", action="store_true", help="a tiny model, on the CPU if there is no GPU"
-    )
-    options = parser.parse_args()
+    options = PARSER.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cpu" and not options.quick:
-        parser.error("there is no CUDA device: use --quick to try the run without one")
+        PARSER.error("there is no CUDA device: use --quick to try the run without one")
     plan = (Plan.miniature if options.quick else Plan.published)(device)
     report = acceptance(plan, options.out)
     print(report.table())

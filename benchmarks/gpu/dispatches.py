@@ -11,20 +11,8 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-
 from benchmarks.options import read_options
-from benchmarks.random_model import MINIATURE
-from launch.cluster.console import one_clear_error
-from rollout.molmoe import MolmoE, MolmoEConfig
-from rollout.molmoe.generation import decode_step
-from rollout.molmoe.static_cache import FixedShapeDecoder, Part, PlainCalls
-
-PROMPT_TOKENS = 1217
-CROPS = 13
+from launch.cluster.console import answer_help, one_clear_error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +27,23 @@ class DispatchesConfig:
 
 
 QUICK = DispatchesConfig(quick=True)
+
+
+if __name__ == "__main__":
+    answer_help(lambda: read_options(QUICK, __doc__))  # before the imports that take seconds
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks.random_model import MINIATURE
+from rollout.molmoe import MolmoE, MolmoEConfig
+from rollout.molmoe.generation import decode_step
+from rollout.molmoe.static_cache import FixedShapeDecoder, Part, PlainCalls
+
+PROMPT_TOKENS = 1217
+CROPS = 13
 
 
 @dataclass(slots=True)

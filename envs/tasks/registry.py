@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from envs.checks import did_you_mean
 from envs.spec import DataError, Task
 from envs.tasks.chain import Chain
 from envs.tasks.counting import Counting
@@ -66,7 +67,9 @@ def check_names(names: Sequence[str], config: DataConfig | None = None) -> None:
         raise DataError(f"no task given: name some of {', '.join(known)}")
     for name in names:
         if name not in known:
-            raise DataError(f"unknown task {name!r}: use some of {', '.join(known)}")
+            raise DataError(
+                f"unknown task {name!r}: use some of {', '.join(known)}{did_you_mean(name, known)}"
+            )
         if names.count(name) > 1:
             raise DataError(f"task {name} is named twice: change its weight instead")
 
@@ -93,6 +96,7 @@ def check_config(config: DataConfig) -> None:
             raise DataError(
                 f"worker.data.{field} names {', '.join(unknown)}: use some of "
                 f"{', '.join(allowed) or 'your own data sets, which worker.data.own names'}"
+                f"{did_you_mean(unknown[0], allowed)}"
             )
 
 

@@ -8,10 +8,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from sklearn.datasets import load_digits
 
 from envs.spec import DataError
 from envs.tasks.scene import Box, check_split, split_of
@@ -83,6 +81,8 @@ def font_path(split: str, number: int) -> Path:
     name = FONTS[check_split(split)][number]
     package = FONT_PACKAGES.get(name.partition("-")[0])
     if package is None:
+        import matplotlib  # takes a second, which command lines need not wait for
+
         folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     else:
         folder = Path(str(files(package))) / "files"
@@ -107,6 +107,8 @@ def font_of_height(split: str, number: int, height_px: int) -> ImageFont.FreeTyp
 @cache
 def digit_images(split: str) -> tuple[tuple[np.ndarray, ...], ...]:
     """The split's handwritten digits by class: ink in [0, 1], [8, 8] each."""
+    from sklearn.datasets import load_digits  # takes seconds, as matplotlib does
+
     data: Any = load_digits()
     pools: list[list[np.ndarray]] = [[] for _ in range(10)]
     for number, (image, label) in enumerate(zip(data.images, data.target, strict=True)):

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from envs.checks import did_you_mean
 from envs.spec import DataError, Sample
 
 SPLITS = ("train", "validation", "test")
@@ -74,7 +75,9 @@ class SceneSource(Protocol):
 def check_split(split: str) -> str:
     """Returns the split; raises DataError if there is no such split."""
     if split not in SPLITS:
-        raise DataError(f"unknown split {split!r}: use one of {', '.join(SPLITS)}")
+        raise DataError(
+            f"unknown split {split!r}: use one of {', '.join(SPLITS)}{did_you_mean(split, SPLITS)}"
+        )
     return split
 
 

@@ -17,6 +17,7 @@ from launch.analysis.greedy_sweep import GreedySweep, greedy_sweeps, usable
 from launch.analysis.knob_table import KnobTable
 from launch.analysis.outcomes import Outcome, outcome
 from launch.analysis.tradeoff import Curve, curves_of_outcomes
+from launch.cluster.progress import counted
 from policy.config import PolicySetup
 from rollout.fleet import MeasuringFleet
 from rollout.profiling.profile_table import ProfileTable
@@ -110,7 +111,8 @@ def run_live(
 ) -> dict[float, Live]:
     """Runs samples of the test split by their places; what ran at each price."""
     turns = []
-    for first in range(0, len(indices), SAMPLES_A_TURN):
+    starts = range(0, len(indices), SAMPLES_A_TURN)
+    for first in counted(starts, f"turns of {SAMPLES_A_TURN} test samples"):
         sweeps = greedy_sweeps(
             fleet,
             setup,

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from envs.budgets import check_budget_ms
+from envs.checks import did_you_mean
 
 if TYPE_CHECKING:  # The harness lists its models without loading PyTorch.
     from launch.answering.answerer import Answer
@@ -78,7 +79,10 @@ class ModelArguments:
         known = [field.name for field in fields(cls)]
         unknown = sorted(stated.keys() - set(known))
         if unknown:
-            raise ValueError(f"unknown model argument {', '.join(unknown)}: use {', '.join(known)}")
+            raise ValueError(
+                f"unknown model argument {', '.join(unknown)}: use {', '.join(known)}"
+                f"{did_you_mean(unknown[0], known)}"
+            )
         if "budget_ms" not in stated:
             raise ValueError("no budget: give --model_args budget_ms=60, in milliseconds")
         budget_ms = stated.pop("budget_ms")

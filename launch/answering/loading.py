@@ -15,10 +15,11 @@ from launch.storage.fetched_run import local_folder
 from learner.checkpoint import Checkpoint, CheckpointStore, find_controller
 from learner.manifest import STATE_NAME
 from policy.controller import Controller
-from rollout.build import EMBEDDED, WorkerConfig, build_executor
+from rollout.build import build_executor
 from rollout.executor import MolmoEExecutor
 from rollout.fingerprint import Fingerprint
 from rollout.worker import RolloutWorker
+from rollout.worker_config import EMBEDDED, WorkerConfig
 
 Settings = Mapping[str, Any] | None
 """Fields of a configuration that replace those of a controller's run, or the defaults."""

@@ -14,6 +14,7 @@ from ray.exceptions import GetTimeoutError, RayTaskError
 from envs.spec import DataError
 from launch.cluster.config import ClusterConfig
 from launch.cluster.membership import FINAL, PLACING_S, Membership
+from launch.cluster.progress import Progress
 from launch.cluster.signals import Stopped
 from launch.cluster.slots import (
     LOST,
@@ -102,6 +103,10 @@ class ActorPool:
             InputLostError: the weights of one job were lost with their node.
             RuntimeError: fewer than `min_actors` are left.
         """
+        with Progress(what, len(jobs)) as progress:
+            self._run(jobs, what, limit_s, progress)
+
+    def _run(self, jobs: Sequence[Job], what: str, limit_s: float, progress: Progress) -> None:
         limit_s = max(limit_s, self._limit_of_all(jobs))
         waiting, missing_before = Waiting(limit_s), len(jobs)
         while missing := sum(job.result is None for job in jobs):
@@ -115,6 +120,7 @@ class ActorPool:
             if missing < missing_before:
                 waiting.progressed()
             missing_before = missing
+            progress.update(len(jobs) - missing)
             waiting.say(lambda n=missing: f"{n} of {len(jobs)} {what} ({self._states()})")
             self._pump()
 

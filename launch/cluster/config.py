@@ -1,10 +1,12 @@
-"""Configuration of the rollout actors and of every time limit."""
+"""Configuration of the rollout actors, of every time limit, and of `doctor`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from envs.checks import check_within
+from envs.tasks.vqa.config import DataConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,3 +47,23 @@ class ClusterConfig:
         check_within(self, "min_actors", low=1)
         timeouts = ("start_timeout_s", "group_timeout_s", "step_timeout_s", "learner_timeout_s")
         check_within(self, *timeouts, "latency_tolerance", low=0, above=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoctorConfig:
+    """What to check besides the cluster of RAY_ADDRESS, if set.
+
+    Attributes:
+        tasks: data sets that every node has to have.
+        data: where they are; the options of a run's --worker.data.
+        show: number of questions per task that are written to a page with their pictures.
+        show_page: the page.
+    """
+
+    tasks: tuple[str, ...] = ()
+    data: DataConfig = field(default_factory=DataConfig)
+    show: int = 0
+    show_page: Path = Path("data.html")
+
+    def __post_init__(self) -> None:
+        check_within(self, "show", low=0, high=100)

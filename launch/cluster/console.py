@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import logging
 import os
 import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from rich.console import Console
 from rich.logging import RichHandler
 
+from envs.checks import nearest
 from launch.cluster.signals import INTERRUPTED, TERMINATED, Stopped
 
 BROKEN_PIPE = 128 + signal.SIGPIPE
@@ -61,6 +61,21 @@ def one_clear_error(command: Callable[[], int]) -> int:
         return 1
 
 
+def answer_help(command_line: Callable[[], object]) -> None:
+    """Answers `--help`, which ends the program, before it imports what takes seconds.
+
+    Args:
+        command_line: reads the command line, and so prints the help.
+    """
+    if not {"-h", "--help"}.isdisjoint(sys.argv[1:]):
+
+        def show() -> int:
+            command_line()
+            return 0
+
+        sys.exit(one_clear_error(show))
+
+
 def set_up_logs() -> None:
     """Sends log messages to the standard output: in colour to a terminal, else one line each."""
     handler: logging.Handler
@@ -103,11 +118,6 @@ def logs_to_stderr() -> None:
 def printable(text: str) -> str:
     """Escapes what no terminal can show, such as stray bytes of a file name."""
     return text.encode(errors="backslashreplace").decode()
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The known name closest to a misspelt one; empty if none is close."""
-    return next(iter(difflib.get_close_matches(name, list(known), n=1)), "")
 
 
 def refuse_unknown_options(arguments: Sequence[str], config: type) -> None:

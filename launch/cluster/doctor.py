@@ -6,26 +6,22 @@ import functools
 import os
 import platform
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ray
-import tyro
 from ray.exceptions import GetTimeoutError
 from rich.console import Console
 from rich.table import Table
 
-from envs.checks import check_within
 from envs.tasks.registry import check_names
-from envs.tasks.vqa.config import DataConfig
+from launch.cluster.config import DoctorConfig
 from launch.cluster.connection import MODE, access, connect
-from launch.cluster.console import check_local_paths, wide_console
+from launch.cluster.console import wide_console
 from launch.cluster.data_page import lines, write_page
 from launch.cluster.data_report import DataFinding, check_data
 from launch.cluster.slots import WITHOUT_GPUS, last_line
 from launch.cluster.upload_size import largest, uploaded_files
-from launch.cluster.usage import options_from
 from launch.cluster.versions import PACKAGES, git_revision, package_versions, python_version
 from launch.cluster.waiting import telling
 
@@ -34,26 +30,6 @@ PROBE_TIMEOUT_S = 300.0
 
 DATA_TIMEOUT_S = 1800.0
 """Time limit for opening data sets, which may be downloaded first."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DoctorConfig:
-    """What to check besides the cluster of RAY_ADDRESS, if set.
-
-    Attributes:
-        tasks: data sets that every node has to have.
-        data: where they are; the options of a run's --worker.data.
-        show: number of questions per task that are written to a page with their pictures.
-        show_page: the page.
-    """
-
-    tasks: tuple[str, ...] = ()
-    data: DataConfig = field(default_factory=DataConfig)
-    show: int = 0
-    show_page: Path = Path("data.html")
-
-    def __post_init__(self) -> None:
-        check_within(self, "show", low=0, high=100)
 
 
 def facts_of_node() -> dict[str, Any]:
@@ -74,13 +50,9 @@ def learners_gpus() -> str:
     return f"CUDA_VISIBLE_DEVICES={visible!r}, {torch.cuda.device_count()} GPUs"
 
 
-def doctor(arguments: list[str]) -> int:
+def doctor(config: DoctorConfig) -> int:
     """Prints its findings; returns 1 if one of them would stop a run."""
     console = wide_console()
-    config = options_from(
-        lambda: tyro.cli(DoctorConfig, args=arguments, prog="joint_grpo.py doctor")
-    )
-    check_local_paths(config)
     if config.tasks:
         check_names(config.tasks, config.data)
     mode = os.environ.get(MODE, "")  # before Ray, which sets it

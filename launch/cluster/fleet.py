@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -18,12 +17,12 @@ from launch.cluster.actor_pool import ActorPool
 from launch.cluster.census import empty_split
 from launch.cluster.config import ClusterConfig
 from launch.cluster.connection import wait_for_nodes
+from launch.cluster.progress import counted
 from launch.cluster.slots import Job
-from launch.cluster.waiting import SAY_EVERY_S
 from policy.config import PolicySetup
 from policy.weights import PolicyWeights
 from rollout.actor import PublishedWeights, Timed
-from rollout.build import WorkerConfig, build_worker
+from rollout.build import build_worker
 from rollout.fleet import FleetStats, replacement
 from rollout.group_rollout import GroupRollout
 from rollout.latency.simulated import SimulatedLatency
@@ -39,8 +38,7 @@ from rollout.requests import (
     ScoreRequest,
 )
 from rollout.worker import RolloutWorker
-
-log = logging.getLogger(__name__)
+from rollout.worker_config import WorkerConfig
 
 MEASURING_ROUNDS = 4
 """Number of measurements of each sample per actor when the devices are measured."""
@@ -193,15 +191,11 @@ class RayFleet:
     def run_each(self, calls: Sequence[Callable[[Any], Any]], what: str) -> Iterator[Any]:
         """Runs each call on whichever actor is free, and yields the results in order.
 
-        Every ten seconds it says how many are done.
+        It says how many are done.
         """
         jobs = [Job(what=f"one of the {what}", call=call) for call in calls]
         self.pool.queue.extend(jobs)
-        said = time.monotonic()
-        for number, job in enumerate(jobs):
-            if time.monotonic() - said >= SAY_EVERY_S:
-                said = time.monotonic()
-                log.info("%s: %d of %d are done", what, number, len(jobs))
+        for job in counted(jobs, what):
             self.pool.run([job], what, self.config.step_timeout_s)
             assert job.result is not None
             yield job.result.value

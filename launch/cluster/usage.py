@@ -7,8 +7,10 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
+
+from envs.checks import did_you_mean
 
 USAGE_ERROR = 2
 """Exit code, as of other programs that do not understand their options."""
@@ -39,12 +41,18 @@ def options_from(read: Callable[[], T]) -> T:
     box = io.StringIO()
     with _columns(WIDE), contextlib.redirect_stderr(box), contextlib.suppress(SystemExit):
         return read()
-    print(f"error: {as_line(box.getvalue())}", file=sys.stderr)
+    print(f"error: {as_line(box.getvalue(), sys.argv[1:])}", file=sys.stderr)
     raise SystemExit(USAGE_ERROR)
 
 
-def as_line(box: str) -> str:
-    """The message in tyro's box, with the first option that it suggests."""
+def as_line(box: str, arguments: Sequence[str] = ()) -> str:
+    """The message in tyro's box, with what may have been meant.
+
+    Args:
+        box: what tyro printed.
+        arguments: the command line. Tyro does not see that one of them may be a missing option
+            that was misspelt.
+    """
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()
     rows = [row.strip("│ ") for row in plain if row.startswith(("│", " "))]
     parts: list[list[str]] = [[]]
@@ -58,8 +66,18 @@ def as_line(box: str) -> str:
     message = re.sub(r"^Error parsing (?!--)(\S+): ", _place, " ".join(parts[0]))
     others = " ".join(row for part in parts[1:] for row in part)
     suggested = re.search(r"Perhaps you meant:? +(--[\w.-]+)", others)
-    hint = f"; did you mean {suggested[1]}?" if suggested else ""
+    hint = f"; did you mean {suggested[1]}?" if suggested else _meant(message, arguments)
     return f"{message}{hint} (--help lists all options)"
+
+
+def _meant(message: str, arguments: Sequence[str]) -> str:
+    """The nearest of the choices for a value, or the missing option that an argument is near."""
+    if choice := re.match(r"invalid choice '(.*?)' .*Expected one of (.*)", message):
+        return did_you_mean(choice[1], re.findall(r"'(.*?)'", choice[2]))
+    missing = re.findall(r"--[\w.-]+", message) if message.startswith("Missing") else []
+    given = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
+    hints = [did_you_mean(name, missing) for name in given if name not in missing]
+    return next(filter(None, hints), "")
 
 
 def _place(named: re.Match[str]) -> str:

@@ -16,7 +16,6 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from envs.checks import check_weights, check_within
 from envs.spec import Tier
 from envs.tasks import Question, Scene
 from envs.tasks.chain import Chain
@@ -27,6 +26,7 @@ from envs.tasks.reading import Reading
 from envs.tasks.recall import Recall
 from envs.tasks.scene import Box
 from launch.pretraining.blueprint import build_tokenizer
+from launch.pretraining.config import StreamConfig
 from launch.pretraining.sheets import rolled_sheet
 
 IGNORE = -100
@@ -116,40 +116,6 @@ class Encoder:
             end, boxes = question.where
             looks.append((by_end[len(lead) + end], False, boxes))
         return EncodedQuestion(ids=ids, targets=targets, traces=traces, looks=looks)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StreamConfig:
-    """Composition of a stage's batches."""
-
-    num_scenes: int = 16
-    """Scenes per batch."""
-    tail_tokens: int = 112
-    """Tokens for questions after each scene."""
-    task_weights: tuple[float, ...] = (0.12, 0.24, 0.24, 0.14, 0.16, 0.10)
-    """Shares of easy_vqa, digits, reading, counting, recall and chain scenes."""
-    tier_weights: tuple[float, ...] = (0.2, 0.15, 0.65)
-    """Shares of the tiers low, medium and high."""
-    dense: float = 0.3
-    """Share of scenes that are filled with objects."""
-    sheets: float = 0.0
-    """Share of sheets of glyphs (without questions) instead of scenes."""
-    text_every: int = 0
-    """Every n-th batch is text only (recall and chain), with twice the number of rows; 1: every
-    batch, 0: none."""
-    easy_steps: int = 0
-    """Number of steps during which small objects are rare at first and become more frequent."""
-    seed: int = 0
-    """Seed of the stream."""
-    split: str = "train"
-    """Split of the tasks from which scenes are drawn."""
-
-    def __post_init__(self) -> None:
-        check_within(self, "num_scenes", low=1)
-        check_within(self, "tail_tokens", "text_every", "easy_steps", "seed", low=0)
-        check_within(self, "dense", "sheets", low=0, high=1)
-        check_weights("task_weights", self.task_weights)
-        check_weights("tier_weights", self.tier_weights)
 
 
 class Stream(Dataset[QuestionBatch]):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from envs.checks import check_within
+from launch.pretraining.config import OptimizerConfig
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
@@ -98,26 +98,6 @@ def fused_parts(name: str) -> int:
     if name.endswith("att_proj.weight"):
         return 3
     return 2 if name.endswith("gate_up") else 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OptimizerConfig:
-    """Learning rates of a stage."""
-
-    muon_lr: float = 0.006
-    """Muon's learning rate for matrices."""
-    adam_lr: float = 0.002
-    """AdamW's learning rate for embeddings, norms, biases, router and heads."""
-    weight_decay: float = 0.05
-    """Decoupled weight decay of the matrices, multiplied by their learning rate."""
-    vision_share: float = 1.0
-    """Factor on the learning rates of the vision encoder."""
-    attention_share: float = 1.0
-    """Factor on the learning rates of the decoder's attention."""
-
-    def __post_init__(self) -> None:
-        check_within(self, "muon_lr", "adam_lr", low=0, above=True)
-        check_within(self, "weight_decay", "vision_share", "attention_share", low=0)
 
 
 def make_optimizers(model: nn.Module, config: OptimizerConfig) -> tuple[Muon, torch.optim.AdamW]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
-from dataclasses import dataclass, field
-from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
@@ -15,123 +13,15 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader, Subset
 from torch.utils.tensorboard import SummaryWriter
 
-from envs.checks import check_within
 from launch.pretraining import forward as fw
-from launch.pretraining.batches import QuestionBatch, Stream, StreamConfig
+from launch.pretraining.batches import QuestionBatch, Stream
 from launch.pretraining.blueprint import new_model
-from launch.pretraining.muon import OptimizerConfig, make_optimizers
-from launch.pretraining.steps import PretrainingLossConfig, Trainee
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StageConfig:
-    """One stage: its length, data and learning rates."""
-
-    steps: int
-    """Optimizer steps."""
-    stream: StreamConfig
-    optimizer: OptimizerConfig
-    warmup_steps: int = 50
-    """Steps at the beginning over which the learning rates rise linearly."""
-    decay_share: float = 0.45
-    """Share of the steps, at the end, over which the learning rates decay to 2 %."""
-    vision_every: int = 1
-    """Every n-th step trains the vision encoder, which costs a third of such a step; 0: never."""
-    experts_gain: float = 1.0
-    """Factor on the experts' outputs, applied once before the first step."""
-
-    def __post_init__(self) -> None:
-        check_within(self, "steps", "warmup_steps", "vision_every", low=0)
-        check_within(self, "decay_share", low=0, high=1)
-        check_within(self, "experts_gain", low=0, above=True)
-
-
-def _vision() -> StageConfig:
-    return StageConfig(
-        steps=3200,
-        stream=StreamConfig(
-            num_scenes=3,
-            sheets=0.85,
-            dense=0.9,
-            easy_steps=1600,
-            tail_tokens=1,
-            task_weights=(0.1, 0.3, 0.3, 0.1, 0.2, 0.0),
-            tier_weights=(0.05, 0.05, 0.9),
-        ),
-        optimizer=OptimizerConfig(muon_lr=0.008, adam_lr=0.002),
-    )
-
-
-def _text() -> StageConfig:
-    return StageConfig(
-        steps=500,
-        stream=StreamConfig(text_every=1, num_scenes=6, seed=1),
-        optimizer=OptimizerConfig(muon_lr=0.008, adam_lr=0.003),
-    )
-
-
-def _joint() -> StageConfig:
-    return StageConfig(
-        steps=9400,
-        stream=StreamConfig(
-            num_scenes=3,
-            tail_tokens=112,
-            task_weights=(0.06, 0.22, 0.28, 0.14, 0.20, 0.10),
-            text_every=6,
-            easy_steps=500,
-            seed=2,
-            tier_weights=(0.3, 0.2, 0.5),
-        ),
-        optimizer=OptimizerConfig(muon_lr=0.006, adam_lr=0.002, vision_share=0.15),
-        warmup_steps=200,
-        vision_every=2,
-    )
-
-
-def _experts() -> StageConfig:
-    """Mostly trains the experts, to learn what attention did not, above all facts."""
-    return StageConfig(
-        steps=3100,
-        stream=StreamConfig(
-            num_scenes=3,
-            tail_tokens=112,
-            task_weights=(0.14, 0.13, 0.16, 0.16, 0.30, 0.11),
-            seed=3,
-            tier_weights=(0.2, 0.2, 0.6),
-        ),
-        optimizer=OptimizerConfig(
-            muon_lr=0.004, adam_lr=0.001, vision_share=0.0, attention_share=0.2
-        ),
-        decay_share=0.6,
-        vision_every=0,
-        experts_gain=3.0,
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainConfig:
-    """Configuration of the whole pretraining."""
-
-    out: Path = field(default_factory=lambda: Path.cwd() / "runs" / "pretrain_tiny")
-    """Absolute folder for the checkpoint, the curves and the finished model."""
-    vision: StageConfig = field(default_factory=_vision)
-    text: StageConfig = field(default_factory=_text)
-    joint: StageConfig = field(default_factory=_joint)
-    experts: StageConfig = field(default_factory=_experts)
-    loss: PretrainingLossConfig = field(default_factory=PretrainingLossConfig)
-    seed: int = 0
-    """Seed of the initial weights."""
-    threads: int = 1
-    """Threads per worker; one worker per core is faster than more threads."""
-    checkpoint_steps: int = 100
-    """Steps between checkpoints."""
-    log_steps: int = 25
-    """Steps between log lines."""
-
-    def __post_init__(self) -> None:
-        check_within(self, "seed", low=0)
-        check_within(self, "threads", "checkpoint_steps", "log_steps", low=1)
-
+from launch.pretraining.config import (
+    StageConfig,
+    TrainConfig,
+)
+from launch.pretraining.muon import make_optimizers
+from launch.pretraining.steps import Trainee
 
 STAGES = ("vision", "text", "joint", "experts")
 

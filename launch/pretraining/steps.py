@@ -6,7 +6,7 @@ S label points, T tokens, D d_model, L looks, M boxes, G guided heads.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from envs.checks import check_within
 from envs.spec import TIERS, Tier
 from envs.tasks.render import NUM_CLASSES, NUM_COLORS
 from launch.pretraining import forward as fw
 from launch.pretraining.batches import IGNORE, SOURCES, QuestionBatch
 from launch.pretraining.blueprint import build_tokenizer
+from launch.pretraining.config import PretrainingLossConfig
 from launch.pretraining.muon import product_dtype
 from launch.pretraining.pixels import (
     PATCH_POINTS,
@@ -42,26 +42,6 @@ answer tokens to the glyphs that they are read from in the second one."""
 
 NOTHING_WEIGHT = 0.15
 """Weight of empty label points, which are the majority."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PretrainingLossConfig:
-    """Weights of the losses."""
-
-    labels: float = 0.5
-    """Weight of the patch labels while the whole model is trained."""
-    trace: float = 0.5
-    """Weight of the running values of chains."""
-    balance: float = 0.01
-    """Weight of the load-balance loss of the experts."""
-    blindness: float = 0.3
-    """Weight of the attention loss of the guided heads."""
-    dominance: float = 8.0
-    """Weight of the dominance loss, which makes each token's weaker experts do their share; with
-    0.5 the last blocks, which decide on the answer, relied on a single expert."""
-
-    def __post_init__(self) -> None:
-        check_within(self, "labels", "trace", "balance", "blindness", "dominance", low=0)
 
 
 def shown_by_look(look_M: Tensor, shown_MP: Tensor, num_looks: int) -> Tensor:

@@ -9,9 +9,20 @@ from collections.abc import Sequence
 import tyro
 from rich.console import Console
 
-from launch.cluster.console import check_local_paths, nearest
+from envs.checks import nearest
+from launch.cluster.config import DoctorConfig
+from launch.cluster.console import check_local_paths
 from launch.cluster.usage import options_from
 from launch.run.recipes import RECIPES, JointGRPOConfig, to_json
+
+
+def doctor_configuration(arguments: Sequence[str]) -> DoctorConfig:
+    """What `doctor` is asked to check; `arguments` follow its name."""
+    config = options_from(
+        lambda: tyro.cli(DoctorConfig, args=arguments, prog="joint_grpo.py doctor")
+    )
+    check_local_paths(config)
+    return config
 
 
 def configuration(arguments: Sequence[str], description: str | None) -> JointGRPOConfig:

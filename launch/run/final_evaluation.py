@@ -64,6 +64,10 @@ def finish(run: Run) -> None:
     settings, folder = run.config.evaluation, run.store.root.parent
     budgets_ms = run.setup.budgets.evenly(settings.num_budgets)
     prices = settings.prices if run.setup.prices else (FREE,)
+    run.reporter.say(
+        f"final evaluation: {settings.num_test_samples} test samples, {len(budgets_ms)} budgets, "
+        f"{len(prices)} prices"
+    )
     if run.comparison is None:
         sweeps = greedy_sweeps(
             run.fleet,

@@ -11,7 +11,7 @@ from launch.run.recipes import JointGRPOConfig
 from launch.tracking.names import check_trackers
 from rollout.block_skipping import BlockImportance
 from rollout.build import model_source
-from rollout.executor_config import check_knobs_fit
+from rollout.executor import check_knobs_fit
 from rollout.image_feature import image_dim
 from rollout.molmoe.checkpoint import check_shards
 from rollout.molmoe.config import resolve_config

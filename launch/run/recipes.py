@@ -12,15 +12,13 @@ from pydantic import TypeAdapter
 from envs.budgets import BudgetSampler
 from envs.checks import check_within
 from envs.prices import FREE, PriceRange, PriceSampler, check_prices
+from envs.spec import all_knobs
 from launch.cluster.config import ClusterConfig
-from launch.run.scores import CONFIGURATIONS
 from launch.tracking.names import TrackerName
-from learner.config import LearnerConfig
+from learner.config import EntropySchedule, LearnerConfig, ReplayConfig
 from learner.lambda_control import PIDConfig
-from learner.losses import EntropySchedule
-from learner.replay import ReplayConfig
-from rollout.build import EMBEDDED, WorkerConfig
 from rollout.executor_config import ExecutorConfig
+from rollout.worker_config import EMBEDDED, WorkerConfig
 
 SHIPPED_PROFILE = EMBEDDED / "profile.npz"
 """Profile of all 225 configurations of the embedded model on 400 validation samples."""
@@ -263,7 +261,7 @@ class JointGRPOConfig:
                 f"num_scored is {self.num_scored}, and only the outcome model of replay learns "
                 "from scores: turn replay on, or set num_scored to 0"
             )
-        check_within(self, "num_scored", low=0, high=len(CONFIGURATIONS) - self.group_size)
+        check_within(self, "num_scored", low=0, high=len(list(all_knobs())) - self.group_size)
         if self.reward == "reference" and self.price.sampler() is not None:
             raise ValueError(
                 "the reference reward knows no price of time: set price.low and price.high to None"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,12 +16,16 @@ import numpy as np
 from rich.console import Console
 
 from envs.spec import HEADS
+from launch.cluster.progress import spoken
 from launch.tracking.tensorboard import TensorBoard
 from launch.tracking.tracker import Tracker
 from rollout.group_rollout import GroupRollout
 
 EVALUATED = "time/evaluate_s"
 """A scalar that every row of an evaluation has, and no other row."""
+
+STEPS_FOR_PACE = 20
+"""Number of last steps from which the time that is left is told; evaluations are not in it."""
 
 
 class Reporter:
@@ -49,6 +54,7 @@ class Reporter:
         self.run_dir, self.path = run_dir, run_dir / "metrics.jsonl"
         self.trackers = [TensorBoard(run_dir)] if trackers is None else trackers
         self._num_rows = 0
+        self._last_steps_s: deque[float] = deque(maxlen=STEPS_FOR_PACE)
 
     def begin_at(self, first_step: int, *, evaluation_pending: bool = False) -> None:
         """Opens the files, or opens them again because the run has gone back.
@@ -120,7 +126,9 @@ class Reporter:
             ) from error
 
     def progress(self, step: int, scalars: Mapping[str, float], slowest: str) -> None:
-        """Prints the progress line of a step."""
+        """Prints the progress line of a step, with the time that the rest of them will take."""
+        self._last_steps_s.append(scalars["time/step_s"])
+        left_s = float(np.mean(self._last_steps_s)) * (self.num_steps - step - 1)
         parts = [
             f"step {step + 1}/{self.num_steps}",
             f"reward {scalars['reward/mean']:+.3f}",
@@ -130,6 +138,7 @@ class Reporter:
             f"p95 {scalars['latency/p95_ms']:.0f} ms",
             f"{scalars['time/step_s']:.1f} s",
             f"slowest {slowest or 'none'}",
+            f"left {spoken(left_s)}",
         ]
         self.say("  ".join(parts))
 

@@ -12,8 +12,8 @@ from launch.analysis.settings import flat
 from launch.run.recipes import JointGRPOConfig, from_json, to_json
 from launch.storage.fetched_run import local_folder
 from learner.checkpoint import Checkpoint, CheckpointStore
-from rollout.build import WorkerConfig
 from rollout.fingerprint import Fingerprint
+from rollout.worker_config import WorkerConfig
 
 STATE_KEYS = (
     *("next_step", "seed", "lambda_control", "budgets", "calibration", "fingerprint"),

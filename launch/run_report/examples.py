@@ -98,7 +98,7 @@ def card(example: Example) -> str:
     chosen = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in example.knobs.to_json().items())
     kind, words = judged(example)
     return (
-        f'<li class="card">{_picture(sample)}<p class="question">{escape(question)}</p>'
+        f'<li class="card">{picture(sample)}<p class="question">{escape(question)}</p>'
         f'<p class="answer">{escape(example.answer) or "(empty)"} '
         f'<span class="{kind}">{escape(words)}</span></p>'
         f'<p class="soft">{escape(reference)}</p><p class="soft">{escape(chosen)}</p>'
@@ -117,7 +117,8 @@ def judged(example: Example) -> tuple[str, str]:
     return ("good" if example.score >= 0.5 else "bad"), words
 
 
-def _picture(sample: Sample | None) -> str:
+def picture(sample: Sample | None) -> str:
+    """The picture of a question as HTML, or why there is none."""
     if sample is None:
         return '<p class="nopicture">picture not shown: it belongs to a data set</p>'
     if sample.image is None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from launch.run_report import one_run, several_runs
 from launch.run_report.record import Evaluation, Missing, RunRecord, read_run
+from launch.run_report.section import Section
 
 REPORT_NAME = "report.html"
 MEASURED = "measured"
@@ -22,13 +23,18 @@ def render(records: Sequence[RunRecord]) -> str:
     sections = one_run.sections(records[0]) if is_one else several_runs.sections(records)
     title = records[0].name if is_one else ", ".join(record.name for record in records)
     begun = "" if not is_one or isinstance(records[0].starts, Missing) else _begun(records[0])
+    return document(title, f"<p>{escape(begun)}</p>{_warnings(records)}", sections)
+
+
+def document(title: str, subtitle: str, sections: Sequence[Section]) -> str:
+    """A whole page; the subtitle is HTML."""
     content = "".join(section.html() for section in sections)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title>"
         f'<link rel="icon" href="data:,"><style>{STYLE.read_text()}</style></head><body>'
-        f"<header><h1>{escape(title)}</h1><p>{escape(begun)}</p>{_warnings(records)}</header>"
+        f"<header><h1>{escape(title)}</h1>{subtitle}</header>"
         f"<main>{content}</main></body></html>\n"
     )
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import pydantic
 import tyro
 
-from envs.checks import check_within
+from envs.checks import check_within, did_you_mean
 from launch.serving.admission import QueueConfig
 from launch.serving.limits import Limits
 
@@ -165,7 +165,10 @@ def _check_fields(kind: type, arguments: Mapping[str, Any]) -> None:
     fields = get_type_hints(kind)
     for name, value in arguments.items():
         if name not in fields:
-            raise ValueError(f"there is no field {name}: use one of {', '.join(fields)}")
+            raise ValueError(
+                f"there is no field {name}: use one of {', '.join(fields)}"
+                f"{did_you_mean(name, fields)}"
+            )
         if dataclasses.is_dataclass(fields[name]) and isinstance(value, Mapping):
             _check_fields(fields[name], value)
 

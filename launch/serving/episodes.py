@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from envs.checks import did_you_mean
 from envs.price_curve import PriceCurve
 from envs.prices import FREE
 from envs.spec import CHEAPEST_KNOBS, Knobs, knobs_by_name
@@ -102,6 +103,7 @@ class ReplicaFacts:
         if name not in self.policies and name not in CONFIGURATIONS:
             known = ", ".join(self.policies)
             message = f"there is no model {name[:80]!r}: use one of {known}"
+            message += did_you_mean(name[:80], (*self.policies, *CONFIGURATIONS))
             raise ApiError(404, message, code="model_not_found", param="model")
 
 

@@ -11,14 +11,14 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 
+from rollout.executor_config import ClockChoice
+
 Mark = Any
 """A point in time; only the clock that made it can read it."""
-
-ClockChoice = Literal["device", "wall"]
 
 
 class Clock(Protocol):

@@ -7,6 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from envs.checks import did_you_mean
+
+MODEL_NAMES = ("embedded", "allenai/MolmoE-1B-0924")
+"""What a model can be called without a folder of one's own."""
+
 SUPPORTED: dict[str, tuple[Any, ...]] = {
     "activation_type": ("swiglu",),
     "alibi": (False,),
@@ -263,7 +268,10 @@ def resolve_config(source: str | Path) -> MolmoEConfig:
 def _from_hub(source: str | Path, patterns: list[str]) -> Path:
     """The snapshot of a hub id with the files of these patterns, from the cache if it has them."""
     if Path(source).is_absolute() or str(source).count("/") != 1 or str(source).startswith("."):
-        raise ValueError(f"{source} is not a folder: give a MolmoE folder or a hub id owner/name")
+        raise ValueError(
+            f"{source} is not a folder: give a MolmoE folder or a hub id owner/name"
+            f"{did_you_mean(str(source), MODEL_NAMES)}"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -276,4 +284,5 @@ def _from_hub(source: str | Path, patterns: list[str]) -> Path:
         raise (ValueError if is_refused else OSError)(
             f"{source} is not a local folder, and the hub did not deliver it "
             f"({type(error).__name__}): check the name and the connection"
+            f"{did_you_mean(str(source), MODEL_NAMES)}"
         ) from error

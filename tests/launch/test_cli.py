@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -75,6 +76,9 @@ def test_a_run_writes_everything_and_names_its_latency_source(undisturbed):
         "SIMULATED LATENCY"
     )
     assert all("SIMULATED" in line for line in output.splitlines() if "step" in line)
+    assert [int(step) for step in re.findall(r"step (\d)/8 .* left \d+ s$", output, re.M)] == [
+        *range(1, 9)
+    ]
     state = CheckpointStore(run_dir / "checkpoints").load_latest().state
     assert state["latency_source"].startswith("SIMULATED LATENCY")
     assert state["packages"]["torch"]

@@ -10,7 +10,7 @@ from launch.joint_grpo import train
 from launch.run.recipes import embedded_grpo
 from launch.run.state import Run
 from launch.run.warm_start import warm_start_from_profile
-from learner.losses import EntropySchedule
+from learner.config import EntropySchedule
 from rollout.latency.drift import FollowedTime
 from rollout.simulation.table_fleet import TableFleet
 from rollout.simulation.table_samples import calibration_of, extreme_latencies

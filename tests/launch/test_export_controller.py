@@ -10,8 +10,9 @@ from launch.answering.loading import SHIPPED_CONTROLLER, run_or_shipped
 from launch.export_controller import PLACES, export
 from launch.run.recipes import embedded, from_json, to_json
 from learner.checkpoint import CheckpointStore, find_controller
-from rollout.build import WorkerConfig, build_executor
+from rollout.build import build_executor
 from rollout.fingerprint import Fingerprint
+from rollout.worker_config import WorkerConfig
 from tests import launch_rig
 
 

@@ -3,9 +3,8 @@
 import numpy as np
 import torch
 
-from learner.config import LearnerConfig
+from learner.config import EntropySchedule, LearnerConfig
 from learner.learner import Learner
-from learner.losses import EntropySchedule
 from tests.learner.synthetic import (
     ACTIONS,
     D_MODEL,

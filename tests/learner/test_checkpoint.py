@@ -14,9 +14,8 @@ import torch
 from learner import folders
 from learner.archive import name_of
 from learner.checkpoint import CheckpointError, CheckpointStore, find_controller
-from learner.config import LearnerConfig
+from learner.config import LearnerConfig, ReplayConfig
 from learner.learner import Learner
-from learner.replay import ReplayConfig
 from policy.controller import Controller
 from policy.weights import weights_sha256
 from tests.learner.synthetic import make_controller

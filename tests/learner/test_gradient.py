@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from learner.advantages import ADVANTAGE_FORMS, combine
-from learner.config import LearnerConfig
+from learner.config import EntropySchedule, LearnerConfig, LossConfig
 from learner.learner import Learner
-from learner.losses import EntropySchedule, LossConfig
 from tests.learner.synthetic import (
     ACTIONS,
     D_MODEL,

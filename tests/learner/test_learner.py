@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from learner.config import LearnerConfig
+from learner.config import EntropySchedule, LearnerConfig, LossConfig
 from learner.learner import Learner
-from learner.losses import EntropySchedule, LossConfig
 from learner.update import NonFiniteUpdateError
 from policy.weights import weights_sha256
 from tests.learner.synthetic import (

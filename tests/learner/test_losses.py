@@ -4,9 +4,8 @@ import math
 import pytest
 import torch
 
+from learner.config import EntropySchedule, LossConfig
 from learner.losses import (
-    EntropySchedule,
-    LossConfig,
     LossInputs,
     approximate_kl,
     clipped,

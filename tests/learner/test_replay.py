@@ -9,10 +9,10 @@ import torch
 from envs.reward import BudgetReward, budget_reward
 from envs.spec import all_knobs
 from learner.archive import name_of
-from learner.config import LearnerConfig
+from learner.config import LearnerConfig, OutcomeModelConfig, ReplayConfig
 from learner.learner import Learner
-from learner.outcome_model import OutcomeModel, OutcomeModelConfig
-from learner.replay import Replay, ReplayConfig
+from learner.outcome_model import OutcomeModel
+from learner.replay import Replay
 from learner.replay_buffer import Episodes, ReplayBuffer, TaskNames
 from rollout.profiling.profile_table import ProfileTable
 from tests.learner.synthetic import ACTIONS, D_MODEL, FrozenBlocks, make_controller, run_groups

@@ -7,11 +7,8 @@ import pytest
 import torch
 
 from envs.reward import BudgetReward
-from learner.config import LearnerConfig
+from learner.config import EntropySchedule, LearnerConfig, OutcomeModelConfig, ReplayConfig
 from learner.learner import Learner
-from learner.losses import EntropySchedule
-from learner.outcome_model import OutcomeModelConfig
-from learner.replay import ReplayConfig
 from learner.replay_buffer import Episodes
 from tests.learner.synthetic import (
     ACTIONS,

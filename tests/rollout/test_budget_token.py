@@ -12,11 +12,12 @@ from torch import Tensor
 
 from envs.spec import CHEAPEST_KNOBS, TIERS, Decoding, Knobs, Sample, Tier, all_knobs
 from envs.tasks import WEIGHTS
-from rollout.build import WorkerConfig, build_worker
+from rollout.build import build_worker
 from rollout.executor import MolmoEExecutor
 from rollout.group_sharing import MolmoEGroupSession
 from rollout.molmoe.generation import generate
 from rollout.prefix import Prefix
+from rollout.worker_config import WorkerConfig
 from tests.rollout import rig
 
 EVERY = list(all_knobs())

@@ -10,10 +10,11 @@ import tyro
 
 from envs.prices import PriceRange, PriceSampler
 from envs.spec import Tier
-from rollout.build import WorkerConfig, build_executor, build_worker, make_env, torch_dtype
+from rollout.build import build_executor, build_worker, make_env, torch_dtype
 from rollout.fingerprint import Fingerprint
 from rollout.latency.simulated import SimulatedLatency
 from rollout.sample_loader import PreparedSample
+from rollout.worker_config import WorkerConfig
 from tests.rollout import rig
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)

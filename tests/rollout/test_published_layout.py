@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from envs.spec import FULL_KNOBS, Sample
-from rollout.build import WorkerConfig, build_executor
+from rollout.build import build_executor
 from rollout.executor_config import ExecutorConfig
 from rollout.group_sharing import MolmoEGroupSession
 from rollout.molmoe.config import resolve_config
+from rollout.worker_config import WorkerConfig
 from tests.published_layout import NARROW, write_hub_cache, write_model
 
 PROJECT = Path(__file__).resolve().parents[2]

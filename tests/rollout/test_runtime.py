@@ -8,13 +8,14 @@ import torch
 
 from envs.spec import DataError, Knobs, Tier, all_knobs
 from envs.tasks.registry import build_tasks
-from rollout.build import WorkerConfig, build_executor
+from rollout.build import build_executor
 from rollout.executor import MolmoEExecutor
 from rollout.fingerprint import Fingerprint
 from rollout.latency.clock import DeviceFacts
 from rollout.molmoe import load_model
 from rollout.molmoe.static_cache import PlainCalls, capacity_for
 from rollout.runtime import EagerRuntime, FixedShapeRuntime, runtime_for
+from rollout.worker_config import WorkerConfig
 from tests.pretended_accelerator import DEVICE
 from tests.rollout import rig
 from tests.rollout.recorder import Recorder

@@ -9,7 +9,7 @@ import torch
 
 from envs.spec import Sample, Tier, all_knobs
 from envs.tasks import DataError
-from rollout.build import WorkerConfig, build_worker
+from rollout.build import build_worker
 from rollout.executor import MolmoEExecutor
 from rollout.group_sharing import run_configurations
 from rollout.molmoe import load_model
@@ -17,6 +17,7 @@ from rollout.molmoe.branches import Branches, mixed_experts
 from rollout.requests import ScoreRequest
 from rollout.scoring import Scorer
 from rollout.worker import RolloutWorker
+from rollout.worker_config import WorkerConfig
 from tests.pretended_accelerator import DEVICE
 from tests.rollout import rig
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from envs.spec import all_knobs
-from rollout.build import WorkerConfig, build_worker
+from rollout.build import build_worker
 from rollout.group_sharing import MolmoEGroupSession
+from rollout.worker_config import WorkerConfig
 
 
 @pytest.mark.slow

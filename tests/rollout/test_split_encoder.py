@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from envs.spec import TIERS, Knobs
-from rollout.build import WorkerConfig, build_worker
+from rollout.build import build_worker
 from rollout.group_sharing import MolmoEGroupSession
 from rollout.molmoe import generate
+from rollout.worker_config import WorkerConfig
 
 NUM_SAMPLES = 70
 

@@ -14,12 +14,12 @@ from launch.joint_grpo import train
 from policy.config import ControllerConfig
 from policy.controller import Controller
 from rollout import group_sharing
-from rollout.build import EMBEDDED
 from rollout.fingerprint import Fingerprint
 from rollout.group_sharing import MolmoEGroupSession
 from rollout.image_feature import image_dim
 from rollout.latency.drift import PROBES_KEPT, FollowedTime
 from rollout.molmoe.config import resolve_config
+from rollout.worker_config import EMBEDDED
 from tests import launch_rig
 from tests.conftest import ROOT
 from tests.rollout import rig

@@ -16,7 +16,7 @@ from launch.cluster import doctor
 from launch.cluster.data_page import lines, write_page
 from launch.cluster.data_report import check_data
 from launch.cluster.fleet import check_census
-from rollout.build import WorkerConfig
+from rollout.worker_config import WorkerConfig
 from tests.envs.vqa.fixtures import write_original, write_parquet
 from tests.envs.vqa.fixtures.pictures import picture, png
 

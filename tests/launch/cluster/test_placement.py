@@ -20,8 +20,8 @@ from launch.run.recipes import BudgetConfig
 from launch.run.state import Run
 from launch.run.supervise import supervise
 from learner.checkpoint import CheckpointStore
-from rollout.build import WorkerConfig
 from rollout.image_feature import image_dim
+from rollout.worker_config import WorkerConfig
 from tests import launch_rig
 from tests.rollout import rig
 

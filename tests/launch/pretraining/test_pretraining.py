@@ -9,12 +9,13 @@ import torch
 from envs.spec import TIERS, Tier
 from envs.tasks import Question, load_tasks
 from launch.pretraining import forward as fw
-from launch.pretraining.batches import IGNORE, Encoder, Stream, StreamConfig
+from launch.pretraining.batches import IGNORE, Encoder, Stream
 from launch.pretraining.blueprint import build_tokenizer, new_model, write_folder
+from launch.pretraining.config import StreamConfig, TrainConfig
 from launch.pretraining.held_out import Evaluator, held_out
 from launch.pretraining.muon import make_optimizers, orthogonalize
 from launch.pretraining.pixels import label_targets, make_crops, tier_layout, tokens_under
-from launch.pretraining.stages import Pretraining, TrainConfig, rate_share
+from launch.pretraining.stages import Pretraining, rate_share
 from launch.pretraining.steps import Trainee, shown_by_look
 from rollout.molmoe import Preprocessor, load_model
 

@@ -17,12 +17,11 @@ from launch.run.recipes import (
     molmoe_h100,
     to_json,
 )
-from learner.config import LearnerConfig
+from learner.config import EntropySchedule, LearnerConfig, LossConfig
 from learner.imitation import WarmStartConfig
 from learner.lambda_control import PIDConfig
-from learner.losses import EntropySchedule, LossConfig
-from rollout.build import WorkerConfig
 from rollout.executor_config import ExecutorConfig
+from rollout.worker_config import WorkerConfig
 
 NAN, INF = math.nan, math.inf
 REFUSED = [

@@ -12,7 +12,7 @@ from launch.run.recipes import RECIPES, EvaluationConfig, PriceConfig, from_json
 from launch.run.resume import check_resumable
 from launch.storage.lock import RunLock
 from learner.config import LearnerConfig
-from rollout.build import WorkerConfig
+from rollout.worker_config import WorkerConfig
 from tests import launch_rig
 
 

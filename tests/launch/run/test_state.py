@@ -11,8 +11,7 @@ import torch
 
 from launch.cluster.signals import Stopped
 from launch.joint_grpo import train
-from learner.config import LearnerConfig
-from learner.replay import ReplayConfig
+from learner.config import LearnerConfig, ReplayConfig
 from policy.weights import weights_sha256
 from rollout.group_rollout import GroupRollout
 from rollout.requests import FailedGroup, GradientRequest

@@ -14,14 +14,13 @@ from launch.run.warm_start import (
     gains,
     warm_start_from_profile,
 )
-from learner.config import LearnerConfig
+from learner.config import LearnerConfig, ReplayConfig
 from learner.imitation import WarmStartConfig
 from learner.learner import Learner
-from learner.replay import ReplayConfig
-from rollout.build import WorkerConfig
 from rollout.group_sharing import MolmoEGroupSession
 from rollout.requests import PrefixRequest
 from rollout.simulation.table_samples import budgets_of
+from rollout.worker_config import WorkerConfig
 from studies.table_run import quiet_settings, table_run
 from tests import launch_rig, table_rig
 from tests.in_process import LocalFleet

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from envs.spec import TIERS, Tier
-from rollout.build import EMBEDDED
 from rollout.molmoe import CoveringPreprocessor, Preprocessor
 from rollout.molmoe.config import resolve_config
+from rollout.worker_config import EMBEDDED
 from tests.rollout.molmoe.tiny import TINY
 from tests.rollout.rig import tokenizer
 
