@@ -175,9 +175,9 @@ class Pool:
             value=group, seconds=self.sleep_s, waited_s=0.0, actor=name, incarnation=incarnation
         )
 
-    async def status(self, name: str, _incarnation: int) -> dict[str, str]:
+    async def status(self, name: str, _incarnation: int) -> dict[str, Any]:
         """The actor is alive."""
-        return {"name": name}
+        return {"name": name, "downloaded": 0}
 
     async def score(self, name: str, incarnation: int, request: ScoreRequest) -> Timed:
         """Made-up scores, once their time has passed."""

@@ -17,6 +17,7 @@ from policy.config import PolicySetup
 from policy.weights import PolicyWeights
 from rollout.fingerprint import Fingerprint
 from rollout.latency.clock import DeviceFacts
+from rollout.molmoe.config import downloaded_bytes
 from rollout.requests import (
     GradientRequest,
     GreedyRequest,
@@ -95,6 +96,7 @@ class RolloutActor:
         name: name of the actor in the run.
         incarnation: number of earlier actors of this name.
         num_threads: number of threads of a worker on the CPU.
+        downloads: the model that `build` may have to download first.
     """
 
     def __init__(
@@ -103,10 +105,11 @@ class RolloutActor:
         name: str,
         incarnation: int,
         num_threads: int,
+        downloads: str = "",
     ) -> None:
         self.num_threads = num_threads
         self._build, self._name, self._incarnation = build, name, incarnation
-        self._calls = 0
+        self._calls, self._downloads = 0, downloads
 
     @ray.method(concurrency_group="loading")
     def prepare(self, split: str, index: int) -> None:
@@ -116,7 +119,12 @@ class RolloutActor:
     @ray.method(concurrency_group="health")
     def status(self) -> dict[str, Any]:
         """Replies as soon as the actor has a place, even while it loads or a group runs."""
-        return {"name": self._name, "pid": os.getpid(), "calls": self._calls}
+        return {
+            "name": self._name,
+            "pid": os.getpid(),
+            "calls": self._calls,
+            "downloaded": downloaded_bytes(self._downloads) if self._downloads else 0,
+        }
 
     def start(self) -> ActorFacts:
         """Builds the worker, warms up and measures the reference latency."""

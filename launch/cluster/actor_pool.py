@@ -53,6 +53,7 @@ class ActorPool:
         loader_threads: number of samples that an actor prepares at once; as many calls wait for it.
         is_stopping: called while waiting; Stopped is raised when it returns True.
         actor_options: Ray options that replace those derived from `wants_gpu`.
+        downloads: the model that actors may have to download at their start.
 
     Raises:
         RuntimeError: the cluster has no room for `min_actors`, or an actor cannot be constructed;
@@ -71,6 +72,7 @@ class ActorPool:
         loader_threads: int = 0,
         is_stopping: Callable[[], bool] = lambda: False,
         actor_options: dict[str, Any] | None = None,
+        downloads: str = "",
     ) -> None:
         self.config = config
         self.prepares = loader_threads > 0
@@ -83,6 +85,7 @@ class ActorPool:
             num_threads=num_threads,
             wants_gpu=wants_gpu,
             actor_options=actor_options or {},
+            downloads=downloads,
             stats=self.stats,
         )
         self.queue: deque[Job] = deque()
@@ -268,7 +271,7 @@ class ActorPool:
     def _await_start(self) -> None:
         """Waits until a run can begin; actors that the cluster has no room for join later."""
         waiting, placing = Waiting(self.config.start_timeout_s), Waiting(PLACING_S)
-        is_short = False
+        is_short, downloaded = False, 0
         while not self.members.is_settled(placing) and not waiting.is_over():
             if self.is_stopping():
                 self.shutdown()
@@ -276,6 +279,9 @@ class ActorPool:
             if placing.is_over() and not is_short and self.members.is_short_of_room():
                 is_short = True
                 waiting.say(self.members.who_starts, at_once=True)
+            if self.members.downloaded_bytes > downloaded:
+                downloaded = self.members.downloaded_bytes
+                waiting.renew()
             waiting.say(self.members.who_starts)
             self._pump()
         self.members.agree()

@@ -63,7 +63,7 @@ def connect(address: str = "", **options: Any) -> None:
     import ray  # takes a second, and some programs never need it
     from ray.exceptions import AuthenticationError
 
-    target = address or os.environ.get("RAY_ADDRESS") or LOCAL
+    target = _target(address)
     options = {"log_to_driver": False, "logging_level": logging.ERROR, **options}
     logging.getLogger("ray").setLevel(logging.ERROR)
     if target == LOCAL:
@@ -81,6 +81,28 @@ def connect(address: str = "", **options: Any) -> None:
         raise RuntimeError(f"the Ray cluster at {target} refuses us ({error})") from None
     except ConnectionError as error:
         raise _nobody_at(target, str(error)) from None
+
+
+def is_own_cluster(address: str) -> bool:
+    """Whether `connect` starts a cluster for this program alone, which nothing else can join."""
+    return _target(address) == LOCAL
+
+
+def wait_for_gpu(limit_s: float, is_stopping: Callable[[], bool]) -> None:
+    """Waits, up to a limit, until the cluster has a GPU; nodes may join minutes later.
+
+    Args:
+        limit_s: time limit in seconds.
+        is_stopping: called while waiting; Stopped is raised when it returns True.
+    """
+    import ray
+
+    waiting = Waiting(limit_s)
+    while not ray.cluster_resources().get("GPU", 0) and not waiting.is_over():
+        if is_stopping():
+            raise Stopped
+        waiting.say(lambda: f"a GPU to join the cluster, which has {len(ray.nodes())} nodes")
+        time.sleep(ASK_AGAIN_S)
 
 
 def wait_for_nodes(num_nodes: int, limit_s: float, is_stopping: Callable[[], bool]) -> None:
@@ -148,6 +170,10 @@ def known_token() -> tuple[str, str]:
 def home_token() -> Path:
     """The file in which Ray looks for a token if no variable names one."""
     return Path.home() / ".ray" / "auth_token"
+
+
+def _target(address: str) -> str:
+    return address or os.environ.get("RAY_ADDRESS") or LOCAL
 
 
 def _use_passing_token() -> None:

@@ -16,7 +16,7 @@ from envs.spec import Knobs
 from launch.cluster.actor_pool import ActorPool
 from launch.cluster.census import empty_split
 from launch.cluster.config import ClusterConfig
-from launch.cluster.connection import wait_for_nodes
+from launch.cluster.connection import is_own_cluster, wait_for_gpu, wait_for_nodes
 from launch.cluster.progress import counted
 from launch.cluster.slots import Job
 from policy.config import PolicySetup
@@ -259,7 +259,7 @@ class RayFleet:
         now = time.monotonic()
         elapsed_s, self._measured_at = max(now - self._measured_at, 1e-9), now
         busy, waiting, means = {}, {}, {}
-        for slot in self.pool.slots:
+        for slot in self.pool.members.ready:
             present = np.array([slot.busy_s, slot.waited_s, slot.num_done])
             busy_s, waited_s, num_done = present - self._counts_then.get(slot.name, np.zeros(3))
             self._counts_then[slot.name] = present
@@ -267,7 +267,7 @@ class RayFleet:
             waiting[slot.name] = float(min(waited_s / elapsed_s, 1.0))
             means[slot.name] = busy_s / num_done if num_done else 0.0
         self.stats.busy_share, self.stats.waiting_share = busy, waiting
-        self.stats.slowest = max(means, key=lambda name: means[name])
+        self.stats.slowest = max(means, key=lambda name: means[name], default="")
 
 
 def _rollout_job(request: AnyRequest, setup: PolicySetup, weights: PublishedWeights) -> Job:
@@ -391,6 +391,8 @@ def open_fleet(
     an actor on a GPU has to request it.
     """
     wait_for_nodes(cluster.num_nodes, cluster.start_timeout_s, is_stopping)
+    if worker.device == "cuda" and not is_own_cluster(cluster.address):
+        wait_for_gpu(cluster.start_timeout_s, is_stopping)
     worker = placed(worker)
     return RayFleet(
         functools.partial(build_worker, worker, simulated=simulated),
@@ -399,4 +401,5 @@ def open_fleet(
         loader_threads=worker.loader_threads,
         wants_gpu=worker.device == "cuda",
         is_stopping=is_stopping,
+        downloads=worker.model,
     )

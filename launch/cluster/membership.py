@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import ray
+from ray.exceptions import GetTimeoutError, RayError
 
 from launch.cluster.config import ClusterConfig
 from launch.cluster.slots import WITHOUT_GPUS, Job, Slot, kill, last_line
@@ -50,6 +51,7 @@ class Membership:
         num_threads: number of threads of an actor on the CPU.
         wants_gpu: whether each actor gets a whole GPU instead of a CPU core.
         actor_options: Ray options that replace those derived from `wants_gpu`.
+        downloads: the model that actors may have to download at their start.
         stats: counts restarts.
     """
 
@@ -61,10 +63,11 @@ class Membership:
         num_threads: int,
         wants_gpu: bool,
         actor_options: Mapping[str, Any],
+        downloads: str,
         stats: FleetStats,
     ) -> None:
         self.build, self.config, self.num_threads = build, config, num_threads
-        self.stats = stats
+        self.stats, self.downloads = stats, downloads
         # Only GPUs limit the actors of a node, even if it was started with few cores.
         resources = {"num_gpus": 1, "num_cpus": 0} if wants_gpu else {"num_cpus": 1}
         self.options = {**resources, **actor_options}
@@ -72,6 +75,7 @@ class Membership:
         remote: Any = ray.remote
         self.actor_class = remote(concurrency_groups={"health": 1, "loading": 1})(RolloutActor)
         self.slots: list[Slot] = []
+        self.downloaded_bytes = 0
         self.fingerprint: Fingerprint | None = None
         self._num_named = 0
         self._look_at = 0.0
@@ -111,12 +115,21 @@ class Membership:
             self.slots.remove(slot)
 
     def _note_places(self) -> None:
-        """Starts the time limit of every actor that the cluster has placed by now."""
-        unplaced = {slot.place_ref: slot for slot in self.slots if _waits_for_a_place(slot)}
-        if unplaced:
-            for ref in ray.wait(list(unplaced), num_returns=len(unplaced), timeout=0)[0]:
-                unplaced[ref].is_placed = True
-                unplaced[ref].deadline = time.monotonic() + self.config.start_timeout_s
+        """Starts the time limit of every actor that the cluster has placed by now.
+
+        It begins anew as long as the model is being downloaded.
+        """
+        asked = {slot.place_ref: slot for slot in self.slots if slot.state == "starting"}
+        if not asked:
+            return
+        for ref in ray.wait(list(asked), num_returns=len(asked), timeout=0)[0]:
+            slot, slot_status = asked[ref], _status(ref)
+            slot.is_placed = True
+            if slot_status is not None and slot_status["downloaded"] > slot.downloaded:
+                self.downloaded_bytes += slot_status["downloaded"] - max(slot.downloaded, 0)
+                slot.downloaded = slot_status["downloaded"]
+                slot.deadline = time.monotonic() + self.config.start_timeout_s
+            slot.place_ref = slot.handle.status.remote()
 
     # -- one actor's life ------------------------------------------------------------------------
 
@@ -130,8 +143,8 @@ class Membership:
             max_restarts=0,
             max_task_retries=0,
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(self.num_threads), **hidden}},
-        ).remote(self.build, slot.name, slot.incarnation, self.num_threads)
-        slot.place_ref = slot.handle.status.remote()
+        ).remote(self.build, slot.name, slot.incarnation, self.num_threads, self.downloads)
+        slot.place_ref, slot.downloaded = slot.handle.status.remote(), -1
         slot.start_ref = slot.handle.start.remote()
 
     def admit(self, slot: Slot, facts: ActorFacts) -> None:
@@ -263,6 +276,8 @@ class Membership:
         unplaced = [slot.name for slot in waiting if not slot.is_placed]
         loading = [slot.name for slot in waiting if slot.is_placed]
         parts = [f"{', '.join(loading)} to load the model and warm up"] if loading else []
+        if self.downloaded_bytes:
+            parts.append(f"{self.downloaded_bytes / 1e9:.1f} GB are downloaded")
         if unplaced:
             parts.append(
                 f"{', '.join(unplaced)} to get a place and start its process: "
@@ -282,6 +297,14 @@ class Membership:
             f"the cluster has {_counted({k: has.get(k, 0) for k in asked})}, "
             f"free: {_counted({k: free.get(k, 0) for k in asked})}"
         )
+
+
+def _status(ref: Any) -> dict[str, Any] | None:
+    """An actor's status; None if the actor was lost, which its start reports as well."""
+    try:
+        return ray.get(ref, timeout=10)
+    except (RayError, GetTimeoutError):
+        return None
 
 
 def _waits_for_a_place(slot: Slot) -> bool:

@@ -101,6 +101,7 @@ class Slot:
     start_ref: Any = None
     place_ref: Any = None
     is_placed: bool = False
+    downloaded: int = -1
     deadline: float = 0.0
     again_at: float = 0.0
     jobs: dict[Any, Job] = field(default_factory=dict)

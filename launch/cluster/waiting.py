@@ -29,6 +29,10 @@ class Waiting:
         """Whether the limit has been reached."""
         return time.monotonic() - self._started >= self.limit_s
 
+    def renew(self) -> None:
+        """The limit begins anew."""
+        self._started = time.monotonic()
+
     def progressed(self) -> None:
         """Something was done, so that nothing need be said for a while."""
         self._last_said = time.monotonic()

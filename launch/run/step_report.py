@@ -45,6 +45,7 @@ def fleet_scalars(stats: FleetStats, step_s: float) -> dict[str, float]:
     """Counts of the fleet, and how busy its actors were in a step of `step_s` seconds."""
     busy = list(stats.busy_share.values())
     return {
+        "fleet/actors": float(len(busy)),
         "time/rollout_s": float(np.mean(busy)) * step_s if busy else 0.0,
         **{f"fleet/{name}": float(count) for name, count in stats.counts().items()},
         **{f"fleet_busy/{name}": share for name, share in stats.busy_share.items()},

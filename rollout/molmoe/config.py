@@ -254,6 +254,14 @@ def resolve_folder(source: str | Path) -> Path:
     return _from_hub(source, ["*.json", "*.safetensors"])
 
 
+def downloaded_bytes(source: str) -> int:
+    """Size of what the cache of this machine has of a hub id so far; 0 for a folder."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    blobs = Path(HF_HUB_CACHE) / f"models--{source.replace('/', '--')}" / "blobs"
+    return sum(path.stat().st_size for path in blobs.glob("*")) if blobs.is_dir() else 0
+
+
 def resolve_config(source: str | Path) -> MolmoEConfig:
     """The configuration of a folder or hub id; of a hub id, only two small files are fetched.
 

@@ -1,5 +1,6 @@
 """A fleet that follows its cluster: nodes join and are lost while it trains."""
 
+import functools
 import time
 
 import numpy as np
@@ -8,6 +9,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from launch.cluster.config import ClusterConfig
+from launch.cluster.connection import connect
 from launch.cluster.fleet import RayFleet
 from launch.joint_grpo import train
 from launch.run.opening import Opening
@@ -138,3 +140,54 @@ def test_nodes_that_join_and_leave_cost_no_step(cluster, tmp_path, monkeypatch, 
     final = opening.store().load_latest()
     ours = weights_sha256(final.controller.to_numpy())
     assert ours == weights_sha256(quiet.learner.controller.to_numpy())
+
+
+def downloading_worker(folder):
+    """Downloads for longer than an actor may take to start without any progress."""
+    blobs = folder / "models--owner--name" / "blobs"
+    blobs.mkdir(parents=True, exist_ok=True)
+    for number in range(24):
+        (blobs / "model.incomplete").write_bytes(b"x" * number)
+        time.sleep(0.5)
+    return launch_rig.worker()
+
+
+def flaky_worker(folder):
+    """Raises at the first two starts, as when the hub is busy."""
+    attempts = len(list(folder.iterdir()))
+    (folder / str(attempts)).touch()
+    if attempts < 2:
+        raise OSError("the hub did not deliver it (429)")
+    return launch_rig.worker()
+
+
+@pytest.fixture
+def one_core(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    if ray.is_initialized():
+        ray.shutdown()
+    connect("local", num_cpus=1)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.slow
+def test_a_download_that_makes_progress_may_take_longer_than_a_start(one_core, tmp_path):
+    limits = ClusterConfig(num_actors=1, start_timeout_s=8, max_restarts=0)
+    build = functools.partial(downloading_worker, tmp_path)
+    fleet = RayFleet(build, limits, downloads="owner/name")
+    assert fleet.stats.restarts == 0
+    fleet.shutdown()
+
+
+@pytest.mark.slow
+def test_an_error_that_may_pass_is_tried_again(one_core, tmp_path, caplog):
+    fleet = RayFleet(
+        functools.partial(flaky_worker, tmp_path),
+        ClusterConfig(num_actors=1, start_timeout_s=120),
+    )
+    assert fleet.stats.restarts == 2
+    assert "429" in caplog.text
+    assert "once more in 1 s" in caplog.text
+    assert "once more in 2 s" in caplog.text
+    fleet.shutdown()
