@@ -1,9 +1,10 @@
-"""Configuration of the rollout actors, of every time limit, and of `doctor`."""
+"""Configuration of the rollout actors, of time limits, of `doctor`, and of faults on purpose."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, get_args
 
 from envs.checks import check_within
 from envs.tasks.vqa.config import DataConfig
@@ -67,3 +68,52 @@ class DoctorConfig:
 
     def __post_init__(self) -> None:
         check_within(self, "show", low=0, high=100)
+
+
+FaultKind = Literal["actor", "learner", "node", "driver", "store"]
+FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FaultConfig:
+    """Faults on purpose, to try a cluster before a long run: see `launch.cluster.faults`.
+
+    Attributes:
+        every_s: mean time between two random faults, in seconds; 0 injects none.
+        kinds: what random faults hit.
+        schedule: single faults, such as actor@30 for 30 s after the start.
+        seed: seed of the random faults.
+    """
+
+    every_s: float = 0.0
+    kinds: tuple[FaultKind, ...] = ("actor", "learner")
+    schedule: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_within(self, "every_s", "seed", low=0)
+        if self.every_s and not self.kinds:
+            raise ValueError(f"faults.kinds is empty: name some of {', '.join(FAULT_KINDS)}")
+        self.planned()
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there are any."""
+        return bool(self.every_s or self.schedule)
+
+    def planned(self) -> list[tuple[float, FaultKind]]:
+        """The schedule in order: seconds since the start, and what is hit.
+
+        Raises:
+            ValueError: an entry is not KIND@SECONDS.
+        """
+        planned: list[tuple[float, FaultKind]] = []
+        for entry in self.schedule:
+            kind, _, at_s = entry.partition("@")
+            if kind not in FAULT_KINDS or not at_s.replace(".", "", 1).isdigit():
+                raise ValueError(
+                    f"faults.schedule has {entry!r}: write KIND@SECONDS, such as actor@30, with "
+                    f"one of {', '.join(FAULT_KINDS)}"
+                )
+            planned.append((float(at_s), FAULT_KINDS[FAULT_KINDS.index(kind)]))
+        return sorted(planned)

@@ -19,6 +19,7 @@ from envs.calibration import Calibration
 from launch.analysis.interleaved import Comparison
 from launch.analysis.settings import flat
 from launch.cluster.connection import connect
+from launch.cluster.faults import FaultInjector
 from launch.cluster.fleet import RayFleet, check_census, open_fleet
 from launch.cluster.remote_learner import RemoteLearner
 from launch.cluster.signals import StopSignals
@@ -42,6 +43,7 @@ from launch.storage.lock import RunLock
 from launch.storage.object_store import RunStore
 from launch.storage.outputs import writable_folder
 from launch.storage.remote_folder import is_uri
+from launch.storage.retries import OUTAGE
 from launch.storage.run_folder import claimed, resolve_run_dir, staging_folder
 from launch.storage.starts import Start
 from launch.storage.uploads import Uploader
@@ -109,7 +111,19 @@ def open_run(config: JointGRPOConfig) -> Iterator[Run]:
         device = asdict(fleet.pool.first_facts().facts)
         Start.now(run.next_step, fleet.num_actors, device).append_to(run_dir)
         run.reporter.say(_first_line(run, run_dir, fleet))
+        if config.faults.is_on:
+            on_exit.enter_context(faults_of(run, fleet))
         yield run
+
+
+def faults_of(run: Run, fleet: RayFleet) -> FaultInjector:
+    """What injects the faults of a run's configuration."""
+
+    def learner() -> Any:
+        assert isinstance(run.learner, RemoteLearner)
+        return run.learner.actor
+
+    return FaultInjector(run.config.faults, lambda: fleet.pool.slots, learner, OUTAGE.begin)
 
 
 def _checked_folder(config: JointGRPOConfig) -> Path:

@@ -13,7 +13,7 @@ from envs.budgets import BudgetSampler
 from envs.checks import check_within
 from envs.prices import FREE, PriceRange, PriceSampler, check_prices
 from envs.spec import all_knobs
-from launch.cluster.config import ClusterConfig
+from launch.cluster.config import ClusterConfig, FaultConfig
 from launch.tracking.names import TrackerName
 from learner.config import EntropySchedule, LearnerConfig, ReplayConfig
 from learner.lambda_control import PIDConfig
@@ -209,6 +209,7 @@ class JointGRPOConfig:
         learner: optimizer and loss.
         evaluation: evaluation during training.
         cluster: rollout actors and time limits.
+        faults: faults on purpose, to try a cluster.
     """
 
     recipe: str
@@ -237,6 +238,7 @@ class JointGRPOConfig:
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    faults: FaultConfig = field(default_factory=FaultConfig)
 
     def __post_init__(self) -> None:
         minimum = {

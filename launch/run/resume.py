@@ -31,6 +31,7 @@ FREE_ON_RESUME = (
         "simulated_latency",
         "evaluation",
         "cluster",
+        "faults",
         "budget.num_samples",
     ),
     *("worker.model", "worker.device", "worker.dtype", "worker.importance"),

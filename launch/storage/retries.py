@@ -19,6 +19,26 @@ class StoreError(RuntimeError):
     """The object store failed repeatedly."""
 
 
+class Outage:
+    """A time in which every call fails, on purpose: see `launch.cluster.faults`."""
+
+    def __init__(self) -> None:
+        self._until = 0.0
+
+    def begin(self, seconds: float) -> None:
+        """All calls fail for so long."""
+        self._until = time.monotonic() + seconds
+
+    def check(self) -> None:
+        """Raises OSError during the outage."""
+        if time.monotonic() < self._until:
+            raise OSError("an outage on purpose")
+
+
+OUTAGE = Outage()
+"""Of this process."""
+
+
 def retried(what: str, call: Callable[[], T]) -> T:
     """Calls until it succeeds; what does not exist is not asked for again.
 
@@ -31,6 +51,7 @@ def retried(what: str, call: Callable[[], T]) -> T:
     """
     for attempt in range(ATTEMPTS):
         try:
+            OUTAGE.check()
             return call()
         except FileNotFoundError as error:
             raise StoreError(f"{what} failed: {error}") from None
