@@ -6,13 +6,16 @@
     python -m studies.table_world O --seeds 0 1 2 --no-image
     python -m studies.table_world O --recipe embedded-warm --steps 1
     python -m studies.table_world O --seeds 0 1 2 --shuffle prompts
+    python -m studies.table_world O --seeds 0 1 2 --recipe molmoe-h100 --width 2048 --steps 208
 
 A run takes one minute instead of ten. Scores are the model's own, as are both features. Each sample
 takes the latencies of a sample of the shipped profile, of the same task and with as many tokens,
 from its first half in training and from its second half in the test; sample and measurement scatter
-on top. Latency tokens come from a fixed random network. The rivals are chosen on the whole profile,
-the best per task in hindsight on the test samples themselves; a supervised model is fitted to all
-outcomes of the training samples. `--quick` takes a few samples of the shipped profile for both.
+on top. Latency tokens come from a fixed random network. A larger width carries the features there
+by a fixed random map; a recipe without a number of groups has that of eight actors. The rivals are
+chosen on the whole profile, the best per task in hindsight on the test samples themselves; a
+supervised model is fitted to all outcomes of the training samples. `--quick` takes a few samples of
+the shipped profile for both.
 
 Shapes: S samples, C configurations, K budgets.
 """
@@ -57,6 +60,9 @@ from studies.known_outcomes import Outcomes
 from studies.table_run import quiet_settings, table_run
 
 NUM_BUDGETS = 8
+NUM_ACTORS = 8
+"""Of recipes that have as many groups per step as their actors can run."""
+
 NUM_QUICK = 100
 SAMPLE_SCATTER, SCATTER = 0.03, 0.045
 """Standard deviations of log latency: between equal samples, and between repeats of one."""
@@ -73,6 +79,7 @@ class TableWorldConfig:
         quick: few steps on few samples of the shipped profile; their figures say nothing.
         outcomes: folder with the outcomes of both splits, in `train` and `test`.
         recipe: the recipe that is trained.
+        width: d_model of the controller, instead of the small model's.
         no_image: the controller does not see the image.
         shuffle: takes each sample's prompt or image from another sample, or tells the controller
             other budgets than those that count.
@@ -91,7 +98,8 @@ class TableWorldConfig:
 
     quick: bool = False
     outcomes: Annotated[Path | None, tyro.conf.Positional] = None
-    recipe: Literal["embedded", "embedded-warm", "embedded-grpo"] = "embedded"
+    recipe: Literal["embedded", "embedded-warm", "embedded-grpo", "molmoe-h100"] = "embedded"
+    width: int | None = None
     no_image: bool = False
     shuffle: Literal["prompts", "images", "budgets"] | None = None
     groups: tuple[int, int] | None = None
@@ -149,6 +157,14 @@ class Seen:
             return replace(self, language_SD=self.language_SD[rows_S])
         return replace(self, image_SI=self.image_SI[rows_S])
 
+    def carried_to(self, width: int) -> "Seen":
+        """With features of another width that say the same, but for the sizes, which stay."""
+        end = self.image_SI.shape[1] - 1 - NUM_SIZES
+        image_SI = np.concatenate(
+            (_carried(self.image_SI[:, :end], width), self.image_SI[:, end:]), 1
+        )
+        return replace(self, language_SD=_carried(self.language_SD, width), image_SI=image_SI)
+
     def without_sizes(self) -> "Seen":
         """With sizes of zero."""
         image_SI = self.image_SI.copy()
@@ -161,6 +177,14 @@ class Seen:
         return TableSamples(
             table=table, language_feature_SD=self.language_SD, image_feature_SI=image_SI
         )
+
+
+def _carried(features_SD: np.ndarray, width: int) -> np.ndarray:
+    """Features times a fixed random matrix that keeps lengths on average, [S, width]."""
+    num_features = features_SD.shape[1]
+    shape = num_features, width
+    matrix_DW = np.random.default_rng(num_features).normal(0, num_features**-0.5, shape)
+    return (features_SD @ matrix_DW).astype(np.float32)
 
 
 def split_table(
@@ -295,6 +319,10 @@ def world_of(options: TableWorldConfig) -> World:
         rows = np.arange(min(options.num_train, len(table.sample_ids)))
         splits["train"] = table.rows(rows), seen.rows(rows)
         world = replace(world, splits=splits)
+    if options.width is not None:
+        width = options.width
+        wide = {name: (t, seen.carried_to(width)) for name, (t, seen) in world.splits.items()}
+        world = replace(world, splits=wide)
     if options.no_sizes:
         blind = {name: (t, seen.without_sizes()) for name, (t, seen) in world.splits.items()}
         world = replace(world, splits=blind)
@@ -308,7 +336,7 @@ def world_of(options: TableWorldConfig) -> World:
 
 def recipe_of(options: TableWorldConfig) -> JointGRPOConfig:
     """The recipe with the requested groups and steps."""
-    base = RECIPES[options.recipe]()
+    base = RECIPES[options.recipe]().sized_for(NUM_ACTORS)
     if options.groups:
         groups, size = options.groups
         base = replace(base, groups_per_step=groups, group_size=size)
