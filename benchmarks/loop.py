@@ -298,6 +298,9 @@ def main() -> int:
     for part in ("broadcast", "checkpoint", "wait", "score", "gradient", "learn"):
         seconds = [row.get(f"time/{part}_s", 0.0) for row in rows]
         print(f"  {part:<11}{np.median(seconds):7.3f} s per step")
+    for name in ("state_mb", "memory_mb"):
+        sizes = [row[f"learner/{name}"] for row in rows]
+        print(f"  learner/{name}: {np.median(sizes):.1f}")
     return 0
 
 
