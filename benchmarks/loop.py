@@ -5,7 +5,8 @@
 The loop of `launch/joint_grpo.py` runs with the real fleet, checkpoints, reports, and the real
 learner at full width; only the rollout actors sleep instead of computing. All of them live in a
 few asynchronous Ray actors, in which each serves one call at a time. Prints the share of time in
-which the actors were busy, and the driver's time by part of a step.
+which the actors were busy, the driver's time by part of a step, and what the learner hands over
+after a step and holds in memory.
 """
 
 import sys
