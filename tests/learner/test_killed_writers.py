@@ -54,7 +54,8 @@ def killed_before_call(root: Path, keep_last: int, number: int, call: int) -> bo
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
-@pytest.mark.parametrize("keep_last", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("keep_last", [1, 3])
 def test_the_newest_complete_checkpoint_is_found_wherever_a_writer_is_killed(tmp_path, keep_last):
     root, before = tmp_path / "checkpoints", tmp_path / "before"
     kills = 0

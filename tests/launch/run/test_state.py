@@ -55,7 +55,13 @@ def whole_run(tmp_path_factory):
     return run_with
 
 
-@pytest.mark.parametrize(("cut", "max_staleness"), [(1, 0), (4, 0), (2, 1), (1, 2), (4, 2)])
+FURTHER_CUTS = ((1, 0), (1, 2), (4, 2))
+
+
+@pytest.mark.parametrize(
+    ("cut", "max_staleness"),
+    [(4, 0), (2, 1), *(pytest.param(*more, marks=pytest.mark.slow) for more in FURTHER_CUTS)],
+)
 def test_a_cut_and_resumed_run_has_the_same_weights_to_the_bit(
     tmp_path, whole_run, cut, max_staleness
 ):

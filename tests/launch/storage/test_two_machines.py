@@ -219,11 +219,10 @@ def interleaving(seed: int, uri: str, folder: Path) -> tuple[int, int]:
 @pytest.mark.parametrize(
     "seeds",
     [
-        range(1),
-        pytest.param(range(1, 8), marks=pytest.mark.slow),
+        pytest.param(range(8), marks=pytest.mark.slow),
         pytest.param(range(8, 20), marks=[pytest.mark.slow, pytest.mark.soak]),
     ],
-    ids=["one", "seven", "others"],
+    ids=["eight", "others"],
 )
 def test_no_stored_checkpoint_is_lost_or_an_older_one_preferred(tmp_path, endpoint, uri, seeds):
     """In whatever order two machines run, are killed and return."""
