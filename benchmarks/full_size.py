@@ -1,10 +1,13 @@
 """Runs a full-size model with random weights in the published layout on this machine.
 
     python -m benchmarks.full_size --layers 16
+    python -m benchmarks.full_size --ray
 
 Writes a sharded float32 checkpoint (about 29 GB), loads it in bfloat16 in a new process, and
 answers one prompt with an image. Prints peak memory and the times of loading, prefill and decode.
-The folder is deleted afterwards.
+With `--ray` it trains two steps of the recipe `molmoe-h100` on one CPU actor instead, on two of the
+embedded tasks, and prints the peak memory of driver, learner and actor, the seconds of each part of
+a step, and the sizes of a step's state and of a checkpoint. The folder is deleted afterwards.
 """
 
 import sys
@@ -21,12 +24,14 @@ class FullSizeConfig:
 
     Attributes:
         quick: a miniature instead, to see within a minute that it runs.
+        ray: trains two steps through Ray, with all decoder blocks.
         layers: number of decoder blocks.
         folder: folder for the shards; by default a temporary one.
         threads: number of threads.
     """
 
     quick: bool = False
+    ray: bool = False
     layers: int = 16
     folder: Path | None = None
     threads: int = 2
@@ -38,6 +43,8 @@ QUICK = FullSizeConfig(quick=True, layers=2)
 if __name__ == "__main__":
     answer_help(lambda: read_options(QUICK, __doc__))  # before the imports that take seconds
 
+import contextlib
+import json
 import resource
 import shutil
 import statistics
@@ -47,6 +54,7 @@ import time
 from dataclasses import replace
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image
 
@@ -56,6 +64,11 @@ from rollout.molmoe.generation import decode_step
 from rollout.molmoe.preprocess import ModelInputs
 
 ROOT = Path(__file__).parents[1]
+EMBEDDED = ROOT / "rollout" / "embedded"
+LOOK_EVERY_S = 1.0
+ROLES = {"joint_grpo.py": "driver", "ray::LearnerActor": "learner", "ray::RolloutActor": "actor"}
+"""By a part of a process's command line."""
+
 ANSWER = """
 import pathlib, torch
 from benchmarks.full_size import run
@@ -65,8 +78,10 @@ run(pathlib.Path({folder!r}), is_quick={quick})
 
 
 def geometry(*, is_quick: bool) -> MolmoEConfig:
-    """The published geometry, or a miniature."""
-    return MINIATURE if is_quick else MolmoEConfig()
+    """The published geometry, or a miniature with room for the embedded tokenizer."""
+    if not is_quick:
+        return MolmoEConfig()
+    return replace(MINIATURE, embedding_size=288, additional_vocab_size=16)
 
 
 def image_inputs(config: MolmoEConfig) -> ModelInputs:
@@ -108,6 +123,69 @@ def run(folder: Path, *, is_quick: bool) -> None:
     )
 
 
+def role_of(process: psutil.Process) -> str:
+    """What a process of a run does; empty if it is Ray's own."""
+    with contextlib.suppress(psutil.Error):
+        line = " ".join(process.cmdline())
+        for name, role in ROLES.items():
+            if name in line:
+                return role
+    return ""
+
+
+def train_two_steps(folder: Path, run_dir: Path) -> None:
+    """Runs the recipe in a process of its own, and prints what it needed."""
+    shutil.copy(EMBEDDED / "tokenizer.json", folder)
+    options = {
+        "run-dir": run_dir,
+        "steps": 2,
+        "groups-per-step": 2,
+        "num-scored": 1,
+        "worker.model": folder,
+        "worker.importance": EMBEDDED / "importance_scores.json",
+        "worker.device": "cpu",
+        "worker.executor.max-new-tokens": 4,
+        "cluster.num-actors": 1,
+        "cluster.start-timeout-s": 3600,
+        "budget.num-samples": 2,
+        "evaluation.num-samples": 1,
+        "evaluation.num-test-samples": 1,
+        "evaluation.num-budgets": 2,
+    }
+    words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+    program = str(ROOT / "launch" / "joint_grpo.py")
+    command = [
+        sys.executable,
+        program,
+        "molmoe-h100",
+        *words,
+        "--worker.tasks",
+        "digits",
+        "reading",
+    ]
+    started, peaks = time.perf_counter(), dict.fromkeys(ROLES.values(), 0)
+    running = psutil.Popen(command, cwd=ROOT)
+    while running.poll() is None:
+        for process in (running, *running.children(recursive=True)):
+            if role := role_of(process):
+                with contextlib.suppress(psutil.Error):
+                    peaks[role] = max(peaks[role], process.memory_info().rss)
+        time.sleep(LOOK_EVERY_S)
+    if running.returncode:
+        raise RuntimeError(f"the run ended with {running.returncode}: see what it said above")
+    print(f"two steps, evaluations and checkpoints: {time.perf_counter() - started:.0f} s")
+    print(
+        "peak memory: " + ", ".join(f"{role} {peak / 1e9:.2f} GB" for role, peak in peaks.items())
+    )
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    last = next(row for row in reversed(rows) if "time/step_s" in row)
+    parts = {name[5:-2]: value for name, value in last.items() if name.startswith("time/")}
+    print("last step: " + ", ".join(f"{name} {value:.2f} s" for name, value in parts.items()))
+    newest = max((run_dir / "checkpoints").glob("step_*"))
+    size = sum(path.stat().st_size for path in newest.iterdir())
+    print(f"a step's state {last['learner/state_mb']:.1f} MB, a checkpoint {size / 1e6:.1f} MB")
+
+
 def main() -> int:
     """Writes the shards and measures in a new process."""
     options = read_options(QUICK, __doc__)
@@ -115,9 +193,14 @@ def main() -> int:
     folder = options.folder or Path(tempfile.mkdtemp(prefix="full-size-"))
     try:
         started = time.perf_counter()
-        config = replace(geometry(is_quick=options.quick), n_layers=options.layers)
+        layers = MolmoEConfig().n_layers if options.ray else options.layers
+        config = replace(geometry(is_quick=options.quick), n_layers=layers)
         total = write(folder, config)
         print(f"wrote {total / 1e9:.3g} GB in {time.perf_counter() - started:.0f} s", flush=True)
+        if options.ray:
+            with tempfile.TemporaryDirectory() as runs:
+                train_two_steps(folder, Path(runs) / "run")
+            return 0
         code = ANSWER.format(threads=options.threads, folder=str(folder), quick=options.quick)
         subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
     finally:

@@ -269,7 +269,6 @@ def test_an_actor_without_a_place_is_named_at_once_and_not_counted(caplog):
     wanted = "asks for 2 CPUs, the cluster has 2 CPUs and no GPU, free: no CPU and no GPU"
     assert wanted in said[0]
     assert float(re.search(r"\((\d+) of 60 s\)", said[0])[1]) < 10, "it is said at once"
-    assert len(said) >= 2, "and again"
     assert "1 of 2 rollout actors are warm and start" in caplog.text
     ray_fleet.shutdown()
 
