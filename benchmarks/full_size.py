@@ -59,7 +59,7 @@ import torch
 from PIL import Image
 
 from benchmarks.random_model import MINIATURE, BarePreprocessor, write
-from rollout.molmoe import MolmoEConfig, load_model
+from rollout.molmoe import MolmoEConfig, VisionConfig, load_model
 from rollout.molmoe.generation import decode_step
 from rollout.molmoe.preprocess import ModelInputs
 
@@ -78,10 +78,21 @@ run(pathlib.Path({folder!r}), is_quick={quick})
 
 
 def geometry(*, is_quick: bool) -> MolmoEConfig:
-    """The published geometry, or a miniature with room for the embedded tokenizer."""
-    if not is_quick:
-        return MolmoEConfig()
-    return replace(MINIATURE, embedding_size=288, additional_vocab_size=16)
+    """The published geometry, or a miniature."""
+    return MINIATURE if is_quick else MolmoEConfig()
+
+
+NARROW = replace(
+    MolmoEConfig(),
+    d_model=64,
+    n_heads=4,
+    embedding_size=288,
+    additional_vocab_size=16,
+    eos_token_id=0,
+    expert_hidden=32,
+    vision=VisionConfig(dim=32, num_heads=2, mlp_dim=64),
+)
+"""All layers, crops and experts as published, and the vocabulary of the embedded tokenizer."""
 
 
 def image_inputs(config: MolmoEConfig) -> ModelInputs:
@@ -193,8 +204,9 @@ def main() -> int:
     folder = options.folder or Path(tempfile.mkdtemp(prefix="full-size-"))
     try:
         started = time.perf_counter()
-        layers = MolmoEConfig().n_layers if options.ray else options.layers
-        config = replace(geometry(is_quick=options.quick), n_layers=layers)
+        config = replace(geometry(is_quick=options.quick), n_layers=options.layers)
+        if options.ray:
+            config = NARROW if options.quick else MolmoEConfig()
         total = write(folder, config)
         print(f"wrote {total / 1e9:.3g} GB in {time.perf_counter() - started:.0f} s", flush=True)
         if options.ray:

@@ -187,6 +187,7 @@ class CheckpointStore:
             ) from error
         self._intact.add(folder)
         self._drop_old()
+        self._drop_unneeded()
         return folder
 
     def steps(self) -> list[int]:
@@ -309,7 +310,6 @@ class CheckpointStore:
             if folder != best:
                 folders.remove(folder)
                 self._intact.discard(folder)
-        self._drop_unneeded()
 
     def _is_intact(self, folder: Path) -> bool:
         """Whether all files have their hashes; read once, and not if this process wrote them."""
