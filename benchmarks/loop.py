@@ -210,7 +210,7 @@ class SleepingActors:
         """Ray's options, which do not matter here."""
         return self
 
-    def remote(self, _build: Any, name: str, incarnation: int, _threads: int) -> SimpleNamespace:
+    def remote(self, _build: Any, name: str, incarnation: int, *_more: Any) -> SimpleNamespace:
         """The handle of an actor in one of the pools."""
         pool = self.pools[int(name.rpartition("-")[2]) % len(self.pools)]
 

@@ -405,6 +405,8 @@ def molmoe_h100() -> JointGRPOConfig:
         steps=steps,
         groups_per_step=0,
         max_staleness=1,
+        # A checkpoint writes 62 MB at this width, most of it the optimizer's state.
+        checkpoint_every=10,
         comparison_profile=None,
         worker=WorkerConfig(
             model="allenai/MolmoE-1B-0924",
