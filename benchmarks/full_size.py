@@ -144,9 +144,10 @@ def role_of(process: psutil.Process) -> str:
     return ""
 
 
-def train_two_steps(folder: Path, run_dir: Path) -> None:
+def train_two_steps(folder: Path, run_dir: Path, eos_token_id: int) -> None:
     """Runs the recipe in a process of its own, and prints what it needed."""
     shutil.copy(EMBEDDED / "tokenizer.json", folder)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": eos_token_id}))
     options = {
         "run-dir": run_dir,
         "steps": 2,
@@ -190,7 +191,9 @@ def train_two_steps(folder: Path, run_dir: Path) -> None:
     )
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     last = next(row for row in reversed(rows) if "time/step_s" in row)
-    parts = {name[5:-2]: value for name, value in last.items() if name.startswith("time/")}
+    times = {name: value for name, value in last.items() if name.startswith("time/")}
+    times.pop("time/episodes_per_s")
+    parts = {name.removeprefix("time/")[:-2]: value for name, value in times.items()}
     print("last step: " + ", ".join(f"{name} {value:.2f} s" for name, value in parts.items()))
     newest = max((run_dir / "checkpoints").glob("step_*"))
     size = sum(path.stat().st_size for path in newest.iterdir())
@@ -211,7 +214,7 @@ def main() -> int:
         print(f"wrote {total / 1e9:.3g} GB in {time.perf_counter() - started:.0f} s", flush=True)
         if options.ray:
             with tempfile.TemporaryDirectory() as runs:
-                train_two_steps(folder, Path(runs) / "run")
+                train_two_steps(folder, Path(runs) / "run", config.eos_token_id)
             return 0
         code = ANSWER.format(threads=options.threads, folder=str(folder), quick=options.quick)
         subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
