@@ -75,7 +75,7 @@ class Watched:
         assert not self.places
         assert count == len(nodes) == sum(GPUS)
         assert sorted(map(nodes.count, set(nodes)), reverse=True) == list(GPUS)
-        assert fleet.pool.options["num_gpus"] == 1
+        assert fleet.pool.members.options["num_gpus"] == 1
 
 
 @pytest.fixture
@@ -158,5 +158,5 @@ def test_a_gpu_that_the_cluster_lacks_is_refused_at_once(monkeypatch):
 
 def test_a_cpu_fleet_asks_for_no_gpu(cluster):
     fleet = open_fleet(WorkerConfig(device="cpu"), ClusterConfig(num_actors=1, start_timeout_s=300))
-    assert fleet.pool.options == {"num_cpus": 1}
+    assert fleet.pool.members.options == {"num_cpus": 1}
     fleet.shutdown()

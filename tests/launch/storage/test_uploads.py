@@ -110,7 +110,7 @@ def test_a_run_in_a_store_goes_on_on_another_machine(tmp_path):
         rows = client(endpoint).get_object(Bucket="bucket", Key="run/metrics.jsonl")["Body"].read()
         steps = [json.loads(row)["step"] for row in rows.splitlines() if b"reward/mean" in row]
         assert steps == list(range(12)), "the history before the kill is there too"
-        remote = {key.split("/")[1] for key in found if key.startswith("checkpoints/")}
+        remote = {key.split("/")[1] for key in found if key.startswith("checkpoints/step_")}
         assert len(remote) <= 3, "two kept ones and the best"
         assert CheckpointStore(staging / "checkpoints").load_latest().state["next_step"] == 12
         shutil.rmtree(staging)
