@@ -30,10 +30,10 @@ OPTIONS = {
 NAMES = {
     "did you mean chain?": lambda: check_names(["chian"]),
     "did you mean text_vqa?": lambda: check_config(DataConfig(images={"text_vqua": "a"})),
-    "did you mean validation?": lambda: check_split("validaton"),
+    "did you mean validation?": lambda: check_split("validaton"),  # codespell:ignore
     "did you mean low-p1-k4-b12?": lambda: chosen_configurations(["low-p1-k4-b2"]),
     "did you mean corners?": lambda: chosen_configurations(["corner"]),
-    "did you mean embedded?": lambda: resolve_config("embeded"),
+    "did you mean embedded?": lambda: resolve_config("embeded"),  # codespell:ignore
     "did you mean port?": lambda: config_from({"prot": 80}),
     "did you mean doctor?": lambda: configuration(["docter"], None),
     "did you mean embedded-warm?": lambda: configuration(["embedded-worm"], None),
