@@ -146,8 +146,9 @@ class ActorPool:
                     slot.deadline = time.monotonic() + self._limit_of(slot)
 
     def first_facts(self) -> ActorFacts:
-        """The facts of the first warm actor."""
-        return next(slot.facts for slot in self.slots if slot.facts is not None)
+        """The facts of the first warm actor of the run's model, even if it is gone by now."""
+        assert self.members.facts is not None, "a pool begins with a warm actor"
+        return self.members.facts
 
     def shutdown(self) -> None:
         """Ends every actor."""
@@ -271,7 +272,7 @@ class ActorPool:
     def _await_start(self) -> None:
         """Waits until a run can begin; actors that the cluster has no room for join later."""
         waiting, placing = Waiting(self.config.start_timeout_s), Waiting(PLACING_S)
-        is_short, downloaded = False, 0
+        is_short, signs_of_life = False, 0
         while not self.members.is_settled(placing) and not waiting.is_over():
             if self.is_stopping():
                 self.shutdown()
@@ -279,8 +280,8 @@ class ActorPool:
             if placing.is_over() and not is_short and self.members.is_short_of_room():
                 is_short = True
                 waiting.say(self.members.who_starts, at_once=True)
-            if self.members.downloaded_bytes > downloaded:
-                downloaded = self.members.downloaded_bytes
+            if self.members.num_signs_of_life > signs_of_life:  # a place, or more of the model
+                signs_of_life = self.members.num_signs_of_life
                 waiting.renew()
             waiting.say(self.members.who_starts)
             self._pump()

@@ -75,7 +75,8 @@ class Membership:
         remote: Any = ray.remote
         self.actor_class = remote(concurrency_groups={"health": 1, "loading": 1})(RolloutActor)
         self.slots: list[Slot] = []
-        self.downloaded_bytes = 0
+        self.num_signs_of_life = 0
+        self.facts: ActorFacts | None = None
         self.fingerprint: Fingerprint | None = None
         self._num_named = 0
         self._look_at = 0.0
@@ -123,13 +124,12 @@ class Membership:
         if not asked:
             return
         for ref in ray.wait(list(asked), num_returns=len(asked), timeout=0)[0]:
-            slot, slot_status = asked[ref], _status(ref)
-            slot.is_placed = True
-            if slot_status is not None and slot_status["downloaded"] > slot.downloaded:
-                self.downloaded_bytes += slot_status["downloaded"] - max(slot.downloaded, 0)
-                slot.downloaded = slot_status["downloaded"]
-                slot.deadline = time.monotonic() + self.config.start_timeout_s
+            slot, status = asked[ref], _status(ref)
             slot.place_ref = slot.handle.status.remote()
+            if status is not None and status["downloaded"] > slot.downloaded:
+                slot.is_placed, slot.downloaded = True, status["downloaded"]
+                slot.deadline = time.monotonic() + self.config.start_timeout_s
+                self.num_signs_of_life += 1
 
     # -- one actor's life ------------------------------------------------------------------------
 
@@ -155,6 +155,7 @@ class Membership:
             self._exclude(slot, differences)
             return
         slot.state, slot.facts, slot.is_placed = "ready", facts, True
+        self.facts = self.facts or facts
         log.info(
             "%s is warm on %s: %s, %d threads, clock %s, runtime %s with %.0f MiB of buffers and "
             "graphs, the full configuration takes %.1f ms%s",
@@ -175,11 +176,13 @@ class Membership:
 
         Actors that differ are left out, now and later.
         """
-        found = [slot.facts.fingerprint for slot in self.slots if slot.facts is not None]
-        if not found:
+        known = [slot.facts for slot in self.slots if slot.facts is not None]
+        if not known:
             return
+        found = [facts.fingerprint for facts in known]
         votes = [sum(not one.differences(other) for other in found) for one in found]
         self.fingerprint = found[int(np.argmax(votes))]
+        self.facts = known[int(np.argmax(votes))]
         for slot in self.ready:
             assert slot.facts is not None
             if differences := self.fingerprint.differences(slot.facts.fingerprint):
@@ -272,12 +275,19 @@ class Membership:
 
     def who_starts(self) -> str:
         """Which actors are not warm yet, and what keeps each of them."""
-        waiting = [slot for slot in self.slots if slot.state in ("starting", "paused")]
-        unplaced = [slot.name for slot in waiting if not slot.is_placed]
-        loading = [slot.name for slot in waiting if slot.is_placed]
-        parts = [f"{', '.join(loading)} to load the model and warm up"] if loading else []
-        if self.downloaded_bytes:
-            parts.append(f"{self.downloaded_bytes / 1e9:.1f} GB are downloaded")
+        paused = [slot.name for slot in self.slots if slot.state == "paused"]
+        unplaced = [slot.name for slot in self.slots if _waits_for_a_place(slot)]
+        loading = [slot for slot in self.slots if slot.state == "starting" and slot.is_placed]
+        parts = []
+        if loading:
+            names, most = (
+                ", ".join(slot.name for slot in loading),
+                max(s.downloaded for s in loading),
+            )
+            has = f" ({most / 1e9:.1f} GB of it in the cache)" if most else ""
+            parts.append(f"{names} to load the model{has} and warm up")
+        if paused:
+            parts.append(f"{', '.join(paused)} to be started again after an error")
         if unplaced:
             parts.append(
                 f"{', '.join(unplaced)} to get a place and start its process: "
@@ -286,7 +296,8 @@ class Membership:
         missing = self.config.min_actors - len(self.slots)
         if missing > 0:
             parts.append(f"{missing} more {self.kind}s to join: {self.asked_and_has()}")
-        return f"{len(waiting)} of {len(self.slots)} rollout actors: " + "; ".join(parts)
+        number = len(paused) + len(unplaced) + len(loading)
+        return f"{number} of {len(self.slots)} rollout actors: " + "; ".join(parts)
 
     def asked_and_has(self) -> str:
         """What an actor requests, what the cluster has and what of it is free, in words."""

@@ -63,7 +63,7 @@ def test_the_configuration_of_a_hub_id_needs_no_weights(tmp_path):
     done = run_with_cache(environment, REPO)
     assert done.returncode == 0, done.stderr
     absent = run_with_cache(environment, "someone/Absent")
-    assert "Error: someone/Absent is not a local folder, and the hub did not" in absent.stderr
+    assert "OSError: someone/Absent is not a local folder, and the hub did not" in absent.stderr
 
 
 def test_nothing_but_two_small_files_is_asked_of_the_hub(tmp_path, monkeypatch):

@@ -28,7 +28,7 @@ class Model:
 
 def membership_of(*names):
     members = object.__new__(Membership)
-    members.config, members.fingerprint = ClusterConfig(), None
+    members.config, members.fingerprint, members.facts = ClusterConfig(), None, None
     members.slots = [
         Slot(
             name=f"rollout-{number}",
@@ -45,6 +45,7 @@ def test_most_actors_decide_which_model_the_run_has(caplog):
     members.agree()
     assert members.fingerprint == Model("right")
     assert [slot.name for slot in members.ready] == ["rollout-1", "rollout-2"]
+    assert members.facts is members.slots[1].facts
     assert members.slots[0].state == "given up"
     assert members.slots[0].again_at == float("inf")
     assert "rollout-0 is given up, it differs from the rest" in caplog.text
@@ -79,9 +80,11 @@ def test_a_second_fleet_says_what_it_waits_for_and_takes_its_turn(caplog):
     first, found = RayFleet(launch_rig.worker, config), []
     second = threading.Thread(target=lambda: found.append(RayFleet(launch_rig.worker, config)))
     second.start()
-    second.join(15)
+    second.join(25)
     assert second.is_alive(), "the only core is taken"
-    assert "the cluster has 1 CPU and no GPU, free: no CPU" in caplog.text
+    said = [r.message for r in caplog.records if "to get a place" in r.message]
+    assert all("the cluster has 1 CPU and no GPU, free: no CPU" in line for line in said)
+    assert len(said) >= 2, "at once, and again"
     first.shutdown()
     second.join(200)
     assert found[0].num_actors == 1
