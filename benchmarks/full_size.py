@@ -65,7 +65,7 @@ from rollout.molmoe.preprocess import ModelInputs
 
 ROOT = Path(__file__).parents[1]
 EMBEDDED = ROOT / "rollout" / "embedded"
-LOOK_EVERY_S = 1.0
+LOOK_EVERY_S, LIMIT_S = 1.0, 7200.0
 ROLES = {"joint_grpo.py": "driver", "ray::LearnerActor": "learner", "ray::RolloutActor": "actor"}
 """By a part of a process's command line."""
 
@@ -178,6 +178,9 @@ def train_two_steps(folder: Path, run_dir: Path, eos_token_id: int) -> None:
     started, peaks = time.perf_counter(), dict.fromkeys(ROLES.values(), 0)
     running = psutil.Popen(command, cwd=ROOT)
     while running.poll() is None:
+        if time.perf_counter() - started > LIMIT_S:
+            running.kill()
+            raise TimeoutError(f"the run is not done after {LIMIT_S:.0f} s: see what it said above")
         for process in (running, *running.children(recursive=True)):
             if role := role_of(process):
                 with contextlib.suppress(psutil.Error):
