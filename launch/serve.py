@@ -13,16 +13,18 @@ from launch.cluster.signals import stop_quietly
 if __name__ == "__main__":
     stop_quietly()
 
+import contextlib
 import logging
 import os
+import socket
 import threading
 
 import tyro
 from rich.console import Console
 
-from launch.cluster.connection import connect
+from launch.cluster.connection import connect, is_own_cluster
 from launch.cluster.console import check_local_paths, one_clear_error, refuse_unknown_options
-from launch.cluster.signals import StopSignals
+from launch.cluster.signals import Stopped, StopSignals
 from launch.cluster.usage import options_from
 from launch.serving.config import ServeConfig
 
@@ -37,6 +39,8 @@ def serve(config: ServeConfig, console: Console) -> int:
     """Serves until SIGTERM or Ctrl-C, then finishes what is running."""
     config.token()  # refuses an open address before anything slow
     _check_run(config)
+    if is_own_cluster(config.address):
+        _check_port(config)
     try:
         from launch.serving import deployment
     except ImportError as error:
@@ -47,17 +51,18 @@ def serve(config: ServeConfig, console: Console) -> int:
 
     console.print("starting Ray Serve, loading the model ...")
     os.environ.setdefault("RAY_metrics_report_interval_ms", str(REPORT_INTERVAL_MS))
-    os.environ.setdefault("RAY_worker_niceness", "0")  # by default a background job's, 15
     deployment.set_proxy_limits(config.limits)
     connect(config.address)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     stop, stopped = StopSignals("stopping after the requests that are running"), threading.Event()
     stop.listen()
     examples = shipped_examples() if config.model.is_embedded else []
-    deployment.start(config, render(examples, config.budget_ms))
-    console.print(f"ready: http://{_shown(config.host)}:{config.port}  (Ctrl-C stops)")
-    while not stop.is_set():
-        stopped.wait(CHECK_S)
+    page = render(examples, config.budget_ms)
+    with contextlib.suppress(Stopped):
+        deployment.start(config, page, stop.is_set)
+        console.print(f"ready: http://{_shown(config.host)}:{config.port}  (Ctrl-C stops)")
+        while not stop.is_set():
+            stopped.wait(CHECK_S)
     deployment.stop()
     return 0
 
@@ -69,6 +74,20 @@ def _check_run(config: ServeConfig) -> None:
         from learner.checkpoint import find_controller
 
         find_controller(local_folder(config.run))
+
+
+def _check_port(config: ServeConfig) -> None:
+    """Refuses a port that another program listens on before the model is loaded."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.host, config.port))
+        except OSError as error:
+            raise ValueError(
+                f"the address {_shown(config.host)}:{config.port} cannot be used "
+                f"({error.strerror}): stop what listens there, or give another --port"
+            ) from None
 
 
 def _shown(host: str) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
+from launch.cluster.signals import Stopped
 from launch.cluster.waiting import Waiting, telling
 from launch.serving.admission import Admission
 from launch.serving.app import AppConfig, build_app
@@ -186,10 +187,16 @@ def proxy_middleware() -> list[Middleware]:
     return [Middleware(BoundedBodies, limits=limits)]
 
 
-def start(config: ServeConfig, page: str) -> None:
+def start(config: ServeConfig, page: str, is_stopping: Callable[[], bool]) -> None:
     """Starts the server on the connected cluster and waits until it answers.
 
+    Args:
+        config: the server.
+        page: HTML of its page.
+        is_stopping: called while waiting.
+
     Raises:
+        Stopped: `is_stopping` returned True.
         RuntimeError: it does not start, for instance because the model cannot be loaded, or the
             cluster has no room for the replicas.
     """
@@ -204,12 +211,14 @@ def start(config: ServeConfig, page: str) -> None:
         )
     target = serve.RunTarget(application(config, page), name=APPLICATION, route_prefix="/")
     serve.run_many([target], wait_for_applications_running=False)
-    _wait_until_running(config.scaling.start_timeout_s)
+    _wait_until_running(config.scaling.start_timeout_s, is_stopping)
 
 
-def _wait_until_running(limit_s: float) -> None:
+def _wait_until_running(limit_s: float, is_stopping: Callable[[], bool]) -> None:
     waiting = Waiting(limit_s)
     while True:
+        if is_stopping():
+            raise Stopped
         found = serve.status().applications.get(APPLICATION)
         if found and found.status == "RUNNING":
             return
