@@ -13,7 +13,6 @@ from launch.cluster.signals import stop_quietly
 if __name__ == "__main__":
     stop_quietly()
 
-import contextlib
 import logging
 import os
 import socket
@@ -54,15 +53,19 @@ def serve(config: ServeConfig, console: Console) -> int:
     deployment.set_proxy_limits(config.limits)
     connect(config.address)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    stop, stopped = StopSignals("stopping after the requests that are running"), threading.Event()
+    stop, stopped = StopSignals("stopping once no request is running"), threading.Event()
     stop.listen()
     examples = shipped_examples() if config.model.is_embedded else []
     page = render(examples, config.budget_ms)
-    with contextlib.suppress(Stopped):
+    try:
         deployment.start(config, page, stop.is_set)
+    except Stopped:
+        if is_own_cluster(config.address):
+            return 0  # Ray ends with this program, and nobody has asked anything yet
+    else:
         console.print(f"ready: http://{_shown(config.host)}:{config.port}  (Ctrl-C stops)")
-        while not stop.is_set():
-            stopped.wait(CHECK_S)
+    while not stop.is_set():
+        stopped.wait(CHECK_S)
     deployment.stop()
     return 0
 
