@@ -58,8 +58,8 @@ import psutil
 import torch
 from PIL import Image
 
-from benchmarks.random_model import MINIATURE, BarePreprocessor, write
-from rollout.molmoe import MolmoEConfig, VisionConfig, load_model
+from benchmarks.random_model import MINIATURE, NARROW, BarePreprocessor, write
+from rollout.molmoe import MolmoEConfig, load_model
 from rollout.molmoe.generation import decode_step
 from rollout.molmoe.preprocess import ModelInputs
 
@@ -80,19 +80,6 @@ run(pathlib.Path({folder!r}), is_quick={quick})
 def geometry(*, is_quick: bool) -> MolmoEConfig:
     """The published geometry, or a miniature."""
     return MINIATURE if is_quick else MolmoEConfig()
-
-
-NARROW = replace(
-    MolmoEConfig(),
-    d_model=64,
-    n_heads=4,
-    embedding_size=288,
-    additional_vocab_size=16,
-    eos_token_id=0,
-    expert_hidden=32,
-    vision=VisionConfig(dim=32, num_heads=2, mlp_dim=64),
-)
-"""All layers, crops and experts as published, and the vocabulary of the embedded tokenizer."""
 
 
 def image_inputs(config: MolmoEConfig) -> ModelInputs:
@@ -212,7 +199,8 @@ def main() -> int:
         started = time.perf_counter()
         config = replace(geometry(is_quick=options.quick), n_layers=options.layers)
         if options.ray:
-            config = NARROW if options.quick else MolmoEConfig()
+            narrow = replace(NARROW, embedding_size=288)  # that of the embedded tokenizer
+            config = narrow if options.quick else MolmoEConfig()
         total = write(folder, config)
         print(f"wrote {total / 1e9:.3g} GB in {time.perf_counter() - started:.0f} s", flush=True)
         if options.ray:

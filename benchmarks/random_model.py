@@ -32,6 +32,18 @@ MINIATURE = MolmoEConfig(
 )
 """All sixteen blocks, with everything else below the published size: runs in milliseconds."""
 
+NARROW = MolmoEConfig(
+    d_model=64,
+    n_heads=4,
+    embedding_size=128,
+    additional_vocab_size=16,
+    expert_hidden=32,
+    eos_token_id=0,
+    vision=VisionConfig(dim=32, num_heads=2, mlp_dim=64),
+)
+"""All layers, crops and experts as published, so that prompts are as long and knobs mean the same;
+only the widths are small."""
+
 
 def write(folder: Path, config: MolmoEConfig, *, dtype: torch.dtype = torch.float32) -> int:
     """Writes random shards one by one, so that only one is in memory; returns the bytes.

@@ -8,23 +8,12 @@ hub: shards with an index, config.json with the published keys, no importance sc
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
-from rollout.molmoe import MolmoEConfig, VisionConfig, save_model
+from benchmarks.random_model import NARROW
+from rollout.molmoe import save_model
 from tests.rollout.molmoe.tiny import random_model
 from tests.rollout.rig import tokenizer
-
-NARROW = replace(
-    MolmoEConfig(),
-    d_model=64,
-    n_heads=4,
-    embedding_size=128,
-    additional_vocab_size=16,
-    expert_hidden=32,
-    eos_token_id=0,
-    vision=VisionConfig(dim=32, num_heads=2, mlp_dim=64),
-)
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 

@@ -14,34 +14,24 @@ import time
 import numpy as np
 import pytest
 import ray
-from ray.cluster_utils import Cluster
 
 from launch.cluster.config import ClusterConfig
 from launch.cluster.fleet import RayFleet
 from launch.cluster.remote_learner import RemoteLearner
 from launch.joint_grpo import train
-from launch.run.opening import Opening
-from launch.run.preflight import Preflight
 from launch.run.recipes import BudgetConfig
 from launch.run.state import Run
 from launch.run.supervise import supervise
 from policy.weights import weights_sha256
-from rollout.image_feature import image_dim
 from tests import launch_rig
+from tests.launch.cluster.nodes import cluster_of, opened
 from tests.launch.cluster.test_fleet import hanging_worker
-from tests.rollout import rig
 
 
 @pytest.fixture
 def cluster():
-    if ray.is_initialized():
-        ray.shutdown()
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
-    nodes.add_node(num_cpus=1)
-    ray.init(address=nodes.address, log_to_driver=False)
-    yield nodes
-    ray.shutdown()
-    nodes.shutdown()
+    with cluster_of(2, 1) as nodes:
+        yield nodes
 
 
 class Chaos(threading.Thread):
@@ -111,8 +101,6 @@ def test_chaos_changes_nothing(cluster, tmp_path, monkeypatch, steps, num_kills)
         restart(learner)
 
     monkeypatch.setattr(RemoteLearner, "restart", counted_restart)
-    (tmp_path / "chaos").mkdir()
-    opening = Opening(settings, tmp_path / "chaos")
     chaos = Chaos(fleet, cluster, learners, num_kills)
 
     def finish_step(run, groups):
@@ -123,11 +111,8 @@ def test_chaos_changes_nothing(cluster, tmp_path, monkeypatch, steps, num_kills)
 
     monkeypatch.setattr(Run, "finish_step", finish_step)
     chaos.start()
-    widths = rig.SIXTEEN.d_model, image_dim(rig.SIXTEEN)
-    run = opening.run(fleet, Preflight(widths=widths), None)
+    run, store = opened(settings, fleet)
     learners.append(run.learner)
-    run.reporter.begin_at(0)
-    run.commit()
     assert supervise(run, train) == 0
     chaos.done.set()
     chaos.join()
@@ -139,7 +124,7 @@ def test_chaos_changes_nothing(cluster, tmp_path, monkeypatch, steps, num_kills)
     assert (tmp_path / "hang" / "hung").exists()
     whole = [list(range(3 * step, 3 * step + 3)) for step in range(steps)]
     assert all(ids in whole for ids in counted)
-    final = opening.store().load_latest()
+    final = store.load_latest()
     assert final.state["next_step"] == steps
     ours = weights_sha256(final.controller.to_numpy())
     assert ours == weights_sha256(quiet.learner.controller.to_numpy())

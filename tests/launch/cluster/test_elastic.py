@@ -6,21 +6,17 @@ import time
 import numpy as np
 import pytest
 import ray
-from ray.cluster_utils import Cluster
 
 from launch.cluster.config import ClusterConfig
 from launch.cluster.connection import connect
 from launch.cluster.fleet import RayFleet
 from launch.joint_grpo import train
-from launch.run.opening import Opening
-from launch.run.preflight import Preflight
 from launch.run.recipes import BudgetConfig
 from launch.run.state import Run
 from launch.run.supervise import supervise
 from policy.weights import weights_sha256
-from rollout.image_feature import image_dim
 from tests import launch_rig
-from tests.rollout import rig
+from tests.launch.cluster.nodes import cluster_of, opened
 
 GROUP_S = 0.3
 """Duration of a group, which is asleep for most of it, so that a core can run many actors."""
@@ -28,13 +24,8 @@ GROUP_S = 0.3
 
 @pytest.fixture
 def cluster():
-    if ray.is_initialized():
-        ray.shutdown()
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    ray.init(address=nodes.address, log_to_driver=False)
-    yield nodes
-    ray.shutdown()
-    nodes.shutdown()
+    with cluster_of(1) as nodes:
+        yield nodes
 
 
 def sleeping_worker():
@@ -113,10 +104,7 @@ def test_nodes_that_join_and_leave_cost_no_step(cluster, tmp_path, monkeypatch, 
     train(quiet)
     fleet = RayFleet(sleeping_worker, settings.cluster)
     assert fleet.num_actors == 1
-    (tmp_path / "churn").mkdir()
-    opening = Opening(settings, tmp_path / "churn")
-    widths = rig.SIXTEEN.d_model, image_dim(rig.SIXTEEN)
-    run = opening.run(fleet, Preflight(widths=widths), None)
+    run, store = opened(settings, fleet)
     churn, counted, original = Churn(cluster, fleet, seed, steps), [], Run.finish_step
 
     def finish_step(run, groups):
@@ -125,8 +113,6 @@ def test_nodes_that_join_and_leave_cost_no_step(cluster, tmp_path, monkeypatch, 
         churn.after(run.next_step)
 
     monkeypatch.setattr(Run, "finish_step", finish_step)
-    run.reporter.begin_at(0)
-    run.commit()
     assert supervise(run, train) == 0
     fleet.shutdown()
     assert churn.most == 4
@@ -137,7 +123,7 @@ def test_nodes_that_join_and_leave_cost_no_step(cluster, tmp_path, monkeypatch, 
     for actor, step in churn.first_done.items():
         assert step - churn.warm_since[actor] <= 2
     assert np.median(churn.busy) > 0.9, churn.busy
-    final = opening.store().load_latest()
+    final = store.load_latest()
     ours = weights_sha256(final.controller.to_numpy())
     assert ours == weights_sha256(quiet.learner.controller.to_numpy())
 

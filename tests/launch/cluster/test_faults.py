@@ -3,24 +3,20 @@
 import itertools
 
 import pytest
-import ray
-from ray.cluster_utils import Cluster
 
 from launch.cluster.config import ClusterConfig, FaultConfig
 from launch.cluster.faults import FaultInjector
 from launch.cluster.fleet import RayFleet
 from launch.joint_grpo import train
-from launch.run.opening import Opening, faults_of
-from launch.run.preflight import Preflight
+from launch.run.opening import faults_of
 from launch.run.recipes import BudgetConfig
 from launch.run.state import Run
 from launch.run.supervise import supervise
 from launch.storage import retries
 from launch.storage.remote_folder import RemoteFolder
 from policy.weights import weights_sha256
-from rollout.image_feature import image_dim
 from tests import launch_rig
-from tests.rollout import rig
+from tests.launch.cluster.nodes import cluster_of, opened
 
 
 def injector(**settings):
@@ -63,14 +59,8 @@ def test_an_outage_of_the_store_ends(tmp_path, monkeypatch):
 
 @pytest.fixture
 def cluster():
-    if ray.is_initialized():
-        ray.shutdown()
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    nodes.add_node(num_cpus=1)
-    ray.init(address=nodes.address, log_to_driver=False)
-    yield nodes
-    ray.shutdown()
-    nodes.shutdown()
+    with cluster_of(1, 1) as nodes:
+        yield nodes
 
 
 @pytest.mark.slow
@@ -86,12 +76,7 @@ def test_a_run_survives_a_schedule_to_the_bit(cluster, tmp_path, monkeypatch):
     quiet = launch_rig.local_run(tmp_path / "quiet", settings)
     train(quiet)
     fleet = RayFleet(launch_rig.worker, settings.cluster)
-    (tmp_path / "run").mkdir()
-    opening = Opening(settings, tmp_path / "run")
-    widths = rig.SIXTEEN.d_model, image_dim(rig.SIXTEEN)
-    run = opening.run(fleet, Preflight(widths=widths), None)
-    run.reporter.begin_at(0)
-    run.commit()
+    run, store = opened(settings, fleet)
     faults = faults_of(run, fleet)
     original = Run.finish_step
 
@@ -106,7 +91,7 @@ def test_a_run_survives_a_schedule_to_the_bit(cluster, tmp_path, monkeypatch):
     fleet.shutdown()
     assert faults.injected == ["actor", "learner", "node", "actor"]
     assert fleet.stats.restarts >= 2
-    final = opening.store().load_latest()
+    final = store.load_latest()
     assert final.state["next_step"] == 14
     ours = weights_sha256(final.controller.to_numpy())
     assert ours == weights_sha256(quiet.learner.controller.to_numpy())
