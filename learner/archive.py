@@ -59,10 +59,20 @@ class ArchiveFolder:
         """Those of these names that have no file."""
         return [name for name in names if not (self.path / name).is_file()]
 
-    def write(self, archive: Archive) -> None:
-        """Writes what is not there yet; raises OSError, which leaves nothing half written."""
+    def damaged(self, names: Iterable[str]) -> list[str]:
+        """Those of these names whose file is absent or damaged; reads all of them."""
+        found = []
+        for name in names:
+            try:
+                self.read(name)
+            except ArchiveError:
+                found.append(name)
+        return found
+
+    def write(self, archive: Archive, *, again: bool = False) -> None:
+        """Writes what is not there yet, or all of it; an OSError leaves nothing half written."""
         self.path.mkdir(parents=True, exist_ok=True)
-        for name in self.lacks(archive):
+        for name in archive if again else self.lacks(archive):
             folders.write_whole(self.path / name, archive[name])
         folders.sync(self.path)
 

@@ -1,17 +1,20 @@
 """Faults on purpose: what a cluster does to a long run, at times that a schedule or a seed decides.
 
-python launch/joint_grpo.py --faults.every-s 60 --faults.kinds actor learner node
-python launch/joint_grpo.py --faults.schedule actor@30 learner@60 driver@90
+    python launch/joint_grpo.py --faults.every-s 60 --faults.kinds actor learner node
+    python launch/joint_grpo.py --faults.schedule actor@30 learner@60 driver@90
 
-actor     SIGKILL to a rollout actor's process
-learner   the learner's process ends
-node      SIGKILL to the Ray node of another machine than the driver's, with all that runs there
-driver    SIGKILL to this process; the same command resumes the run
-store     calls to the object store fail for ten seconds
+What is hit:
+
+    actor     SIGKILL to a rollout actor's process
+    learner   the learner's process ends
+    node      SIGKILL to the Ray node of another machine than the driver's, with all that runs there
+    driver    SIGKILL to this process; the same command resumes the run, and the times begin anew
+    store     calls to the object store fail for ten seconds
 """
 
 from __future__ import annotations
 
+import heapq
 import logging
 import os
 import signal
@@ -80,8 +83,10 @@ class FaultInjector:
         self._thread.join(2 * KILL_LIMIT_S)
 
     def times(self) -> Iterator[tuple[float, FaultKind]]:
-        """Seconds since the start, and kinds, of all faults: the schedule, then random ones."""
-        yield from self.config.planned()
+        """Seconds since the start, and kinds, of all faults in order."""
+        return heapq.merge(self.config.planned(), self._random_times())
+
+    def _random_times(self) -> Iterator[tuple[float, FaultKind]]:
         at_s = 0.0
         while self.config.every_s:
             at_s += float(self._rng.exponential(self.config.every_s))

@@ -118,7 +118,7 @@ class RunStore:
             if is_foreign:  # only now that the store's state has proved to be whole
                 self._make_way(latest, local)
             self._fetch_files(files)
-            self._archive.write(newest.archive)
+            self._archive.write(newest.archive, again=True)
             self._fetch_best(files, newest.manifest)
             self._move_in(newest)
             self._note(newest.name)
@@ -241,7 +241,7 @@ class RunStore:
                 logger.warning("skipping %s, the best so far: %s", name, error)
 
     def _move_in(self, stored: StoredCheckpoint) -> None:
-        self._archive.write(stored.archive)
+        self._archive.write(stored.archive, again=True)
         folder = self.run_dir / CHECKPOINTS / stored.name.partition("-")[0]
         temporary = folders.temporary_of(folder)
         temporary.mkdir(parents=True)

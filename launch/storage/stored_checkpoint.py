@@ -27,7 +27,7 @@ class StoredCheckpoint:
         name: its remote name.
         manifest: its manifest.
         files: contents of the files of its folder, the manifest included.
-        archive: what it needs from the archive and the local one lacks.
+        archive: what it needs from the archive and the local one lacks, or has damaged.
     """
 
     name: str
@@ -53,7 +53,7 @@ class StoredCheckpoint:
         manifest = Manifest.parse(content, f"{remote.uri}: {folder}")
         contents = {file: remote.get(f"{folder}/{file}") for file in manifest.files}
         manifest.check(contents, f"{remote.uri}: {folder}")
-        lacking = local.lacks(manifest.archive) if local is not None else []
+        lacking = local.damaged(manifest.archive) if local is not None else []
         archive = {part: remote.get(f"{ARCHIVE}/{part}") for part in lacking}
         for part in archive:
             check(part, archive[part], f"{remote.uri}/{ARCHIVE}")

@@ -28,6 +28,14 @@ def test_a_schedule_is_kept_in_order():
     assert list(faults.times()) == [(2.5, "actor"), (60.0, "learner")]
 
 
+def test_random_faults_come_between_those_of_a_schedule():
+    faults = injector(every_s=10, kinds=("node",), schedule=("actor@50", "learner@20"))
+    found = list(itertools.islice(faults.times(), 30))
+    assert found == sorted(found)
+    assert [kind for _, kind in found if kind != "node"] == ["learner", "actor"]
+    assert found[0][1] == "node"
+
+
 def test_random_times_follow_from_the_seed():
     def first(seed):
         faults = injector(every_s=10, kinds=("actor", "node"), seed=seed)

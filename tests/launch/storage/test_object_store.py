@@ -20,6 +20,7 @@ from launch.storage.object_store import RunStore
 from launch.storage.remote_folder import is_uri
 from launch.storage.retries import StoreError
 from launch.storage.run_folder import staging_folder
+from learner.archive import name_of
 from learner.checkpoint import CheckpointStore
 from learner.manifest import step_folders, verified_manifest
 from policy.weights import weights_sha256
@@ -129,6 +130,22 @@ def test_a_half_fetched_checkpoint_is_fetched_again(tmp_path, uri):
     RunStore(uri, fresh).fetch()
     assert steps(fresh) == [1]
     assert not remains.exists()
+
+
+@pytest.mark.parametrize("damage", ["torn", "absent"])
+def test_a_damaged_part_of_the_local_archive_is_fetched_again(tmp_path, uri, damage):
+    store = RunStore(uri, tmp_path / "one")
+    store.mirror(write_step(tmp_path / "one", 1))
+    fresh = tmp_path / "two"
+    RunStore(uri, fresh).fetch()
+    part = fresh / "checkpoints" / "archive" / name_of(b"of every step")
+    if damage == "torn":
+        part.write_bytes(b"")
+    else:
+        part.unlink()
+    store.mirror(write_step(tmp_path / "one", 2))
+    RunStore(uri, fresh).fetch()
+    assert CheckpointStore(fresh / "checkpoints").load_latest(to_resume=True).step == 2
 
 
 def test_what_is_newer_here_stays(tmp_path, uri):
