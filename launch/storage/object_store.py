@@ -22,7 +22,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ray.train import Checkpoint
@@ -112,7 +112,9 @@ class RunStore:
             is_foreign = local >= 0 and not self._is_ours(latest)
             if latest and not is_foreign and local >= remote_step(latest):
                 return
-            newest = self._newest_whole(files, self._archive)
+            # The local archive is set aside with the rest: then all of it is needed again.
+            lacking = tuple if is_foreign else self._archive.damaged
+            newest = self._newest_whole(files, lacking)
             if newest is None or (not is_foreign and local >= newest.manifest.step):
                 return
             if is_foreign:  # only now that the store's state has proved to be whole
@@ -184,13 +186,13 @@ class RunStore:
 
         It comes without its part of the archive, which only a resumed run needs.
         """
-        newest = self._newest_whole(self.remote.list(), None)
+        newest = self._newest_whole(self.remote.list(), lambda _parts: ())
         if newest is not None:
             self._move_in(newest)
         return newest is not None
 
     def _newest_whole(
-        self, files: set[str], archive: ArchiveFolder | None
+        self, files: set[str], lacking: Callable[[Iterable[str]], Iterable[str]]
     ) -> StoredCheckpoint | None:
         """The checkpoint that LATEST names, or the newest intact one if that is damaged."""
         names = sorted(remote_checkpoints(files), reverse=True)
@@ -199,7 +201,7 @@ class RunStore:
             names = [latest, *(name for name in names if name != latest)]
         for name in names:
             try:
-                return StoredCheckpoint.read(self.remote, name, archive)
+                return StoredCheckpoint.read(self.remote, name, lacking)
             except (ArchiveError, CheckpointError, StoreError) as error:
                 logger.warning("skipping %s in %s: %s", name, self.uri, error)
         if LATEST in files:
@@ -235,7 +237,7 @@ class RunStore:
             if step == newest.step:
                 return
             try:
-                self._move_in(StoredCheckpoint.read(self.remote, name, self._archive))
+                self._move_in(StoredCheckpoint.read(self.remote, name, self._archive.damaged))
                 return
             except (ArchiveError, CheckpointError, StoreError) as error:
                 logger.warning("skipping %s, the best so far: %s", name, error)

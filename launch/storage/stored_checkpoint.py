@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from launch.storage.remote_folder import RemoteFolder
-from learner.archive import ARCHIVE_NAME, Archive, ArchiveFolder, check
+from learner.archive import ARCHIVE_NAME, Archive, check
 from learner.checkpoint import CHECKPOINTS_NAME
 from learner.manifest import MANIFEST_NAME, Manifest, step_of
 
@@ -27,7 +27,7 @@ class StoredCheckpoint:
         name: its remote name.
         manifest: its manifest.
         files: contents of the files of its folder, the manifest included.
-        archive: what it needs from the archive and the local one lacks, or has damaged.
+        archive: what was downloaded of what it needs from the archive.
     """
 
     name: str
@@ -36,13 +36,15 @@ class StoredCheckpoint:
     archive: Archive
 
     @classmethod
-    def read(cls, remote: RemoteFolder, name: str, local: ArchiveFolder | None) -> Self:
+    def read(
+        cls, remote: RemoteFolder, name: str, lacking: Callable[[Iterable[str]], Iterable[str]]
+    ) -> Self:
         """Downloads a checkpoint.
 
         Args:
             remote: the run's folder.
             name: name of the checkpoint there.
-            local: the archive to complete; None downloads nothing of it.
+            lacking: given what it needs from the archive, what of that is to be downloaded.
 
         Raises:
             StoreError: it cannot be read.
@@ -53,8 +55,8 @@ class StoredCheckpoint:
         manifest = Manifest.parse(content, f"{remote.uri}: {folder}")
         contents = {file: remote.get(f"{folder}/{file}") for file in manifest.files}
         manifest.check(contents, f"{remote.uri}: {folder}")
-        lacking = local.damaged(manifest.archive) if local is not None else []
-        archive = {part: remote.get(f"{ARCHIVE}/{part}") for part in lacking}
+        parts = lacking(manifest.archive)
+        archive = {part: remote.get(f"{ARCHIVE}/{part}") for part in parts}
         for part in archive:
             check(part, archive[part], f"{remote.uri}/{ARCHIVE}")
         files = {**contents, MANIFEST_NAME: content}

@@ -28,7 +28,9 @@ from tests.rollout import rig
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 GPUS = (2, 1)
 """Of each node."""
-SETTINGS = ClusterConfig(start_timeout_s=400, group_timeout_s=120, step_timeout_s=400)
+SETTINGS = ClusterConfig(
+    min_actors=sum(GPUS), start_timeout_s=400, group_timeout_s=120, step_timeout_s=400
+)
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +129,7 @@ def test_every_program_has_one_actor_per_gpu(cluster, tmp_path, monkeypatch, wat
     replace(table, sample_ids=names).save(tmp_path / "validation.npz")
     arguments = [str(tmp_path / "run"), "--test", str(tmp_path / "test.npz")]
     arguments += ["--validation", str(tmp_path / "validation.npz"), "--num-budgets", "2"]
+    arguments += ["--cluster.min-actors", str(SETTINGS.min_actors)]
     monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
     assert evaluate.main() == 0
     watched.check()
@@ -142,7 +145,8 @@ def test_a_lost_node_does_not_end_the_run(cluster, tmp_path, monkeypatch):
             cluster.remove_node(removed[0])
 
     monkeypatch.setattr(Run, "finish_step", finish_step)
-    checkpoint = trained(tmp_path, monkeypatch, steps=4)
+    fewer = replace(SETTINGS, min_actors=1)
+    checkpoint = trained(tmp_path, monkeypatch, steps=4, cluster=fewer)
     cluster.add_node(num_cpus=1, num_gpus=GPUS[0])
     assert removed
     assert checkpoint.state["next_step"] == 4

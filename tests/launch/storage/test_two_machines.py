@@ -35,7 +35,10 @@ def stored(uri: str, folder: Path) -> int:
     return newest(folder)
 
 
-def test_a_machine_that_returns_takes_over_what_was_done_meanwhile(tmp_path, endpoint, uri, caplog):
+@pytest.mark.parametrize("best", [80, 90])
+def test_a_machine_that_returns_takes_over_what_was_done_meanwhile(
+    tmp_path, endpoint, uri, caplog, best
+):
     a, b = tmp_path / "a", tmp_path / "b"
     store = RunStore(uri, a)
     store.fetch()
@@ -43,14 +46,14 @@ def test_a_machine_that_returns_takes_over_what_was_done_meanwhile(tmp_path, end
     write_step(a, 100, 0.2)
     other = RunStore(uri, b)
     other.fetch()
-    for step, metric in ((70, 0.3), (80, 0.9), (90, 0.4)):
-        other.mirror(write_step(b, step, metric))
+    for step in (70, 80, 90):
+        other.mirror(write_step(b, step, 0.9 if step == best else 0.4))
     before = keys(endpoint)
     with caplog.at_level(logging.WARNING):
         RunStore(uri, a).fetch()
     assert keys(endpoint) == before
     assert newest(a) == 90
-    assert CheckpointStore(a / "checkpoints").best().name == "step_00000080"
+    assert CheckpointStore(a / "checkpoints").best().name == f"step_{best:08d}"
     assert newest(tmp_path / "a-aside-1") == 100
     assert f"now in {tmp_path / 'a-aside-1'}" in caplog.text
     again = RunStore(uri, a)
@@ -179,10 +182,11 @@ def machine(name: str, uri: str, run_dir: Path, journal: Path, seed: int) -> Non
                 file.write(json.dumps(line) + "\n")
 
 
-def wait_for(more: int, journal: Path) -> None:
+def wait_for(more: int, journal: Path, child) -> None:
     """Until the store has acknowledged so many more checkpoints, however busy this machine is."""
     then, deadline = len(journal.read_text().splitlines()), time.monotonic() + 120
     while len(journal.read_text().splitlines()) < then + more:
+        assert child.is_alive(), "no machine stops by itself"
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -200,7 +204,7 @@ def interleaving(seed: int, uri: str, folder: Path) -> tuple[int, int]:
             target=machine, args=(name, uri, folder / name, journal, 100 * seed + turn)
         )
         child.start()
-        wait_for(rng.choice((0, 1, 2)), journal)
+        wait_for(rng.choice((0, 1, 2)), journal, child)
         time.sleep(rng.uniform(0.0, 0.4))
         assert child.is_alive(), "no machine stops by itself"
         child.kill()
