@@ -88,12 +88,14 @@ class TableWorldConfig:
         residual_weight: weight of the measured residual, instead of the recipe's.
         num_scored: configurations of each group that are scored off the clock, instead of the
             recipe's.
+        shared_spread: of the outcome model's latencies, instead of the recipe's.
         num_train: uses only the first training samples.
         seeds: seeds of the runs.
         supervised_steps: steps in which the supervised model is fitted.
         prices: prices at which all are compared.
         free: trains without prices, as if time within the budget were free.
         no_sizes: the controller does not see the sizes of image and prompt.
+        no_tasks: training does not know of which task a sample is.
     """
 
     quick: bool = False
@@ -108,10 +110,12 @@ class TableWorldConfig:
     supervised_steps: int = 3000
     residual_weight: float | None = None
     num_scored: int | None = None
+    shared_spread: float | None = None
     num_train: int | None = None
     prices: tuple[float, ...] = (0.0, 0.02, 0.1, 0.2, 0.3, 0.5, 1.0)
     free: bool = False
     no_sizes: bool = False
+    no_tasks: bool = False
 
 
 QUICK = TableWorldConfig(quick=True, groups=(4, 2), steps=2, supervised_steps=5)
@@ -235,11 +239,13 @@ class World:
     Attributes:
         splits: samples by split, with what is seen of them.
         image: whether the controller sees the image.
+        has_tasks: whether training knows the samples' tasks.
         controller_class: the controller that is trained.
     """
 
     splits: Mapping[str, tuple[ProfileTable, Seen]]
     image: bool = True
+    has_tasks: bool = True
     controller_class: type[Controller] = Controller
 
     @classmethod
@@ -258,7 +264,13 @@ class World:
 
     def samples(self) -> dict[str, TableSamples]:
         """The splits as the fleet has them."""
-        return {n: seen.samples(t, image=self.image) for n, (t, seen) in self.splits.items()}
+        return {
+            name: seen.samples(
+                table if self.has_tasks else replace(table, tasks=("any",) * len(table.tasks)),
+                image=self.image,
+            )
+            for name, (table, seen) in self.splits.items()
+        }
 
     def run(
         self, base: JointGRPOConfig, budgets_ms: np.ndarray, prices: Sequence[float]
@@ -312,7 +324,7 @@ def world_of(options: TableWorldConfig) -> World:
         folder = needed(options.outcomes, "OUTCOMES, the folder of studies.outcomes,")
         train, test = (Outcomes.load(folder / name, name) for name in ("train", "test"))
         world = World.of(train, test, profile)
-    world = replace(world, image=not options.no_image)
+    world = replace(world, image=not options.no_image, has_tasks=not options.no_tasks)
     if options.num_train is not None:
         splits = dict(world.splits)
         table, seen = splits["train"]
@@ -346,6 +358,10 @@ def recipe_of(options: TableWorldConfig) -> JointGRPOConfig:
                 f"the recipe {options.recipe} has no replay: leave --residual-weight out"
             )
         replay = replace(base.learner.replay, residual_weight=options.residual_weight)
+        base = replace(base, learner=replace(base.learner, replay=replay))
+    if options.shared_spread is not None and (replay := base.learner.replay) is not None:
+        model = replace(replay.model, shared_spread=options.shared_spread)
+        replay = replace(replay, model=model)
         base = replace(base, learner=replace(base.learner, replay=replay))
     if options.num_scored is not None:
         base = replace(base, num_scored=options.num_scored)
