@@ -188,7 +188,8 @@ async def stand_in_server() -> AsyncIterator[str]:
     """A server that answers every question with the same word; yields its address."""
 
     async def answer(_request: web.Request) -> web.Response:
-        return web.json_response({"choices": [{"message": {"content": "yes"}}]})
+        choices = [{"message": {"content": "yes"}}]
+        return web.json_response({"choices": choices, "latency_budget": {"wall_ms": 0.0}})
 
     app = web.Application()
     app.router.add_post("/v1/chat/completions", answer)

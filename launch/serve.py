@@ -50,7 +50,6 @@ def serve(config: ServeConfig, console: Console) -> int:
 
     console.print("starting Ray Serve, loading the model ...")
     os.environ.setdefault("RAY_metrics_report_interval_ms", str(REPORT_INTERVAL_MS))
-    deployment.set_proxy_limits(config.limits)
     connect(config.address)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     stop, stopped = StopSignals("stopping once no request is running"), threading.Event()

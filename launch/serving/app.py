@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -30,6 +30,7 @@ from launch.serving.gateway import Gateway
 from launch.serving.local_names import LocalNamesOnly
 from launch.serving.requests import Question, parse_question
 from launch.serving.responses import DONE, ResponseHead, Served, event
+from launch.serving.token import TokenOnly
 
 log = logging.getLogger(__name__)
 
@@ -68,9 +69,12 @@ class AppConfig:
 def build_app(gateway: Gateway, config: AppConfig) -> Starlette:
     """The ASGI application; its lifespan keeps the gateway informed about its replicas."""
     interface = Interface(gateway, config)
-    middleware = [Middleware(BoundedBodies, limits=gateway.limits)]
-    if not config.token:
-        middleware.insert(0, Middleware(LocalNamesOnly))
+    on_refusal = partial(gateway.watcher.refused, "")
+    guard = (
+        Middleware(TokenOnly, token=config.token, on_refusal=on_refusal)
+        if config.token
+        else Middleware(LocalNamesOnly)
+    )
     return Starlette(
         routes=[
             Route("/", interface.page),
@@ -81,7 +85,7 @@ def build_app(gateway: Gateway, config: AppConfig) -> Starlette:
             Route("/v1/models/{name}", interface.model),
             Route("/v1/chat/completions", interface.chat, methods=["POST"]),
         ],
-        middleware=middleware,
+        middleware=[guard, Middleware(BoundedBodies, limits=gateway.limits)],
         exception_handlers={
             ApiError: interface.refuse,
             HTTPException: interface.refuse_http,
@@ -124,22 +128,19 @@ class Interface:
         body = {"status": "ok" if is_ready else "unavailable", "replicas": num_replicas}
         return JSONResponse(body, 200 if is_ready else 503)
 
-    async def metrics(self, request: Request) -> Response:
+    async def metrics(self, _request: Request) -> Response:
         """All metrics of the cluster's nodes that are this project's."""
-        self._check_token(request)
         return PlainTextResponse(
             await self.config.metrics(), media_type="text/plain; version=0.0.4"
         )
 
-    async def models(self, request: Request) -> Response:
+    async def models(self, _request: Request) -> Response:
         """The policies, as models; the first one is the default of the page."""
-        self._check_token(request)
         names = self.gateway.facts().policies
         return JSONResponse({"object": "list", "data": [self._model_json(n) for n in names]})
 
     async def model(self, request: Request) -> Response:
         """One policy, or one configuration."""
-        self._check_token(request)
         name = request.path_params["name"]
         self.gateway.facts().check_known(name)
         return JSONResponse(self._model_json(name))
@@ -160,7 +161,6 @@ class Interface:
         arrived_s = self.gateway.admission.now()
         model = ""
         try:
-            self._check_token(request)
             kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
             if kind != "application/json":
                 raise ApiError(415, "send application/json", code="unsupported_media_type")
@@ -187,16 +187,18 @@ class Interface:
     async def _streamed(
         self, question: Question, head: ResponseHead, asked: AsyncGenerator[str | Served, None]
     ) -> Response:
-        """Waits for the first piece, so that a refusal has its status."""
+        """Waits until the episode has begun, so that a refusal has its status."""
         first = await anext(asked)
 
         async def events() -> AsyncIterator[str]:
             yield head.first_event()
-            yield _event_of(head, first)
+            if first:
+                yield _event_of(head, first)
             try:
                 async with contextlib.aclosing(asked) as reports:
                     async for report in reports:
-                        yield _event_of(head, report)
+                        if report:
+                            yield _event_of(head, report)
             except ApiError as error:
                 self.gateway.watcher.refused(question.model, error.code)
                 yield event(error.to_json())
@@ -204,15 +206,6 @@ class Interface:
 
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
-
-    def _check_token(self, request: Request) -> None:
-        token = self.config.token
-        if not token:
-            return
-        given = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
-        if not hmac.compare_digest(given.encode(), token.encode()):
-            message = "the token is missing or wrong: send Authorization: Bearer TOKEN"
-            raise ApiError(401, message, code="invalid_api_key")
 
     async def refuse(self, _request: Request, error: Exception) -> Response:
         """An error of a request."""

@@ -30,48 +30,69 @@ class BoundedBodies:
 
     def __init__(self, app: AsgiApp, limits: Limits) -> None:
         self.app, self.limits = app, limits
+        self._held_bytes = 0
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Reads the body, then calls the application."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        parts: list[bytes] = []
+        try:
+            if not await self._is_read(scope, receive, send, parts):
+                return
+            parts[:] = [b"".join(parts)]
+            unread = [{"type": "http.request", "body": parts[0], "more_body": False}]
+
+            async def replay() -> Message:
+                return unread.pop() if unread else await receive()
+
+            await self.app(scope, replay, send)
+        finally:
+            self._held_bytes -= sum(map(len, parts))
+
+    async def _is_read(
+        self, scope: MutableMapping[str, Any], receive: Receive, send: Send, parts: list[bytes]
+    ) -> bool:
+        """Whether the body has been read into `parts`; if not, the client has been told why."""
         try:
             async with asyncio.timeout(self.limits.body_timeout_s):
-                body = await self._read(scope, receive)
+                await self._read(scope, receive, parts)
+            return True
         except ClientGoneError:
-            return
+            pass
         except TimeoutError:
             seconds = f"{self.limits.body_timeout_s:g} s"
             message = f"the request was not complete after {seconds}: send it faster"
             await refuse(send, ApiError(408, message, code="request_timeout"))
-            return
         except ApiError as error:
             await refuse(send, error)
-            return
-        unread = [{"type": "http.request", "body": body, "more_body": False}]
+        return False
 
-        async def replay() -> Message:
-            return unread.pop() if unread else await receive()
-
-        await self.app(scope, replay, send)
-
-    async def _read(self, scope: MutableMapping[str, Any], receive: Receive) -> bytes:
+    async def _read(
+        self, scope: MutableMapping[str, Any], receive: Receive, parts: list[bytes]
+    ) -> None:
+        """Appends the parts of a body as they come."""
         limit = self.limits.body_bytes
         stated = dict(scope["headers"]).get(b"content-length", b"0")
         if not stated.isdigit() or int(stated) > limit:
             raise self._too_large()
-        parts, size = [], 0
+        size = 0
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise ClientGoneError
-            size += len(message.get("body", b""))
+            part = message.get("body", b"")
+            size += len(part)
             if size > limit:
                 raise self._too_large()
-            parts.append(message.get("body", b""))
+            if self._held_bytes + len(part) > self.limits.all_bodies_bytes:
+                message = "the server holds as many requests as it has room for: try again"
+                raise ApiError(503, message, code="out_of_room", retry_after_s=1)
+            self._held_bytes += len(part)
+            parts.append(part)
             if not message.get("more_body", False):
-                return b"".join(parts)
+                return
 
     def _too_large(self) -> ApiError:
         message = f"the request is larger than {self.limits.body_mib:g} MiB: send a smaller image"

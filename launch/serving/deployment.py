@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import asdict, dataclass
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import RayError, RayTaskError
+from ray.serve.config import AutoscalingContext
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -24,23 +27,27 @@ from launch.serving.admission import Admission
 from launch.serving.app import AppConfig, build_app
 from launch.serving.body import BoundedBodies
 from launch.serving.config import ServeConfig, config_from
-from launch.serving.episodes import EpisodeRequest, EpisodeResult, ReplicaFacts, ReplicaLostError
-from launch.serving.errors import ApiError
+from launch.serving.episodes import ReplicaFacts
 from launch.serving.exposition import cluster_metrics
 from launch.serving.gateway import Gateway
 from launch.serving.limits import Limits
+from launch.serving.listening import listening
 from launch.serving.metrics import ServingMetrics, count_replica_start
 from launch.serving.page import render, shipped_examples
+from launch.serving.pool import REGISTER_S, ReplicaPool
+from launch.serving.replica_app import replica_app
 from launch.storage.fetched_run import absolute_run
 
+log = logging.getLogger(__name__)
+
 APPLICATION = "latency-budget"
-REPLICAS = "replicas"
+GATEWAY, REPLICAS = "gateway", "replicas"
+
+BUSY_SHARE = "busy_share"
+"""Name of the figure that replicas are scaled by."""
 
 LIMITS_VARIABLE = "LATENCY_BUDGET_LIMITS"
 """Environment variable by which Serve's proxies know the limits of one request, as JSON."""
-
-PROXY_CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
-"""Environment variable that names a function with further middleware of Serve's proxies."""
 
 START_CHECK_S = 0.2
 """How often a starting server is asked whether it is ready."""
@@ -57,21 +64,25 @@ class ReplicaSettings:
         run: run folder or folder of a checkpoint, if there is one, as an absolute path or URI.
         worker: fields of `WorkerConfig`.
         executor: fields of `ExecutorConfig`.
-        episode_timeout_s: time after which an episode counts as stuck.
+        limits: limits of one request.
         price: price of requests that state none, if it is not the controller's own.
+        key: key by which the gateway is known.
+        drain_s: time limit for a running episode when the replica stops, in seconds.
     """
 
     run: str | None
     worker: dict[str, str]
     executor: dict[str, int]
-    episode_timeout_s: float
+    limits: Limits
     price: float | None
+    key: str
+    drain_s: float
 
 
 class ReplicaDeployment:
-    """A `Replica` in a process of its own."""
+    """A `Replica` in a process of its own, which the gateway asks over HTTP."""
 
-    def __init__(self, settings: ReplicaSettings) -> None:
+    async def __init__(self, settings: ReplicaSettings) -> None:
         # The gateway, which imports this module too, needs no PyTorch.
         from launch.answering.policy_set import PolicySet
         from launch.serving.replica import Replica
@@ -82,87 +93,94 @@ class ReplicaDeployment:
             worker_settings=settings.worker,
             executor_settings=settings.executor,
         )
-        self._replica = Replica(load, settings.episode_timeout_s, settings.price)
+        self._replica = await asyncio.to_thread(Replica, load, settings.limits, settings.price)
+        self._listening = AsyncExitStack()
+        host = ray.util.get_node_ip_address()
+        app = replica_app(self._replica.stream, settings.key)
+        listener = listening(app, host, drain_s=settings.drain_s)
+        self._address = f"{host}:{await self._listening.enter_async_context(listener)}"
+        self._gateway = serve.get_deployment_handle(GATEWAY, APPLICATION)
+        self._busy_s, self._asked_s = 0.0, time.monotonic()
+        self._registering = asyncio.create_task(self._keep_registering())
         count_replica_start()
 
-    async def facts(self) -> ReplicaFacts:
-        """What the replica says about itself."""
-        return self._replica.facts
-
-    async def episode(
-        self, request: EpisodeRequest
-    ) -> AsyncIterator[str | EpisodeResult | ApiError]:
-        """See `Replica.stream`; refusals are yielded, because Ray would wrap them."""
-        try:
-            async for report in self._replica.stream(request):
-                yield report
-        except ApiError as error:
-            yield error
+    async def _keep_registering(self) -> None:
+        while True:
+            try:
+                await self._gateway.register.remote(
+                    self._address, self._replica.facts, is_idle=self._replica.is_idle
+                )
+            except Exception as error:  # the gateway may be restarting
+                log.warning("the gateway cannot be reached: %s", error)
+            await asyncio.sleep(REGISTER_S)
 
     def check_health(self) -> None:
         """Called by Serve from time to time; an exception restarts the replica."""
         self._replica.check_alive()
 
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Serve from time to time: the share of the time since then that was busy."""
+        busy_s, now_s = self._replica.busy_s, time.monotonic()
+        share = (busy_s - self._busy_s) / max(now_s - self._asked_s, 1e-3)
+        self._busy_s, self._asked_s = busy_s, now_s
+        return {BUSY_SHARE: share}
 
-class RayReplicas:
-    """The replicas behind a Serve handle; implements `launch.serving.episodes.Replicas`."""
-
-    def __init__(self, handle: DeploymentHandle) -> None:
-        self._handle = handle
-
-    async def facts(self) -> ReplicaFacts:
-        """See `Replicas.facts`."""
-        return await self._handle.facts.remote()
-
-    async def count(self) -> int:
-        """See `Replicas.count`."""
-        return await asyncio.to_thread(_count_running)
-
-    async def stream(self, request: EpisodeRequest) -> AsyncIterator[str | EpisodeResult]:
-        """See `Replicas.stream`."""
-        try:
-            reports: Any = self._handle.options(stream=True).episode.remote(request)
-            async for report in reports:
-                if isinstance(report, ApiError):
-                    raise report
-                yield report
-        except RayTaskError:
-            raise
-        except RayError as error:
-            raise ReplicaLostError from error
+    async def __del__(self) -> None:
+        """Called by Serve at the end: takes no more questions, and finishes its episode."""
+        if hasattr(self, "_registering"):
+            self._registering.cancel()
+            await self._listening.aclose()
 
 
-def _count_running() -> int:
-    application = serve.status().applications.get(APPLICATION)
-    deployment = application and application.deployments.get(REPLICAS)
-    states = deployment.replica_states.items() if deployment else ()
-    return sum(number for state, number in states if state == "RUNNING")
+def replicas_for_load(context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
+    """Serve's scaling policy: as many replicas as are busy for the share that is aimed at."""
+    shares = (context.aggregated_metrics or {}).get(BUSY_SHARE, {})
+    assert context.config is not None
+    return sum(shares.values()) / context.config.get_target_ongoing_requests(), {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewaySettings:
-    """What the gateway is given: the server's configuration, its token and its page."""
+    """What the gateway is given.
+
+    Attributes:
+        config: the server's configuration.
+        token: token that requests must carry.
+        page: HTML of the page.
+        key: key by which replicas know the gateway.
+        is_listening: whether it listens on the configured address itself; otherwise Serve's
+            proxies pass requests on.
+    """
 
     config: ServeConfig
     token: str
     page: str
+    key: str
+    is_listening: bool
 
 
 @serve.ingress()
 class GatewayDeployment:
     """The `Gateway` and its HTTP interface in a process of their own."""
 
-    def __init__(self, replicas: DeploymentHandle, settings: GatewaySettings) -> None:
-        self._replicas, self._settings = RayReplicas(replicas), settings
+    def __init__(self, settings: GatewaySettings, _replicas: DeploymentHandle) -> None:
+        # The replicas register by themselves; the handle makes them part of the application.
+        self._settings, config = settings, settings.config
+        self._pool = ReplicaPool(settings.key)
+        self._gateway = Gateway(
+            self._pool, Admission(config=config.queue), config.limits, ServingMetrics()
+        )
+
+    async def register(self, address: str, facts: ReplicaFacts, *, is_idle: bool) -> None:
+        """Hears of a replica; see `ReplicaPool.register`."""
+        if self._pool.register(address, facts, is_idle=is_idle):
+            await self._gateway.refresh()
 
     def __serve_build_asgi_app__(self) -> Starlette:
         """The ASGI application; Serve calls this once."""
         config = self._settings.config
-        gateway = Gateway(
-            self._replicas, Admission(config=config.queue), config.limits, ServingMetrics()
-        )
-        return build_app(
-            gateway,
+        app = build_app(
+            self._gateway,
             AppConfig(
                 page=self._settings.page,
                 default_budget_ms=config.budget_ms,
@@ -170,19 +188,27 @@ class GatewayDeployment:
                 metrics=cluster_metrics,
             ),
         )
+        refreshed = app.router.lifespan_context
 
+        @asynccontextmanager
+        async def lifespan(app: Starlette) -> AsyncIterator[None]:
+            async with refreshed(app), AsyncExitStack() as stack:
+                stack.push_async_callback(self._pool.close)
+                if self._settings.is_listening:
+                    drain_s = config.scaling.drain_s
+                    listener = listening(app, config.host, config.port, drain_s=drain_s)
+                    await stack.enter_async_context(listener)
+                yield
 
-def set_proxy_limits(limits: Limits) -> None:
-    """Makes the proxies of a local cluster that starts after this keep to the limits.
-
-    Otherwise a proxy would collect a request of any size before the gateway could refuse it.
-    """
-    os.environ[LIMITS_VARIABLE] = json.dumps(asdict(limits))
-    os.environ[PROXY_CALLBACK_VARIABLE] = f"{__name__}:proxy_middleware"
+        app.router.lifespan_context = lifespan
+        return app
 
 
 def proxy_middleware() -> list[Middleware]:
-    """Called by Serve's proxies when they start."""
+    """Called by Serve's proxies, if RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names this function.
+
+    Otherwise a proxy would collect a request of any size before the gateway could refuse it.
+    """
     limits = Limits(**json.loads(os.environ.get(LIMITS_VARIABLE, "{}")))
     return [Middleware(BoundedBodies, limits=limits)]
 
@@ -201,15 +227,10 @@ def start(config: ServeConfig, page: str, is_stopping: Callable[[], bool]) -> No
             cluster has no room for the replicas.
     """
     with telling("Ray Serve to start"):
-        serve.start(
-            proxy_location="HeadOnly",
-            http_options={
-                "host": config.host,
-                "port": config.port,
-                "request_timeout_s": config.limits.request_timeout_s,
-            },
-        )
-    target = serve.RunTarget(application(config, page), name=APPLICATION, route_prefix="/")
+        serve.start(proxy_location="Disabled")
+    # Without a route, proxies that Serve may have for other applications do not lead here.
+    built = application(config, page, is_listening=True)
+    target = serve.RunTarget(built, name=APPLICATION, route_prefix=None)
     serve.run_many([target], wait_for_applications_running=False)
     _wait_until_running(config.scaling.start_timeout_s, is_stopping)
 
@@ -242,28 +263,34 @@ def from_arguments(arguments: dict[str, Any]) -> serve.Application:
     """
     config = config_from(arguments)
     examples = shipped_examples() if config.model.is_embedded else []
-    return application(config, render(examples, config.budget_ms))
+    return application(config, render(examples, config.budget_ms), is_listening=False)
 
 
-def application(config: ServeConfig, page: str) -> serve.Application:
-    """Gateway and replicas, as Serve runs them."""
+def application(config: ServeConfig, page: str, *, is_listening: bool) -> serve.Application:
+    """Gateway and replicas, as Serve runs them; see `GatewaySettings`."""
+    key, scaling = secrets.token_hex(16), config.scaling
     replicas = serve.deployment(**replica_options(config))(ReplicaDeployment).bind(
         ReplicaSettings(
             run=absolute_run(config.run) if config.run else None,
             worker=config.model.worker_settings(),
             executor=config.model.executor_settings(),
-            episode_timeout_s=config.limits.episode_timeout_s,
+            limits=config.limits,
             price=config.price,
+            key=key,
+            drain_s=scaling.drain_s,
         )
     )
-    settings = GatewaySettings(config=config, token=config.token(), page=page)
+    settings = GatewaySettings(
+        config=config, token=config.token(), page=page, key=key, is_listening=is_listening
+    )
+    here = {f"node:{ray.util.get_node_ip_address()}": 0.001} if is_listening else {}
     return serve.deployment(
-        name="gateway",
+        name=GATEWAY,
         max_ongoing_requests=GATEWAY_REQUESTS,
-        ray_actor_options={"num_cpus": 0},
-        graceful_shutdown_timeout_s=config.scaling.drain_s,
+        ray_actor_options={"num_cpus": 0, "resources": here},
+        graceful_shutdown_timeout_s=scaling.drain_s,
         graceful_shutdown_wait_loop_s=0.1,
-    )(GatewayDeployment).bind(replicas, settings)
+    )(GatewayDeployment).bind(settings, replicas)
 
 
 def stop() -> None:
@@ -299,6 +326,7 @@ def replica_options(config: ServeConfig) -> dict[str, Any]:
             "min_replicas": max(1, scaling.replicas),
             "max_replicas": scaling.max_replicas,
             "target_ongoing_requests": scaling.target_busy_share,
+            "policy": {"policy_function": f"{__name__}:{replicas_for_load.__name__}"},
             "upscale_delay_s": scaling.upscale_delay_s,
             "downscale_delay_s": scaling.downscale_delay_s,
         },

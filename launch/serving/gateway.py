@@ -17,16 +17,12 @@ from launch.serving.episodes import (
 )
 from launch.serving.errors import ApiError
 from launch.serving.estimates import RequestSize
-from launch.serving.images import open_within
 from launch.serving.limits import Limits
 from launch.serving.requests import Question
 from launch.serving.responses import Served
 from launch.serving.watching import Watcher
 
 log = logging.getLogger(__name__)
-
-DECODERS = 2
-"""Number of images that are decoded at a time, each of up to `Limits.megapixels`."""
 
 MAX_LOSSES = 2
 """Number of replicas that a request may lose before it fails."""
@@ -44,8 +40,8 @@ class Reports(asyncio.Queue[str | Served | ApiError]):
     is_abandoned = False
 
     def put_text(self, piece: str) -> None:
-        """Adds a piece of text."""
-        self.has_text = True
+        """Adds a piece of text; an empty one says that the episode has begun."""
+        self.has_text = self.has_text or piece != ""
         self.put_nowait(piece)
 
 
@@ -65,7 +61,6 @@ class Gateway:
         self.replicas, self.admission = replicas, admission
         self.limits, self.watcher = limits, watcher
         self.known: ReplicaFacts | None = None
-        self._decoders = asyncio.Semaphore(DECODERS)
         self._episodes: set[asyncio.Task[None]] = set()
 
     async def refresh(self) -> None:
@@ -97,7 +92,7 @@ class Gateway:
         return self.known
 
     async def ask(self, question: Question, arrived_s: float) -> AsyncGenerator[str | Served, None]:
-        """Yields the answer's text piece by piece, then all facts about it.
+        """Yields an empty text once the episode has begun, its text, then all facts about it.
 
         A client that leaves gives up its place in the queue. An episode that has begun runs to its
         end, and occupies its replica until then.
@@ -140,8 +135,6 @@ class Gateway:
     ) -> None:
         """Brings one request to its end, and always reports one."""
         try:
-            # Only now, so that a request that is refused costs little.
-            await self._check_image(question)
             served = await self._outlive_replicas(question, ticket, turn, reports)
             if not reports.is_abandoned:
                 self.watcher.answered(question.model, served)
@@ -155,12 +148,6 @@ class Gateway:
         finally:
             self.admission.leave(ticket)
 
-    async def _check_image(self, question: Question) -> None:
-        """Raises ApiError unless the image is valid and within limits."""
-        if question.image is not None:
-            async with self._decoders:
-                await asyncio.to_thread(open_within, question.image, self.limits.megapixels)
-
     async def _outlive_replicas(
         self, question: Question, ticket: Ticket, turn: asyncio.Event, reports: Reports
     ) -> Served:
@@ -170,13 +157,16 @@ class Gateway:
             try:
                 return await self._episode(question, ticket, reports)
             except ReplicaLostError:
-                self.admission.resize(max(0, self.admission.num_replicas - 1))
+                self._lose_replica()
                 if question.is_streamed and reports.has_text:
                     break
                 turn.clear()
                 self.admission.wait_again(ticket)
         message = "the replica that was answering died: try again"
         raise ApiError(503, message, code="replica_lost", retry_after_s=1)
+
+    def _lose_replica(self) -> None:
+        self.admission.resize(max(0, self.admission.num_replicas - 1))
 
     async def _wait(self, turn: asyncio.Event) -> None:
         seconds = self.limits.wait_timeout_s
@@ -201,6 +191,8 @@ class Gateway:
             async with asyncio.timeout(seconds):
                 result = await self._pass_on(request, reports)
         except TimeoutError:
+            # The replica is still at it: its place comes back when it is free, or restarted.
+            self._lose_replica()
             message = f"the answer was not complete after {seconds:g} s"
             raise ApiError(504, message, code="episode_timeout") from None
         self.admission.observe(

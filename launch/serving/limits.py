@@ -1,4 +1,4 @@
-"""Limits on what a request may ask for and how long everything may take."""
+"""Limits on what requests may ask for and how long everything may take."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ class Limits:
 
     Attributes:
         body_mib: largest request body, in MiB; an image takes a third more as a data URL.
+        all_bodies_mib: largest sum of the bodies of all requests at a time, in MiB.
         megapixels: largest image, in millions of pixels.
         prompt_chars: longest question, in characters.
         max_budget_ms: largest latency budget, in ms.
@@ -23,6 +24,7 @@ class Limits:
     """
 
     body_mib: float = 12.0
+    all_bodies_mib: float = 256.0
     megapixels: float = 24.0
     prompt_chars: int = 4000
     max_budget_ms: float = 60_000.0
@@ -37,6 +39,11 @@ class Limits:
     def body_bytes(self) -> int:
         """Largest request body, in bytes."""
         return int(self.body_mib * 2**20)
+
+    @property
+    def all_bodies_bytes(self) -> int:
+        """Largest sum of all bodies, in bytes."""
+        return int(self.all_bodies_mib * 2**20)
 
     @property
     def request_timeout_s(self) -> float:

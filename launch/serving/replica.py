@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,11 @@ from launch.serving.estimates import (
     CheapestTimes,
     RequestSize,
 )
+from launch.serving.images import open_within
+from launch.serving.limits import Limits
+
+BEGUN = ""
+"""Reported when the request has proved to be sound, before its first token."""
 
 IDLE_S = 0.5
 """A device is probed only after this long without a request."""
@@ -37,7 +41,7 @@ class Replica:
 
     Args:
         load: loads the policies, in that thread.
-        episode_timeout_s: time after which an episode counts as stuck.
+        limits: limits of one request; an episode that takes longer than its own counts as stuck.
         price: price of requests that state none; None for the one that the controller was trained
             to be deployed with.
     """
@@ -45,29 +49,36 @@ class Replica:
     def __init__(
         self,
         load: Callable[[], PolicySet],
-        episode_timeout_s: float,
+        limits: Limits,
         price: float | None = None,
     ) -> None:
         self._thread = ThreadPoolExecutor(1, "episodes")
-        self._episode_timeout_s, self._price = episode_timeout_s, price
+        self._limits, self._price = limits, price
         self._started_s: float | None = None
+        self._num_begun = 0
+        self.busy_s = 0.0
         self._asked_s = time.monotonic()
         self.policies = self._thread.submit(load).result()
         self.facts = self._thread.submit(self._measure).result()
 
     def check_alive(self) -> None:
         """Raises RuntimeError if an episode is stuck."""
-        started_s = self._started_s
-        if started_s is not None and time.monotonic() - started_s > self._episode_timeout_s:
-            raise RuntimeError(f"an episode takes longer than {self._episode_timeout_s:g} s")
+        started_s, limit_s = self._started_s, self._limits.episode_timeout_s
+        if started_s is not None and time.monotonic() - started_s > limit_s:
+            raise RuntimeError(f"an episode takes longer than {limit_s:g} s")
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether an episode could begin at once."""
+        return self._num_begun == 0
 
     async def stream(self, request: EpisodeRequest) -> AsyncIterator[str | EpisodeResult]:
-        """Yields the text piece by piece as it is decoded, then the result.
+        """Yields an empty text once the image is read, the text as it is decoded, and the result.
 
         Raises:
             ApiError: the question cannot be answered.
         """
-        loop, reports = asyncio.get_running_loop(), asyncio.Queue[int | None]()
+        loop, reports = asyncio.get_running_loop(), asyncio.Queue[str | int | None]()
         self._asked_s = asked_s = time.monotonic()
         self.facts.check_known(request.policy)
         answerer = self.policies.answerer(request.policy)
@@ -78,14 +89,21 @@ class Replica:
             left_ms = max(request.budget_ms - late_ms, 1.0)
             return self._run(answerer, replace(request, budget_ms=left_ms), tell)
 
-        def tell(token_id: int | None) -> None:
-            loop.call_soon_threadsafe(reports.put_nowait, token_id)
+        def tell(report: str | int) -> None:
+            loop.call_soon_threadsafe(reports.put_nowait, report)
 
+        def end(_episode: object) -> None:
+            self._num_begun -= 1
+            reports.put_nowait(None)
+
+        self._num_begun += 1
         ended = loop.run_in_executor(self._thread, episode)
-        ended.add_done_callback(lambda _: reports.put_nowait(None))
+        ended.add_done_callback(end)
         pieces = answerer.pieces()
-        while (token_id := await reports.get()) is not None:
-            if piece := pieces.add(token_id):
+        while (report := await reports.get()) is not None:
+            if isinstance(report, str):
+                yield report
+            elif piece := pieces.add(report):
                 yield piece
         answer = await ended
         if rest := pieces.rest(answer.text):
@@ -94,11 +112,13 @@ class Replica:
         loop.call_later(IDLE_S, self._follow_if_idle)
 
     def _run(
-        self, answerer: Answerer, request: EpisodeRequest, tell: Callable[[int], object]
+        self, answerer: Answerer, request: EpisodeRequest, tell: Callable[[str | int], object]
     ) -> Answer:
-        self._started_s = time.monotonic()
+        self._started_s = started_s = time.monotonic()
         try:
-            image = None if request.image is None else Image.open(io.BytesIO(request.image))
+            encoded = request.image
+            image = None if encoded is None else open_within(encoded, self._limits.megapixels)
+            tell(BEGUN)
             return answerer.run(
                 as_sample(request.text, image),
                 answerer.terms(request.budget_ms, request.price),
@@ -109,6 +129,7 @@ class Replica:
             raise invalid(str(error), "messages") from None
         finally:
             self._started_s = None
+            self.busy_s += time.monotonic() - started_s
 
     def _follow_if_idle(self) -> None:
         if time.monotonic() - self._asked_s >= IDLE_S and self._started_s is None:

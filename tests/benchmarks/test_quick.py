@@ -18,6 +18,7 @@ DEFAULT = {
     "load": "",
     "loading": "samples/s",
     "moe": "plain loop",
+    "request_overhead": "beyond the episode",
     "scoring": "times as many as by episodes",
     "whole_model": "published flow",
 }

@@ -10,6 +10,7 @@ from launch.serving.app import AppConfig, build_app
 from launch.serving.episodes import EpisodeResult, ReplicaFacts
 from launch.serving.estimates import REQUEST_SIZES, CheapestTimes, ImageSize
 from launch.serving.gateway import Gateway
+from launch.serving.images import open_within
 from launch.serving.limits import Limits
 
 
@@ -63,11 +64,14 @@ class FakeReplicas:
         return self.number
 
     async def stream(self, request):
+        if request.image is not None:
+            open_within(request.image, Limits().megapixels)
         self.requests.append(request)
         if self.script is not None:
             async for report in self.script(request):
                 yield report
             return
+        yield ""
         yield "sev"
         await asyncio.sleep(0)
         yield "en"

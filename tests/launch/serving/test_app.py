@@ -193,6 +193,37 @@ def test_health_and_questions_before_a_replica_is_ready():
     asyncio.run(check())
 
 
+def test_the_token_is_looked_at_before_the_body_is_read():
+    async def check(server):
+        async def never():
+            pytest.fail("the body was read")
+
+        reply = await server.send("POST", "/v1/chat/completions", [], receive=never)
+        assert reply.status == 401
+        assert server.watcher.codes == [("", "invalid_api_key")]
+
+    run(check, token="secret")
+
+
+def test_all_bodies_together_have_a_limit():
+    limits = Limits(body_mib=1, all_bodies_mib=1.5)
+
+    async def check(server):
+        part = {"type": "http.request", "body": b"x" * 2**20, "more_body": True}
+        path = "/v1/chat/completions"
+        slow = asyncio.create_task(server.send("POST", path, [part]))
+        await asyncio.sleep(0)
+        end = {**part, "more_body": False}
+        reply = await server.send("POST", path, [end])
+        assert (reply.status, reply.error["code"]) == (503, "out_of_room")
+        slow.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await slow
+        assert (await server.send("POST", path, [end])).status == 400, "there is room again"
+
+    run(check, limits=limits)
+
+
 def test_large_bodies_are_refused_whatever_their_header_says():
     async def check(server):
         part = {"type": "http.request", "body": b"x" * 2**18, "more_body": True}

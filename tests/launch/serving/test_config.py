@@ -1,11 +1,14 @@
 """What a server is told: addresses, tokens, numbers of replicas, manifests."""
 
-import asyncio
+import json
+import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from ray.serve.config import AutoscalingConfig
 
 from launch.serving import deployment
 from launch.serving.config import (
@@ -139,7 +142,7 @@ def test_the_manifests_pods_can_serve():
         pod = group["template"]["spec"]
         (container,) = pod["containers"]
         variables = {variable["name"]: variable["value"] for variable in container["env"]}
-        path = variables[deployment.PROXY_CALLBACK_VARIABLE]
+        path = variables["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"]
         assert path == f"{deployment.__name__}:{deployment.proxy_middleware.__name__}"
         mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
         assert mounts == {"/shared", "/secrets"}
@@ -147,9 +150,7 @@ def test_the_manifests_pods_can_serve():
 
 
 def test_proxies_know_the_limits(monkeypatch):
-    monkeypatch.setenv(deployment.PROXY_CALLBACK_VARIABLE, "")
-    monkeypatch.setenv(deployment.LIMITS_VARIABLE, "")
-    deployment.set_proxy_limits(Limits(body_mib=3))
+    monkeypatch.setenv(deployment.LIMITS_VARIABLE, json.dumps({"body_mib": 3}))
     (middleware,) = deployment.proxy_middleware()
     assert middleware.kwargs["limits"] == Limits(body_mib=3)
     monkeypatch.delenv(deployment.LIMITS_VARIABLE)
@@ -166,6 +167,14 @@ def test_the_image_starts_the_server_that_the_project_installs():
     assert copied == {"envs", "policy", "rollout", "learner", "launch"}
 
 
-def test_replicas_are_counted_off_the_event_loop(monkeypatch):
-    monkeypatch.setattr(deployment, "_count_running", lambda: 3)
-    assert asyncio.run(deployment.RayReplicas(None).count()) == 3
+def test_replicas_are_scaled_by_how_busy_they_are(monkeypatch):
+    monkeypatch.setattr(deployment.ray, "cluster_resources", dict)
+    options = deployment.replica_options(
+        ServeConfig(scaling=ScalingConfig(replicas=1, max_replicas=9, target_busy_share=0.7))
+    )
+    scaling = AutoscalingConfig(**options["autoscaling_config"])
+    assert scaling.policy.get_policy() is deployment.replicas_for_load
+    for shares, wanted in (((), 0), ((0.7,), 1), ((1.0, 1.0), 3), ((0.1, 0.1, 0.1), 1)):
+        metrics = {deployment.BUSY_SHARE: dict(enumerate(shares))}
+        context = SimpleNamespace(aggregated_metrics=metrics, config=scaling)
+        assert math.ceil(deployment.replicas_for_load(context)[0]) == wanted

@@ -11,6 +11,7 @@ from launch.answering.policy_set import PolicySet
 from launch.serving import replica as module
 from launch.serving.episodes import EpisodeRequest, EpisodeResult
 from launch.serving.errors import ApiError
+from launch.serving.limits import Limits
 from launch.serving.replica import Replica
 from tests.launch.serving.malformed import encoded_image
 from tests.rollout import rig
@@ -25,7 +26,7 @@ def replica(model_folder, tmp_path_factory):
         lambda: PolicySet.load(
             folder, worker_settings=settings, executor_settings={"max_new_tokens": 6}
         ),
-        episode_timeout_s=5.0,
+        Limits(episode_timeout_s=5.0),
     )
 
 
