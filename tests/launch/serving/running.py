@@ -19,6 +19,7 @@ import psutil
 ROOT = Path(__file__).parents[3]
 START_S = 240
 REPLICA = "ray::ServeReplica:latency-budget:replicas"
+GATEWAY = "ray::ServeReplica:latency-budget:gateway"
 
 
 def free_port():
@@ -94,10 +95,8 @@ class RunningServer:
         return found
 
     def memory_mib(self):
-        """Resident memory of proxy, gateway and replicas."""
-        sizes = [p.memory_info().rss for p in self.processes("ServeReplica")]
-        sizes += [p.memory_info().rss for p in self.processes("ProxyActor")]
-        return sum(sizes) / 2**20
+        """Resident memory of gateway and replicas."""
+        return sum(p.memory_info().rss for p in self.processes("ServeReplica")) / 2**20
 
     def stop(self):
         """Asks the server to stop; its exit code."""

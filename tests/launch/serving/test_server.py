@@ -20,7 +20,7 @@ import pytest
 
 from tests.launch.serving.asgi import question
 from tests.launch.serving.malformed import encoded_image, malformed, url_of
-from tests.launch.serving.running import REPLICA, RunningServer
+from tests.launch.serving.running import GATEWAY, REPLICA, RunningServer
 from tests.launch.serving.test_exposition import dashboard_names
 from tests.rollout import rig
 
@@ -229,6 +229,48 @@ def test_a_killed_replica_costs_no_request_more_than_its_limit(server):
         time.sleep(0.5)
     for _ in range(4):
         assert server.post({"model": "full", "messages": question()})[0] == 200
+
+
+def test_a_killed_gateway_is_back_within_seconds(server):
+    body = {"model": "cheapest", "messages": question()}
+    assert server.post(body)[0] == 200
+    replicas = {process.pid for process in server.processes(REPLICA)}
+    (gateway,) = server.processes(GATEWAY)
+    os.kill(gateway.pid, signal.SIGKILL)
+    gateway.wait(30)
+    deadline = time.monotonic() + 60
+    while server.get("/healthz")[0] != 200:
+        assert time.monotonic() < deadline, "the gateway did not come back"
+        time.sleep(0.2)
+    assert server.post(body)[0] == 200
+    assert {process.pid for process in server.processes(REPLICA)} == replicas
+
+
+def test_clients_that_go_away_leave_room_for_others(server):
+    body = json.dumps({"model": "full", "messages": question("what is it", PICTURE)}).encode()
+    head = HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode()
+    for _ in range(30):
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(head + body)
+    started = time.monotonic()
+    assert server.post({"model": "full", "messages": question()})[0] == 200
+    assert time.monotonic() - started < LIMIT_S / 3
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
+def test_replicas_are_added_under_load(model_folder, tmp_path):
+    server = RunningServer(
+        tmp_path / "log",
+        *("--model.model", model_folder, "--model.device", "cpu", "--scaling.replicas", 1),
+        *("--scaling.max-replicas", 2, "--scaling.upscale-delay-s", 1),
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while json.loads(server.get("/healthz")[1])["replicas"] < 2:
+            server.post({"model": "full", "messages": question("what is it", PICTURE)})
+            assert time.monotonic() < deadline, "no replica was added"
+    finally:
+        assert server.stop() == 0
 
 
 DOTS = "#dots .kept, #dots .missed"
