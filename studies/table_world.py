@@ -86,6 +86,8 @@ class TableWorldConfig:
         groups: groups per step and their size, instead of the recipe's.
         steps: steps instead of the recipe's.
         residual_weight: weight of the measured residual, instead of the recipe's.
+        model_updates: updates of the outcome model per step, instead of the recipe's.
+        policy_updates: updates of the policy per step, instead of the recipe's.
         num_scored: configurations of each group that are scored off the clock, instead of the
             recipe's.
         shared_spread: of the outcome model's latencies, instead of the recipe's.
@@ -109,6 +111,8 @@ class TableWorldConfig:
     seeds: tuple[int, ...] = (0,)
     supervised_steps: int = 3000
     residual_weight: float | None = None
+    model_updates: int | None = None
+    policy_updates: int | None = None
     num_scored: int | None = None
     shared_spread: float | None = None
     num_train: int | None = None
@@ -352,17 +356,17 @@ def recipe_of(options: TableWorldConfig) -> JointGRPOConfig:
     if options.groups:
         groups, size = options.groups
         base = replace(base, groups_per_step=groups, group_size=size)
-    if options.residual_weight is not None:
-        if base.learner.replay is None:
+    replay = base.learner.replay
+    names = ("residual_weight", "model_updates", "policy_updates")
+    changes = {n: v for n in names if (v := getattr(options, n)) is not None}
+    if options.shared_spread is not None and replay is not None:
+        changes["model"] = replace(replay.model, shared_spread=options.shared_spread)
+    if changes:
+        if replay is None:
             raise ValueError(
-                f"the recipe {options.recipe} has no replay: leave --residual-weight out"
+                f"the recipe {options.recipe} has no replay: leave {', '.join(changes)} out"
             )
-        replay = replace(base.learner.replay, residual_weight=options.residual_weight)
-        base = replace(base, learner=replace(base.learner, replay=replay))
-    if options.shared_spread is not None and (replay := base.learner.replay) is not None:
-        model = replace(replay.model, shared_spread=options.shared_spread)
-        replay = replace(replay, model=model)
-        base = replace(base, learner=replace(base.learner, replay=replay))
+        base = replace(base, learner=replace(base.learner, replay=replace(replay, **changes)))
     if options.num_scored is not None:
         base = replace(base, num_scored=options.num_scored)
     if options.free:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -65,6 +65,11 @@ def rivals_table(record: RunRecord) -> str:
     """The controller and its rivals, with intervals."""
     evaluation = present(record.evaluation)
     curves = evaluation.curves()
+    return comparison_table(curves) + markup.paragraph(caption(evaluation), "soft")
+
+
+def comparison_table(curves: Mapping[str, Curve]) -> str:
+    """A row for the controller, and one for each rival that says how they compare."""
     ours = curves[CONTROLLER]
     head = [
         "policy",
@@ -79,7 +84,7 @@ def rivals_table(record: RunRecord) -> str:
         if name != CONTROLLER:
             found = against(ours, theirs)
             rows.append([name, accuracy_words(theirs), *_cells(found), _late(theirs)])
-    return markup.table(head, rows) + markup.paragraph(caption(evaluation), "soft")
+    return markup.table(head, rows)
 
 
 def _cells(found: Against) -> list[str]:

@@ -18,6 +18,7 @@ from launch.run_report import charts, markup, one_run
 from launch.run_report.record import MissingPieceError, RunRecord, present
 from launch.run_report.section import Section
 from launch.run_report.svg import tenths
+from launch.run_report.together import together
 
 NOT_COMPARED = ("run_dir",)
 """Settings that differ between any two runs."""
@@ -28,6 +29,7 @@ def sections(records: Sequence[RunRecord]) -> list[Section]:
     return [
         Section(title="Verdicts", build=lambda: verdicts(records)),
         Section(title="Runs", build=lambda: runs_table(records)),
+        Section(title="Together", build=lambda: together(records)),
         Section(title="Paired differences", build=lambda: differences_table(records)),
         Section(title="Accuracy, device time and price", build=lambda: tradeoff(records)),
         Section(title="Learning", build=lambda: learning(records)),
