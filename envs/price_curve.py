@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-from scipy.optimize import isotonic_regression
 
 from envs.prices import check_prices
 
@@ -54,6 +53,8 @@ class PriceCurve:
 
         Measured times rise with the price where they are equal up to noise.
         """
+        from scipy.optimize import isotonic_regression  # slow to import; a server only reads
+
         falling = isotonic_regression(np.asarray(time_ms, np.float64), increasing=False).x
         return cls(prices=tuple(map(float, prices)), time_ms=tuple(falling.tolist()))
 

@@ -109,7 +109,7 @@ from launch.run.resume import (
     worker_of,
 )
 from launch.storage.outputs import writable_folder
-from launch.storage.remote_folder import is_uri
+from launch.storage.uris import is_uri
 from learner.checkpoint import Checkpoint
 from policy.config import PolicySetup
 from policy.weights import weights_sha256

@@ -68,7 +68,7 @@ from launch.run_report.page import REPORT_NAME, write_report
 from launch.run_report.record import read_run
 from launch.storage.fetched_run import local_results
 from launch.storage.outputs import writable_file
-from launch.storage.remote_folder import is_uri
+from launch.storage.uris import is_uri
 
 
 def names_of(runs: Sequence[str]) -> list[str]:

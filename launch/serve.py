@@ -46,18 +46,14 @@ def serve(config: ServeConfig, console: Console) -> int:
         raise RuntimeError(
             f"{error}: install the extra, pip install -c constraints.txt -e '.[serve]'"
         ) from None
-    from launch.serving.page import render, shipped_examples
-
     console.print("starting Ray Serve, loading the model ...")
     os.environ.setdefault("RAY_metrics_report_interval_ms", str(REPORT_INTERVAL_MS))
     connect(config.address)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     stop, stopped = StopSignals("stopping once no request is running"), threading.Event()
     stop.listen()
-    examples = shipped_examples() if config.model.is_embedded else []
-    page = render(examples, config.budget_ms)
     try:
-        deployment.start(config, page, stop.is_set)
+        deployment.start(config, stop.is_set)
     except Stopped:
         if is_own_cluster(config.address):
             return 0  # Ray ends with this program, and nobody has asked anything yet

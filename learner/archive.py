@@ -10,11 +10,12 @@ import hashlib
 import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-
-import safetensors.torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from learner import folders
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Archive = Mapping[str, bytes]
 """Contents by name."""
@@ -31,12 +32,16 @@ class ArchiveError(RuntimeError):
 
 def packed(tensors: Mapping[str, Tensor]) -> bytes:
     """Tensors as the content of a safetensors file; equal tensors give equal bytes."""
+    import safetensors.torch  # slow to import, and not needed by who only reads manifests
+
     own = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     return safetensors.torch.save(own)
 
 
 def unpacked(content: bytes) -> dict[str, Tensor]:
     """The tensors that were packed."""
+    import safetensors.torch
+
     return safetensors.torch.load(content)
 
 

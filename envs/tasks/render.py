@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -107,16 +108,29 @@ def font_of_height(split: str, number: int, height_px: int) -> ImageFont.FreeTyp
 @cache
 def digit_images(split: str) -> tuple[tuple[np.ndarray, ...], ...]:
     """The split's handwritten digits by class: ink in [0, 1], [8, 8] each."""
-    from sklearn.datasets import load_digits  # takes seconds, as matplotlib does
-
-    data: Any = load_digits()
     pools: list[list[np.ndarray]] = [[] for _ in range(10)]
-    for number, (image, label) in enumerate(zip(data.images, data.target, strict=True)):
+    for number, row in enumerate(_digit_rows()):
         if split_of(f"digit {number}") == check_split(split):
-            pools[label].append((image / 16.0).astype(np.float32))
+            pools[int(row[-1])].append((row[:-1].reshape(8, 8) / 16.0).astype(np.float32))
     if not all(pools):
         raise DataError(f"the {split} split of the handwritten digits is empty")
     return tuple(map(tuple, pools))
+
+
+def _digit_rows() -> np.ndarray:
+    """Ink from 0 to 16 and class of the digits that scikit-learn ships, [1797, 65].
+
+    Its file is read without scikit-learn, whose import takes seconds in every process.
+    """
+    package = find_spec("sklearn")
+    folders = package.submodule_search_locations if package else None
+    path = Path(next(iter(folders or [""]))) / "datasets" / "data" / "digits.csv.gz"
+    if path.is_file():
+        return np.loadtxt(path, delimiter=",")
+    from sklearn.datasets import load_digits
+
+    data: Any = load_digits()
+    return np.column_stack((data.data, data.target))
 
 
 @dataclass(slots=True, kw_only=True)

@@ -42,11 +42,11 @@ from launch.run.warm_start import warm_start_from_profile
 from launch.storage.lock import RunLock
 from launch.storage.object_store import RunStore
 from launch.storage.outputs import writable_folder
-from launch.storage.remote_folder import is_uri
 from launch.storage.retries import OUTAGE
 from launch.storage.run_folder import claimed, resolve_run_dir, staging_folder
 from launch.storage.starts import Start
 from launch.storage.uploads import Uploader
+from launch.storage.uris import is_uri
 from launch.tracking.choosing import open_trackers
 from launch.tracking.tracker import TrackedRun
 from learner.actor import initial_controller

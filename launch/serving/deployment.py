@@ -146,7 +146,6 @@ class GatewaySettings:
     Attributes:
         config: the server's configuration.
         token: token that requests must carry.
-        page: HTML of the page.
         key: key by which replicas know the gateway.
         is_listening: whether it listens on the configured address itself; otherwise Serve's
             proxies pass requests on.
@@ -154,7 +153,6 @@ class GatewaySettings:
 
     config: ServeConfig
     token: str
-    page: str
     key: str
     is_listening: bool
 
@@ -179,10 +177,11 @@ class GatewayDeployment:
     def __serve_build_asgi_app__(self) -> Starlette:
         """The ASGI application; Serve calls this once."""
         config = self._settings.config
+        examples = shipped_examples() if config.model.is_embedded else []
         app = build_app(
             self._gateway,
             AppConfig(
-                page=self._settings.page,
+                page=render(examples, config.budget_ms),
                 default_budget_ms=config.budget_ms,
                 token=self._settings.token,
                 metrics=cluster_metrics,
@@ -213,12 +212,11 @@ def proxy_middleware() -> list[Middleware]:
     return [Middleware(BoundedBodies, limits=limits)]
 
 
-def start(config: ServeConfig, page: str, is_stopping: Callable[[], bool]) -> None:
+def start(config: ServeConfig, is_stopping: Callable[[], bool]) -> None:
     """Starts the server on the connected cluster and waits until it answers.
 
     Args:
         config: the server.
-        page: HTML of its page.
         is_stopping: called while waiting.
 
     Raises:
@@ -229,7 +227,7 @@ def start(config: ServeConfig, page: str, is_stopping: Callable[[], bool]) -> No
     with telling("Ray Serve to start"):
         serve.start(proxy_location="Disabled")
     # Without a route, proxies that Serve may have for other applications do not lead here.
-    built = application(config, page, is_listening=True)
+    built = application(config, is_listening=True)
     target = serve.RunTarget(built, name=APPLICATION, route_prefix=None)
     serve.run_many([target], wait_for_applications_running=False)
     _wait_until_running(config.scaling.start_timeout_s, is_stopping)
@@ -261,12 +259,10 @@ def from_arguments(arguments: dict[str, Any]) -> serve.Application:
     Raises:
         ValueError: an argument is unusable.
     """
-    config = config_from(arguments)
-    examples = shipped_examples() if config.model.is_embedded else []
-    return application(config, render(examples, config.budget_ms), is_listening=False)
+    return application(config_from(arguments), is_listening=False)
 
 
-def application(config: ServeConfig, page: str, *, is_listening: bool) -> serve.Application:
+def application(config: ServeConfig, *, is_listening: bool) -> serve.Application:
     """Gateway and replicas, as Serve runs them; see `GatewaySettings`."""
     key, scaling = secrets.token_hex(16), config.scaling
     replicas = serve.deployment(**replica_options(config))(ReplicaDeployment).bind(
@@ -281,7 +277,7 @@ def application(config: ServeConfig, page: str, *, is_listening: bool) -> serve.
         )
     )
     settings = GatewaySettings(
-        config=config, token=config.token(), page=page, key=key, is_listening=is_listening
+        config=config, token=config.token(), key=key, is_listening=is_listening
     )
     here = {f"node:{ray.util.get_node_ip_address()}": 0.001} if is_listening else {}
     return serve.deployment(

@@ -1,4 +1,7 @@
-"""A run to read from: a local folder as it is, one in an object store after a download."""
+"""A run to read from: a local folder as it is, one in an object store after a download.
+
+What a download needs is imported for a download alone: it takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,7 @@ from pathlib import Path
 
 from envs.price_curve import PRICE_CURVE_NAME
 from launch.cluster.waiting import telling
-from launch.storage.object_store import RunStore
-from launch.storage.remote_folder import RemoteFolder, is_uri
+from launch.storage.uris import is_uri
 from learner.manifest import MANIFEST_NAME
 
 RESULT_ENDS = (".json", ".jsonl")
@@ -62,6 +64,9 @@ def _new_folder() -> Path:
 
 @functools.cache
 def _fetched_results(uri: str) -> Path:
+    from launch.storage.object_store import RunStore
+    from launch.storage.remote_folder import RemoteFolder
+
     folder = _new_folder()
     with telling(f"the download of {uri}"):
         remote = RemoteFolder(uri)
@@ -75,6 +80,9 @@ def _fetched_results(uri: str) -> Path:
 
 @functools.cache
 def _fetched(uri: str) -> Path:
+    from launch.storage.object_store import RunStore
+    from launch.storage.remote_folder import RemoteFolder
+
     folder = _new_folder()
     with telling(f"the download of {uri}"):
         remote = RemoteFolder(uri)

@@ -18,6 +18,7 @@ from envs.tasks import (
     load_tasks,
     reading,
     recall,
+    render,
 )
 from envs.tasks.chain import PERMUTATIONS, apply_step
 from envs.tasks.easy_vqa import EasyVqa
@@ -105,6 +106,12 @@ def test_splits_share_nothing(first: str, second: str):
         for split, rng in zip((first, second), rngs, strict=True)
     ]
     assert not programs[0] & programs[1]
+
+
+def test_digits_are_the_same_wherever_they_are_read_from(monkeypatch):
+    from_file = render._digit_rows()
+    monkeypatch.setattr(render, "find_spec", lambda _name: None)
+    np.testing.assert_array_equal(render._digit_rows(), from_file)
 
 
 def test_easy_vqa_splits_share_no_image():

@@ -1,6 +1,8 @@
 """What can end a start early: a port that is taken, and Ctrl-C."""
 
 import socket
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -21,6 +23,11 @@ def test_a_port_that_is_taken_is_refused_before_anything_slow(monkeypatch):
         port = other.getsockname()[1]
         with pytest.raises(ValueError, match=rf"127.0.0.1:{port} cannot be used .* another --port"):
             serve.serve(ServeConfig(port=port), Console())
+
+
+def test_neither_the_program_nor_the_gateway_imports_pytorch():
+    code = "import sys, launch.serve, launch.serving.deployment; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def test_a_start_ends_when_it_is_asked_to(monkeypatch):
