@@ -8,8 +8,9 @@ policy gets the same questions, budgets and arrival times at a rate, on the same
 a few seconds; intervals are over the turns. The best of the fixed configurations is found for each
 rate in hindsight. Latency is measured here, at the client: from the moment a request is due to the
 end of its answer. Requests that were answered late or wrongly, refused, that failed, and that the
-client gave up are counted apart. `--quick` needs no server: it asks a stand-in of its own, which
-always gives the same answer.
+client gave up are counted apart. With `--jump-to` the rate jumps in the middle third of each turn,
+and each third is printed by itself as well. `--quick` needs no server: it asks a stand-in of its
+own, which always gives the same answer.
 """
 
 import sys
@@ -31,6 +32,7 @@ class GoodputConfig:
         policies: models that are compared, besides the fixed configurations.
         fixed: fixed configurations, the best of which is found for each rate in hindsight.
         rates: requests per second.
+        jump_to: requests per second in the middle third of each turn; None keeps the rate.
         budgets_ms: budgets of the mixture, equally frequent.
         turn_s: length of one turn of a policy, in seconds.
         turns: number of turns of each policy at each rate.
@@ -46,6 +48,7 @@ class GoodputConfig:
     policies: tuple[str, ...] = ("controller", "lookup")
     fixed: tuple[str, ...] = ("full", "medium-p1-k5-b16", "low-p1-k7-b14", "cheapest")
     rates: tuple[float, ...] = (4.0, 8.0, 12.0, 16.0, 20.0, 24.0)
+    jump_to: float | None = None
     budgets_ms: tuple[float, ...] = (100.0, 200.0, 400.0)
     turn_s: float = 15.0
     turns: int = 4
@@ -67,6 +70,8 @@ QUICK = GoodputConfig(
     num_samples=4,
     output=Path(tempfile.gettempdir()) / "goodput-quick.png",
 )
+
+THIRDS = 3
 
 
 if __name__ == "__main__":
@@ -131,16 +136,19 @@ def _content(sample: Sample) -> list[dict[str, object]]:
 def schedule(config: GoodputConfig, rate: float, turn: int) -> list[Arrival]:
     """The arrivals of one turn, the same for every policy."""
     rng = np.random.default_rng([config.seed, round(1000 * rate), turn])
-    arrivals, due_s = [], rng.exponential(1 / rate)
-    while due_s < config.turn_s:
-        arrivals.append(
-            Arrival(
-                due_s=due_s,
-                number=int(rng.integers(config.num_samples)),
-                budget_ms=float(rng.choice(config.budgets_ms)),
+    between = rate if config.jump_to is None else config.jump_to
+    part_s, arrivals = config.turn_s / THIRDS, []
+    for part, part_rate in enumerate((rate, between, rate)):
+        due_s = rng.exponential(1 / part_rate)
+        while due_s < part_s:
+            arrivals.append(
+                Arrival(
+                    due_s=part * part_s + due_s,
+                    number=int(rng.integers(config.num_samples)),
+                    budget_ms=float(rng.choice(config.budgets_ms)),
+                )
             )
-        )
-        due_s += rng.exponential(1 / rate)
+            due_s += rng.exponential(1 / part_rate)
     return arrivals
 
 
@@ -163,6 +171,7 @@ async def play(
                 score=questions.score(arrival, answer) if outcome == Outcome.ANSWERED else 0.0,
                 latency_ms=1e3 * (time.perf_counter() - due_s),
                 budget_ms=arrival.budget_ms,
+                due_s=arrival.due_s,
             )
 
         return list(await asyncio.gather(*(one(arrival) for arrival in arrivals)))
@@ -226,8 +235,24 @@ async def measure(config: GoodputConfig, console: Console) -> list[Row]:
         new = [Row.of(policy, rate, found, config.turn_s) for policy, found in turns.items()]
         for row in new:
             console.print(row.line())
+        if config.jump_to is not None:
+            for policy, found in turns.items():
+                for line in thirds(policy, found, config, rate):
+                    console.print(line)
         rows += new
     return rows
+
+
+def thirds(
+    policy: str, turns: Sequence[Sequence[Reply]], config: GoodputConfig, rate: float
+) -> list[str]:
+    """What became of the requests of each third of the turns."""
+    part_s, lines = config.turn_s / THIRDS, []
+    for part in range(THIRDS):
+        among = [[r for r in turn if part <= r.due_s / part_s < part + 1] for turn in turns]
+        shown = rate if part != 1 or config.jump_to is None else config.jump_to
+        lines.append(f"third {part + 1}: {Row.of(policy, shown, among, part_s).line()}")
+    return lines
 
 
 def main() -> int:

@@ -33,12 +33,14 @@ class Reply:
         score: of the answer, 0 without one.
         latency_ms: from the moment when it was due to its end.
         budget_ms: its budget.
+        due_s: when it was due, from the begin of its turn.
     """
 
     outcome: Outcome
     score: float
     latency_ms: float
     budget_ms: float
+    due_s: float = 0.0
 
     @property
     def is_in_time(self) -> bool:

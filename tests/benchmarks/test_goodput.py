@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from aiohttp import web
 
-from benchmarks.goodput import _post
+from benchmarks.goodput import GoodputConfig, _post, schedule, thirds
 from benchmarks.goodput_report import Outcome, Reply, Row, best_of, ratio, table_of, verdict
 
 
@@ -109,3 +109,17 @@ def test_what_a_client_sees(status, body, expected):
     outcome, _ = asyncio.run(seen())
     assert outcome == expected
     assert time.monotonic() - started_s < 10
+
+
+def test_the_rate_jumps_in_the_middle_third():
+    config = GoodputConfig(turn_s=300.0, jump_to=20.0)
+    arrivals = schedule(config, 4.0, 0)
+    counts = np.histogram([arrival.due_s for arrival in arrivals], bins=3, range=(0, 300))[0]
+    np.testing.assert_allclose(counts, (400, 2000, 400), rtol=0.15)
+    replies = [
+        Reply(outcome=Outcome.ANSWERED, score=1.0, latency_ms=9, budget_ms=10, due_s=a.due_s)
+        for a in arrivals
+    ]
+    lines = thirds("controller", [replies], config, 4.0)
+    assert [line.split()[2] for line in lines] == ["4/s", "20/s", "4/s"]
+    assert f"goodput {counts[1] / 100:.3f}" in lines[1]
