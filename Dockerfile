@@ -40,6 +40,6 @@ ENV LBG_REVISION=$REVISION
 USER 1000
 WORKDIR /home/ray
 
-# Without a run folder the server has no controller and offers fixed configurations.
+# The server is reached from outside the container, so it demands a token: see docs/serving.md.
 EXPOSE 8000
-CMD ["joint-grpo-serve"]
+CMD ["joint-grpo-serve", "--host", "0.0.0.0"]

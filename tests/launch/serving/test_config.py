@@ -161,8 +161,9 @@ def test_proxies_know_the_limits(monkeypatch):
 def test_the_image_starts_the_server_that_the_project_installs():
     dockerfile = (ROOT / "Dockerfile").read_text()
     scripts = (ROOT / "pyproject.toml").read_text()
-    command = re.search(r'CMD \["([\w-]+)"\]', dockerfile)[1]
+    command, *options = json.loads(re.search(r"^CMD (\[.*\])$", dockerfile, re.MULTILINE)[1])
     assert f"{command} = " in scripts
+    assert ServeConfig(**dict([(options[0].removeprefix("--"), options[1])])).host == "0.0.0.0"
     copied = set(re.findall(r"^COPY (\w+)/__init__", dockerfile, re.MULTILINE))
     assert copied == {"envs", "policy", "rollout", "learner", "launch"}
 
