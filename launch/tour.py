@@ -20,10 +20,11 @@ from typing import Annotated
 
 import tyro
 
-from envs.checks import check_within
+from envs.checks import check_prompt, check_within
 from envs.prices import check_prices
-from launch.cluster.console import answer_help, check_local_paths
+from launch.cluster.console import check_first, check_local_paths
 from launch.cluster.usage import options_from
+from launch.storage.inputs import check_file, check_run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,9 +40,9 @@ class TourConfig:
         out: the HTML file.
     """
 
-    run: Annotated[str | None, tyro.conf.Positional] = None
-    prompt: str | None = None
-    image: Path | None = None
+    run: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN]")] = None
+    prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
+    image: Annotated[Path | None, tyro.conf.arg(metavar="PICTURE")] = None
     num_budgets: int = 5
     prices: tuple[float, ...] = (0.0, 0.1, 0.5)
     out: Path = Path("tour.html")
@@ -49,7 +50,9 @@ class TourConfig:
     def __post_init__(self) -> None:
         check_within(self, "num_budgets", low=1)
         check_prices(self.prices, "prices")
-        if self.image is not None and self.prompt is None:
+        if self.prompt is not None:
+            check_prompt(self.prompt, "--prompt")
+        elif self.image is not None:
             raise ValueError("--image needs a --prompt: what is to be asked about it?")
 
 
@@ -57,11 +60,13 @@ def command_line() -> TourConfig:
     """Reads the command line."""
     config = options_from(lambda: tyro.cli(TourConfig, prog="tour.py", description=__doc__))
     check_local_paths(config)
+    check_run(config.run, "RUN")
+    check_file(config.image, "--image")
     return config
 
 
 if __name__ == "__main__":
-    answer_help(command_line)  # before the imports that take seconds
+    check_first(command_line)  # before the imports that take seconds
 
 from collections.abc import Callable
 

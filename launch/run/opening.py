@@ -39,10 +39,10 @@ from launch.run.resume import (
 from launch.run.run_metrics import RunMetrics
 from launch.run.state import Run, Stopwatch
 from launch.run.warm_start import warm_start_from_profile
+from launch.storage.inputs import is_uri
 from launch.storage.lock import RunLock
 from launch.storage.object_store import RunStore
 from launch.storage.outputs import writable_folder
-from launch.storage.remote_folder import is_uri
 from launch.storage.retries import OUTAGE
 from launch.storage.run_folder import claimed, resolve_run_dir, staging_folder
 from launch.storage.starts import Start

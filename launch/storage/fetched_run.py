@@ -10,8 +10,9 @@ from pathlib import Path
 
 from envs.price_curve import PRICE_CURVE_NAME
 from launch.cluster.waiting import telling
+from launch.storage.inputs import is_uri
 from launch.storage.object_store import RunStore
-from launch.storage.remote_folder import RemoteFolder, is_uri
+from launch.storage.remote_folder import RemoteFolder
 from learner.manifest import MANIFEST_NAME
 
 RESULT_ENDS = (".json", ".jsonl")

@@ -12,11 +12,6 @@ ATOMIC_STORES = ("s3", "gcs", "abfs")
 """Stores in which an object appears whole or not at all; elsewhere it is renamed into place."""
 
 
-def is_uri(run_dir: str) -> bool:
-    """Whether a run folder lies in an object store."""
-    return "://" in run_dir
-
-
 class RemoteFolder:
     """A folder of an object store; failed calls are retried.
 

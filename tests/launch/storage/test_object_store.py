@@ -16,8 +16,8 @@ from ray.train import Checkpoint
 
 from launch.joint_grpo import train
 from launch.storage import retries
+from launch.storage.inputs import is_uri
 from launch.storage.object_store import RunStore
-from launch.storage.remote_folder import is_uri
 from launch.storage.retries import StoreError
 from launch.storage.run_folder import staging_folder
 from learner.archive import name_of
