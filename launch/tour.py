@@ -86,6 +86,10 @@ SHIPPED_TASK, SHIPPED_INDEX = "reading", 0
 """The first test sample of the task whose pictures have the smallest details."""
 
 
+PARTIAL = "the share of characters that need no edit (ANLS); half or less counts as wrong"
+"""How that task scores an answer that is nearly right."""
+
+
 def question(config: TourConfig) -> tuple[Sample, Callable[[str], float] | None]:
     """The sample, and what scores its answers if that is known."""
     if config.prompt is not None:
@@ -108,7 +112,7 @@ def main() -> int:
     low_ms, high_ms = policy.range.low_ms, policy.range.high_ms
     middles_ms = np.linspace(low_ms, high_ms, 2 * config.num_budgets + 1)[1::2]
     budgets_ms = [float(f"{middle_ms:.2g}") for middle_ms in middles_ms]
-    tour = take(policy, sample, score, budgets_ms=budgets_ms, prices=config.prices)
+    tour = take(policy, sample, score, PARTIAL, budgets_ms=budgets_ms, prices=config.prices)
     expected = f" (expected: {' or '.join(sample.answers)})" if score else ""
     console = wide_console()
     console.print(

@@ -38,12 +38,14 @@ LONG = "/" + "a" * 200
     [
         (
             ("--folder", "x", "--stpes", "5"),
-            "Unrecognized options: --stpes, 5; did you mean --steps?",
+            "error: there is no option --stpes; did you mean --steps? (",
         ),
+        (("--folder", "x", "--abc", "--defg=1"), "there is no option --abc or --defg"),
         (("--folder", "x", "--steps", "-5"), "steps is -5: give a finite number of at least 1"),
         (("--folder", "x", "--steps", "ten"), "--steps"),
         ((), "--folder"),
-        (("--folder", "x", LONG), LONG),
+        (("--folder", "x", LONG), f"no option takes what is given as {LONG} ("),
+        (("--foldr", "x"), "; instead of --foldr, did you mean --folder? ("),
     ],
 )
 def test_a_mistake_is_one_line_however_long(capsys, arguments, expected):

@@ -43,11 +43,20 @@ def test_points_are_in_their_places_with_their_figures():
         [Level(name="target", y=0.5)],
     )
     places = [tuple(map(float, p)) for p in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', chart)]
-    assert places == [(60.0, 246.0), (446.0, 12.0)]
+    assert places == [(66.0, 244.0), (444.0, 12.0)]
     assert "10 &amp; 1" in chart
     assert "a &lt; b" in chart
     assert ">target<" in chart
     assert ">two<" not in chart, "a series without points is in no legend"
+
+
+def test_every_label_is_written_however_near_the_points_are():
+    near = [Point(x=1 + n / 100, y=1, title="", label=f"{n}", half_width=0.1) for n in range(6)]
+    far = Point(x=2, y=2, title="")
+    axes = Axis(label="x"), Axis(label="y")
+    chart = line_chart("", [Series(name="", points=[*near, far])], *axes)
+    assert re.findall(r'class="label".*?>(\d)<', chart) == list("012345")
+    assert 'class="leader"' in chart, "a label far from its point is joined to it"
 
 
 def test_points_that_are_not_finite_are_left_out():
