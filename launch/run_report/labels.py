@@ -29,9 +29,9 @@ line."""
 PLACES = [
     (reach, angle)
     for reach in (9.0, 14.0, 20.0, 28.0, 38.0)
-    for angle in np.deg2rad(np.arange(-45, 315, 22.5))
+    for angle in np.deg2rad(np.arange(45, 405, 22.5))
 ]
-"""Distances from a point to the label's edge, and directions; the first one is right above it."""
+"""Distances from a point to the label's edge, and directions; the first one is above it on the right."""
 
 REACH_WEIGHT = 0.15
 """What a unit of distance counts."""

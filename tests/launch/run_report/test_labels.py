@@ -14,7 +14,7 @@ def half_sizes(text):
     return np.array([CHARACTER * len(text) / 2, HEIGHT / 2])
 
 
-def test_a_point_alone_has_its_label_right_above_it():
+def test_a_point_alone_has_its_label_above_it_on_the_right():
     ((x, y),) = placed([((100.0, 100.0), "0.1")], [], [(100.0, 100.0)], FRAME)
     assert 100 < x < 125
     assert 75 < y < 100
@@ -32,7 +32,7 @@ def test_labels_of_a_crowd_lie_on_nothing():
     for middle, half in zip(middles, halves, strict=True):
         reach = np.abs(np.array(points) - middle)
         assert (reach >= half + MARKER).any(1).all(), "no marker is under it"
-        assert (reach >= half + (0, 15)).any(1).all(), "no bar is under it"
+        assert (reach >= half + np.array([0, 15])).any(1).all(), "no bar is under it"
 
 
 @pytest.mark.parametrize("corner", [(60.0, 12.0), (446.0, 246.0)])
