@@ -13,7 +13,7 @@ from html import escape
 from launch.run_report.labels import Place, placed
 
 WIDTH, HEIGHT = 460.0, 290.0
-LEFT, RIGHT, TOP, BOTTOM = 66.0, 16.0, 12.0, 46.0
+LEFT, RIGHT, TOP, BOTTOM = 66.0, 16.0, 12.0, 48.0
 NUM_STYLES = 8
 """Styles of series in page.css; more series than that begin again."""
 
@@ -167,7 +167,7 @@ def _grid(x_scale: Scale, y_scale: Scale, x: Axis, y: Axis) -> str:
         at = f"{x_scale(value):.1f}"
         parts.append(
             f'<path class="grid" d="M{at} {TOP:g}V{HEIGHT - BOTTOM:g}"/>'
-            f'<text x="{at}" y="{HEIGHT - BOTTOM + 15:g}" text-anchor="middle">'
+            f'<text x="{at}" y="{HEIGHT - BOTTOM + 18:g}" text-anchor="middle">'
             f"{escape(x.written(value))}</text>"
         )
     for value in y_scale.ticks:
@@ -179,7 +179,7 @@ def _grid(x_scale: Scale, y_scale: Scale, x: Axis, y: Axis) -> str:
         )
     middle_x, middle_y = (LEFT + WIDTH - RIGHT) / 2, (TOP + HEIGHT - BOTTOM) / 2
     parts.append(
-        f'<text class="axis" x="{middle_x:g}" y="{HEIGHT - 8:g}" text-anchor="middle">'
+        f'<text class="axis" x="{middle_x:g}" y="{HEIGHT - 6:g}" text-anchor="middle">'
         f"{escape(x.label)}</text>"
         f'<text class="axis" transform="translate(12 {middle_y:g}) rotate(-90)" '
         f'text-anchor="middle">{escape(y.label)}</text>'

@@ -41,13 +41,15 @@ def ask(cases):
 def test_no_program_imports_anything_slow_for_its_help():
     assert {"launch.joint_grpo", "launch.generate", "benchmarks.gpu.__main__"} <= {*PROGRAMS}
     asked = [*PROGRAMS, "launch.joint_grpo embedded", "launch.joint_grpo doctor"]
-    ask([([*program.split(), "--help"], 0, "usage: ") for program in asked])
+    ask([([*program.split(), "--help"], 0, USAGES.get(program, "usage: ")) for program in asked])
 
 
-def test_help_names_what_goes_without_an_option():
-    names = {"report": " RUN [RUN ...] ", "tour": " [RUN]\n", "serve": " [RUN]\n"}
-    ask([([f"launch.{program}", "--help"], 0, name) for program, name in names.items()])
-
+USAGES = {
+    "launch.report": "usage: report.py [-h] RUN [RUN ...] [--out FILE]\n",
+    "launch.tour": "usage: tour.py [-h] [OPTIONS] [RUN]\n",
+    "launch.serve": "usage: serve.py [-h] [OPTIONS] [RUN]\n",
+}
+"""What the help says of what goes without an option."""
 
 MISTAKES = {
     "generate --prompt  --budget-ms 5": "--prompt is empty: ask a question",
@@ -58,7 +60,6 @@ MISTAKES = {
     "generate --prompt a --budget-ms 5 --controller /no": "--controller /no does not exist",
     "generate --prompt a --budget-ms 5 --worker.model /no": "/no is not a folder: give a MolmoE",
     "generate --prompt a --budget-ms 5 --worker.num-threads 0": "num_threads is 0: give",
-    "generate --prompt a --budget-ms 5 --worker.executor.max-new-tokens 0": "max_new_tokens is 0",
     "tour --prompt ": "--prompt is empty: ask a question",
     "tour /no": "RUN /no does not exist",
     "tour --prompt a --image /no.png": "--image /no.png does not exist",
@@ -72,14 +73,10 @@ MISTAKES = {
     "export_controller /no out": "RUN /no does not exist",
     "joint_grpo nothing": "there is no recipe or command 'nothing'",
     "joint_grpo --sed 3": "there is no option --sed; did you mean --seed?",
-    "joint_grpo --seed -1": "seed is -1: give",
     "joint_grpo --budget.low-ms nan --budget.high-ms 5": "low_ms is nan: give",
-    "joint_grpo --budget.low-ms 5 --budget.high-ms 4": "is empty: raise high",
     "joint_grpo --worker.model /no": "/no is not a folder: give a MolmoE",
     "joint_grpo --worker.tasks chian": "unknown task 'chian'",
     "joint_grpo --simulated-latency /no": "--simulated-latency /no does not exist",
-    "joint_grpo --warm-start-profile /no": "--warm-start-profile /no does not exist",
-    "joint_grpo --worker.importance /no": "--worker.importance /no does not exist",
 }
 """What a command line is answered with; two spaces, or one at the end, enclose an empty word."""
 

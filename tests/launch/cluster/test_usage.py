@@ -45,7 +45,6 @@ LONG = "/" + "a" * 200
         (("--folder", "x", "--steps", "ten"), "--steps"),
         ((), "--folder"),
         (("--folder", "x", LONG), f"no option takes what is given as {LONG} ("),
-        (("--foldr", "x"), "; instead of --foldr, did you mean --folder? ("),
     ],
 )
 def test_a_mistake_is_one_line_however_long(capsys, arguments, expected):
@@ -68,6 +67,12 @@ def test_both_of_tyros_boxes_are_understood():
     plain = " Title\n -----\n  a is b \n  and c\n ----\n  Perhaps you meant:\n   --d\n"
     for box in (drawn, plain):
         assert as_line(box) == "a is b and c; did you mean --d? (--help lists all options)"
+
+
+def test_a_missing_option_may_be_one_that_was_misspelt():
+    box = "╭─ Title ─╮\n│ Missing from x.py: --folder │\n╰───╯\n"
+    assert "; instead of --foldr, did you mean --folder? (" in as_line(box, ["--foldr=x"])
+    assert "did you mean" not in as_line(box, ["--steps", "3"])
 
 
 def test_help_and_good_options_are_as_they_were(capsys):

@@ -43,7 +43,7 @@ def test_points_are_in_their_places_with_their_figures():
         [Level(name="target", y=0.5)],
     )
     places = [tuple(map(float, p)) for p in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', chart)]
-    assert places == [(66.0, 244.0), (444.0, 12.0)]
+    assert places == [(66.0, 242.0), (444.0, 12.0)]
     assert "10 &amp; 1" in chart
     assert "a &lt; b" in chart
     assert ">target<" in chart
