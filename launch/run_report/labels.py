@@ -82,7 +82,7 @@ def placed(
 
 def _covered(ink_N2: np.ndarray, middles_C2: np.ndarray, half_2: np.ndarray) -> np.ndarray:
     """Whether points of ink are under a label, bool [C, N]."""
-    return (np.abs(ink_N2 - middles_C2[:, None]) < half_2 + 1).all(-1)
+    return np.all(np.abs(ink_N2 - middles_C2[:, None]) < half_2 + 1, axis=-1)
 
 
 def _meets(ink_N2: np.ndarray, point: Place, middle_2: np.ndarray) -> bool:

@@ -76,6 +76,8 @@ def test_the_table_and_the_page_show_all_of_it(taken):
     assert "run &lt;one&gt;" in page
     assert "The mark on the bar is the largest budget, 1e+06 ms." in page
     assert page.count('<td data-head="price 0.5">') == 3, "a phone shows the price in each cell"
+    assert ".tour td::before { content: attr(data-head);" in page
+    assert ".tour { min-width: 0; } .tour thead { display: none; }" in page
     assert '<li><u class="mark"></u>the budget</li></ul>' in page
     assert not re.search(r'(src|href)="(?!data:)', page), "the page needs no other file"
 
