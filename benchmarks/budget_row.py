@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from benchmarks.options import read_options
 from envs.checks import check_within
-from launch.cluster.console import answer_help, one_clear_error
+from launch.cluster.console import check_first, one_clear_error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,7 @@ QUICK = BudgetRowConfig(quick=True, samples=1, rounds=2)
 
 
 if __name__ == "__main__":
-    answer_help(lambda: read_options(QUICK, __doc__))  # before the imports that take seconds
+    check_first(lambda: read_options(QUICK, __doc__))  # before the imports that take seconds
 
 from collections.abc import Sequence
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.options import read_options
-from launch.cluster.console import answer_help, one_clear_error
+from launch.cluster.console import check_first, one_clear_error
 
 ROOT = Path(__file__).parents[1]
 NAMES = (
@@ -49,7 +49,7 @@ QUICK = DataSetsConfig(quick=True, names=("okvqa", "mmmu"), part=1000)
 
 
 if __name__ == "__main__":
-    answer_help(lambda: read_options(QUICK, __doc__))  # before the imports that take seconds
+    check_first(lambda: read_options(QUICK, __doc__))  # before the imports that take seconds
 
 import io
 import json

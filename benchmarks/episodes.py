@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from benchmarks.options import read_options
 from envs.checks import check_within
-from launch.cluster.console import answer_help, one_clear_error
+from launch.cluster.console import check_first, one_clear_error
 from rollout.executor_config import ExecutorConfig
 
 
@@ -50,7 +50,7 @@ QUICK = EpisodesConfig(quick=True, samples=2, groups=2, repeats=2, pairs=2, publ
 
 
 if __name__ == "__main__":
-    answer_help(lambda: read_options(QUICK, __doc__))  # before the imports that take seconds
+    check_first(lambda: read_options(QUICK, __doc__))  # before the imports that take seconds
 
 import statistics
 import time

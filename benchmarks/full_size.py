@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.options import read_options
-from launch.cluster.console import answer_help, one_clear_error
+from launch.cluster.console import check_first, one_clear_error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +41,7 @@ QUICK = FullSizeConfig(quick=True, layers=2)
 
 
 if __name__ == "__main__":
-    answer_help(lambda: read_options(QUICK, __doc__))  # before the imports that take seconds
+    check_first(lambda: read_options(QUICK, __doc__))  # before the imports that take seconds
 
 import contextlib
 import json

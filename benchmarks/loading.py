@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.options import read_options
-from launch.cluster.console import answer_help, one_clear_error
+from launch.cluster.console import check_first, one_clear_error
 from rollout.worker_config import EMBEDDED
 
 
@@ -53,7 +53,7 @@ QUICK = LoadingConfig(quick=True, num_threads=(0, 1), num_samples=4, num_picture
 
 
 if __name__ == "__main__":
-    answer_help(lambda: read_options(QUICK, __doc__))  # before the imports that take seconds
+    check_first(lambda: read_options(QUICK, __doc__))  # before the imports that take seconds
 
 import io
 import json

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from benchmarks.options import read_options
 from envs.checks import check_within
-from launch.cluster.console import answer_help, one_clear_error
+from launch.cluster.console import check_first, one_clear_error
 from launch.run.recipes import molmoe_h100
 
 
@@ -44,7 +44,7 @@ QUICK = LoopConfig(quick=True, actors=2, sleep_s=0.01, steps=3)
 
 
 if __name__ == "__main__":
-    answer_help(lambda: read_options(QUICK, __doc__))  # before the imports that take seconds
+    check_first(lambda: read_options(QUICK, __doc__))  # before the imports that take seconds
 
 import asyncio
 import tempfile

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from benchmarks.options import read_options
 from envs.checks import check_within
-from launch.cluster.console import answer_help, one_clear_error
+from launch.cluster.console import check_first, one_clear_error
 
 BATCHES = (1, 4, 12, 24, 64)
 
@@ -43,7 +43,7 @@ QUICK = ScoringConfig(quick=True, batches=(1, 4), rounds=1)
 
 
 if __name__ == "__main__":
-    answer_help(lambda: read_options(QUICK, __doc__))  # before the imports that take seconds
+    check_first(lambda: read_options(QUICK, __doc__))  # before the imports that take seconds
 
 import time
 from collections.abc import Callable

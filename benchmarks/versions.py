@@ -17,7 +17,7 @@ from typing import Annotated
 import tyro
 
 from benchmarks.options import needed, read_options
-from launch.cluster.console import answer_help, one_clear_error
+from launch.cluster.console import check_first, one_clear_error
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,7 +43,7 @@ QUICK = VersionsConfig(quick=True, other=ROOT, pairs=1, stride=50)
 
 
 if __name__ == "__main__":
-    answer_help(lambda: read_options(QUICK, __doc__))  # before the imports that take seconds
+    check_first(lambda: read_options(QUICK, __doc__))  # before the imports that take seconds
 
 import json
 import os

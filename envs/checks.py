@@ -37,6 +37,16 @@ def check_within(
             raise ValueError(f"{name} is {value}: give a finite number of {least}{most}")
 
 
+def check_prompt(prompt: str, name: str) -> None:
+    """Raises ValueError unless this is a question: text that is not blank."""
+    if not prompt.strip():
+        raise ValueError(f"{name} is empty: ask a question")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} is not valid UTF-8: check the terminal's encoding") from None
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known name closest to a misspelt one; empty if none is close."""
     return next(iter(difflib.get_close_matches(name, list(known), n=1)), "")

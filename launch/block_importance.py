@@ -21,7 +21,7 @@ import tyro
 
 from envs.checks import check_within
 from envs.tasks.scene import check_split
-from launch.cluster.console import answer_help, check_local_paths
+from launch.cluster.console import check_first, check_local_paths
 from launch.cluster.usage import options_from
 from rollout.worker_config import WorkerConfig
 
@@ -63,7 +63,7 @@ def command_line() -> ImportanceConfig:
 
 
 if __name__ == "__main__":
-    answer_help(command_line)  # before the imports that take seconds
+    check_first(command_line)  # before the imports that take seconds
 
 import json
 import logging

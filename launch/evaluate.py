@@ -26,9 +26,10 @@ import tyro
 from envs.checks import check_within
 from envs.prices import check_prices
 from launch.cluster.config import ClusterConfig
-from launch.cluster.console import answer_help, check_local_paths
+from launch.cluster.console import check_first, check_local_paths
 from launch.cluster.usage import options_from
 from launch.run.recipes import SHIPPED_PROFILE, EvaluationConfig
+from launch.storage.inputs import check_file, check_run, is_uri
 from rollout.worker_config import WorkerConfig
 
 
@@ -54,7 +55,7 @@ class EvaluateConfig:
     run_dir: Annotated[str, tyro.conf.Positional]
     test: Path
     validation: Path = SHIPPED_PROFILE
-    output_dir: Path | None = None
+    output_dir: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     num_budgets: int = 8
     prices: tuple[float, ...] = EvaluationConfig().prices
     num_samples: int = 0
@@ -71,11 +72,14 @@ def command_line() -> EvaluateConfig:
     """Reads the command line."""
     config = options_from(lambda: tyro.cli(EvaluateConfig, prog="evaluate.py", description=__doc__))
     check_local_paths(config)
+    check_run(config.run_dir, "RUN-DIR")
+    check_file(config.test, "--test")
+    check_file(config.validation, "--validation")
     return config
 
 
 if __name__ == "__main__":
-    answer_help(command_line)  # before the imports that take seconds
+    check_first(command_line)  # before the imports that take seconds
 
 import json
 from collections.abc import Mapping, Sequence
@@ -109,7 +113,6 @@ from launch.run.resume import (
     worker_of,
 )
 from launch.storage.outputs import writable_folder
-from launch.storage.uris import is_uri
 from learner.checkpoint import Checkpoint
 from policy.config import PolicySetup
 from policy.weights import weights_sha256

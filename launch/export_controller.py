@@ -21,8 +21,9 @@ from typing import Annotated
 
 import tyro
 
-from launch.cluster.console import answer_help
+from launch.cluster.console import check_first
 from launch.cluster.usage import options_from
+from launch.storage.inputs import check_run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,13 +41,15 @@ class ExportConfig:
 
 def command_line() -> ExportConfig:
     """Reads the command line."""
-    return options_from(
+    config = options_from(
         lambda: tyro.cli(ExportConfig, prog="export_controller.py", description=__doc__)
     )
+    check_run(config.run, "RUN")
+    return config
 
 
 if __name__ == "__main__":
-    answer_help(command_line)  # before the imports that take seconds
+    check_first(command_line)  # before the imports that take seconds
 
 import shutil
 from typing import Any

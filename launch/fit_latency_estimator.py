@@ -15,7 +15,7 @@ from typing import Annotated
 import tyro
 
 from envs.checks import check_within
-from launch.cluster.console import answer_help, check_local_paths
+from launch.cluster.console import check_first, check_local_paths
 from launch.cluster.usage import options_from
 from rollout.profiling.records import DecodeReading
 
@@ -63,12 +63,6 @@ class EstimatorOptions:
         check_within(self, "num_workers", "seed", low=0)
         check_within(self, "batch_size", "num_epochs", "hidden_dim", "num_layers", low=1)
         check_within(self, "lr", low=0, above=True)
-        if (
-            self.device.startswith("cuda")
-            and self.num_workers == 0
-            and not torch.cuda.is_available()
-        ):
-            raise ValueError(f"--device {self.device}: no CUDA device here; use --device cpu")
 
     def fit_config(self) -> FitConfig:
         """The options that determine the fit."""
@@ -99,7 +93,7 @@ def command_line() -> EstimatorOptions:
 
 
 if __name__ == "__main__":
-    answer_help(command_line)  # before the imports that take seconds
+    check_first(command_line)  # before the imports that take seconds
 
 import json
 import os
@@ -135,6 +129,13 @@ METRICS_NAME = "metrics.json"
 STATE_NAME = "fit.pt"
 NUM_CHECKPOINTS = 5
 MAX_FAILURES = 2
+
+
+def check_device(options: EstimatorOptions) -> None:
+    """Raises ValueError if this process is to use a GPU that is not there."""
+    is_here = options.device.startswith("cuda") and options.num_workers == 0
+    if is_here and not torch.cuda.is_available():
+        raise ValueError(f"--device {options.device}: no CUDA device here; use --device cpu")
 
 
 def make_repeatable() -> None:
@@ -314,6 +315,7 @@ def fit_estimator(options: EstimatorOptions) -> dict[str, Any]:
 def main() -> int:
     """Reads the command line and fits."""
     options = command_line()
+    check_device(options)
     fit_estimator(options)
     return 0
 

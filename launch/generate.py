@@ -20,19 +20,25 @@ if __name__ == "__main__":
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
+from tyro.conf import arg
 
+from envs.checks import check_prompt, check_within
+from envs.terms import Terms
 from launch.cluster.console import (
+    check_first,
     check_local_paths,
     logs_to_stderr,
     one_clear_error,
     printable,
-    refuse_unknown_options,
 )
 from launch.cluster.usage import options_from
+from launch.storage.inputs import check_file, check_run
+from rollout.model_name import check_model_name
+from rollout.worker_config import MAX_THREADS
 
 # The model, and PyTorch with it, is imported only once the command line has been checked: the
 # import takes seconds, and --help does not need it.
@@ -47,8 +53,11 @@ class AnswerConfig:
         prefill_only: whether the budget covers the prefill alone, without decoding.
     """
 
-    max_new_tokens: int | None = None
-    prefill_only: bool | None = None
+    max_new_tokens: Annotated[int | None, arg(metavar="INT")] = None
+    prefill_only: Annotated[bool | None, arg(metavar="{True,False}")] = None
+
+    def __post_init__(self) -> None:
+        check_within(self, "max_new_tokens", low=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,12 +74,17 @@ class ModelConfig:
         executor: length of the answer, scope of the budget.
     """
 
-    model: str | None = None
-    dtype: Literal["auto", "float32", "bfloat16"] | None = None
-    device: Literal["auto", "cpu", "cuda"] | None = None
-    num_threads: int | None = None
-    importance: Path | None = None
+    model: Annotated[str | None, arg(metavar="MODEL")] = None
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"] | None, arg(metavar="{auto,float32,bfloat16}")
+    ] = None
+    device: Annotated[Literal["auto", "cpu", "cuda"] | None, arg(metavar="{auto,cpu,cuda}")] = None
+    num_threads: Annotated[int | None, arg(metavar="INT")] = None
+    importance: Annotated[Path | None, arg(metavar="FILE")] = None
     executor: AnswerConfig = field(default_factory=AnswerConfig)
+
+    def __post_init__(self) -> None:
+        check_within(self, "num_threads", low=1, high=MAX_THREADS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,26 +104,39 @@ class GenerateConfig:
         worker: the frozen model.
     """
 
-    prompt: str
-    budget_ms: float
-    price: float | None = None
-    image: Path | None = None
-    controller: str | None = None
+    prompt: Annotated[str, arg(metavar="TEXT")]
+    budget_ms: Annotated[float, arg(metavar="MS")]
+    price: Annotated[float | None, arg(metavar="FLOAT")] = None
+    image: Annotated[Path | None, arg(metavar="PICTURE")] = None
+    controller: Annotated[str | None, arg(metavar="RUN")] = None
     json: bool = False
     worker: ModelConfig = field(default_factory=ModelConfig)
+
+    def __post_init__(self) -> None:
+        check_prompt(self.prompt, "--prompt")
+        Terms(budget_ms=self.budget_ms, price=self.price or 0.0)
+
+
+def command_line() -> GenerateConfig:
+    """Reads the command line."""
+    config = options_from(lambda: tyro.cli(GenerateConfig, prog="generate.py", description=__doc__))
+    check_local_paths(config)
+    check_file(config.image, "--image")
+    check_run(config.controller, "--controller")
+    check_file(config.worker.importance, "--worker.importance")
+    if config.worker.model not in (None, "embedded"):
+        check_model_name(config.worker.model)
+    return config
 
 
 def answered(config: GenerateConfig) -> dict[str, Any]:
     """Loads model and controller, and answers."""
     progress = Console(stderr=True, soft_wrap=True, highlight=False)
     progress.print("loading PyTorch and the model ...")
-    from envs.terms import Terms
     from launch.answering.answerer import Answerer, as_sample
     from launch.cluster.waiting import telling
 
-    # Mistakes that can be found without the model, before loading it, which takes long.
-    Terms(budget_ms=config.budget_ms, price=config.price or 0.0)
-    as_sample(config.prompt, config.image)
+    as_sample(config.prompt, config.image)  # finds an unusable image before the model is loaded
     stated = {name: value for name, value in asdict(config.worker).items() if value is not None}
     stated_executor = {k: v for k, v in stated.pop("executor").items() if v is not None}
     with telling("the model to load"):
@@ -147,9 +174,7 @@ def show(result: dict[str, Any]) -> None:
 def main() -> int:
     """Reads the command line and answers."""
     logs_to_stderr()
-    refuse_unknown_options(sys.argv[1:], GenerateConfig)
-    config = options_from(lambda: tyro.cli(GenerateConfig, prog="generate.py", description=__doc__))
-    check_local_paths(config)
+    config = command_line()
     result = answered(config)
     if config.json:
         print(json.dumps(result))
@@ -159,4 +184,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    check_first(command_line)
     sys.exit(one_clear_error(main))

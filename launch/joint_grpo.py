@@ -15,7 +15,7 @@ if __name__ == "__main__":
     stop_quietly()
 
 from launch.cluster.config import DoctorConfig
-from launch.cluster.console import answer_help, one_clear_error
+from launch.cluster.console import check_first, one_clear_error
 from launch.run.command_line import configuration, doctor_configuration, print_configuration
 from launch.run.recipes import JointGRPOConfig
 
@@ -29,7 +29,7 @@ def command_line() -> JointGRPOConfig | DoctorConfig:
 
 
 if __name__ == "__main__":
-    answer_help(command_line)  # before the imports that take seconds
+    check_first(command_line)  # before the imports that take seconds
 
 from launch.cluster.doctor import doctor
 from launch.cluster.signals import Stopped

@@ -16,7 +16,7 @@ from typing import Annotated
 import tyro
 
 from envs.checks import check_within
-from launch.cluster.console import answer_help, check_local_paths
+from launch.cluster.console import check_first, check_local_paths
 from launch.cluster.usage import options_from
 from launch.pretraining.config import TrainConfig
 
@@ -46,7 +46,7 @@ def command_line() -> PretrainingOptions:
 
 
 if __name__ == "__main__":
-    answer_help(command_line)  # before the imports that take seconds
+    check_first(command_line)  # before the imports that take seconds
 
 from typing import Any
 

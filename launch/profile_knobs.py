@@ -23,7 +23,7 @@ import tyro
 from envs.checks import check_within, did_you_mean
 from envs.tasks.scene import check_split
 from launch.cluster.config import ClusterConfig
-from launch.cluster.console import answer_help, check_local_paths
+from launch.cluster.console import check_first, check_local_paths
 from launch.cluster.usage import options_from
 from rollout.worker_config import WorkerConfig
 
@@ -72,7 +72,7 @@ def command_line() -> ProfileConfig:
 
 
 if __name__ == "__main__":
-    answer_help(command_line)  # before the imports that take seconds
+    check_first(command_line)  # before the imports that take seconds
 
 import json
 import logging

@@ -20,8 +20,9 @@ from typing import Annotated
 
 import tyro
 
-from launch.cluster.console import answer_help, check_local_paths
+from launch.cluster.console import check_first, check_local_paths
 from launch.cluster.usage import options_from
+from launch.storage.inputs import check_run, is_uri
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +35,12 @@ class ReportConfig:
             folder for several runs or one in an object store.
     """
 
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
-    out: Path | None = None
+    runs: Annotated[
+        tuple[str, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="RUN [RUN ...]", help_behavior_hint="(required)"),
+    ]
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
 
     def __post_init__(self) -> None:
         if not self.runs:
@@ -53,11 +58,13 @@ def command_line() -> ReportConfig:
     """Reads the command line."""
     config = options_from(lambda: tyro.cli(ReportConfig, prog="report.py", description=__doc__))
     check_local_paths(config)
+    for run in config.runs:
+        check_run(run, "RUN")
     return config
 
 
 if __name__ == "__main__":
-    answer_help(command_line)  # before the imports that take seconds
+    check_first(command_line)  # before the imports that take seconds
 
 from collections.abc import Sequence
 
@@ -68,7 +75,6 @@ from launch.run_report.page import REPORT_NAME, write_report
 from launch.run_report.record import read_run
 from launch.storage.fetched_run import local_results
 from launch.storage.outputs import writable_file
-from launch.storage.uris import is_uri
 
 
 def names_of(runs: Sequence[str]) -> list[str]:

@@ -22,10 +22,11 @@ import tyro
 from rich.console import Console
 
 from launch.cluster.connection import connect, is_own_cluster
-from launch.cluster.console import check_local_paths, one_clear_error, refuse_unknown_options
+from launch.cluster.console import check_first, check_local_paths, one_clear_error
 from launch.cluster.signals import Stopped, StopSignals
 from launch.cluster.usage import options_from
 from launch.serving.config import ServeConfig
+from launch.storage.inputs import check_run
 
 REPORT_INTERVAL_MS = 2000
 """How often the processes of a local cluster report their metrics to the node's agent."""
@@ -92,13 +93,19 @@ def _shown(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def main() -> int:
-    """Reads the command line and serves."""
-    refuse_unknown_options(sys.argv[1:], ServeConfig)
+def command_line() -> ServeConfig:
+    """Reads the command line."""
     config = options_from(lambda: tyro.cli(ServeConfig, prog="serve.py", description=__doc__))
     check_local_paths(config)
-    return serve(config, Console(soft_wrap=True, highlight=False))
+    check_run(config.run, "RUN")
+    return config
+
+
+def main() -> int:
+    """Reads the command line and serves."""
+    return serve(command_line(), Console(soft_wrap=True, highlight=False))
 
 
 if __name__ == "__main__":
+    check_first(command_line)
     sys.exit(one_clear_error(main))

@@ -20,10 +20,11 @@ from typing import Annotated
 
 import tyro
 
-from envs.checks import check_within
+from envs.checks import check_prompt, check_within
 from envs.prices import check_prices
-from launch.cluster.console import answer_help, check_local_paths
+from launch.cluster.console import check_first, check_local_paths
 from launch.cluster.usage import options_from
+from launch.storage.inputs import check_file, check_run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,9 +40,9 @@ class TourConfig:
         out: the HTML file.
     """
 
-    run: Annotated[str | None, tyro.conf.Positional] = None
-    prompt: str | None = None
-    image: Path | None = None
+    run: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN]")] = None
+    prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
+    image: Annotated[Path | None, tyro.conf.arg(metavar="PICTURE")] = None
     num_budgets: int = 5
     prices: tuple[float, ...] = (0.0, 0.1, 0.5)
     out: Path = Path("tour.html")
@@ -49,7 +50,9 @@ class TourConfig:
     def __post_init__(self) -> None:
         check_within(self, "num_budgets", low=1)
         check_prices(self.prices, "prices")
-        if self.image is not None and self.prompt is None:
+        if self.prompt is not None:
+            check_prompt(self.prompt, "--prompt")
+        elif self.image is not None:
             raise ValueError("--image needs a --prompt: what is to be asked about it?")
 
 
@@ -57,11 +60,13 @@ def command_line() -> TourConfig:
     """Reads the command line."""
     config = options_from(lambda: tyro.cli(TourConfig, prog="tour.py", description=__doc__))
     check_local_paths(config)
+    check_run(config.run, "RUN")
+    check_file(config.image, "--image")
     return config
 
 
 if __name__ == "__main__":
-    answer_help(command_line)  # before the imports that take seconds
+    check_first(command_line)  # before the imports that take seconds
 
 from collections.abc import Callable
 
@@ -79,6 +84,10 @@ from launch.storage.outputs import writable_file
 
 SHIPPED_TASK, SHIPPED_INDEX = "reading", 0
 """The first test sample of the task whose pictures have the smallest details."""
+
+
+PARTIAL = "the share of characters that need no edit (ANLS); half or less counts as wrong"
+"""How that task scores an answer that is nearly right."""
 
 
 def question(config: TourConfig) -> tuple[Sample, Callable[[str], float] | None]:
@@ -103,7 +112,7 @@ def main() -> int:
     low_ms, high_ms = policy.range.low_ms, policy.range.high_ms
     middles_ms = np.linspace(low_ms, high_ms, 2 * config.num_budgets + 1)[1::2]
     budgets_ms = [float(f"{middle_ms:.2g}") for middle_ms in middles_ms]
-    tour = take(policy, sample, score, budgets_ms=budgets_ms, prices=config.prices)
+    tour = take(policy, sample, score, PARTIAL, budgets_ms=budgets_ms, prices=config.prices)
     expected = f" (expected: {' or '.join(sample.answers)})" if score else ""
     console = wide_console()
     console.print(

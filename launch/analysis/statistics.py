@@ -35,8 +35,8 @@ class Interval:
         return f"{self.mean:.3f} ± {self.half_width:.3f}"
 
     def signed(self) -> str:
-        """The same for a difference, with its sign: `+0.012 ± 0.025`."""
-        return f"{self.mean:+.3f} ± {self.half_width:.3f}"
+        """The same for a difference, with its sign, which is a plus for one that rounds to 0."""
+        return f"{self.mean:+z.3f} ± {self.half_width:.3f}"
 
 
 def half_widths(values_S: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
+from envs.checks import check_prompt
 from envs.episode import Outcome
 from envs.reward import is_violation
 from envs.spec import Decoding, Knobs, Sample
@@ -264,10 +265,7 @@ def warm_up(policy: Policy) -> None:
 
 def as_sample(question: str, image: Image.Image | Path | str | None) -> Sample:
     """The question as a sample; raises ValueError for an unusable prompt or image."""
-    try:
-        question.encode()
-    except UnicodeEncodeError:
-        raise ValueError("the prompt is not valid UTF-8: check the terminal's encoding") from None
+    check_prompt(question, "the prompt")
     is_file = isinstance(image, Path | str)
     return Sample(
         id=str(image) if is_file else "question",

@@ -14,7 +14,7 @@ from launch.analysis.knob_table import KnobTable
 from launch.answering.answerer import Answer, Answerer
 from launch.answering.policies import ControllerPolicy, TablePolicy
 from launch.run_report import markup
-from launch.run_report.examples import picture
+from launch.run_report.examples import picture, score_words
 from launch.run_report.page import document
 from launch.run_report.section import Section
 
@@ -40,12 +40,14 @@ class Tour:
     Attributes:
         sample: the question.
         score: scores an answer, 0 to 1; None if nobody knows what is right.
+        partial: what a score between 0 and 1 means, in words.
         full: the answer of the full configuration within the largest budget.
         answers: those of the controller: a row per budget, a column per price.
     """
 
     sample: Sample
     score: Callable[[str], float] | None
+    partial: str
     full: Answer
     answers: Sequence[Sequence[Answer]]
 
@@ -58,8 +60,14 @@ class Tour:
     def verdict(self, answer: Answer) -> str:
         """Right or wrong, if that is known, and whether it was late; empty if there is neither."""
         score = None if self.score is None else self.score(answer.text)
-        known = {None: "", 0.0: "wrong", 1.0: "right"}.get(score, f"scores {score}")
+        known = "" if score is None else score_words(score)
         return ", ".join(filter(None, (known, "" if answer.within_budget else "late")))
+
+    @property
+    def has_partial(self) -> bool:
+        """Whether an answer is partly right."""
+        every = [self.full, *(answer for row in self.answers for answer in row)]
+        return self.score is not None and any(0 < self.score(one.text) < 1 for one in every)
 
     def details(self, answer: Answer) -> tuple[str, str, str]:
         """What was chosen, what was given up, and what it cost, in words."""
@@ -83,6 +91,7 @@ def take(
     policy: ControllerPolicy,
     sample: Sample,
     score: Callable[[str], float] | None,
+    partial: str = "",
     *,
     budgets_ms: Sequence[float],
     prices: Sequence[float],
@@ -95,6 +104,7 @@ def take(
     return Tour(
         sample=sample,
         score=score,
+        partial=partial,
         full=full.run(sample, full.terms(max(budgets_ms))),
         answers=[
             [ours.run(sample, ours.terms(budget_ms, price)) for price in prices]
@@ -115,7 +125,10 @@ def as_table(tour: Tour) -> Table:
     """The tour as text: a row per budget, a column per price; bars are letters of the parts."""
     legend = ", ".join(f"{name[0]} {name}" for name in PARTS)
     heads = ["budget", *(f"price {answer.price:g}" for answer in tour.answers[0])]
-    table = Table(*heads, caption=f"bars: {legend}, | the budget", show_lines=True)
+    caption = f"bars: {legend}, | the budget"
+    if tour.has_partial:
+        caption += f"\npartly right: {tour.partial}"
+    table = Table(*heads, caption=caption, show_lines=True)
     for row in tour.answers:
         table.add_row(f"{row[0].budget_ms:g} ms", *(as_text(tour, answer) for answer in row))
     return table
@@ -145,29 +158,38 @@ def as_page(tour: Tour, decided_by: str) -> str:
 
 def _question(tour: Tour) -> str:
     expected = f"expected {' or '.join(tour.sample.answers)}" if tour.score else ""
+    mark = f"The mark on the bar is the largest budget, {tour.full.budget_ms:g} ms."
     return (
         f'<ul class="examples"><li class="card">{picture(tour.sample)}'
         f"{markup.paragraph(tour.sample.prompt, 'question')}{markup.paragraph(expected, 'soft')}"
-        f"</li><li class=card>{markup.paragraph('The full configuration answers')}"
-        f"{_cell(tour, tour.full)}</li></ul>"
+        f'</li><li class="card">{markup.paragraph("The full configuration answers")}'
+        f"{_cell(tour, tour.full)}{markup.paragraph(mark, 'soft')}</li></ul>{_legend()}"
     )
+
+
+def _legend() -> str:
+    """What the colours of the bars and the mark on them mean."""
+    keys = "".join(f'<li><i class="swatch s{n}"></i>{name}</li>' for n, name in enumerate(PARTS, 1))
+    return f'<ul class="legend">{keys}<li><u class="mark"></u>the budget</li></ul>'
 
 
 def _grid(tour: Tour) -> str:
     heads = "".join(f'<th scope="col">price {answer.price:g}</th>' for answer in tour.answers[0])
     rows = "".join(
         f'<tr><th scope="row">{row[0].budget_ms:g} ms</th>'
-        f"{''.join(f'<td>{_cell(tour, answer)}</td>' for answer in row)}</tr>"
+        + "".join(
+            f'<td data-head="price {answer.price:g}">{_cell(tour, answer)}</td>' for answer in row
+        )
+        + "</tr>"
         for row in tour.answers
     )
-    keys = "".join(f'<li><i class="swatch s{n}"></i>{name}</li>' for n, name in enumerate(PARTS, 1))
     return (
         f'<div class="wide"><table class="tour"><thead><tr><th scope="col">budget</th>{heads}</tr>'
-        f'</thead><tbody>{rows}</tbody></table></div><ul class="legend">{keys}<li>| the budget</li>'
-        "</ul>"
+        f"</thead><tbody>{rows}</tbody></table></div>"
         + markup.paragraph(
             "Each answer was measured once, on the device's clock. Full: the full configuration's "
-            "time for this question. A price is what that time is worth, in right answers.",
+            "time for this question. A price is what that time is worth, in right answers."
+            + (f" Partly right: {tour.partial}." if tour.has_partial else ""),
             "soft",
         )
     )

@@ -9,15 +9,15 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from rich.console import Console
 from rich.logging import RichHandler
 
-from envs.checks import nearest
 from launch.cluster.signals import INTERRUPTED, TERMINATED, Stopped
+from launch.cluster.usage import USAGE_ERROR
 
 BROKEN_PIPE = 128 + signal.SIGPIPE
 """Exit code of a program whose reader, such as `head`, has closed the pipe."""
@@ -29,10 +29,10 @@ ESCAPE_CODE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\))
 """Terminals' escape codes: colours and the like, and titles and links."""
 
 
-def one_clear_error(command: Callable[[], int]) -> int:
+def one_clear_error(command: Callable[[], int], failed: int = 1) -> int:
     """Runs a command and returns its exit code.
 
-    A user's mistake prints one line and returns 1, Ctrl-C prints one line and returns 130; a closed
+    A failure prints one line and returns `failed`, Ctrl-C prints one line and returns 130; a closed
     pipe ends the program silently. With LBG_DEBUG=1 the line comes after its traceback.
     """
     set_up_logs()
@@ -58,22 +58,25 @@ def one_clear_error(command: Callable[[], int]) -> int:
             print(plain(traceback.format_exc()), file=sys.stderr)
         line = printable(plain(f"error: {error}"))
         Console(stderr=True, soft_wrap=True).print(line, style="red", markup=False)
-        return 1
+        return failed
 
 
-def answer_help(command_line: Callable[[], object]) -> None:
-    """Answers `--help`, which ends the program, before it imports what takes seconds.
+def check_first(command_line: Callable[[], object]) -> None:
+    """Ends the program after `--help` or a mistake, before it imports what takes seconds.
 
     Args:
-        command_line: reads the command line, and so prints the help.
+        command_line: reads and checks the command line. It is read again by the program itself.
+
+    Raises:
+        SystemExit: with 0 after the help, with USAGE_ERROR after one line about a mistake.
     """
-    if not {"-h", "--help"}.isdisjoint(sys.argv[1:]):
 
-        def show() -> int:
-            command_line()
-            return 0
+    def read() -> int:
+        command_line()
+        return 0
 
-        sys.exit(one_clear_error(show))
+    if code := one_clear_error(read, USAGE_ERROR):
+        sys.exit(code)
 
 
 def set_up_logs() -> None:
@@ -120,17 +123,6 @@ def printable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def refuse_unknown_options(arguments: Sequence[str], config: type) -> None:
-    """Raises ValueError for the first unknown option, with the closest known one."""
-    known = ["--help", *_option_names(config)]
-    for argument in arguments:
-        name = argument.partition("=")[0].replace("_", "-")
-        if name.startswith("--") and name not in known:
-            close = nearest(name, known)
-            hint = f": did you mean {close}?" if close else ": --help lists them all"
-            raise ValueError(f"there is no option {name}{hint}")
-
-
 def check_local_paths(config: Any, prefix: str = "") -> None:
     """Raises ValueError for the first option that takes a local path and was given a URI.
 
@@ -148,16 +140,6 @@ def check_local_paths(config: Any, prefix: str = "") -> None:
             # A Path has lost one of the two slashes.
             if isinstance(path, Path) and re.match(r"[A-Za-z][\w+.-]+:/", str(path)):
                 raise ValueError(f"--{option} {path} is a URI: copy it here and give a local path")
-
-
-def _option_names(config: type, prefix: str = "") -> Iterator[str]:
-    """The options that tyro makes of a config class, nested ones included."""
-    for name, kind in get_type_hints(config).items():
-        option = name.replace("_", "-")
-        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-            yield from _option_names(kind, f"{prefix}{option}.")
-        else:
-            yield from (f"--{prefix}{option}", f"--{prefix}no-{option}")
 
 
 TABLE_WIDTH = 150

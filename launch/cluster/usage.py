@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from envs.checks import did_you_mean
+from envs.checks import did_you_mean, nearest
 
 USAGE_ERROR = 2
 """Exit code, as of other programs that do not understand their options."""
@@ -67,7 +67,17 @@ def as_line(box: str, arguments: Sequence[str] = ()) -> str:
     others = " ".join(row for part in parts[1:] for row in part)
     suggested = re.search(r"Perhaps you meant:? +(--[\w.-]+)", others)
     hint = f"; did you mean {suggested[1]}?" if suggested else _meant(message, arguments)
-    return f"{message}{hint} (--help lists all options)"
+    return f"{_in_words(message)}{hint} (--help lists all options)"
+
+
+def _in_words(message: str) -> str:
+    """The message; of what tyro does not recognise, it names the options, or else everything."""
+    if not (unknown := re.match(r"Unrecognized options?: (.*)", message)):
+        return message
+    names = re.findall(r"(?:^|, )(--[\w.-]+)", unknown[1])
+    if names:
+        return f"there is no option {' or '.join(names)}"
+    return f"no option takes what is given as {unknown[1]}"
 
 
 def _meant(message: str, arguments: Sequence[str]) -> str:
@@ -76,8 +86,10 @@ def _meant(message: str, arguments: Sequence[str]) -> str:
         return did_you_mean(choice[1], re.findall(r"'(.*?)'", choice[2]))
     missing = re.findall(r"--[\w.-]+", message) if message.startswith("Missing") else []
     given = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
-    hints = [did_you_mean(name, missing) for name in given if name not in missing]
-    return next(filter(None, hints), "")
+    for name in given:
+        if name not in missing and (close := nearest(name, missing)):
+            return f"; instead of {name}, did you mean {close}?"
+    return ""
 
 
 def _place(named: re.Match[str]) -> str:

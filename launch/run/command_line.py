@@ -10,10 +10,13 @@ import tyro
 from rich.console import Console
 
 from envs.checks import nearest
+from envs.tasks.registry import check_names
 from launch.cluster.config import DoctorConfig
 from launch.cluster.console import check_local_paths
 from launch.cluster.usage import options_from
 from launch.run.recipes import RECIPES, JointGRPOConfig, to_json
+from launch.storage.inputs import check_file
+from rollout.model_name import check_model_name
 
 
 def doctor_configuration(arguments: Sequence[str]) -> DoctorConfig:
@@ -50,7 +53,22 @@ def configuration(arguments: Sequence[str], description: str | None) -> JointGRP
         )
     )
     check_local_paths(config)
+    check_inputs(config)
     return config
+
+
+def check_inputs(config: JointGRPOConfig) -> None:
+    """Raises ValueError for names that are unknown and files that do not exist."""
+    worker = config.worker
+    check_names(worker.tasks, worker.data)
+    if worker.model != "embedded":
+        check_model_name(worker.model)
+    check_file(config.warm_start_profile, "--warm-start-profile")
+    check_file(config.comparison_profile, "--comparison-profile")
+    check_file(config.simulated_latency, "--simulated-latency")
+    check_file(worker.importance, "--worker.importance")
+    for task, path in worker.importance_by_task.items():
+        check_file(path, f"--worker.importance-by-task {task}")
 
 
 def print_configuration(config: JointGRPOConfig) -> int:

@@ -39,6 +39,7 @@ from launch.run.resume import (
 from launch.run.run_metrics import RunMetrics
 from launch.run.state import Run, Stopwatch
 from launch.run.warm_start import warm_start_from_profile
+from launch.storage.inputs import is_uri
 from launch.storage.lock import RunLock
 from launch.storage.object_store import RunStore
 from launch.storage.outputs import writable_folder
@@ -46,7 +47,6 @@ from launch.storage.retries import OUTAGE
 from launch.storage.run_folder import claimed, resolve_run_dir, staging_folder
 from launch.storage.starts import Start
 from launch.storage.uploads import Uploader
-from launch.storage.uris import is_uri
 from launch.tracking.choosing import open_trackers
 from launch.tracking.tracker import TrackedRun
 from learner.actor import initial_controller

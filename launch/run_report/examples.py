@@ -106,12 +106,14 @@ def card(example: Example) -> str:
     )
 
 
+def score_words(score: float) -> str:
+    """A score in words: right, wrong, or how much of it is right."""
+    return {0.0: "wrong", 1.0: "right"}.get(score, f"{score:.0%} right")
+
+
 def judged(example: Example) -> tuple[str, str]:
     """A CSS class and words for how an answer counts."""
-    if example.score in (0.0, 1.0):
-        words = "right" if example.score else "wrong"
-    else:
-        words = f"scores {example.score:.2f}"
+    words = score_words(example.score)
     if example.is_late:
         return "bad", f"{words}, but late"
     return ("good" if example.score >= 0.5 else "bad"), words

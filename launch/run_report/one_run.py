@@ -135,7 +135,7 @@ def choices(record: RunRecord) -> str:
     """Per head a table of means by task and budget, shaded by size."""
     sweep = present(record.evaluation).near(record.default_price)
     tables = "".join(_choice_table(sweep, column, head) for column, head in enumerate(HEADS))
-    return f'<div class="charts">{tables}</div>' + markup.paragraph(
+    return f'<div class="tables">{tables}</div>' + markup.paragraph(
         f"Means over the test samples of a task at price {sweep.price:g}, by budget in ms.", "soft"
     )
 
@@ -155,9 +155,9 @@ def _choice_table(sweep: GreedySweep, column: int, head: Head) -> str:
         )
         rows.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
     return (
-        f'<figure><figcaption>{escape(head.title)}</figcaption><table class="heat"><thead><tr>'
-        f'<th scope="col">task</th>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
-        "</figure>"
+        f'<figure><figcaption>{escape(head.title)}</figcaption><div class="wide"><table '
+        f'class="heat"><thead><tr><th scope="col">task</th>{heads}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div></figure>"
     )
 
 
@@ -169,14 +169,20 @@ def answers(record: RunRecord) -> str:
     sweep = evaluation.near(record.default_price)
     found = examples.examples(sweep, present(record.state)["configuration"]["worker"])
     cards = "".join(examples.card(one) for one in found)
+    partial = " Partly right is by the task's own metric." if _has_partial(found) else ""
     return (
         markup.paragraph(
             "The first test samples of each task in turn, at rising budgets and price "
-            f"{sweep.price:g}: not selected by their results. The mark on the bar is the budget.",
+            f"{sweep.price:g}: not selected by their results. The mark on the bar is the budget."
+            + partial,
             "soft",
         )
         + f'<ul class="examples">{cards}</ul>'
     )
+
+
+def _has_partial(found: Sequence[examples.Example]) -> bool:
+    return any(0 < example.score < 1 for example in found)
 
 
 def stages(records: Sequence[RunRecord]) -> str:

@@ -90,7 +90,11 @@ def runs_table(records: Sequence[RunRecord]) -> str:
             ]
         )
     head = ["run", "accuracy within budget", "device time", "violations", "samples", "budgets"]
-    return markup.table(head, rows)
+    return markup.table(head, rows) + markup.paragraph(
+        "Device time is at the price of the accuracy; violations count feasible episodes, mean "
+        "over the prices.",
+        "soft",
+    )
 
 
 def differences_table(records: Sequence[RunRecord]) -> str:
@@ -131,7 +135,7 @@ def _difference(one: RunRecord, other: RunRecord) -> list[str]:
         str(len(rows)),
         f"{Interval.of(accuracy_PS[0]).signed()} (price {prices[0]:g})",
         Interval.of(accuracy_PS.mean(0)).signed(),
-        f"{time_ms.mean:+.1f} ± {time_ms.half_width:.1f} ms",
+        f"{time_ms.mean:+z.1f} ± {time_ms.half_width:.1f} ms",
     ]
 
 
@@ -148,6 +152,11 @@ def tradeoff(records: Sequence[RunRecord]) -> str:
     rates = {record.name: charts.violation_rates(record)[CONTROLLER] for record in found}
     return (
         f'<div class="charts">{charts.tradeoff_chart(curves)}{charts.violations_chart(rates)}</div>'
+        + markup.paragraph(
+            "Each point of the first chart is a price of time; the dearer time is, the less of it "
+            "is taken. Every point shows its figures when it is pointed at.",
+            "soft",
+        )
     )
 
 

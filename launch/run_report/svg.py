@@ -10,13 +10,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from launch.run_report.labels import Place, placed
+
 WIDTH, HEIGHT = 460.0, 290.0
-LEFT, RIGHT, TOP, BOTTOM = 60.0, 14.0, 12.0, 44.0
+LEFT, RIGHT, TOP, BOTTOM = 66.0, 16.0, 12.0, 48.0
 NUM_STYLES = 8
 """Styles of series in page.css; more series than that begin again."""
 
-LABEL_GAP = 26.0
-"""Labels of points nearer to one another than this are left out."""
+FAR = 20.0
+"""A label whose middle is farther from its point than this is joined to it by a thin line."""
 
 MARKERS = (
     "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0z",
@@ -39,7 +41,7 @@ class Point:
         y: the same.
         title: the tooltip.
         half_width: half the height of an error bar.
-        label: written beside the point.
+        label: written near the point.
     """
 
     x: float
@@ -139,7 +141,7 @@ def line_chart(
         *(_level(level, number, y_scale, y) for number, level in enumerate(levels)),
         # The first series is drawn last, on top.
         *(_line(s, n, x_scale, y_scale) for n, s in reversed(list(enumerate(series)))),
-        _labels(points, x_scale, y_scale),
+        _labels(series, x_scale, y_scale),
     ]
     return (
         f'<figure><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {WIDTH:g} {HEIGHT:g}" '
@@ -165,7 +167,7 @@ def _grid(x_scale: Scale, y_scale: Scale, x: Axis, y: Axis) -> str:
         at = f"{x_scale(value):.1f}"
         parts.append(
             f'<path class="grid" d="M{at} {TOP:g}V{HEIGHT - BOTTOM:g}"/>'
-            f'<text x="{at}" y="{HEIGHT - BOTTOM + 15:g}" text-anchor="middle">'
+            f'<text x="{at}" y="{HEIGHT - BOTTOM + 18:g}" text-anchor="middle">'
             f"{escape(x.written(value))}</text>"
         )
     for value in y_scale.ticks:
@@ -177,9 +179,9 @@ def _grid(x_scale: Scale, y_scale: Scale, x: Axis, y: Axis) -> str:
         )
     middle_x, middle_y = (LEFT + WIDTH - RIGHT) / 2, (TOP + HEIGHT - BOTTOM) / 2
     parts.append(
-        f'<text class="axis" x="{middle_x:g}" y="{HEIGHT - 8:g}" text-anchor="middle">'
+        f'<text class="axis" x="{middle_x:g}" y="{HEIGHT - 6:g}" text-anchor="middle">'
         f"{escape(x.label)}</text>"
-        f'<text class="axis" transform="translate(13 {middle_y:g}) rotate(-90)" '
+        f'<text class="axis" transform="translate(12 {middle_y:g}) rotate(-90)" '
         f'text-anchor="middle">{escape(y.label)}</text>'
     )
     return "".join(parts)
@@ -196,13 +198,10 @@ def _level(level: Level, number: int, y_scale: Scale, y: Axis) -> str:
 def _line(series: Series, number: int, x_scale: Scale, y_scale: Scale) -> str:
     style = number % NUM_STYLES
     places = [(x_scale(p.x), y_scale(p.y)) for p in series.points]
-    path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places) if places else ""
-    parts = [f'<path class="line" d="{path}"/>' if len(places) > 1 else ""]
+    parts = [f'<path class="line" d="{_path(places)}"/>' if len(places) > 1 else ""]
     for point, (x, y) in zip(series.points, places, strict=True):
-        bar = ""
-        if point.half_width > 0 and math.isfinite(point.half_width):
-            top, end = y_scale(point.y + point.half_width), y_scale(point.y - point.half_width)
-            bar = f'<path class="bar" d="M{x:.1f} {top:.1f}V{end:.1f}"/>'
+        ends = _bar(point, x_scale, y_scale)
+        bar = f'<path class="bar" d="{_path(ends)}"/>' if ends else ""
         parts.append(
             f'<g><title>{escape(point.title)}</title>{bar}<circle class="touch" cx="{x:.1f}" '
             f'cy="{y:.1f}" r="9"/><path class="marker" d="{MARKERS[style]}" '
@@ -211,17 +210,37 @@ def _line(series: Series, number: int, x_scale: Scale, y_scale: Scale) -> str:
     return f'<g class="series s{style}">{"".join(parts)}</g>'
 
 
-def _labels(points: Sequence[Point], x_scale: Scale, y_scale: Scale) -> str:
-    """Labels of points, except of those too near to one that has a label."""
-    parts, taken = [], []
-    for point in points:
-        at = x_scale(point.x), y_scale(point.y)
-        if point.label and all(math.dist(at, other) >= LABEL_GAP for other in taken):
-            taken.append(at)
-            parts.append(
-                f'<text class="label" x="{at[0] + 6:.1f}" y="{at[1] - 7:.1f}">'
-                f"{escape(point.label)}</text>"
-            )
+def _path(places: Sequence[Place]) -> str:
+    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
+
+
+def _bar(point: Point, x_scale: Scale, y_scale: Scale) -> list[Place]:
+    """The ends of a point's error bar, if it has one."""
+    if not (point.half_width > 0 and math.isfinite(point.half_width)):
+        return []
+    x = x_scale(point.x)
+    return [(x, y_scale(point.y + sign * point.half_width)) for sign in (1, -1)]
+
+
+def _labels(series: Sequence[Series], x_scale: Scale, y_scale: Scale) -> str:
+    """The labels of all points that have one, each joined to its point where it is far from it."""
+    points = [point for one in series for point in one.points]
+    labels = [((x_scale(p.x), y_scale(p.y)), p.label) for p in points if p.label]
+    if not labels:
+        return ""
+    lines = [[(x_scale(p.x), y_scale(p.y)) for p in one.points] for one in series]
+    bars = [_bar(point, x_scale, y_scale) for point in points]
+    markers = [place for line in lines for place in line]
+    frame = (LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM)
+    middles = placed(labels, [*lines, *bars], markers, frame)
+    parts = []
+    for (at, text), middle in zip(labels, middles, strict=True):
+        if math.dist(at, middle) > FAR:
+            parts.append(f'<path class="leader" d="{_path([at, middle])}"/>')
+        parts.append(
+            f'<text class="label" x="{middle[0]:.1f}" y="{middle[1]:.1f}" dy=".35em" '
+            f'text-anchor="middle">{escape(text)}</text>'
+        )
     return "".join(parts)
 
 

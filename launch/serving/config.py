@@ -111,7 +111,7 @@ class ServeConfig:
         model: the frozen model.
     """
 
-    run: Annotated[str | None, tyro.conf.Positional] = None
+    run: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RUN]")] = None
     host: str = "127.0.0.1"
     port: int = 8000
     token_file: Path | None = None

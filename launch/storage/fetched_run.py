@@ -13,7 +13,7 @@ from pathlib import Path
 
 from envs.price_curve import PRICE_CURVE_NAME
 from launch.cluster.waiting import telling
-from launch.storage.uris import is_uri
+from launch.storage.inputs import is_uri
 from learner.manifest import MANIFEST_NAME
 
 RESULT_ENDS = (".json", ".jsonl")

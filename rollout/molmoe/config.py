@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.checks import did_you_mean
-
-MODEL_NAMES = ("embedded", "allenai/MolmoE-1B-0924")
-"""What a model can be called without a folder of one's own."""
+from rollout.model_name import MODEL_NAMES, check_model_name
 
 SUPPORTED: dict[str, tuple[Any, ...]] = {
     "activation_type": ("swiglu",),
@@ -275,11 +273,7 @@ def resolve_config(source: str | Path) -> MolmoEConfig:
 
 def _from_hub(source: str | Path, patterns: list[str]) -> Path:
     """The snapshot of a hub id with the files of these patterns, from the cache if it has them."""
-    if Path(source).is_absolute() or str(source).count("/") != 1 or str(source).startswith("."):
-        raise ValueError(
-            f"{source} is not a folder: give a MolmoE folder or a hub id owner/name"
-            f"{did_you_mean(str(source), MODEL_NAMES)}"
-        )
+    check_model_name(source)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

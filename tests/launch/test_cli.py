@@ -129,12 +129,12 @@ def test_a_run_that_sigterm_and_sigkill_end_resumes_to_the_same_weights(
     [
         (("--group-size", "1"), "group_size is 1: give at least 2"),
         (("--worker.model", "/nowhere"), "/nowhere is not a folder"),
-        (("--simulated-latency", "/nowhere.json"), "/nowhere.json is missing"),
+        (("--simulated-latency", "/nowhere.json"), "/nowhere.json does not exist"),
     ],
 )
 def test_mistakes_are_one_clear_line(folder, tmp_path, extra, message):
     done = run(command(folder, tmp_path, *extra))
-    assert done.returncode != 0
+    assert done.returncode == 2
     assert message in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
 

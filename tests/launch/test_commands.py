@@ -68,10 +68,10 @@ def test_generate_answers_with_choices_and_measured_stages(folder, tmp_path):
         (("--prompt", "what", "--budget-ms", "nan"), "positive, finite"),
         (("--prompt", "a", "--budget-ms", "5", "--price", "-1"), "price of time -1.0: give a"),
         (("--prompt", "a", "--budget-ms", "5", "--price", "nan"), "price of time nan: give a"),
-        (("--prompt", " ", "--budget-ms", "50"), "prompt is empty"),
+        (("--prompt", " ", "--budget-ms", "50"), "error: --prompt is empty"),
         (("--prompt", "a", "--budget-ms", "50", "--image", "/no.png"), "/no.png does not exist"),
         (("--prompt", "a", "--budget-ms", "5", "--controller", "/tmp/no"), "/tmp/no"),
-        (("--prompt", b"\xff", "--budget-ms", "5"), "the prompt is not valid UTF-8"),
+        (("--prompt", b"\xff", "--budget-ms", "5"), "--prompt is not valid UTF-8"),
         (("--prompt", "a", "--budget-ms", "5", "--image", b"/\xff.png"), "does not exist"),
         (("--prompt", "a", "--budget-ms", "5", "--worker.num-threads", "0"), "num_threads is 0"),
         (("--prompt", "a", "--budget-ms", "5", "--worker.num-threads", "100000"), "at most 1024"),
@@ -81,7 +81,7 @@ def test_generate_answers_with_choices_and_measured_stages(folder, tmp_path):
 )
 def test_mistakes_are_one_clear_line(folder, arguments, message):
     done = run("generate.py", *arguments, "--worker.model", folder)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
 

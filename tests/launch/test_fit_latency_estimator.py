@@ -12,7 +12,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from launch.fit_latency_estimator import EstimatorOptions, fit_estimator
+from launch.fit_latency_estimator import EstimatorOptions, check_device, fit_estimator
 from rollout.estimator.estimator import LatencyEstimator
 from rollout.estimator.latency_table import LatencyTable, split_by_sample
 from rollout.estimator.metrics import LatencyMetrics
@@ -117,7 +117,7 @@ def test_contradicting_options_are_refused(profiles, tmp_path):
         options(profiles, tmp_path, num_workers=-1)
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="no CUDA device"):
-            options(profiles, tmp_path, device="cuda")
+            check_device(options(profiles, tmp_path, device="cuda", num_workers=0))
 
 
 def test_the_program_takes_the_options_by_their_names(profiles, tmp_path):

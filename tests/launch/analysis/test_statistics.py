@@ -15,6 +15,7 @@ def test_the_interval_of_a_mean():
     assert Interval(-0.2, 0.1).excludes_zero
     assert not Interval(0.1, 0.1).excludes_zero
     assert Interval(-0.2, 0.1).signed() == "-0.200 ± 0.100"
+    assert Interval(-0.0001, 0.1).signed() == "+0.000 ± 0.100"
 
 
 def test_one_sample_has_no_interval():

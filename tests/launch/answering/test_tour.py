@@ -46,6 +46,11 @@ def test_words_for_what_was_given_up_and_what_it_cost(taken):
     half = replace(taken.full, latency_ms=taken.full.latency_ms / 2, price=0.5)
     assert taken.details(half)[2].endswith("50% of full, worth 0.250 answers")
     assert [taken.verdict(row[0]) for row in taken.answers[::2]] == ["right, late", "right"]
+    partly = replace(taken, score=lambda _text: 0.75)
+    assert [partly.verdict(row[0]) for row in partly.answers[::2]] == [
+        "75% right, late",
+        "75% right",
+    ]
     unknown = replace(taken, score=None)
     assert [unknown.verdict(row[0]) for row in unknown.answers[::2]] == ["late", ""]
 
@@ -69,7 +74,19 @@ def test_the_table_and_the_page_show_all_of_it(taken):
     assert page.count("<img") == 1
     assert "&lt;b&gt;" in page
     assert "run &lt;one&gt;" in page
+    assert "The mark on the bar is the largest budget, 1e+06 ms." in page
+    assert page.count('<td data-head="price 0.5">') == 3, "a phone shows the price in each cell"
+    assert ".tour td::before { content: attr(data-head);" in page
+    assert ".tour { min-width: 0; } .tour thead { display: none; }" in page
+    assert '<li><u class="mark"></u>the budget</li></ul>' in page
     assert not re.search(r'(src|href)="(?!data:)', page), "the page needs no other file"
+
+
+def test_partial_scores_are_explained_where_there_are_some(taken):
+    for score, times in ((1.0, 0), (0.75, 1)):
+        tour = replace(taken, score=lambda _text, score=score: score, partial="a share")
+        assert as_page(tour, "").count("Partly right: a share.") == times
+        assert str(as_table(tour).caption).count("partly right: a share") == times
 
 
 @pytest.mark.slow

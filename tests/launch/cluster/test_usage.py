@@ -38,12 +38,13 @@ LONG = "/" + "a" * 200
     [
         (
             ("--folder", "x", "--stpes", "5"),
-            "Unrecognized options: --stpes, 5; did you mean --steps?",
+            "error: there is no option --stpes; did you mean --steps? (",
         ),
+        (("--folder", "x", "--abc", "--defg=1"), "there is no option --abc or --defg"),
         (("--folder", "x", "--steps", "-5"), "steps is -5: give a finite number of at least 1"),
         (("--folder", "x", "--steps", "ten"), "--steps"),
         ((), "--folder"),
-        (("--folder", "x", LONG), LONG),
+        (("--folder", "x", LONG), f"no option takes what is given as {LONG} ("),
     ],
 )
 def test_a_mistake_is_one_line_however_long(capsys, arguments, expected):
@@ -66,6 +67,12 @@ def test_both_of_tyros_boxes_are_understood():
     plain = " Title\n -----\n  a is b \n  and c\n ----\n  Perhaps you meant:\n   --d\n"
     for box in (drawn, plain):
         assert as_line(box) == "a is b and c; did you mean --d? (--help lists all options)"
+
+
+def test_a_missing_option_may_be_one_that_was_misspelt():
+    box = "╭─ Title ─╮\n│ Missing from x.py: --folder │\n╰───╯\n"
+    assert "; instead of --foldr, did you mean --folder? (" in as_line(box, ["--foldr=x"])
+    assert "did you mean" not in as_line(box, ["--steps", "3"])
 
 
 def test_help_and_good_options_are_as_they_were(capsys):

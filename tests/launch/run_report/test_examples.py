@@ -71,6 +71,12 @@ def test_samples_of_data_sets_are_named_and_not_opened(sweep):
     assert "picture not shown" in card(first)
 
 
+def test_words_for_a_partial_score(sweep):
+    (first, *_) = examples(sweep, WORKER)
+    assert judged(replace(first, score=0.6)) == ("bad", "60% right, but late")
+    assert judged(replace(first, score=0.0, is_late=False)) == ("bad", "wrong")
+
+
 def test_answers_cannot_break_the_page(sweep):
     (first, *_) = examples(sweep, WORKER)
     assert "<script>" not in card(replace(first, answer="<script>alert(1)</script>", score=0.5))

@@ -23,15 +23,18 @@ class Balanced(HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.open, self.sections, self.missing = [], [], []
+        self.open, self.sections, self.missing, self.classes = [], [], [], []
 
     def handle_starttag(self, tag, attrs):
         names = dict(attrs)
         assert not str(names.get("src", "")).startswith(("http", "//", "/"))
         assert tag != "script"
         assert tag != "link" or names["href"] == "data:,"
+        if tag == "table":
+            assert self.classes[-1] == "wide", "a table may be wider than the page"
         if tag not in VOID:
             self.open.append(tag)
+            self.classes.append(names.get("class"))
         if tag == "section":
             self.sections.append(names["id"])
         if names.get("class") == "missing":
@@ -42,6 +45,7 @@ class Balanced(HTMLParser):
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
+        self.classes.pop()
 
 
 def parsed(text):
@@ -50,6 +54,7 @@ def parsed(text):
     assert not parser.open
     assert "url(" not in text
     assert "@import" not in text
+    assert ".wide { overflow-x: auto;" in text
     return parser
 
 

@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from launch.run_report.svg import Axis, Level, Point, Series, line_chart, ticks
+from launch.run_report.page import STYLE
+from launch.run_report.svg import WIDTH, Axis, Level, Point, Series, line_chart, ticks
 
 
 @pytest.mark.parametrize(
@@ -43,11 +44,29 @@ def test_points_are_in_their_places_with_their_figures():
         [Level(name="target", y=0.5)],
     )
     places = [tuple(map(float, p)) for p in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', chart)]
-    assert places == [(60.0, 246.0), (446.0, 12.0)]
+    assert places == [(66.0, 242.0), (444.0, 12.0)]
     assert "10 &amp; 1" in chart
     assert "a &lt; b" in chart
     assert ">target<" in chart
     assert ">two<" not in chart, "a series without points is in no legend"
+
+
+def test_every_label_is_written_however_near_the_points_are():
+    near = [Point(x=1 + n / 100, y=1, title="", label=f"{n}", half_width=0.1) for n in range(6)]
+    far = Point(x=2, y=2, title="")
+    axes = Axis(label="x"), Axis(label="y")
+    chart = line_chart("", [Series(name="", points=[*near, far])], *axes)
+    assert re.findall(r'class="label".*?>(\d)<', chart) == list("012345")
+    assert 'class="leader"' in chart, "a label far from its point is joined to it"
+
+
+def test_text_is_readable_in_the_narrowest_chart():
+    css = STYLE.read_text()
+    sizes = re.findall(r"svg text[^{]*{[^}]*font-size: (\d+)px", css)
+    on_screen, _label, on_phone, _print = map(int, sizes)
+    (narrowest_rem,) = re.findall(r"\.charts {[^}]*minmax\(min\((\d+)rem", css)
+    assert on_screen * 16 * int(narrowest_rem) / WIDTH > 10.5
+    assert on_phone * 330 / WIDTH > 10.5, "330 px is the width of a chart on a phone of 390 px"
 
 
 def test_points_that_are_not_finite_are_left_out():

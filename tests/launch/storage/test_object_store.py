@@ -16,10 +16,10 @@ from ray.train import Checkpoint
 
 from launch.joint_grpo import train
 from launch.storage import retries
+from launch.storage.inputs import is_uri
 from launch.storage.object_store import RunStore
 from launch.storage.retries import StoreError
 from launch.storage.run_folder import staging_folder
-from launch.storage.uris import is_uri
 from learner.archive import name_of
 from learner.checkpoint import CheckpointStore
 from learner.manifest import step_folders, verified_manifest
