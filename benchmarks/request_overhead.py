@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass, replace
 
 from benchmarks.options import read_options
-from launch.cluster.console import answer_help, one_clear_error
+from launch.cluster.console import check_first, one_clear_error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +44,7 @@ QUICK = OverheadConfig(quick=True, num_requests=5, num_warm_up=1, num_samples=4)
 
 
 if __name__ == "__main__":
-    answer_help(lambda: read_options(QUICK, __doc__))  # before the imports that take seconds
+    check_first(lambda: read_options(QUICK, __doc__))  # before the imports that take seconds
 
 import asyncio
 import json
