@@ -72,8 +72,6 @@ class OutcomeModelConfig:
         dropout: share of the bottleneck that is dropped in the fit.
         learning_rate: AdamW's.
         weight_decay: AdamW's.
-        shared_spread: spread of the errors of log latency that the episodes of a sample share,
-            relative to that of their own; 0 fits each episode by itself.
     """
 
     hidden_dim: int = 16
@@ -81,12 +79,10 @@ class OutcomeModelConfig:
     dropout: float = 0.3
     learning_rate: float = 5e-3
     weight_decay: float = 0.1
-    shared_spread: float = 0.0
 
     def __post_init__(self) -> None:
         check_within(self, "hidden_dim", low=1)
         check_within(self, "input_dropout", "dropout", low=0, high=0.9)
-        check_within(self, "shared_spread", low=0)
         check_within(self, "learning_rate", low=0, above=True)
         check_within(self, "weight_decay", low=0)
 

@@ -86,7 +86,7 @@ class OutcomeModel(nn.Module):
 
     def __init__(self, d_model: int, image_dim: int, config: OutcomeModelConfig) -> None:
         super().__init__()
-        self.config, width = config, d_model + image_dim
+        width = d_model + image_dim
         self.score_net, self.latency_net = _network(width, config), _network(width, config)
         self.task = nn.Linear(width, MAX_TASKS)
         nn.init.zeros_(self.task.weight)
@@ -137,10 +137,10 @@ class OutcomeModel(nn.Module):
         score_loss = functional.binary_cross_entropy_with_logits(
             outcomes.score_logit_BAPKN[_places(actions)][is_known], scores[is_known]
         )
-        error_BG = outcomes.log_ms_BAPKN[_places(episodes.actions_MG4)] - episodes.log_ms_MG
-        error_BG = within_groups(error_BG, self.config.shared_spread)
         latency_loss = functional.huber_loss(
-            error_BG, torch.zeros_like(error_BG), delta=LARGE_ERROR
+            outcomes.log_ms_BAPKN[_places(episodes.actions_MG4)],
+            episodes.log_ms_MG,
+            delta=LARGE_ERROR,
         )
         task_loss = functional.cross_entropy(outcomes.task_logits_BT, episodes.tasks_M)
         return score_loss + LATENCY_WEIGHT * latency_loss + task_loss
@@ -161,16 +161,6 @@ class OutcomeModel(nn.Module):
         reward = worth.expected(expected, *(_of_samples(x).cpu().numpy() for x in terms))
         reward_BAPKN = torch.from_numpy(reward).to(outcomes.score_logit_BAPKN)
         return reward_BAPKN.masked_fill(MASKED.to(log_ratio.device), -torch.inf)
-
-
-def within_groups(error_BG: Tensor, shared_spread: float) -> Tensor:
-    """Errors less the part that the episodes of a sample share, which says nothing of choices.
-
-    What remains is independent with equal spread if the errors are the sum of one of the sample
-    and one of each episode, whose spreads have the ratio `shared_spread`.
-    """
-    kept = (1 + error_BG.shape[1] * shared_spread**2) ** -0.5
-    return error_BG - (1 - kept) * error_BG.mean(1, keepdim=True)
 
 
 def _network(width: int, config: OutcomeModelConfig) -> nn.Sequential:

@@ -90,7 +90,6 @@ class TableWorldConfig:
         policy_updates: updates of the policy per step, instead of the recipe's.
         num_scored: configurations of each group that are scored off the clock, instead of the
             recipe's.
-        shared_spread: of the outcome model's latencies, instead of the recipe's.
         num_train: uses only the first training samples.
         seeds: seeds of the runs.
         supervised_steps: steps in which the supervised model is fitted.
@@ -114,7 +113,6 @@ class TableWorldConfig:
     model_updates: int | None = None
     policy_updates: int | None = None
     num_scored: int | None = None
-    shared_spread: float | None = None
     num_train: int | None = None
     prices: tuple[float, ...] = (0.0, 0.02, 0.1, 0.2, 0.3, 0.5, 1.0)
     free: bool = False
@@ -359,8 +357,6 @@ def recipe_of(options: TableWorldConfig) -> JointGRPOConfig:
     replay = base.learner.replay
     names = ("residual_weight", "model_updates", "policy_updates")
     changes = {n: v for n in names if (v := getattr(options, n)) is not None}
-    if options.shared_spread is not None and replay is not None:
-        changes["model"] = replace(replay.model, shared_spread=options.shared_spread)
     if changes:
         if replay is None:
             raise ValueError(
